@@ -1,0 +1,1 @@
+"""Meshes to frozen teacher features: the stages behind `recon-pipeline` and the feature store they fill."""
