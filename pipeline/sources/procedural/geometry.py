@@ -29,7 +29,7 @@ class Geometry:
         return Geometry(np.concatenate([self.vertices, other.vertices]), faces)
 
     def move(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Geometry:
-        return Geometry(self.vertices + [x, y, z], self.faces)
+        return Geometry(self.vertices + np.array([x, y, z]), self.faces)
 
     def scale(self, x: float = 1.0, y: float = 1.0, z: float = 1.0) -> Geometry:
         """Scale about the origin; a negative product flips the faces so that they still look outward."""
@@ -113,7 +113,8 @@ def box(width: float, height: float, depth: float, bevel: float = 0.0) -> Geomet
 def lathe(profile: ArrayLike, segments: int = 28, closed: bool = False) -> Geometry:
     """Revolve (radius, y) pairs [P, 2] about the y axis.
 
-    An open profile runs from the bottom up along the outside (and back down inside for a vessel); a radius of 0 closes an end.
+    An open profile runs from the bottom up along the outside (and back down inside for a vessel); a radius of 0
+    closes an end.
     `closed` joins the last pair to the first: rings and tyres.
     """
     profile = np.maximum(np.asarray(profile, dtype=np.float64), [0.0, -np.inf])
@@ -183,8 +184,13 @@ def extrude(outline: ArrayLike, depth: float, holes: Sequence[ArrayLike] = (), b
             below, beside = start + i, start + np.roll(i, -1)
             x, y = loop[:, 0], loop[:, 1]
             counter_clockwise = float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) > 0
-            wall = np.stack([np.stack([below, beside, beside + len(flat)], -1),
-                             np.stack([below, beside + len(flat), below + len(flat)], -1)], 1).reshape(-1, 3)
+            wall = np.stack(
+                [
+                    np.stack([below, beside, beside + len(flat)], -1),
+                    np.stack([below, beside + len(flat), below + len(flat)], -1),
+                ],
+                1,
+            ).reshape(-1, 3)
             # A hole's wall looks into the hole, an outline's wall away from the solid.
             faces.append(wall if counter_clockwise == (index == 0) else wall[:, ::-1])
             start += len(loop)

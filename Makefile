@@ -1,0 +1,67 @@
+# `make` or `make help` lists the targets. Settings: MANIFEST, STORE, ROOT, WORKERS, RUN, RECIPE, e.g.
+#   make render features MANIFEST=data_manifests/demo.toml STORE=stores/demo.zarr
+MANIFEST ?= data_manifests/demo.toml
+STORE ?= stores/demo.zarr
+RECIPE ?= demo
+RUN ?= runs/demo
+ROOT ?=
+WORKERS ?=
+PYTHON ?= python3
+
+BIN := .venv/bin
+READY := .venv/.ready
+GL_PACKAGES := libegl1 libgl1 libopengl0 libgl1-mesa-dri
+INSTALL_GL = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq $(GL_PACKAGES); } \
+	|| echo "rendering needs these system packages: sudo apt-get install $(GL_PACKAGES)"
+OPTIONS := --manifest $(MANIFEST) --store $(STORE) $(if $(ROOT),--root $(ROOT)) $(if $(WORKERS),--workers $(WORKERS))
+# Status 3 says that shapes were set aside: reported, and no reason to stop what comes next.
+STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
+
+.DEFAULT_GOAL := help
+.PHONY: help setup doctor render features pretrain demo test test-fast lint bench demo-teacher
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with everything pinned, and the system's GL libraries
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@for library in libEGL.so.1 libGL.so.1 libOpenGL.so.0; do ldconfig -p | grep -q $$library || $(INSTALL_GL); done
+	@touch $(READY)
+
+doctor: $(READY)  ## check packages, GL libraries, a test picture, disk and memory
+	$(BIN)/recon-pipeline doctor
+
+render: $(READY)  ## render the views of MANIFEST into STORE
+	$(call STAGE,render)
+
+features: $(READY)  ## embed views and words with the manifest's teachers into STORE
+	$(call STAGE,features)
+
+pretrain: $(READY)  ## train RECIPE on STORE into RUN
+	$(BIN)/recon-train pretrain --recipe $(RECIPE) --store $(STORE) --run $(RUN)
+
+demo: $(READY)  ## from nothing to runs/demo/report.html: data, features, training, probes
+	$(call STAGE,all)
+	$(BIN)/recon-train pretrain --recipe $(RECIPE) --store $(STORE) --run $(RUN) --overwrite
+	$(BIN)/recon-train svm --run $(RUN)
+	$(BIN)/recon-train zeroshot --run $(RUN)
+	$(BIN)/recon-train report --run $(RUN)
+
+test: $(READY)  ## the whole suite
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## what takes under two minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(READY)  ## every benchmark into benchmarks/results/
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+demo-teacher: $(READY)  ## train the shipped teacher again (about half an hour)
+	$(BIN)/python -m pipeline.teachers.train_demo

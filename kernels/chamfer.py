@@ -1,0 +1,261 @@
+"""Chamfer distance between clouds, and the two losses that ReCon calls L1 and L2."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from kernels.checks import check_lengths, check_like, check_points, working_dtype
+from kernels.knn import (
+    check_norm,
+    chunks,
+    knn_gather,
+    matched_distance,
+    padded,
+    pair_distances,
+    planes,
+    search,
+)
+
+# Up to this many pairs a cloud, whole clouds fit in one chunk and both directions share their distances.
+TINY = 2**12
+
+
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    x_normals: Tensor | None = None,
+    y_normals: Tensor | None = None,
+    weights: Tensor | None = None,
+    batch_reduction: str | None = "mean",
+    point_reduction: str | None = "mean",
+    norm: int = 2,
+    single_directional: bool = False,
+    abs_cosine: bool = True,
+) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | tuple[Tensor, Tensor] | None]:
+    """Distance of each point to the nearest of the other cloud, reduced as pytorch3d.loss.chamfer_distance does.
+
+    x [B, N, D], y [B, M, D], lengths [B], normals [B, N, D] and [B, M, D] (both or neither), weights [B] >=
+    0. norm 2: squared Euclidean; norm 1: Manhattan (not the unsquared Euclid of `ChamferL1`).
+    point_reduction "mean" or "sum" over the points in use, "max" (no normals), or None (batch_reduction
+    None too), then batch_reduction "mean" (over the sum of weights), "sum" or None.
+
+    Returns (distance, normals' distance or None): scalars, or [B] without batch reduction, or without point
+    reduction a pair [B, N], [B, M] (the first alone if single_directional), 0 in the padding. float32
+    unless float64. An empty cloud contributes 0 either way; a non-finite point is at +inf of all others.
+    ValueError for arguments that do not fit each other.
+    """
+    check_pair(x, y)
+    check_lengths("x_lengths", x_lengths, x)
+    check_lengths("y_lengths", y_lengths, y)
+    check_norm(norm)
+    _check_reductions(batch_reduction, point_reduction)
+    has_normals = x_normals is not None or y_normals is not None
+    if has_normals and (x_normals is None or y_normals is None or point_reduction == "max"):
+        raise ValueError('x_normals and y_normals must be given together, and not with point_reduction="max"')
+    if x_normals is not None and y_normals is not None:
+        check_like("x_normals", x_normals, x.shape, x, "x")
+        check_like("y_normals", y_normals, y.shape, y, "y")
+    if weights is not None:
+        check_like("weights", weights, x.shape[:1], x, "x")
+        if weights.device.type == "cpu" and not bool((weights >= 0).all()):
+            raise ValueError(f"weights {list(weights.shape)} must not be negative or NaN")
+
+    (dists_x, idx_x), (dists_y, idx_y) = nearest(x, y, x_lengths, y_lengths, norm, single_directional)
+    distance = [_reduce_points(dists_x, x_lengths, weights, point_reduction)]
+    if not single_directional:
+        distance.append(_reduce_points(dists_y, y_lengths, weights, point_reduction))
+    normal = None
+    if x_normals is not None and y_normals is not None:
+        normal = [_normal_distance(x_normals, y_normals, idx_x, x_lengths, weights, point_reduction, abs_cosine)]
+        if not single_directional:
+            normal.append(
+                _normal_distance(y_normals, x_normals, idx_y, y_lengths, weights, point_reduction, abs_cosine)
+            )
+    return (
+        _combine(distance, weights, batch_reduction, point_reduction),
+        None if normal is None else _combine(normal, weights, batch_reduction, point_reduction),
+    )
+
+
+class ChamferL2(nn.Module):
+    """Mean squared distance to the nearest point, x to y plus y to x.
+
+    forward(x [B, N, 3], y [B, M, 3]) -> scalar.
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        dists_x, dists_y = _both(x, y)
+        return dists_x.mean() + dists_y.mean()
+
+
+class ChamferL1(nn.Module):
+    """Mean Euclidean distance to the nearest point, x to y and y to x, halved.
+
+    forward(x [B, N, 3], y [B, M, 3]) -> scalar. Where a distance is 0 its gradient is 0, not the NaN of a square root.
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        dists_x, dists_y = _both(x, y)
+        return (_root(dists_x).mean() + _root(dists_y).mean()) / 2
+
+
+def _both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    check_pair(x, y)
+    for name, points in (("x", x), ("y", y)):
+        if points.shape[0] == 0 or points.shape[1] == 0:
+            # The mean of nothing would be NaN.
+            raise ValueError(f"{name} must hold at least one cloud of at least one point, got {list(points.shape)}")
+    (dists_x, _), (dists_y, _) = nearest(x, y)
+    return dists_x, dists_y
+
+
+def _root(squared: Tensor) -> Tensor:
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
+
+
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless x [B, N, D] and y [B, M, D] are clouds of one dtype and device."""
+    check_points("x", x)
+    check_points("y", y)
+    check_like("y", y, (x.shape[0], None, x.shape[2]), x, "x")
+
+
+Matches = tuple[Tensor, Tensor]
+
+
+def nearest(
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    norm: int = 2,
+    single_directional: bool = False,
+) -> tuple[Matches, Matches]:
+    """(dists [B, N], idx [B, N]) from x to y and (dists [B, M], idx [B, M]) from y to x, differentiable.
+
+    dists 0 and idx -1 in padding and where the other cloud is empty. With single_directional the second
+    pair is the first.
+    """
+    dtype = working_dtype(x)
+    x, y = x.to(dtype), y.to(dtype)
+    tiny = 0 < x.shape[1] * y.shape[1] <= TINY
+    with torch.no_grad():
+        if tiny:
+            forth, back = _search_tiny(x, y, x_lengths, y_lengths, norm, single_directional)
+        else:
+            forth = _search_one(x, y, y_lengths, norm)
+            back = forth if single_directional else _search_one(y, x, x_lengths, norm)
+    first = _finish(x, y, x_lengths, y_lengths, forth, norm)
+    return first, first if single_directional else _finish(y, x, y_lengths, x_lengths, back, norm)
+
+
+def _search_one(source: Tensor, target: Tensor, target_lengths: Tensor | None, norm: int) -> Matches:
+    if target.shape[1] == 0:
+        dists = source.new_zeros(source.shape[:2])
+        return dists, torch.full(dists.shape, -1, dtype=torch.int64, device=source.device)
+    dists, idx = search(source, target, target_lengths, norm, 1)
+    return dists[..., 0], idx[..., 0]
+
+
+def _search_tiny(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single: bool
+) -> tuple[Matches, Matches]:
+    """Both directions from one set of distances; N x M is small, B may be thousands."""
+    num_clouds, num_x, num_y = x.shape[0], x.shape[1], y.shape[1]
+    first, second = planes(x, x_lengths, torch.inf), planes(y, y_lengths, -torch.inf)
+    dists_x, dists_y = x.new_empty(num_clouds, num_x), x.new_empty(num_clouds, num_y)
+    idx_x = torch.empty(dists_x.shape, dtype=torch.int64, device=x.device)
+    idx_y = torch.empty(dists_y.shape, dtype=torch.int64, device=x.device)
+    for clouds, _ in chunks(num_clouds, num_x, num_y, x.device):
+        found = pair_distances(first[:, clouds], second[:, clouds], norm)
+        dists_x[clouds], idx_x[clouds] = found.min(2)
+        if not single:
+            dists_y[clouds], idx_y[clouds] = found.min(1)
+    return (dists_x, idx_x), (dists_y, idx_y)
+
+
+def _finish(
+    source: Tensor,
+    target: Tensor,
+    source_lengths: Tensor | None,
+    target_lengths: Tensor | None,
+    found: Matches,
+    norm: int,
+) -> Matches:
+    """Attach gradients and blank the padding of one direction."""
+    dists, idx = found
+    if target.shape[1] > 0:
+        dists = matched_distance(source, target, dists[..., None], idx[..., None], norm)[..., 0]
+    if source_lengths is not None or target_lengths is not None:
+        padding = torch.zeros_like(idx, dtype=torch.bool)
+        if source_lengths is not None:
+            padding |= padded(source_lengths, source.shape[1])
+        if target_lengths is not None:
+            padding |= (target_lengths == 0)[:, None]
+        dists, idx = dists.masked_fill(padding, 0), idx.masked_fill(padding, -1)
+    return dists, idx
+
+
+def _normal_distance(
+    source: Tensor,
+    target: Tensor,
+    idx: Tensor,
+    lengths: Tensor | None,
+    weights: Tensor | None,
+    point_reduction: str | None,
+    abs_cosine: bool,
+) -> Tensor:
+    """1 - (absolute) cosine between each normal and that of the nearest point, reduced over points."""
+    dtype = working_dtype(source)
+    near = knn_gather(target.to(dtype), idx[..., None])[:, :, 0]
+    cosine = cosine_similarity(source.to(dtype), near, dim=2, eps=1e-6)
+    apart = (1 - (cosine.abs() if abs_cosine else cosine)).masked_fill(idx < 0, 0)
+    return _reduce_points(apart, lengths, weights, point_reduction)
+
+
+def _check_reductions(batch_reduction: str | None, point_reduction: str | None) -> None:
+    if batch_reduction not in ("mean", "sum", None):
+        raise ValueError(f'batch_reduction must be "mean", "sum" or None, got {batch_reduction!r}')
+    if point_reduction not in ("mean", "sum", "max", None):
+        raise ValueError(f'point_reduction must be "mean", "sum", "max" or None, got {point_reduction!r}')
+    if point_reduction is None and batch_reduction is not None:
+        raise ValueError("batch_reduction must be None where point_reduction is None")
+
+
+def _reduce_points(
+    values: Tensor, lengths: Tensor | None, weights: Tensor | None, point_reduction: str | None
+) -> Tensor:
+    """values [B, N], 0 in the padding -> [B], or [B, N] for None."""
+    if weights is not None:
+        values = values * weights.to(values.dtype)[:, None]
+    if point_reduction == "max":
+        return values.amax(1) if values.shape[1] else values.sum(1)
+    if point_reduction == "sum":
+        return values.sum(1)
+    if point_reduction == "mean":
+        size = max(1, values.shape[1]) if lengths is None else lengths.clamp(min=1)
+        return values.sum(1) / size
+    return values
+
+
+def _combine(
+    directions: list[Tensor], weights: Tensor | None, batch_reduction: str | None, point_reduction: str | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Join the directions, then reduce over the batch."""
+    if point_reduction is None:
+        return directions[0] if len(directions) == 1 else (directions[0], directions[1])
+    total = directions[0]
+    for other in directions[1:]:
+        total = torch.maximum(total, other) if point_reduction == "max" else total + other
+    if batch_reduction is None:
+        return total
+    if batch_reduction == "sum":
+        return total.sum()
+    if weights is None:
+        return total.sum() / max(1, total.shape[0])
+    # All-zero weights give 0, as in pytorch3d, not 0 / 0.
+    size = weights.to(total.dtype).sum()
+    return total.sum() / torch.where(size > 0, size, 1)

@@ -1,0 +1,73 @@
+"""Argument checks shared by every op: each error names the argument, its shape and the expected one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape, dtype and device of a tensor, as error messages quote them."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+def check_points(name: str, points: Tensor) -> None:
+    """Raise ValueError unless `points` is a floating [B, N, D] tensor with D >= 1."""
+    if not isinstance(points, Tensor):
+        raise ValueError(f"{name} must be a tensor [B, N, D], got {type(points).__name__}")
+    if points.dim() != 3 or points.shape[2] < 1:
+        raise ValueError(f"{name} must have shape [B, N, D] with D >= 1, got {describe(points)}")
+    if points.dtype not in FLOAT_TYPES:
+        raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {describe(points)}")
+
+
+def check_like(name: str, tensor: Tensor, shape: Sequence[int | None], like: Tensor, like_name: str) -> None:
+    """Raise ValueError unless `tensor` has `shape` (None = any size) and the dtype and device of `like`."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    fits = tensor.dim() == len(shape) and all(
+        want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits or tensor.dtype != like.dtype or tensor.device != like.device:
+        expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+        raise ValueError(
+            f"{name} must have shape {expected} and the dtype and device of {like_name} "
+            f"({describe(like)}), got {describe(tensor)}"
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> None:
+    """Raise ValueError unless `tensor` is int32/int64 of `shape` on the device of `like`, all in [low, high].
+
+    On a CUDA device the range is checked there, without waiting for it: the failure surfaces as a device
+    assert.
+    """
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
+        got = describe(tensor) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name} must be an int32 or int64 tensor {list(shape)}, got {got}")
+    if list(tensor.shape) != list(shape) or tensor.device != like.device:
+        raise ValueError(f"{name} must have shape {list(shape)} on {like.device}, got {describe(tensor)}")
+    fits = ((tensor >= low) & (tensor <= high)).all()
+    if tensor.device.type != "cpu":
+        torch._assert_async(fits, f"{name} must lie in [{low}, {high}]")
+    elif not fits:
+        raise ValueError(f"{name} {list(shape)} must lie in [{low}, {high}], got {tensor.tolist()}")
+
+
+def check_lengths(name: str, lengths: Tensor | None, points: Tensor) -> None:
+    """Raise ValueError unless `lengths` is None or [B] integers between 0 and N, for points [B, N, D]."""
+    if lengths is not None:
+        check_integers(name, lengths, 0, points.shape[1], points.shape[:1], points)
+
+
+def working_dtype(points: Tensor) -> torch.dtype:
+    """float64 stays; everything narrower is computed in float32."""
+    return torch.float64 if points.dtype == torch.float64 else torch.float32

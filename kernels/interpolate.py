@@ -1,0 +1,34 @@
+"""Feature propagation from few points to many, by inverse distance."""
+
+import torch
+from torch import Tensor
+
+from kernels.checks import check_like, check_points, working_dtype
+from kernels.knn import knn_gather, knn_points
+
+
+def interpolate_three(known: Tensor, features: Tensor, query: Tensor) -> Tensor:
+    """Mean of the three known features nearest to each query, weighted by 1 / (squared distance + 1e-8).
+
+    known [B, M, 3], features [B, M, C], query [B, N, 3] -> [B, N, C] in the dtype of features; fewer than
+    three known points use those there are. Differentiable in all three. This is the propagation of
+    PointNet++ as ReCon's segmentation head weights it. A query at an infinite distance of all its
+    neighbours gets 0. ValueError for arguments that do not fit each other or M = 0.
+    """
+    check_points("known", known)
+    check_points("features", features)
+    check_points("query", query)
+    check_like("features", features, (known.shape[0], known.shape[1], None), features, "features")
+    check_like("query", query, (known.shape[0], None, known.shape[2]), known, "known")
+    if features.device != known.device:
+        raise ValueError(f"features must be on the device of known, {known.device}, got {features.device}")
+    if known.shape[1] == 0:
+        raise ValueError(f"known must hold at least one point a cloud, got {list(known.shape)}")
+    dists, idx, _ = knn_points(query, known, K=min(3, known.shape[1]))
+    weights = 1 / (dists + 1e-8)
+    total = weights.sum(2, keepdim=True)
+    weights = weights / torch.where(total > 0, total, 1)
+    near = knn_gather(features, idx).to(working_dtype(features))
+    # Not a product with 0 alone: a non-finite feature of a neighbour without weight must not reach the query.
+    near = near.masked_fill((weights == 0)[..., None], 0)
+    return (near * weights[..., None].to(near.dtype)).sum(2).to(features.dtype)

@@ -1,0 +1,216 @@
+"""One manifest into one store: registers the shapes, then brings the stages up to date in their order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.caption import class_prompts
+from pipeline.engine import Row, Stage, StagePlan, StageResult, plan_stage, run_stage
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, Shape, list_shapes
+from pipeline.receipts import canonical_json, digest_of
+from pipeline.stages import (
+    Captions,
+    ImageTargets,
+    Meshes,
+    Origin,
+    PointClouds,
+    RenderedViews,
+    TextTargets,
+    mesh_rows,
+    origin_of,
+    prompt_rows,
+    shape_rows,
+    teacher_of,
+    text_recipe,
+    with_upstream,
+)
+from pipeline.store import FeatureStore
+from pipeline.teachers import TeacherSpec
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Flow:
+    """The stages of a manifest over a store.
+
+    Every method first runs what it builds on, which costs nothing when that is done. `limit` keeps to the manifest's
+    first shapes; `progress` is told (stage, rows done, rows to do).
+    """
+
+    manifest: Manifest
+    root: Path | None
+    store: FeatureStore
+    workers: int
+    limit: int | None = None
+    progress: Progress = lambda stage, done, total: None
+
+    def __post_init__(self) -> None:
+        self._rows: list[Row] | None = None
+        self._results: dict[str, StageResult] = {}
+
+    # ---- the commands
+
+    def ingest(self) -> list[StageResult]:
+        """Register the shapes and read every mesh once."""
+        self._mesh_rows()
+        return [self._results["meshes"]]
+
+    def sample(self) -> list[StageResult]:
+        """Surface points."""
+        return [*self.ingest(), self._run(self._points, self._mesh_rows())]
+
+    def render(self) -> list[StageResult]:
+        """Views."""
+        return [*self.ingest(), self._run(self._views, self._mesh_rows())]
+
+    def caption(self) -> list[StageResult]:
+        """Captions a shape."""
+        return [*self.ingest(), self._run(self._captions, self._mesh_rows())]
+
+    def features(self) -> list[StageResult]:
+        """Every teacher's features of views and words."""
+        results = [*self.render(), self.caption()[-1]]
+        seen = with_upstream(self.store, digest_of(self._views.recipe), self._mesh_rows())
+        for spec in self.manifest.features.teachers:
+            images, text = self._teacher_stages(spec)
+            results.append(self._run(images, seen, spec.name))
+            if text is not None:
+                key = digest_of(text.recipe)
+                self.store.require_key("text", key, text.recipe)
+                self.store.append_prompts(key, self._prompts())
+                results.append(self._run(text, prompt_rows(self.store.prompts(key)), spec.name))
+        return results
+
+    def all(self) -> list[StageResult]:
+        """Every stage."""
+        return [*self.sample(), *self.features()[1:]]
+
+    def plans(self) -> dict[str, StagePlan | None]:
+        """What each stage still has to do, writing nothing; None where that depends on a stage before it."""
+        if "registry" not in self.store.group:
+            return dict.fromkeys(("meshes", "points", "views", "captions", "targets", "text"))
+        rows = shape_rows(self.store.registry, self._limit())
+        meshes = Meshes(self._origin)
+        plans: dict[str, StagePlan | None] = {"meshes": plan_stage(self.store, meshes, rows)}
+        ready = plans["meshes"] is not None and not plans["meshes"].todo
+        after = mesh_rows(self.store, meshes, rows) if ready else []
+        for stage in (self._points, self._views, self._captions):
+            plans[stage.kind] = plan_stage(self.store, stage, after) if ready else None
+        viewed = plans["views"] is not None and not plans["views"].todo
+        for spec in self.manifest.features.teachers:
+            images, text = self._teacher_stages(spec)
+            seen = with_upstream(self.store, digest_of(self._views.recipe), after) if viewed else []
+            plans[f"targets {spec.name}"] = plan_stage(self.store, images, seen) if viewed else None
+            if text is not None:
+                key = digest_of(text.recipe)
+                there = (self.store.path / "text" / key).is_dir()
+                plans[f"text {spec.name}"] = (
+                    plan_stage(self.store, text, prompt_rows(self.store.prompts(key))) if there else None
+                )
+        return plans
+
+    # ---- their parts
+
+    @property
+    def _origin(self) -> Origin:
+        return origin_of(self.manifest, self.root)
+
+    @property
+    def _points(self) -> PointClouds:
+        return PointClouds(self._origin, self.manifest.sample)
+
+    @property
+    def _views(self) -> RenderedViews:
+        return RenderedViews(self._origin, self.manifest.render)
+
+    @property
+    def _captions(self) -> Captions:
+        return Captions(self._origin)
+
+    def _limit(self) -> int:
+        rows = len(self.store.registry)
+        return rows if self.limit is None else min(self.limit, rows)
+
+    def _mesh_rows(self) -> list[Row]:
+        """The shapes with their meshes' digests; registers and reads them on the first call."""
+        if self._rows is None:
+            register(self.store, list_shapes(self.manifest, self.root)[: self.limit])
+            meshes = Meshes(self._origin)
+            rows = shape_rows(self.store.registry, self._limit())
+            self._run(meshes, rows)
+            self._rows = mesh_rows(self.store, meshes, rows)
+        return self._rows
+
+    def _run(self, stage: Stage, rows: Sequence[Row], teacher: str | None = None) -> StageResult:
+        """Run a stage once a flow and note its key under the manifest's name."""
+        name = stage.kind if teacher is None else f"{stage.kind} {teacher}"
+        if name not in self._results:
+            report = lambda done, total: self.progress(name, done, total)  # noqa: E731
+            self._results[name] = run_stage(self.store, stage, rows, self.workers, report)
+            self.store.write_ref(self.manifest.name, stage.kind, self._results[name].key, teacher)
+        return self._results[name]
+
+    def _teacher_stages(self, spec: TeacherSpec) -> tuple[ImageTargets, TextTargets | None]:
+        """Loads the teacher: its recipe holds a digest of its weights."""
+        teacher = teacher_of(spec)
+        recipe = canonical_json(teacher.recipe())
+        features = self.manifest.features
+        images = ImageTargets(spec, self._views, features.draws, features.seed, teacher.dim, recipe)
+        if not hasattr(teacher, "embed_texts"):
+            return images, None
+        return images, TextTargets(spec, teacher.text_dim, canonical_json(text_recipe(teacher.recipe())))
+
+    def _prompts(self) -> list[str]:
+        """Class prompts of every category, then every shape's captions, in row order."""
+        prompts = [prompt for name in self.store.registry.categories for prompt in class_prompts(name)]
+        ref = self.store.ref(self.manifest.name)
+        return prompts + [caption for line in self.store.captions(ref) for caption in line if caption]
+
+
+def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
+    """Give every new shape a row, and note shapes whose source has changed since."""
+    seen: dict[str, Shape] = {}
+    for shape in shapes:
+        if shape.uid in seen:
+            raise UserError(
+                f"two shapes share the uid {shape.uid!r}: {seen[shape.uid].source} and {shape.source}; rename one"
+            )
+        seen[shape.uid] = shape
+    rows: dict[str, int] = {}
+    changed: dict[int, str] = {}
+    if "registry" in store.group:
+        registry = store.registry
+        rows = {uid: row for row, uid in enumerate(registry.uid)}
+        for uid, row in rows.items():
+            if uid in seen and seen[uid].fingerprint != registry.fingerprint[row]:
+                changed[row] = seen[uid].fingerprint
+    fresh = [shape for shape in shapes if shape.uid not in rows]
+    if not rows and not fresh:
+        raise UserError("the manifest lists no shape; look at its source and --root")
+    if fresh:
+        names = ("uid", "category", "split", "source", "fingerprint")
+        store.append_registry({name: [cast(str, getattr(shape, name)) for shape in fresh] for name in names})
+    if changed:
+        store.set_fingerprints(changed)
+
+
+def summary(results: Sequence[StageResult]) -> str:
+    """The results as JSON, for programs."""
+    lines: list[dict[str, Any]] = [
+        {
+            "stage": r.kind,
+            "key": r.key,
+            "rows": r.total,
+            "computed": r.computed,
+            "failed": len(r.failed),
+            "seconds": round(r.seconds, 3),
+        }
+        for r in results
+    ]
+    return json.dumps(lines)

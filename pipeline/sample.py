@@ -1,0 +1,160 @@
+"""A mesh's surface as arrays, and seeded, area-weighted points with normals, colours and part labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.mesh import Floats, Ints, Mesh, Primitive
+from pipeline.meshfile import concatenate, corner_normals
+
+VERSION = 1  # raise it when the same mesh and seed give other points
+MAX_REDRAWS = 8  # of points that fall on transparent texels, before they are kept where they fell
+
+
+@dataclass(frozen=True)
+class Triangles:
+    """All triangles of a mesh in primitive order: corners [F, 3, 3], unit corner normals [F, 3, 3], area [F],
+    and the index of each face's primitive [F].
+    """
+
+    corners: Floats
+    normals: Floats
+    area: Floats
+    primitive: Ints
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Maps raw coordinates to the cameras' frame: (x - box_center) / box_radius.
+
+    box_center [3] is the middle of the bounding box of all faces, box_radius the largest distance of a corner
+    from it.
+    """
+
+    box_center: Floats
+    box_radius: float
+
+
+@dataclass(frozen=True)
+class PointSample:
+    """P points: xyz [P, 3] float32 in the mesh's own units; unit normal [P, 3] float32; color [P, 3] uint8,
+    linear * 255; part [P] uint8, the index into `Mesh.parts`.
+    """
+
+    xyz: NDArray[np.float32]
+    normal: NDArray[np.float32]
+    color: NDArray[np.uint8]
+    part: NDArray[np.uint8]
+
+
+def triangles(mesh: Mesh) -> Triangles:
+    """The mesh's triangles, shaded across primitives: files often split one smooth surface by material."""
+    vertices, faces = concatenate(mesh)
+    corners = vertices[faces]
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    index = np.repeat(np.arange(len(mesh.primitives)), [len(p.faces) for p in mesh.primitives])
+    return Triangles(corners, corner_normals(vertices, faces), np.linalg.norm(cross, axis=1) / 2, index)
+
+
+def normalisation(mesh: Mesh) -> Normalisation:
+    """The box centre and radius of a mesh's faces; vertices that no face uses do not count."""
+    vertices, faces = concatenate(mesh)
+    used = vertices[np.unique(faces)]
+    center = (used.min(0) + used.max(0)) / 2
+    return Normalisation(center, float(np.linalg.norm(used - center, axis=1).max()))
+
+
+def sample_points(mesh: Mesh, num_points: int, seed: int) -> PointSample:
+    """Points spread evenly over the surface; the same mesh and seed give the same points.
+
+    Normals are the crease-aware ones the pictures are lit with. Texels that the pictures leave out as
+    transparent get no points. The mesh must have passed `meshfile.check_mesh`: some face has area, and at
+    most 256 parts.
+    """
+    surface = triangles(mesh)
+    cumulative = np.cumsum(surface.area)
+    assert cumulative[-1] > 0, "a mesh without area: check_mesh refuses it"
+    rng = np.random.default_rng(seed)
+    face, weight = _draw(rng, cumulative, num_points)
+    for _ in range(MAX_REDRAWS):
+        hidden = _transparent(mesh, surface.primitive, face, weight)
+        if not len(hidden):
+            break
+        face[hidden], weight[hidden] = _draw(rng, cumulative, len(hidden))
+
+    primitive = surface.primitive[face]
+    xyz = np.einsum("pk,pkc->pc", weight, surface.corners[face])
+    normal = np.einsum("pk,pkc->pc", weight, surface.normals[face])
+    length = np.linalg.norm(normal, axis=1, keepdims=True)
+    normal = np.where(length > 1e-9, normal / np.maximum(length, 1e-9), surface.normals[face, 0])
+    parts = list(mesh.parts)
+    assert len(parts) <= 256, "part labels are bytes"
+    part_of = np.array([parts.index(p.part) for p in mesh.primitives], np.uint8)
+    color = np.rint(255 * np.clip(_colors(mesh, primitive, face, weight), 0, 1)).astype(np.uint8)
+    return PointSample(xyz.astype(np.float32), normal.astype(np.float32), color, part_of[primitive])
+
+
+def _draw(rng: np.random.Generator, cumulative: Floats, num_points: int) -> tuple[Ints, Floats]:
+    """Faces [P] in proportion to their area and barycentric weights [P, 3] uniform within them."""
+    u = rng.random((num_points, 3))
+    # side="right" never lands on a face without area; the minimum guards the last face against rounding
+    face = np.searchsorted(cumulative, u[:, 0] * cumulative[-1], side="right")
+    face = np.minimum(face, np.searchsorted(cumulative, cumulative[-1]))
+    root = np.sqrt(u[:, 1])
+    return face, np.stack([1 - root, root * (1 - u[:, 2]), root * u[:, 2]], axis=1)
+
+
+def _primitive_points(mesh: Mesh, primitive: Ints, face: Ints) -> list[tuple[Primitive, Ints, Ints]]:
+    """Of each primitive that has points: it, the indices of its points, their faces' vertices [p, 3]."""
+    first_face = np.cumsum([0, *(len(p.faces) for p in mesh.primitives)])
+    order = np.argsort(primitive, kind="stable")
+    splits = np.split(order, np.searchsorted(primitive[order], np.arange(1, len(mesh.primitives))))
+    return [
+        (item, points, item.faces[face[points] - first_face[i]])
+        for i, (item, points) in enumerate(zip(mesh.primitives, splits, strict=True))
+        if len(points)
+    ]
+
+
+def _transparent(mesh: Mesh, face_primitive: Ints, face: Ints, weight: Floats) -> Ints:
+    """Indices of the points on texels with alpha below one half, which the pictures leave out too."""
+    if not any(p.texture is not None and p.texture.shape[2] == 4 for p in mesh.primitives):
+        return np.empty(0, np.int64)
+    hidden = [
+        points[_texels(item, corners, weight[points])[:, 3] < 128]
+        for item, points, corners in _primitive_points(mesh, face_primitive[face], face)
+        if item.texture is not None and item.uv is not None and item.texture.shape[2] == 4
+    ]
+    return np.concatenate(hidden) if hidden else np.empty(0, np.int64)
+
+
+def _colors(mesh: Mesh, primitive: Ints, face: Ints, weight: Floats) -> Floats:
+    """Linear base colour [P, 3]: material times vertex colour times texture."""
+    base = np.array([p.material.base_color for p in mesh.primitives])
+    color: Floats = base[primitive]
+    if all(p.colors is None and p.texture is None for p in mesh.primitives):
+        return color
+    for item, points, corners in _primitive_points(mesh, primitive, face):
+        if item.colors is not None:
+            color[points] *= np.einsum("pk,pkc->pc", weight[points], item.colors[corners])
+        if item.texture is not None and item.uv is not None:
+            color[points] *= _LINEAR[_texels(item, corners, weight[points])[:, :3]]
+    return color
+
+
+def _texels(item: Primitive, corners: Ints, weight: Floats) -> NDArray[np.uint8]:
+    """Nearest texels [p, 3 or 4] at the points' texture coordinates, which repeat; v = 0: the bottom row."""
+    assert item.uv is not None and item.texture is not None
+    height, width = item.texture.shape[:2]
+    uv = np.einsum("pk,pkc->pc", weight, item.uv[corners])
+    column = np.floor(uv[:, 0] * width).astype(np.int64) % width
+    row = np.floor((1 - uv[:, 1]) * height).astype(np.int64) % height
+    texels: NDArray[np.uint8] = item.texture[row, column]
+    return texels
+
+
+_SRGB = np.arange(256) / 255
+_LINEAR: Floats = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4)

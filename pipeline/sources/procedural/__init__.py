@@ -1,0 +1,58 @@
+"""The embedded data set: meshes drawn from parameters and a seed, in 24 categories of ShapeNet-55."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import import_module
+
+from pipeline.errors import UserError
+from pipeline.mesh import Mesh
+from pipeline.sources.procedural.designer import Designer
+
+VERSION = 1  # raise it when any builder draws another mesh from the same seed
+
+# ShapeNet-55 name -> (synset id, module that holds its builder)
+CATEGORIES: dict[str, tuple[str, str]] = {
+    "airplane": ("02691156", "craft"),
+    "bed": ("02818832", "furniture"),
+    "bench": ("02828884", "seating"),
+    "bookshelf": ("02871439", "storage"),
+    "bottle": ("02876657", "vessels"),
+    "bus": ("02924116", "road"),
+    "cabinet": ("02933112", "storage"),
+    "car": ("02958343", "road"),
+    "chair": ("03001627", "seating"),
+    "clock": ("03046257", "devices"),
+    "display": ("03211117", "devices"),
+    "faucet": ("03325088", "fixtures"),
+    "flowerpot": ("03991062", "vessels"),
+    "guitar": ("03467517", "instruments"),
+    "lamp": ("03636649", "fixtures"),
+    "laptop": ("03642806", "devices"),
+    "motorbike": ("03790512", "road"),
+    "mug": ("03797390", "vessels"),
+    "piano": ("03928116", "furniture"),
+    "rocket": ("04099429", "craft"),
+    "sofa": ("04256520", "seating"),
+    "table": ("04379243", "furniture"),
+    "train": ("04468005", "rail"),
+    "watercraft": ("04530566", "craft"),
+}
+
+
+def shape_seed(category: str, seed: int, index: int) -> int:
+    """The 63-bit seed of one shape of a data set drawn from `seed`."""
+    digest = hashlib.sha256(f"procedural:{category}:{seed}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def build(category: str, seed: int) -> Mesh:
+    """The mesh of one category for one seed: same arguments, same mesh, bit for bit."""
+    if category not in CATEGORIES:
+        raise UserError(f"category {category!r} has no embedded shapes; there are {', '.join(CATEGORIES)}")
+    module = import_module(f"pipeline.sources.procedural.{CATEGORIES[category][1]}")
+    builder: Callable[[Designer], None] = module.BUILDERS[category]
+    designer = Designer(category, seed)
+    builder(designer)
+    return designer.finish()

@@ -1,0 +1,447 @@
+"""The feature store: a Zarr v3 group that keeps what each stage made, under a key that says how it was made.
+
+    store.zarr/
+      registry/                 one row a shape: uid, category, split, source, fingerprint
+      <kind>/<key>/             columns of one stage under one recipe; kinds: meshes points views captions targets text
+      receipts/<key>/*.json     one a shard: what went in, what came out, what failed. Only a receipt means done
+      refs/<name>.json          the keys a manifest's last run uses
+      log.jsonl                 one line a run of a stage: seconds, rows, peak memory, versions
+
+Rows are shapes in registry order (for `text`: distinct prompts), `targets` have a leading axis of augmentation draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from pipeline.errors import UserError
+from pipeline.receipts import Failure, Receipt, canonical_json, write_atomically
+
+FORMAT = {"format": "recon-store", "version": 1}
+KINDS = ("meshes", "points", "views", "captions", "targets", "text")
+CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
+REGISTRY_COLUMNS = ("uid", "category", "split", "source", "fingerprint")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a stage: its shape and type a row. `dtype` "str" holds text."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Which shapes the store holds; all lists have one entry a row."""
+
+    uid: list[str]
+    category: NDArray[np.int64]
+    """Index into `categories`."""
+    categories: list[str]
+    split: list[str]
+    source: list[str]
+    fingerprint: list[str]
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The keys one experiment uses. `targets` and `text` map a teacher's name to a key."""
+
+    name: str
+    keys: dict[str, str]
+    targets: dict[str, str]
+    text: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Surface points, raw (neither centred nor scaled), +Y up, +Z front."""
+
+    key: str
+    xyz: zarr.Array[Any]
+    """[N, P, 3] float32"""
+    normal: zarr.Array[Any]
+    """[N, P, 3] float16, unit length"""
+    color: zarr.Array[Any]
+    """[N, P, 3] uint8, linear RGB times 255"""
+    part: zarr.Array[Any]
+    """[N, P] uint8, index into the shape's part names"""
+    ok: NDArray[np.bool_]
+    """[N]"""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Rendered views; see `pipeline.render` for the camera convention."""
+
+    key: str
+    recipe: dict[str, Any]
+    rgb: zarr.Array[Any]
+    """[N, V, H, W, 3] uint8 sRGB on white"""
+    depth: zarr.Array[Any]
+    """[N, V, H, W] float16 in box radii, 0 = background"""
+    ok: NDArray[np.bool_]
+    """[N]"""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A frozen image teacher's raw features."""
+
+    key: str
+    teacher: str
+    recipe: dict[str, Any]
+    feat: zarr.Array[Any]
+    """[K, N, V, D] float16, not normalised; draw 0 is the clean picture"""
+    ok: NDArray[np.bool_]
+    """[K, N]: every view of the row embedded and finite"""
+
+    @property
+    def dim(self) -> int:
+        return int(self.feat.shape[-1])
+
+
+@dataclass(frozen=True)
+class Text:
+    """A frozen text teacher's raw features of every distinct prompt."""
+
+    key: str
+    teacher: str
+    recipe: dict[str, Any]
+    feat: NDArray[np.float16]
+    """[T, D]"""
+    prompts: list[str]
+    class_prompts: NDArray[np.int64]
+    """[num_categories, 60] rows of feat"""
+    captions: NDArray[np.int64]
+    """[N, C] rows of feat, -1 where a shape has fewer captions"""
+
+
+class FeatureStore:
+    """Opens a store for reading; `pipeline.stages` writes through the methods at the end.
+
+    >>> store = FeatureStore.open("stores/demo.zarr")          # doctest: +SKIP
+    >>> targets = store.targets(store.ref())                   # doctest: +SKIP
+    >>> targets.feat[0, :8].shape                              # doctest: +SKIP
+    (8, 6, 256)
+    """
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self.path = path
+        self.group = group
+
+    @classmethod
+    def open(cls, path: Path | str, write: bool = False) -> FeatureStore:
+        """UserError when there is no store at `path`, or one of another format or newer version."""
+        path = Path(path)
+        if not (path / "zarr.json").is_file():
+            raise UserError(
+                f"no feature store at {path}; make one with `recon-pipeline all --manifest M --store {path}`"
+            )
+        try:
+            group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
+        except Exception as error:  # zarr raises many kinds for a foreign or damaged zarr.json
+            raise UserError(f"{path}: not a Zarr v3 group ({error}); name another store") from error
+        attributes = dict(group.attrs)
+        if attributes.get("format") != FORMAT["format"]:
+            raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
+        if attributes.get("version") != FORMAT["version"]:
+            raise UserError(
+                f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}; update it"
+            )
+        return cls(path, group)
+
+    @classmethod
+    def create(cls, path: Path | str) -> FeatureStore:
+        """Open the store at `path` for writing, made empty if nothing lies there."""
+        path = Path(path)
+        if (path / "zarr.json").is_file():
+            return cls.open(path, write=True)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path}: exists and is no feature store; name an empty or new folder")
+        try:
+            group = zarr.create_group(str(path), attributes=FORMAT, zarr_format=3)
+        except OSError as error:
+            raise UserError(f"{path}: cannot make a store there ({error.strerror or error})") from error
+        return cls(path, group)
+
+    # ---- reading
+
+    @cached_property
+    def registry(self) -> Registry:
+        """UserError before the first ingest."""
+        if "registry" not in self.group:
+            raise UserError(
+                f"{self.path}: no shape registered yet; run `recon-pipeline ingest --manifest M --store {self.path}`"
+            )
+        group = cast(zarr.Group, self.group["registry"])
+        rows = int(
+            cast(int, group.attrs["rows"])
+        )  # columns may be longer: an ingest that was cut off before it committed
+        columns = {name: read_column(group, name, rows) for name in REGISTRY_COLUMNS}
+        categories = sorted(set(columns["category"]))
+        index = {name: i for i, name in enumerate(categories)}
+        category = np.array([index[name] for name in columns.pop("category")], dtype=np.int64)
+        return Registry(category=category, categories=categories, **columns)
+
+    def ref(self, name: str | None = None) -> Ref:
+        """The keys under `refs/<name>.json`; without a name the store's only ref."""
+        names = sorted(p.stem for p in (self.path / "refs").glob("*.json"))
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name not in names:
+            asked = "has no finished stage" if not names else f"holds {', '.join(names)}: choose one"
+            raise UserError(f"{self.path}: {asked}" + (f" (no ref {name!r})" if name else ""))
+        data = json.loads((self.path / "refs" / f"{name}.json").read_text(encoding="utf-8"))
+        return Ref(name, data["keys"], data["targets"], data["text"])
+
+    def points(self, ref: Ref) -> Points:
+        """UserError names the stage to run when the ref has none."""
+        key, group = self._of_ref("points", ref, "sample")
+        xyz, normal, color, part = (cast("zarr.Array[Any]", group[name]) for name in ("xyz", "normal", "color", "part"))
+        return Points(key, xyz, normal, color, part, self.ok(key, len(self.registry)))
+
+    def views(self, ref: Ref) -> Views:
+        """UserError names the stage to run when the ref has none."""
+        key, group = self._of_ref("views", ref, "render")
+        rgb, depth = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "depth"))
+        return Views(key, self.recipe("views", key), rgb, depth, self.ok(key, len(self.registry)))
+
+    def targets(self, ref: Ref, teacher: str | None = None) -> Targets:
+        """Features of `teacher` (a name of the manifest); without a name the first one listed."""
+        name, key = self._teacher(ref.targets, teacher)
+        feat = cast("zarr.Array[Any]", self.kind_group("targets", key)["feat"])
+        rows = len(self.registry)
+        ok = np.stack([self.ok(key, rows, lane) for lane in range(feat.shape[0])])
+        return Targets(key, name, self.recipe("targets", key), feat, ok)
+
+    def text(self, ref: Ref, teacher: str | None = None) -> Text:
+        """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`."""
+        name, key = self._teacher(ref.text, teacher)
+        group = self.kind_group("text", key)
+        prompts = self.prompts(key)
+        done = self.ok(key, len(prompts))
+        if not done.all():
+            raise UserError(
+                f"{self.path}: {int((~done).sum())} prompts not embedded by {name!r}; run `recon-pipeline features`"
+            )
+        feat = np.asarray(cast("zarr.Array[Any]", group["feat"])[: len(prompts)])
+        row = {prompt: i for i, prompt in enumerate(prompts)}
+        row[""] = -1
+        from pipeline.caption import class_prompts
+
+        classes = np.array([[row[p] for p in class_prompts(c)] for c in self.registry.categories], dtype=np.int64)
+        captions = self.captions(ref)
+        index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
+        return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
+
+    def captions(self, ref: Ref) -> list[list[str]]:
+        """Shape-specific captions a row, padded with "" to one length."""
+        _, group = self._of_ref("captions", ref, "caption")
+        return cast(list[list[str]], read_column(group, "caption", len(self.registry)))
+
+    def facts(self, ref: Ref) -> list[dict[str, Any]]:
+        """What the source knows of each shape ({} for a plain file)."""
+        _, group = self._of_ref("meshes", ref, "ingest")
+        return [json.loads(text) if text else {} for text in read_column(group, "facts", len(self.registry))]
+
+    def ok(self, key: str, rows: int, lane: int = 0) -> NDArray[np.bool_]:
+        """[rows] which rows of a key hold finished data, by its receipts."""
+        ok = np.zeros(rows, dtype=np.bool_)
+        for path in (self.path / "receipts" / key).glob(f"{lane}-*.json"):
+            receipt = Receipt.read(path)
+            assert receipt is not None
+            start, stop = receipt.rows
+            ok[start:stop] = receipt.ok[: max(min(stop, rows) - start, 0)]
+        return ok
+
+    def failures(self, key: str) -> dict[str, Failure]:
+        """Rows set aside under a key, by uid."""
+        failed: dict[str, Failure] = {}
+        for path in sorted((self.path / "receipts" / key).glob("*.json")):
+            receipt = Receipt.read(path)
+            failed |= receipt.failed if receipt else {}
+        return failed
+
+    def digest(self, key: str) -> str:
+        """A digest of the key's logical contents: independent of chunks, shards, workers and order."""
+        kind = self._kind_of(key)
+        names = self.prompts(key) if kind == "text" else self.registry.uid
+        lines = []
+        for path in (self.path / "receipts" / key).glob("*.json"):
+            receipt = Receipt.read(path)
+            assert receipt is not None
+            lane, start = path.stem.split("-")[0], receipt.rows[0]
+            lines += [f"{names[start + i]}:{lane}:{d}" for i, d in enumerate(receipt.digests) if receipt.ok[i]]
+        return hashlib.sha256("\n".join([key, *sorted(lines)]).encode()).hexdigest()
+
+    def keys(self) -> list[tuple[str, str]]:
+        """Every (kind, key) the store holds."""
+        found = []
+        for kind in KINDS:
+            found += sorted((kind, p.name) for p in (self.path / kind).glob("*") if (p / "zarr.json").is_file())
+        return found
+
+    def recipe(self, kind: str, key: str) -> dict[str, Any]:
+        """What the key is a digest of."""
+        return cast(dict[str, Any], dict(self.kind_group(kind, key).attrs)["recipe"])
+
+    def prompts(self, key: str) -> list[str]:
+        """The distinct prompts of a `text` key, in row order."""
+        group = self.kind_group("text", key)
+        return cast(list[str], read_column(group, "prompt", int(cast(int, group.attrs.get("rows", 0)))))
+
+    def kind_group(self, kind: str, key: str) -> zarr.Group:
+        """The group of one key. UserError offers the keys there are."""
+        if not (self.path / kind / key / "zarr.json").is_file():
+            there = [k for found, k in self.keys() if found == kind]
+            raise UserError(f"{self.path}: no {kind} under key {key!r}; it holds {', '.join(there) or 'none'}")
+        return cast(zarr.Group, self.group[f"{kind}/{key}"])
+
+    def receipt_path(self, key: str, lane: int, shard: int) -> Path:
+        return self.path / "receipts" / key / f"{lane}-{shard:06d}.json"
+
+    def _of_ref(self, kind: str, ref: Ref, command: str) -> tuple[str, zarr.Group]:
+        if kind not in ref.keys:
+            raise UserError(f"{self.path}: ref {ref.name!r} has no {kind}; run `recon-pipeline {command}`")
+        return ref.keys[kind], self.kind_group(kind, ref.keys[kind])
+
+    def _teacher(self, named: dict[str, str], teacher: str | None) -> tuple[str, str]:
+        if not named:
+            raise UserError(f"{self.path}: no teacher's features yet; run `recon-pipeline features`")
+        name = next(iter(named)) if teacher is None else teacher
+        if name not in named:
+            raise UserError(f"{self.path}: no teacher {name!r}; it holds {', '.join(named)}")
+        return name, named[name]
+
+    def _kind_of(self, key: str) -> str:
+        for kind, found in self.keys():
+            if found == key:
+                return kind
+        raise UserError(f"{self.path}: no key {key!r}; `recon-pipeline status` lists them")
+
+    # ---- writing
+
+    def append_registry(self, columns: dict[str, list[str]]) -> None:
+        """Add rows; they count once the group's `rows` attribute names them, which is written last."""
+        group = self.group.require_group("registry")
+        rows = int(cast(int, group.attrs.get("rows", 0)))
+        append_text(group, {name: columns[name] for name in REGISTRY_COLUMNS}, rows)
+        self.__dict__.pop("registry", None)
+
+    def set_fingerprints(self, changed: dict[int, str]) -> None:
+        """Record that the sources of some rows look different now."""
+        array = cast("zarr.Array[Any]", cast(zarr.Group, self.group["registry"])["fingerprint"])
+        values: Any = array[:]
+        for row, fingerprint in changed.items():
+            values[row] = fingerprint
+        array[:] = values
+        self.__dict__.pop("registry", None)
+
+    def append_prompts(self, key: str, prompts: Iterable[str]) -> int:
+        """Add the prompts a `text` key does not hold yet; the number of all rows."""
+        group = self.kind_group("text", key)
+        known = self.prompts(key)
+        held = set(known)
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in held]
+        if fresh:
+            append_text(group, {"prompt": fresh}, len(known))
+        return len(known) + len(fresh)
+
+    def require_key(self, kind: str, key: str, recipe: dict[str, Any]) -> zarr.Group:
+        """The key's group, made with its recipe if it is new."""
+        if not (self.path / kind / key / "zarr.json").is_file():
+            self.group.create_group(f"{kind}/{key}", attributes={"recipe": recipe})
+        return self.kind_group(kind, key)
+
+    def require_column(
+        self, group: zarr.Group, column: Column, rows: int, lanes: int, shard_rows: int
+    ) -> zarr.Array[Any]:
+        """The column's array, made or grown to `rows` (and `lanes`; 0: no such axis). Data already there stays."""
+        shape = ((lanes,) if lanes else ()) + (rows, *column.shape)
+        if column.name in group:
+            array = cast("zarr.Array[Any]", group[column.name])
+            wanted = tuple(max(a, b) for a, b in zip(array.shape, shape, strict=True))
+            if wanted != array.shape:
+                array.resize(wanted)
+            return array
+        lead = (1,) if lanes else ()
+        shard = (*lead, shard_rows, *column.shape)
+        if column.dtype == "str":  # Zarr shards hold fixed-size types only, so a chunk is the shard
+            return group.create_array(column.name, shape=shape, chunks=shard, dtype=str)
+        chunk_rows = shard_rows
+        row_bytes = int(np.prod(column.shape, dtype=np.int64)) * np.dtype(column.dtype).itemsize
+        while chunk_rows > 1 and chunk_rows * row_bytes > CHUNK_BYTES:
+            chunk_rows //= 2
+        return group.create_array(
+            column.name,
+            shape=shape,
+            chunks=(*lead, chunk_rows, *column.shape),
+            shards=shard,
+            dtype=column.dtype,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        )
+
+    def sync_shard(self, array: zarr.Array[Any], lane: int, shard: int, lanes: int) -> None:
+        """fsync the one file a shard's block was written to."""
+        grid = ((lane,) if lanes else ()) + (shard,) + (0,) * (array.ndim - 1 - bool(lanes))
+        path = self.path / array.path / "c" / "/".join(map(str, grid))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def write_ref(self, name: str, kind: str, key: str, teacher: str | None = None) -> None:
+        """Point `refs/<name>.json` at a key, keeping what it already names."""
+        path = self.path / "refs" / f"{name}.json"
+        data: dict[str, dict[str, str]] = {"keys": {}, "targets": {}, "text": {}}
+        if path.is_file():
+            data = json.loads(path.read_text(encoding="utf-8"))
+        before = json.dumps(data)
+        if teacher is None:
+            data["keys"][kind] = key
+        else:
+            data[kind][teacher] = key
+        if json.dumps(data) != before:
+            write_atomically(path, json.dumps(data, indent=1) + "\n")
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one line to the store's log."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(canonical_json(entry) + "\n")
+
+
+def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
+    """The first `rows` entries of a text column as Python lists."""
+    if name not in group:
+        return [""] * rows
+    array = cast("zarr.Array[Any]", group[name])
+    return cast(list[Any], np.asarray(array[:rows]).tolist())
+
+
+def append_text(group: zarr.Group, columns: dict[str, Sequence[str]], rows: int) -> None:
+    """Append text columns after `rows` and commit by raising the group's `rows` attribute last."""
+    count = len(next(iter(columns.values())))
+    for name, values in columns.items():
+        if name in group:
+            array = cast("zarr.Array[Any]", group[name])
+            array.resize((rows + count,))
+        else:
+            array = group.create_array(name, shape=(rows + count,), chunks=(4096,), dtype=str)
+        array[rows : rows + count] = np.array(values, dtype=np.dtypes.StringDType())
+    group.attrs["rows"] = rows + count

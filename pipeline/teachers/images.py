@@ -1,0 +1,231 @@
+"""Pictures as a teacher wants them: resized and cropped or augmented by a seed, normalised, in fixed batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+Pictures = NDArray[np.uint8]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# A matrix product may round differently for another batch size: every batch has this many pictures or texts.
+BATCH_SIZE = 32
+
+# Part of every recipe: raise it when a draw or an operation below changes.
+AUGMENTATION_VERSION = "flip-crop-randaugment/1"
+CROP_SCALE = (0.64, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+NUM_OPERATIONS = 2
+STRENGTH = 10 / 30  # RandAugment's magnitude m=10 on its scale of 30
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a clean picture becomes a teacher's input, in the terms open_clip and timm share.
+
+    fit: "shortest" and "longest" scale that edge to `resize` and keep the ratio, "squash" scales both. What is then
+    over `size` is cropped around the centre, what is missing is padded with `fill`. Sizes are (H, W).
+    """
+
+    size: tuple[int, int]
+    resize: tuple[int, int]
+    fit: Literal["shortest", "longest", "squash"]
+    filter: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fill: tuple[int, int, int] = (0, 0, 0)
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+
+    def recipe(self) -> dict[str, Any]:
+        """All fields as JSON values, with the augmentation's version."""
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**fields, "augmentation": AUGMENTATION_VERSION}
+
+    def pixels(self, image: Pictures, seed: int | None) -> Pictures:
+        """One [H, W, 3] sRGB picture to the input's size, still uint8; with a seed, that augmented draw of it.
+
+        The channels are swapped first, because the release's augmentation too worked on what it took for RGB.
+        """
+        if self.channel_order == "bgr":
+            image = image[..., ::-1]
+        if seed is not None:
+            return augment(image, self.size, seed)
+        height, width = _fitted(image.shape[0], image.shape[1], self.resize, self.fit)
+        return center_crop(resize(image, (height, width), self.filter), self.size, self.fill)
+
+    def normalized(self, pixels: Pictures) -> torch.Tensor:
+        """[B, H, W, 3] uint8 -> [B, 3, H, W] float32 with the teacher's mean and standard deviation."""
+        scaled = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div(255)
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32)[..., None, None]
+        return scaled.sub_(mean).div_(std)
+
+
+def _fitted(height: int, width: int, target: tuple[int, int], fit: str) -> tuple[int, int]:
+    if fit == "squash":
+        return target
+    if fit == "shortest" and target[0] == target[1]:
+        # Both libraries leave square targets to torchvision, which cuts the long edge's fraction off; for all else
+        # they have their own resizing, which rounds it.
+        short = min(height, width)
+        return int(target[0] * height / short), int(target[0] * width / short)
+    pick = max if fit == "longest" else min
+    ratio = pick(height / target[0], width / target[1])
+    return round(height / ratio), round(width / ratio)
+
+
+def resize(image: Pictures, size: tuple[int, int], filter: str) -> Pictures:
+    """[H, W, 3] -> [*size, 3] by the named antialiasing filter; the picture itself when it has that size."""
+    if image.shape[:2] == size:
+        return image
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize(size[::-1], Image.Resampling[filter.upper()]))
+
+
+def center_crop(image: Pictures, size: tuple[int, int], fill: tuple[int, int, int]) -> Pictures:
+    """The central [*size, 3] of an [H, W, 3] picture, padded with `fill` where the picture is smaller."""
+    missing = [max(0, want - have) for want, have in zip(size, image.shape[:2], strict=True)]
+    if any(missing):
+        padded = np.empty((image.shape[0] + missing[0], image.shape[1] + missing[1], 3), np.uint8)
+        padded[:] = fill
+        top, left = missing[0] // 2, missing[1] // 2
+        padded[top : top + image.shape[0], left : left + image.shape[1]] = image
+        image = padded
+    top, left = (round((have - want) / 2) for want, have in zip(size, image.shape[:2], strict=True))
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def augment(image: Pictures, size: tuple[int, int], seed: int) -> Pictures:
+    """The ReCon release's augmentation of an [H, W, 3] picture: flip, random resized crop, RandAugment(n=2, m=10).
+
+    Every draw comes from `seed` alone; no global random state is read or changed.
+    """
+    rng = np.random.default_rng(seed)
+    if rng.random() < 0.5:
+        image = image[:, ::-1]
+    top, left, height, width = _crop_box(rng, image.shape[0], image.shape[1])
+    image = resize(image[top : top + height, left : left + width], size, "bicubic")
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    for _ in range(NUM_OPERATIONS):
+        operation = OPERATIONS[int(rng.integers(len(OPERATIONS)))]
+        sign = 1 if rng.random() < 0.5 else -1
+        picture = operation(picture, STRENGTH * sign)
+    return np.asarray(picture)
+
+
+def _crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop whose share of the area is in CROP_SCALE, its ratio in CROP_RATIO."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*CROP_SCALE)
+        ratio = math.exp(rng.uniform(*np.log(CROP_RATIO)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            return top, int(rng.integers(width - crop_width + 1)), crop_height, crop_width
+    # Only a long, narrow picture gets here: its largest central crop within the ratios.
+    crop_width = min(width, round(height * CROP_RATIO[1]))
+    crop_height = min(height, round(width / CROP_RATIO[0]))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+# RandAugment's operations: (picture, strength in [-1, 1]) -> picture. Strength 1 is magnitude 30 of the usual scale;
+# the sign turns the direction where there is one. Moving the picture uncovers black.
+def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+def _shear_x(picture: Image.Image, strength: float) -> Image.Image:
+    return _affine(picture, 1, 0.3 * strength, 0, 0, 1, 0)
+
+
+def _shear_y(picture: Image.Image, strength: float) -> Image.Image:
+    return _affine(picture, 1, 0, 0, 0.3 * strength, 1, 0)
+
+
+def _translate_x(picture: Image.Image, strength: float) -> Image.Image:
+    return _affine(picture, 1, 0, int(150 / 331 * picture.width * strength), 0, 1, 0)
+
+
+def _translate_y(picture: Image.Image, strength: float) -> Image.Image:
+    return _affine(picture, 1, 0, 0, 0, 1, int(150 / 331 * picture.height * strength))
+
+
+def _rotate(picture: Image.Image, strength: float) -> Image.Image:
+    return picture.rotate(30 * strength, Image.Resampling.NEAREST)
+
+
+def _brightness(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(1 + 0.9 * strength)
+
+
+def _color(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageEnhance.Color(picture).enhance(1 + 0.9 * strength)
+
+
+def _contrast(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageEnhance.Contrast(picture).enhance(1 + 0.9 * strength)
+
+
+def _sharpness(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageEnhance.Sharpness(picture).enhance(1 + 0.9 * strength)
+
+
+def _posterize(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageOps.posterize(picture, 8 - round(4 * abs(strength)))
+
+
+def _solarize(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageOps.solarize(picture, round(255 * (1 - abs(strength))))
+
+
+def _autocontrast(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageOps.autocontrast(picture)
+
+
+def _equalize(picture: Image.Image, strength: float) -> Image.Image:
+    return ImageOps.equalize(picture)
+
+
+def _identity(picture: Image.Image, strength: float) -> Image.Image:
+    return picture
+
+
+OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
+    _identity, _shear_x, _shear_y, _translate_x, _translate_y, _rotate, _brightness, _color, _contrast,
+    _sharpness, _posterize, _solarize, _autocontrast, _equalize,
+)
+
+
+def embed_pictures(
+    images: Pictures,
+    seeds: Sequence[int] | None,
+    preprocess: Preprocess,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+) -> NDArray[np.float32]:
+    """[B, H, W, 3] -> [B, D] float32 through `encode`: [BATCH_SIZE, 3, h, w] -> [BATCH_SIZE, D].
+
+    The last batch is filled up with blank pictures, so no picture's bits depend on how many came with it.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
+    if seeds is not None and len(seeds) != len(images):
+        raise ValueError(f"{len(seeds)} augmentation seeds for {len(images)} pictures")
+    features = []
+    for start in range(0, len(images), BATCH_SIZE):
+        stop = min(start + BATCH_SIZE, len(images))
+        batch = np.zeros((BATCH_SIZE, *preprocess.size, 3), np.uint8)
+        for row, index in enumerate(range(start, stop)):
+            batch[row] = preprocess.pixels(images[index], None if seeds is None else seeds[index])
+        with torch.inference_mode():
+            features.append(encode(preprocess.normalized(batch))[: stop - start].float().cpu().numpy())
+    if not features:
+        raise ValueError("no pictures to embed")
+    return np.concatenate(features)

@@ -1,0 +1,355 @@
+"""Trains the shipped teacher, a small open_clip model, on embedded shapes that no data set here holds.
+
+`python -m pipeline.teachers.train_demo` renders the pictures, learns a short vocabulary, trains both towers with a
+contrastive loss, and writes weights, config, vocabulary and model card into `demo/`. Same seed, machine and versions:
+same bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import math
+import multiprocessing
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from pipeline import caption
+from pipeline.render import RenderConfig, Renderer
+from pipeline.sources.procedural import CATEGORIES, build, shape_seed
+from pipeline.teachers import Floats, TeacherSpec
+from pipeline.teachers.images import Pictures, Preprocess
+from pipeline.teachers.open_clip_teacher import DEMO_CONFIG, OpenClipTeacher
+
+log = logging.getLogger(__name__)
+
+# Manifests draw their shapes from small data-set seeds; these two are for the teacher alone.
+TRAIN_SEED = 10_000_000
+HELD_OUT_SEED = 20_000_000
+NUM_THREADS = 2
+EMBED_DIM = 256
+CONTEXT_LENGTH = 48
+NUM_MERGES = 1200
+# Raw features are the student's Smooth L1 targets: CLIP's own have about this norm.
+FEATURE_NORM = 10.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one training run costs. The defaults are what `make demo-teacher` ships."""
+
+    shapes_per_category: int = 160
+    held_out_per_category: int = 20
+    presets: tuple[str, ...] = ("ring6", "openshape12")  # shapes take turns, so that either set of cameras is known
+    resolution: int = 128
+    backbone: str = "regnetx_002"
+    image_size: int = 112
+    steps: int = 1400
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    augmented_share: float = 0.6  # the store holds clean pictures (draw 0) and augmented ones
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """S rendered shapes: category [S] names, captions [S] lists, pictures [P, H, W, 3] uint8, owner [P] shape rows."""
+
+    category: list[str]
+    captions: list[list[str]]
+    pictures: Pictures
+    owner: NDArray[np.int64]
+
+
+def _render_category(category: str, data_seed: int, count: int, plan: Plan) -> tuple[list[list[str]], list[Pictures]]:
+    renderers = [Renderer(RenderConfig(preset=preset, resolution=plan.resolution)) for preset in plan.presets]
+    captions, pictures = [], []
+    for index in range(count):
+        mesh = build(category, shape_seed(category, data_seed, index))
+        captions.append(caption.describe(mesh.facts))
+        pictures.append(renderers[index % len(renderers)].render(mesh).rgb)
+    for renderer in renderers:
+        renderer.close()
+    return captions, pictures
+
+
+def render_shapes(data_seed: int, count: int, plan: Plan) -> Shapes:
+    """`count` shapes a category of the data-set seed, rendered in worker processes, in order of category."""
+    # Spawned, not forked: a child of a process that holds an OpenGL context hangs.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(NUM_THREADS, mp_context=context) as pool:
+        jobs = [pool.submit(_render_category, name, data_seed, count, plan) for name in CATEGORIES]
+        results = [job.result() for job in jobs]
+    names = [name for name in CATEGORIES for _ in range(count)]
+    captions = [lines for described, _ in results for lines in described]
+    views = [picture for _, rendered in results for picture in rendered]
+    owner = np.repeat(np.arange(len(views)), [len(picture) for picture in views])
+    return Shapes(names, captions, np.concatenate(views), owner)
+
+
+def learn_merges(texts: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """Byte-pair merges for the words of `texts`, the most frequent pair first, ties by spelling; at most `count`.
+
+    Symbols are written as open_clip's tokenizer writes them: a word's last one ends in "</w>".
+    """
+    frequency = Counter(word for text in texts for word in text.lower().split())
+    words = {word: [*word[:-1], word[-1] + "</w>"] for word in sorted(frequency)}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, symbols in words.items():
+            for pair in pairwise(symbols):
+                pairs[pair] += frequency[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for symbols in words.values():
+            position = 0
+            while position < len(symbols) - 1:
+                if (symbols[position], symbols[position + 1]) == best:
+                    symbols[position : position + 2] = ["".join(best)]
+                position += 1
+    return merges
+
+
+def write_config(folder: Path, texts: Sequence[str], plan: Plan) -> dict[str, Any]:
+    """Write the vocabulary and open_clip_config.json for `texts`; returns the model config."""
+    merges = learn_merges(texts, NUM_MERGES)
+    # open_clip skips the first line and takes every other one, an empty last one too, for a merge.
+    lines = "\n".join(["#version: demo", *(" ".join(pair) for pair in merges)])
+    (folder / "vocabulary.txt.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+    config = {
+        "embed_dim": EMBED_DIM,
+        "vision_cfg": {
+            "timm_model_name": plan.backbone, "timm_model_pretrained": False, "timm_pool": "avg",
+            "timm_proj": "linear", "image_size": plan.image_size,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH, "vocab_size": 2 * 256 + len(merges) + 2, "width": 128, "heads": 4,
+            "layers": 3, "tokenizer_kwargs": {"bpe_path": "vocabulary.txt.gz"},
+        },
+    }
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    document = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return config
+
+
+@dataclass(frozen=True)
+class Batch:
+    """pixels [B, h, w, 3] uint8, texts [B], and matches [B, B] bool: is caption j true of picture i?"""
+
+    pixels: Pictures
+    texts: list[str]
+    matches: torch.Tensor
+
+
+def make_batch(shapes: Shapes, rows: NDArray[np.int64], step: int, plan: Plan, preprocess: Preprocess) -> Batch:
+    """Pictures `rows`, clean or augmented, each with a class prompt or a caption; drawn from (seed, step) alone."""
+    rng = np.random.default_rng([plan.seed, step])
+    pixels = np.stack([
+        preprocess.pixels(shapes.pictures[row], int(rng.integers(2**62)) if augmented else None)
+        for row, augmented in zip(rows, rng.random(len(rows)) < plan.augmented_share, strict=True)
+    ])
+    owners = shapes.owner[rows]
+    categories = [shapes.category[owner] for owner in owners]
+    texts, described = [], rng.random(len(rows)) < 0.5
+    for owner, category, from_facts in zip(owners, categories, described, strict=True):
+        lines = shapes.captions[owner] if from_facts else caption.class_prompts(category)
+        texts.append(lines[int(rng.integers(len(lines)))])
+    # A class prompt is true of every picture of its class, and a caption of every shape that has the same one: as
+    # negatives they would teach the towers to tell equal things apart.
+    true_of = [set(shapes.captions[owner]) for owner in owners]
+    matches = torch.tensor([
+        [text in lines if from_facts else category == other for text, from_facts, other in
+         zip(texts, described, categories, strict=True)]
+        for lines, category in zip(true_of, categories, strict=True)
+    ])
+    return Batch(pixels, texts, matches)
+
+
+def contrastive_loss(
+    images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, matches: torch.Tensor
+) -> torch.Tensor:
+    """CLIP's symmetric cross entropy with several right answers: the target is uniform over all matches.
+
+    images, texts [B, D] raw features; matches [B, B] bool, its diagonal true.
+    """
+    logits = scale * functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
+    targets = matches.float()
+    by_image = functional.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
+    by_text = functional.cross_entropy(logits.T, (targets / targets.sum(0, keepdim=True)).T)
+    return (by_image + by_text) / 2
+
+
+def _batches(shapes: Shapes, plan: Plan, preprocess: Preprocess) -> Iterator[Batch]:
+    """`plan.steps` batches, epoch after epoch, each prepared while the one before is trained on."""
+    rng = np.random.default_rng([plan.seed, 2**31])
+    order = np.concatenate([rng.permutation(len(shapes.owner))
+                            for _ in range(math.ceil(plan.steps * plan.batch_size / len(shapes.owner)))])
+    rows = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(plan.steps)]
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(make_batch, shapes, rows[0], 0, plan, preprocess)
+        for step in range(plan.steps):
+            batch = coming.result()
+            if step + 1 < plan.steps:
+                coming = pool.submit(make_batch, shapes, rows[step + 1], step + 1, plan, preprocess)
+            yield batch
+
+
+def train(shapes: Shapes, folder: Path, plan: Plan) -> None:
+    """Train both towers on `shapes` from scratch and write vocabulary, config and weights into `folder`."""
+    torch.manual_seed(plan.seed)
+    prompts = [prompt for name in CATEGORIES for prompt in caption.class_prompts(name)]
+    write_config(folder, [*prompts, *(line for lines in shapes.captions for line in lines)], plan)
+    local = f"local-dir:{folder}"
+    model = open_clip.create_model(local, load_weights=False)
+    tokenizer = open_clip.get_tokenizer(local, bpe_path=str(folder / "vocabulary.txt.gz"))
+    size = (plan.image_size, plan.image_size)
+    preprocess = Preprocess(size, size, "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)
+
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay},
+              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate)
+    warmup = max(1, plan.steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+        (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / plan.steps))))
+    model.train()
+    started = time.monotonic()
+    for step, batch in enumerate(_batches(shapes, plan, preprocess)):
+        images = model.encode_image(preprocess.normalized(batch.pixels))
+        texts = model.encode_text(tokenizer(batch.texts))
+        loss = contrastive_loss(images, texts, model.logit_scale.exp().clamp(max=100), batch.matches)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step + 1 == plan.steps:
+            log.info("step %d of %d: loss %.3f, %.0f s", step, plan.steps, loss.item(), time.monotonic() - started)
+    model.eval()
+    _scale_features(model, tokenizer, preprocess, shapes, prompts)
+    # Matrices in half precision keep the file small; batch statistics and biases are few and need their range.
+    weights = {name: value.half() if value.ndim >= 2 else value for name, value in model.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
+
+
+@torch.inference_mode()
+def _scale_features(model: Any, tokenizer: Any, preprocess: Preprocess, shapes: Shapes, prompts: list[str]) -> None:
+    """Give raw features a mean norm of FEATURE_NORM. The contrastive loss leaves their scale to chance."""
+    rows = range(0, len(shapes.owner), max(1, len(shapes.owner) // 512))
+    pixels = np.stack([preprocess.pixels(shapes.pictures[row], None) for row in rows])
+    images = model.encode_image(preprocess.normalized(pixels))
+    texts = model.encode_text(tokenizer(prompts))
+    model.visual.head.proj.weight *= FEATURE_NORM / images.norm(dim=-1).mean()
+    model.text_projection *= FEATURE_NORM / texts.norm(dim=-1).mean()
+
+
+def zero_shot(teacher: OpenClipTeacher, shapes: Shapes, seeds: Sequence[int] | None = None) -> dict[str, float]:
+    """Share of pictures, and of shapes by the mean over their views, nearest to their class's 60 prompts."""
+    names = list(CATEGORIES)
+    features = [teacher.embed_texts(caption.class_prompts(name)) for name in names]
+    classes = np.stack([_unit(_unit(rows).mean(0)) for rows in features])
+    images = _unit(teacher.embed_images(shapes.pictures, seeds))
+    truth = np.array([names.index(name) for name in shapes.category])
+    by_shape = np.stack([images[shapes.owner == row].mean(0) for row in range(len(truth))])
+    return {
+        "views": float(((images @ classes.T).argmax(1) == truth[shapes.owner]).mean()),
+        "shapes": float(((by_shape @ classes.T).argmax(1) == truth).mean()),
+    }
+
+
+def _unit(features: Floats) -> Floats:
+    unit: Floats = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    return unit
+
+
+def write_card(
+    folder: Path, plan: Plan, recipe: Mapping[str, Any], accuracy: Mapping[str, Mapping[str, float]],
+    seconds: Mapping[str, float],
+) -> None:
+    """MODEL_CARD.md beside the weights: what made them, on what, how good they are, and what they are not."""
+    clean, augmented = accuracy["clean"], accuracy["augmented"]
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".gz", ".json"))
+    num_train = plan.shapes_per_category * len(CATEGORIES)
+    num_held_out = plan.held_out_per_category * len(CATEGORIES)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_torch", "timm", "numpy", "pillow"))
+    (folder / "MODEL_CARD.md").write_text(f"""# The demo teacher
+
+A small open_clip model, image and text tower with one space of {recipe["dim"]} dimensions, that lets the whole pipeline
+run without a download. Written by `make demo-teacher` (`python -m pipeline.teachers.train_demo`); do not edit.
+
+| | |
+| --- | --- |
+| files | `open_clip_config.json`, `open_clip_model.safetensors`, `vocabulary.txt.gz`: {size / 1e6:.1f} MB |
+| weights | sha256 of the tensors: `{recipe["weights"]}` |
+| image tower | timm's {plan.backbone} from scratch, {plan.image_size} px |
+| text tower | transformer, 3 layers of width 128, {CONTEXT_LENGTH} tokens, byte pairs learned from the captions below |
+| trained on | {num_train} embedded shapes ({len(CATEGORIES)} categories), seed {TRAIN_SEED}, cameras {", ".join(plan.presets)} |
+| judged on | {num_held_out} embedded shapes, seed {HELD_OUT_SEED}, same cameras |
+| zero-shot, clean | {clean["shapes"]:.3f} of the shapes (mean over views), {clean["views"]:.3f} of single views; chance {1 / len(CATEGORIES):.3f} |
+| zero-shot, augmented | {augmented["shapes"]:.3f} of the shapes, {augmented["views"]:.3f} of single views |
+| time | {seconds["rendering"] / 60:.0f} min rendering, {seconds["training"] / 60:.0f} min training ({sum(seconds.values()) / 3600:.2f} h) |
+| machine | {platform.machine()}, {NUM_THREADS} threads, no GPU, {platform.system()}, Python {platform.python_version()} |
+| packages | {packages} |
+| licence | MIT, weights and training data alike: the shapes are drawn by this repository |
+
+Settings: `{json.dumps(asdict(plan))}`
+
+The loss is CLIP's, with every caption that is true of a picture counted as right. A picture's text is a class prompt or
+one of its captions (material, structure), half each; {plan.augmented_share:.0%} of the pictures are augmented as the
+feature store augments them. Both projections are then scaled so that raw features have a mean norm of {FEATURE_NORM:g},
+since raw features are what a student regresses. The accuracies are of the shipped files, loaded as any teacher is.
+
+It is no general image encoder: it has seen renderings of embedded shapes on white and nothing else, knows only the
+words of their captions, and says nothing about photographs, scanned objects or other categories. Numbers of students
+taught by it show that the system works, and compare with no published ones. Other processors round differently, so the
+command gives the same bytes only on the same machine and versions.
+""", encoding="utf-8")
+
+
+def main(folder: Path = DEMO_CONFIG.parent, plan: Plan | None = None) -> None:
+    """Render, train, judge the files that were written, and write the card beside them."""
+    plan = plan or Plan()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    torch.set_num_threads(NUM_THREADS)
+    # One thread a worker process for Mesa's rasteriser; read when the children start.
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    shapes = render_shapes(TRAIN_SEED, plan.shapes_per_category, plan)
+    held_out = render_shapes(HELD_OUT_SEED, plan.held_out_per_category, plan)
+    rendered = time.monotonic()
+    log.info("%d pictures of %d shapes in %.0f s", len(shapes.owner), len(shapes.category), rendered - started)
+    train(shapes, folder, plan)
+    trained = time.monotonic()
+    teacher = OpenClipTeacher(TeacherSpec(name="demo", kind="open_clip", model=str(folder / DEMO_CONFIG.name)))
+    clean = zero_shot(teacher, held_out)
+    augmented = zero_shot(teacher, held_out, list(range(len(held_out.owner))))
+    log.info("held out: clean %s, augmented %s", clean, augmented)
+    write_card(folder, plan, teacher.recipe(), {"clean": clean, "augmented": augmented},
+               {"rendering": rendered - started, "training": trained - rendered})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+import clouds
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import interpolate_three, reference
+
+FINITE = [kind for kind in clouds.KINDS if kind not in ("non_finite", "huge")]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 30), st.integers(1, 20), st.integers(1, 5)),
+    kind=st.sampled_from(FINITE),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=clouds.seeds,
+)
+def test_interpolation_is_the_reference(
+    sizes: tuple[int, int, int, int], kind: str, dtype: torch.dtype, seed: int
+) -> None:
+    num_clouds, m, n, width = sizes
+    known, query = (clouds.cloud(kind, num_clouds, size, 3, dtype, seed + size) for size in (m, n))
+    features = clouds.cloud("random", num_clouds, m, width, dtype, seed + 7)
+    torch.testing.assert_close(interpolate_three(known, features, query), reference.interpolate(known, features, query))
+
+
+def test_a_known_point_keeps_its_feature() -> None:
+    known = clouds.cloud("random", 1, 20, 3, torch.float32, seed=1)
+    features = clouds.cloud("random", 1, 20, 4, torch.float32, seed=2)
+    torch.testing.assert_close(interpolate_three(known, features, known), features, rtol=1e-4, atol=1e-4)
+
+
+def test_the_middle_of_two_is_their_mean_in_half_precision() -> None:
+    known = torch.tensor([[[0.0, 0], [2, 0], [1, 200]]], dtype=torch.float16)
+    features = torch.tensor([[[1.0], [3], [999]]], dtype=torch.float16)
+    found = interpolate_three(known, features, torch.tensor([[[1.0, 0]]], dtype=torch.float16))
+    assert found.dtype == torch.float16
+    assert abs(found.item() - 2) < 0.02
+
+
+def test_non_finite_points_have_no_say() -> None:
+    known = torch.tensor([[[0.0], [torch.inf], [torch.nan]]])
+    features = torch.tensor([[[5.0], [torch.nan], [torch.inf]]])
+    found = interpolate_three(known, features, torch.tensor([[[1.0], [torch.nan]]]))
+    assert found.flatten().tolist() == [5, 0]
+
+
+def test_gradients() -> None:
+    known, query = (clouds.cloud("random", 2, n, 3, torch.float64, seed=n).requires_grad_() for n in (6, 4))
+    features = clouds.cloud("random", 2, 6, 2, torch.float64, seed=9).requires_grad_()
+    assert torch.autograd.gradcheck(interpolate_three, (known, features, query))
+    assert torch.autograd.gradgradcheck(interpolate_three, (known, features, query))
+
+
+KNOWN = torch.zeros(2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"known": torch.zeros(5, 3)}, r"known must have shape.*\[5, 3\]"),
+        ({"known": torch.zeros(2, 0, 3), "features": torch.zeros(2, 0, 4)}, "known must hold at least one"),
+        ({"features": torch.zeros(2, 4, 4)}, r"features must have shape \[2, 5, any\].*\[2, 4, 4\]"),
+        ({"query": torch.zeros(1, 4, 3)}, r"query must have shape \[2, any, 3\].*\[1, 4, 3\]"),
+        ({"query": torch.zeros(2, 4, 3).double()}, "query must have.*dtype.*float64"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, torch.Tensor], message: str) -> None:
+    arguments = {"known": KNOWN, "features": torch.zeros(2, 5, 4), "query": KNOWN, **change}
+    with pytest.raises(ValueError, match=message):
+        interpolate_three(**arguments)

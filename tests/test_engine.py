@@ -1,0 +1,271 @@
+"""The shard engine and the store on a stage small enough to reason about: resume, growth, change, failure, death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import engine
+from pipeline.engine import Block, Row, each_row, plan_stage, run_stage
+from pipeline.errors import UserError
+from pipeline.receipts import Receipt, canonical_json, digest_of, row_seed
+from pipeline.store import Column, FeatureStore
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Rows named "<number>": their square, and a text. "bad" rows raise; a number at `kill` kills the process, once."""
+
+    scale: int = 1
+    draws: int = 0
+    kill: str = ""
+    kind = "points"
+    shard_rows = 4
+    columns = (Column("square", (3,), "int64"), Column("word", (), "str"))
+
+    @property
+    def lanes(self) -> int:
+        return self.draws
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return {"stage": "squares", "scale": self.scale}
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        def one(row: Row) -> tuple[Any, str]:
+            if row.name.startswith("bad"):
+                raise UserError(f"{row.name} is bad")
+            if row.name.startswith("odd"):
+                raise RuntimeError("a library's own words")
+            flag = store.path.parent / "killed"
+            if row.name == self.kill and not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return np.full(3, self.scale * int(row.name) ** 2 + lane), f"word {row.name}"
+
+        return each_row(rows, [c.name for c in self.columns], one)
+
+
+def rows_of(names: Sequence[str], version: str = "v1") -> list[Row]:
+    return [Row(i, name, digest_of([name, version])) for i, name in enumerate(names)]
+
+
+def numbers(store: FeatureStore, key: str) -> list[int]:
+    return [int(v) for v in store.kind_group("points", key)["square"][:, 0]]  # type: ignore[index]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    store = FeatureStore.create(tmp_path / "s.zarr")
+    names = [str(i) for i in range(20)]
+    columns = ("uid", "category", "split", "source", "fingerprint")
+    store.append_registry(dict.fromkeys(columns, names))
+    return store
+
+
+def test_a_stage_is_computed_once(store: FeatureStore) -> None:
+    rows = rows_of([str(i) for i in range(10)])
+    first = run_stage(store, Squares(), rows, workers=1)
+    assert (first.computed, first.total) == (10, 10)
+    assert numbers(store, first.key) == [i * i for i in range(10)]
+    files = {p: p.stat().st_mtime_ns for p in store.path.rglob("*") if p.is_file()}
+    assert run_stage(store, Squares(), rows, workers=1).computed == 0
+    assert {p: p.stat().st_mtime_ns for p in store.path.rglob("*") if p.is_file()} == files
+
+
+def test_growth_computes_only_the_new_rows(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = run_stage(store, Squares(), rows_of([str(i) for i in range(6)]), workers=1).key
+    before = Receipt.read(store.receipt_path(key, 0, 1))
+    asked: list[str] = []
+    compute = Squares.compute
+
+    def spy(self: Squares, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        asked.extend(row.name for row in rows)
+        return compute(self, store, key, rows, lane)
+
+    monkeypatch.setattr(Squares, "compute", spy)
+    run_stage(store, Squares(), rows_of([str(i) for i in range(11)]), workers=1)
+    assert asked == ["6", "7", "8", "9", "10"]
+    assert numbers(store, key) == [i * i for i in range(11)]
+    after = Receipt.read(store.receipt_path(key, 0, 1))
+    assert before is not None and after is not None
+    assert after.digests[:2] == before.digests  # the shard was rewritten, its old rows were not recomputed
+
+
+def test_a_smaller_run_forgets_nothing(store: FeatureStore) -> None:
+    key = run_stage(store, Squares(), rows_of([str(i) for i in range(10)]), workers=1).key
+    assert run_stage(store, Squares(), rows_of([str(i) for i in range(3)]), workers=1).computed == 0
+    assert store.ok(key, 10).all()
+
+
+def test_a_changed_input_is_stale_and_computed_again(store: FeatureStore) -> None:
+    rows = rows_of([str(i) for i in range(10)])
+    key = run_stage(store, Squares(), rows, workers=1).key
+    rows[5] = Row(5, "7", digest_of("another mesh"))
+    plan = plan_stage(store, Squares(), rows)
+    assert (plan.todo, plan.stale, [t.shard for t in plan.tasks]) == (1, 1, [1])
+    run_stage(store, Squares(), rows, workers=1)
+    assert numbers(store, key)[5] == 49
+
+
+def test_another_recipe_is_another_key(store: FeatureStore) -> None:
+    rows = rows_of(["1", "2"])
+    one, two = (run_stage(store, Squares(scale=s), rows, workers=1).key for s in (1, 2))
+    assert one != two
+    assert numbers(store, one) == [1, 4]
+    assert numbers(store, two) == [2, 8]
+
+
+def test_failed_rows_are_set_aside_with_their_reason(store: FeatureStore) -> None:
+    rows = rows_of(["0", "bad-1", "2", "odd-3", "4"])
+    result = run_stage(store, Squares(), rows, workers=1)
+    assert result.failed["bad-1"].reason == "bad-1 is bad"
+    assert result.failed["bad-1"].traceback == ""
+    assert result.failed["odd-3"].reason == "RuntimeError: a library's own words"
+    assert "raise RuntimeError" in result.failed["odd-3"].traceback
+    assert store.ok(result.key, 5).tolist() == [True, False, True, False, True]
+    again = run_stage(store, Squares(), rows, workers=1)
+    assert again.computed == 0
+    assert set(again.failed) == {"bad-1", "odd-3"}  # still said on every later run
+
+
+def test_rows_that_wait_are_done_when_they_become_ready(store: FeatureStore) -> None:
+    rows = [Row(0, "3", "waiting", ready=False), Row(1, "4", digest_of("4"))]
+    key = run_stage(store, Squares(), rows, workers=1).key
+    assert store.ok(key, 2).tolist() == [False, True]
+    assert store.failures(key) == {}
+    rows[0] = Row(0, "3", digest_of("3"))
+    assert run_stage(store, Squares(), rows, workers=1).computed == 1
+    assert numbers(store, key) == [9, 16]
+
+
+def test_more_draws_leave_the_old_ones(store: FeatureStore) -> None:
+    rows = rows_of([str(i) for i in range(6)])
+    key = run_stage(store, Squares(draws=2), rows, workers=1).key
+    old = {p: p.stat().st_mtime_ns for p in store.path.rglob("*") if p.is_file() and "square/c" in str(p)}
+    assert run_stage(store, Squares(draws=3), rows, workers=1).computed == 6
+    square = store.kind_group("points", key)["square"]
+    assert [int(v) for v in square[:, 2, 0]] == [4, 5, 6]  # type: ignore[index]
+    assert {p: p.stat().st_mtime_ns for p in old} == old
+
+
+def test_a_shard_without_its_receipt_does_not_count(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> Receipt:
+        raise KeyboardInterrupt
+
+    rows = rows_of([str(i) for i in range(4)])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_sign", stop)  # the data is written, the receipt is not
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(store, Squares(), rows, workers=1)
+    key = digest_of(Squares().recipe)
+    assert not store.ok(key, 4).any()
+    assert run_stage(store, Squares(), rows, workers=1).computed == 4
+    assert store.ok(key, 4).all()
+
+
+def test_a_rewrite_cut_short_leaves_no_old_receipt_for_new_data(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of([str(i) for i in range(4)])
+    key = run_stage(store, Squares(), rows, workers=1).key
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureStore, "sync_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(store, Squares(), rows_of([str(i) for i in range(4)], "v2"), workers=1)
+    assert not store.ok(key, 4).any()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_shard_only(store: FeatureStore) -> None:
+    rows = rows_of([str(i) for i in range(20)])
+    result = run_stage(store, Squares(kill="9"), rows, workers=2)
+    assert (store.path.parent / "killed").exists()
+    assert numbers(store, result.key) == [i * i for i in range(20)]
+    assert store.ok(result.key, 20).all()
+
+
+@pytest.mark.slow
+def test_digests_do_not_depend_on_workers(tmp_path: Path) -> None:
+    digests = set()
+    for workers in (1, 3):
+        store = FeatureStore.create(tmp_path / f"{workers}.zarr")
+        names = [str(i) for i in range(18)]
+        store.append_registry(dict.fromkeys(("uid", "category", "split", "source", "fingerprint"), names))
+        key = run_stage(store, Squares(draws=2), rows_of(names), workers).key
+        digests.add(store.digest(key))
+    assert len(digests) == 1
+
+
+def test_the_digest_sees_one_changed_value(tmp_path: Path) -> None:
+    digests = []
+    for names in (["1", "2", "3"], ["1", "2", "3"], ["1", "2", "4"]):
+        store = FeatureStore.create(tmp_path / f"{len(digests)}.zarr")
+        columns = ("uid", "category", "split", "source", "fingerprint")
+        store.append_registry({c: ["a", "b", "c"] for c in columns})
+        digests.append(store.digest(run_stage(store, Squares(), rows_of(names), 1).key))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_digest_is_that_of_the_stored_bytes(store: FeatureStore) -> None:
+    """A receipt must sign what a reader gets, not what the stage handed over."""
+    key = run_stage(store, Squares(), rows_of(["5", "6"]), workers=1).key
+    group = store.kind_group("points", key)
+    receipt = Receipt.read(store.receipt_path(key, 0, 0))
+    assert receipt is not None
+    for row in range(2):
+        values = [group["square"][row], group["word"][row]]  # type: ignore[index]
+        assert engine._row_digest(values) == receipt.digests[row]
+
+
+def test_an_unreadable_receipt_is_named(store: FeatureStore) -> None:
+    key = run_stage(store, Squares(), rows_of(["1"]), workers=1).key
+    path = store.receipt_path(key, 0, 0)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=r"000000\.json: unreadable receipt"):
+        plan_stage(store, Squares(), rows_of(["1"]))
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=30, unique=True), st.data())
+@settings(max_examples=15, deadline=None)
+def test_any_order_of_partial_runs_ends_in_the_same_store(
+    tmp_path_factory: pytest.TempPathFactory, values: list[int], data: st.DataObject
+) -> None:
+    names = [str(v) for v in values]
+    columns = ("uid", "category", "split", "source", "fingerprint")
+    whole = FeatureStore.create(tmp_path_factory.mktemp("whole") / "s.zarr")
+    parts = FeatureStore.create(tmp_path_factory.mktemp("parts") / "s.zarr")
+    for store in (whole, parts):
+        store.append_registry(dict.fromkeys(columns, names))
+    key = run_stage(whole, Squares(), rows_of(names), workers=1).key
+    for limit in data.draw(st.lists(st.integers(1, len(names)), max_size=3)):
+        run_stage(parts, Squares(), rows_of(names)[:limit], workers=1)
+    run_stage(parts, Squares(), rows_of(names), workers=1)
+    assert parts.digest(key) == whole.digest(key)
+
+
+def test_row_seeds_differ_by_every_part() -> None:
+    seeds = {row_seed(k, u, *d) for k in ("k", "l") for u in ("u", "v") for d in ((), (0,), (1,), (0, 1), (1, 0))}
+    assert len(seeds) == 20
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+    )
+)
+def test_canonical_json_forgets_order_and_nothing_else(value: Any) -> None:
+    assert json.loads(canonical_json(value)) == value
+    if isinstance(value, dict):
+        assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)

@@ -1,0 +1,201 @@
+"""The layers ReCon is made of: patch embedding, attention, and the block in its two forms.
+
+Every layer takes its random numbers (drop path) as an argument, so that a training step is a function of its inputs,
+its weights and one seed.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POINT_WIDTH = 128  # width of the first per-point layer, and of the position MLP
+LOCAL_WIDTH = 256  # width of the per-point feature, and of its maximum over the group
+WIDE_WIDTH = 512  # width once both halves stand side by side
+MLP_RATIO = 4
+BLOCK_BRANCHES = 4  # residual branches of a ReCon block, in the order of its `scales`
+PLAIN_BRANCHES = 2
+
+
+def position_mlp(width: int) -> nn.Sequential:
+    """MLP from a group's centre `[..., 3]` to its position code `[..., C]`."""
+    return nn.Sequential(nn.Linear(3, POINT_WIDTH), nn.GELU(), nn.Linear(POINT_WIDTH, width))
+
+
+class PatchEmbed(nn.Module):
+    """A small PointNet: one token a group, whatever the order of the points inside it.
+
+    The release's 1x1 convolutions are linear layers here, over rows of points: the same function, about 1.7 times as
+    fast forward and backward. `conv3` sees the group's maximum in its first half of columns and the point's own
+    feature in the second; since W [g ; x] = Wg g + Wx x, the first product is formed once a group instead of once a point.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.conv1 = nn.Linear(3, POINT_WIDTH)
+        self.norm1 = nn.BatchNorm1d(POINT_WIDTH)
+        self.conv2 = nn.Linear(POINT_WIDTH, LOCAL_WIDTH)
+        self.conv3 = nn.Linear(2 * LOCAL_WIDTH, WIDE_WIDTH)
+        self.norm2 = nn.BatchNorm1d(WIDE_WIDTH)
+        self.conv4 = nn.Linear(WIDE_WIDTH, width)
+
+    def forward(self, groups: Tensor) -> Tensor:
+        """Embed `groups [B, G, S, 3]`, centre-relative, as tokens `[B, G, C]`.
+
+        In training mode the batch statistics run over every point given, so they depend on which groups are given.
+        """
+        batch, num_group, group_size, _ = groups.shape
+        points = groups.reshape(-1, 3)
+        local = self.conv2(F.relu(self.norm1(self.conv1(points)), inplace=True))
+        pooled = local.view(-1, group_size, LOCAL_WIDTH).max(dim=1).values
+
+        weight = self.conv3.weight
+        wide = F.linear(local, weight[:, LOCAL_WIDTH:]).view(-1, group_size, WIDE_WIDTH)
+        wide = wide + F.linear(pooled, weight[:, :LOCAL_WIDTH], self.conv3.bias).unsqueeze(1)
+        wide = self.conv4(F.relu(self.norm2(wide.view(-1, WIDE_WIDTH)), inplace=True))
+        return wide.view(batch, num_group, group_size, self.width).max(dim=2).values
+
+
+class Attention(nn.Module):
+    """Multi-head self attention over `[B, L, C]`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return projected
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries `[B, Q, C]` over tokens `[B, L, C]`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        batch, num_query, width = queries.shape
+        head_width = width // self.heads
+        q = self.q(queries).view(batch, num_query, self.heads, head_width).transpose(1, 2)
+        kv = self.kv(tokens).view(batch, tokens.shape[1], 2, self.heads, head_width).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, kv[0], kv[1])
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, num_query, width))
+        return projected
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class PlainBlock(nn.Module):
+    """A pre-norm transformer block, as the decoder uses it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        """Map `x [B, L, C]`; `scales [2, B, 1, 1]` multiply the branches' outputs (drop path), None leaves them."""
+        x = x + _scaled(self.attention(self.norm1(x)), scales, 0)
+        return x + _scaled(self.mlp(self.norm2(x)), scales, 1)
+
+
+class ReConBlock(nn.Module):
+    """One block over two streams: local tokens X, and the global queries Q that read X but are never read by it.
+
+    "released" is what the public code computes, and every published number with it: the norms replace the residual
+    streams themselves, and both streams' attention sees the same normed X. "paper" is what the paper's figure states: a
+    pre-norm block on X, then one on Q that reads the updated X. Both hold the same parameters under the same names.
+    """
+
+    def __init__(self, width: int, heads: int, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+        self.query_norm1 = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, heads)
+        self.query_norm2 = nn.LayerNorm(width)
+        self.query_mlp = Mlp(width)
+
+    def forward(
+        self, queries: Tensor, tokens: Tensor, stop_gradient: bool, scales: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map `queries [B, Q, C]` and `tokens [B, L, C]`.
+
+        `stop_gradient` keeps what the queries' losses ask for out of the local stream (pretraining only).
+        `scales [4, B, 1, 1]` multiply the branches' outputs (drop path), None leaves them.
+        """
+        if self.form == "released":
+            return self._released(queries, tokens, stop_gradient, scales)
+        return self._paper(queries, tokens, stop_gradient, scales)
+
+    def _released(self, q: Tensor, x: Tensor, stop_gradient: bool, s: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, x = self.query_norm1(q), self.norm1(x)
+        q = q + _scaled(self.cross_attention(q, x.detach() if stop_gradient else x), s, 0)
+        x = x + _scaled(self.attention(x), s, 1)
+        q, x = self.query_norm2(q), self.norm2(x)
+        q = q + _scaled(self.query_mlp(q), s, 2)
+        x = x + _scaled(self.mlp(x), s, 3)
+        return q, x
+
+    def _paper(self, q: Tensor, x: Tensor, stop_gradient: bool, s: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = x + _scaled(self.attention(self.norm1(x)), s, 1)
+        q = q + _scaled(self.cross_attention(self.query_norm1(q), x.detach() if stop_gradient else x), s, 0)
+        x = x + _scaled(self.mlp(self.norm2(x)), s, 3)
+        q = q + _scaled(self.query_mlp(self.query_norm2(q)), s, 2)
+        return q, x
+
+
+class DropPath(nn.Module):
+    """Draws which residual branches of a stack of blocks each sample skips, for the whole stack at once.
+
+    One draw a step, from one generator, instead of one a branch: the same distribution as a layer in every branch, and
+    nothing random is left inside the blocks.
+    """
+
+    keep: Tensor
+
+    def __init__(self, rate: float, depth: int, num_branches: int) -> None:
+        super().__init__()
+        self.num_branches = num_branches
+        self.active = rate > 0.0
+        # Not part of the weights: a checkpoint must load under another rate, as fine-tuning does.
+        self.register_buffer("keep", 1.0 - torch.linspace(0.0, rate, depth), persistent=False)
+
+    def forward(self, batch: int, generator: torch.Generator | None) -> list[Tensor] | list[None]:
+        """Return, for each block, `[num_branches, B, 1, 1]` holding 0 or 1 / keep; None a block when nothing drops."""
+        if not (self.training and self.active):
+            return [None] * len(self.keep)
+        keep = self.keep.view(-1, 1, 1, 1, 1)
+        shape = (len(self.keep), self.num_branches, batch, 1, 1)
+        draw = torch.rand(shape, generator=generator, device=self.keep.device)
+        return list(((draw < keep) / keep).unbind(0))
+
+
+def _scaled(branch: Tensor, scales: Tensor | None, index: int) -> Tensor:
+    return branch if scales is None else branch * scales[index].to(branch.dtype)

@@ -1,0 +1,247 @@
+"""What a run leaves on disk, but for its metrics: the record of what it was, and its checkpoints.
+
+    RUN/config.json                                 settings, digests of the data, versions, git commit
+    RUN/metrics.jsonl                               written by `trainer.loop`
+    RUN/checkpoints/step-00001000.safetensors       weights; their settings lie in the file's metadata
+    RUN/checkpoints/step-00001000.state.safetensors what a resumed run needs besides
+    RUN/checkpoints/last.json                       the newest pair and its sums
+
+last.json is replaced by renaming, after both files are on disk, so a run killed at any moment leaves a pair to go on
+from. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.engine import versions
+from pipeline.errors import UserError
+from pipeline.receipts import sync_directory, write_atomically
+from trainer.config import Config, config_from_dict, config_to_dict
+from trainer.model import ReCon
+from trainer.released import infer_config, load_released, load_weights
+
+FORMAT = "recon-checkpoint 1"
+
+
+def check_run(run: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless it is a run to be resumed or overwritten."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    is_run = (run / "config.json").is_file()
+    if resume and not is_run:
+        raise UserError(f"--run {run}: no run to resume (it has no config.json); leave out --resume")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if not is_run:
+            raise UserError(f"--run {run}: exists and is no run's folder; name an empty or new one")
+        if not (resume or overwrite):
+            raise UserError(f"--run {run}: holds a run; give --resume, --overwrite or another folder")
+
+
+def begin_run(run: Path, config: Config, data: dict[str, Any]) -> None:
+    """Write config.json, in place of what an earlier run left there."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").unlink(missing_ok=True)
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        record = {"config": config_to_dict(config), "data": data, "versions": versions(), "git_commit": _git_commit()}
+        write_atomically(run / "config.json", json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--run {run}: cannot be written: {error.strerror or error}") from error
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """A run's config.json: config, data, versions, git_commit. UserError if it cannot be read."""
+    try:
+        record: dict[str, Any] = json.loads((run / "config.json").read_text("utf-8"))
+        return record
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run / 'config.json'}: cannot be read: {error}") from error
+
+
+def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:
+    """Refuse to resume under other settings or on other data than the run began with."""
+    record = read_record(run)
+    for section, values in config_to_dict(config).items():
+        for key, value in values.items():
+            before = record["config"][section].get(key)
+            if before != value:
+                raise UserError(f"--resume: {section}.{key} is {before!r} in {run}, now {value!r}; a run keeps its settings")
+    changed = [name for name, value in data.items() if record["data"].get(name) != value]
+    if changed:
+        raise UserError(f"--resume: the store's {changed[0]} changed since {run} began; train a new run")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One step's files, read: tensors on the CPU."""
+
+    step: int
+    """Updates done."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Tensor]]
+    """Parameter name -> AdamW's state of it."""
+    extra: dict[str, Tensor]
+    """What the loop keeps besides: sums not logged yet, seconds so far."""
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    extra: dict[str, Tensor],
+    keep_last: int,
+) -> None:
+    """Write a step's pair of files under `run`, point last.json at it, then delete all but the last `keep_last`."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    state = {
+        f"optimizer/{names[parameter]}/{key}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    state |= {f"extra/{name}": value for name, value in extra.items()}
+    metadata = {"format": FORMAT, "step": str(step), "config": json.dumps(config_to_dict(config))}
+    stem = f"step-{step:08d}"
+    sums = {
+        f"{stem}.safetensors": _write_tensors(folder / f"{stem}.safetensors", model.state_dict(), metadata),
+        f"{stem}.state.safetensors": _write_tensors(folder / f"{stem}.state.safetensors", state, metadata),
+    }
+    write_atomically(folder / "last.json", json.dumps({"step": step, "files": sums}, indent=1) + "\n")
+    stems = sorted({path.name.split(".")[0] for path in folder.glob("step-*.safetensors")})
+    for old in stems[:-keep_last]:
+        for suffix in (".safetensors", ".state.safetensors"):
+            (folder / f"{old}{suffix}").unlink(missing_ok=True)
+
+
+def load_checkpoint(run: Path) -> Checkpoint | None:
+    """The pair last.json points at, or None before the first. UserError for missing or damaged files."""
+    folder = run / "checkpoints"
+    pointer = _read_pointer(folder)
+    if pointer is None:
+        return None
+    step, sums = pointer
+    for name, recorded in sums.items():
+        if not (folder / name).is_file() or _sum(folder / name) != recorded:
+            raise UserError(f"{folder / name}: missing or damaged; restore it, or start over with --overwrite")
+    model_name, state_name = sums
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    extra: dict[str, Tensor] = {}
+    for path, tensor in load_file(folder / state_name).items():
+        kind, _, name = path.partition("/")
+        if kind == "extra":
+            extra[name] = tensor
+        else:
+            parameter, _, key = name.rpartition("/")
+            optimizer.setdefault(parameter, {})[key] = tensor
+    return Checkpoint(step, load_file(folder / model_name), optimizer, extra)
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and optimiser state into a model and optimiser of the same settings."""
+    load_weights(model, checkpoint.model)
+    for name, parameter in model.named_parameters():
+        if name in checkpoint.optimizer:
+            state = checkpoint.optimizer[name]
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def load_student(path: Path | str) -> tuple[ReCon, Config]:
+    """The trained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
+
+    `path` is a run's folder (its newest checkpoint), one of its `step-*.safetensors`, or a pretraining checkpoint of
+    the release (.pth or .safetensors), whose settings besides the model are the defaults. UserError for anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        pointer = _read_pointer(path / "checkpoints")
+        if pointer is None:
+            raise UserError(f"{path}: holds no checkpoint; give a run's folder or a checkpoint file")
+        path = path / "checkpoints" / next(iter(pointer[1]))
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    config, tensors = _read_own(path) or _read_released(path)
+    model = ReCon(config.model)
+    try:
+        load_weights(model, tensors)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return model.eval(), config
+
+
+def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        return None
+    if path.name.endswith(".state.safetensors"):
+        raise UserError(f"{path}: the optimiser's state; give the file without .state beside it, which holds the weights")
+    return config_from_dict(json.loads(metadata["config"]), str(path)), load_file(path)
+
+
+def _read_released(path: Path) -> tuple[Config, dict[str, Tensor]]:
+    try:
+        tensors = load_released(path)
+        return Config(model=infer_config(tensors)), tensors
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _read_pointer(folder: Path) -> tuple[int, dict[str, str]] | None:
+    path = folder / "last.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return int(data["step"]), dict(data["files"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: unreadable ({error}); restore it, or start over with --overwrite") from error
+
+
+def _git_commit() -> str | None:
+    """The code's commit, "-dirty" behind it where files differ from it; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write, fsync, rename; the file's SHA-256."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        recorded = _sum(temporary)
+        sync_directory(temporary)  # on a file it does the same
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return recorded
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

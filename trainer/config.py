@@ -1,0 +1,217 @@
+"""Settings of a training run: typed and strict, read from a TOML recipe plus `section.key=value` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from trainer.model import SIZES, ModelConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which rows of a feature store are trained on, and what is drawn of each in every epoch."""
+
+    ref: str = ""
+    """Name of the store's ref (the set of keys an experiment uses); empty takes the only one."""
+    splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
+    """Splits whose rows are trained on."""
+    image_teacher: str = ""
+    """Teacher of the image targets by its name in the ref; empty takes the only one."""
+    text_teacher: str = ""
+    """Teacher of the text targets by its name in the ref; empty takes the only one."""
+    num_points: PositiveInt = 1024
+    """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
+    captions: Literal["class", "shape", "both"] = "class"
+    """Text target: a prompt of the row's class, a caption of the row, or either with even odds."""
+    draws: tuple[NonNegativeInt, ...] = ()
+    """Picture draws to choose among (0 is the clean picture, 1 and up are augmented); empty takes all."""
+    drop_last: bool = True
+    """Leave out an epoch's last batch where it is not full."""
+    device_resident: Literal["auto", "always", "never"] = "auto"
+    """Whether all data lie in device memory; "auto" does so where they fill less than half of what is free."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    epochs: PositiveInt = 300
+    """Passes over the data."""
+    batch_size: PositiveInt = 128
+    """Samples an update."""
+    accumulate: PositiveInt = 1
+    """Parts a batch is run through the model in, to save memory; divides batch_size."""
+    lr: Positive = 5e-4
+    """Learning rate at the end of the warm-up."""
+    min_lr: NonNegative = 1e-6
+    """Learning rate the cosine falls towards."""
+    warmup_lr: NonNegative = 1e-6
+    """Learning rate of the first epoch."""
+    warmup_epochs: NonNegativeInt = 10
+    """Epochs in which the learning rate rises linearly."""
+    weight_decay: NonNegative = 0.05
+    """Decoupled weight decay; never on biases, 1-D tensors or tokens."""
+    clip_grad: NonNegative = 0.0
+    """Largest norm of the whole gradient; 0 leaves it as it is."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is neither data, model nor optimiser."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Every random draw of the run derives from it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass; weights, gradients and the optimiser stay float32."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    log_every: PositiveInt = 50
+    """Steps a line of metrics averages over."""
+    save_every: NonNegativeInt = 1000
+    """Steps between checkpoints; 0 saves only at the end (and on Ctrl-C)."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept; older ones are deleted."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run. A recipe may leave out any of them."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+_ADAPTER = TypeAdapter(Config)
+
+
+def list_recipes() -> dict[str, str]:
+    """Name of every shipped recipe -> its first comment line."""
+    heads = {path.stem: path.read_text("utf-8").partition("\n")[0] for path in sorted(RECIPES.glob("*.toml"))}
+    return {name: head.lstrip("# ").strip() for name, head in heads.items()}
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Settings of a run from a shipped recipe's name or a TOML file's path, and `section.key=value` overrides.
+
+    A value is TOML; what is no TOML value counts as a string, so `model.size=base` works. The teachers' widths are
+    0, to be taken from the store, unless they are given. UserError names the unknown recipe, section or key with its
+    nearest neighbour, or the field whose value does not fit.
+    """
+    path = _recipe_path(recipe)
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    _check_names(data, str(path))
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        _check_names({section: {key: value}}, f"--set {override}")
+        data.setdefault(section, {})[key] = value
+    model = data.get("model", {})
+    size = model.pop("size", None)
+    if size is not None and size not in SIZES:
+        raise UserError(f"model.size: {_unknown('size', str(size), SIZES)}")
+    data["model"] = {"image_dim": 0, "text_dim": 0, **SIZES.get(size, {}), **model}
+    return config_from_dict(data, recipe)
+
+
+def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
+    """Validate nested settings, such as `config_to_dict` gives back; UserError names `source` and the field."""
+    _check_names(data, source)
+    try:
+        # JSON mode is what lets strict validation build dataclasses and tuples from plain tables and arrays.
+        return _ADAPTER.validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ").removeprefix(f"{where}.")
+        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise UserError(f"{source}: {where}: {message}{given}") from None
+
+
+def with_teacher_dims(config: Config, image_dim: int, text_dim: int) -> Config:
+    """Fill in the widths of the teachers' features; UserError if the settings name others."""
+    for name, stored in (("image_dim", image_dim), ("text_dim", text_dim)):
+        if getattr(config.model, name) not in (0, stored):
+            raise UserError(f"model.{name}: {getattr(config.model, name)} asked for, the store's teacher has {stored}")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, image_dim=image_dim, text_dim=text_dim))
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Settings as JSON values, sections first."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
+
+
+def _recipe_path(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"--recipe {recipe}: no such file")
+        return path
+    known = list_recipes()
+    if recipe not in known:
+        raise UserError(_unknown("recipe", recipe, known))
+    return RECIPES / f"{recipe}.toml"
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key and text.strip()):
+        raise UserError(f"--set {override}: write it as section.key=value, e.g. optim.lr=1e-3")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return section, key, text.strip()
+    return section, key, parsed["value"] if len(parsed) == 1 else text
+
+
+def _check_names(data: Mapping[str, Any], source: str) -> None:
+    for section, values in data.items():
+        if section not in _SECTIONS:
+            raise UserError(f"{source}: {_unknown('section', section, _SECTIONS)}")
+        if not isinstance(values, Mapping):
+            raise UserError(f"{source}: {section} is a section: write [{section}] and its keys below it")
+        known = [item.name for item in dataclasses.fields(_SECTIONS[section])]
+        if section == "model":
+            known.append("size")
+        for key in values:
+            if key not in known:
+                raise UserError(f"{source}: [{section}]: {_unknown('key', key, known)}")
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}; {hint}"

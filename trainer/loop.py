@@ -1,0 +1,291 @@
+"""The pretraining loop.
+
+Steps are counted from 0 and everything random in one is seeded by its number, so a run continued from a checkpoint
+writes the metrics of one that was never stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.store import FeatureStore
+from trainer.checkpoint import (
+    begin_run,
+    check_run,
+    check_same,
+    load_checkpoint,
+    read_record,
+    restore,
+    save_checkpoint,
+)
+from trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
+from trainer.data import Batch, Batches, Dataset, load_dataset
+from trainer.model import ReCon
+from trainer.optim import build_optimizer, learning_rate
+from trainer.transforms import stream
+
+TIMING_FIELDS = ("samples_per_second", "seconds")
+"""The fields of a line of metrics in which two runs with one seed differ."""
+_LINE_EVERY = 60.0  # seconds between lines where no terminal shows a progress bar
+
+
+def pretrain(
+    console: Console,
+    store: Path,
+    run: Path,
+    recipe: str | None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> int:
+    """Train on a store into a run's folder; 0, or 128 + the signal that stopped it.
+
+    A resumed run takes its settings from its folder; a recipe given again must say the same. UserError before anything
+    is written or deleted if settings, store or folder do not fit.
+    """
+    check_run(run, resume, overwrite)
+    if recipe is not None:
+        config = load_config(recipe, overrides)
+    elif resume and not overrides:
+        config = config_from_dict(read_record(run)["config"], str(run / "config.json"))
+    else:
+        raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
+    target = choose_device(device)
+    dataset = load_dataset(FeatureStore.open(store), config.data)
+    trainer = Trainer(config, dataset, run, target)
+    if resume:
+        check_same(run, trainer.config, dataset.record)
+        trainer.resume()
+    else:
+        begin_run(run, trainer.config, dataset.record)
+    num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    console.print(
+        f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
+        f"weights, {target}, steps {trainer.step} to {trainer.num_steps} in {run}",
+        highlight=False, soft_wrap=True, markup=False,
+    )
+    status = trainer.train(console)
+    told = "stopped" if status else "done"
+    console.print(f"{told} at step {trainer.step}, {_describe(trainer.last_line)}", highlight=False, soft_wrap=True)
+    return status
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" takes CUDA where there is any; UserError for "cuda" without."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Trainer:
+    """One run: model, optimiser, batches, and the step they stand at."""
+
+    def __init__(self, config: Config, dataset: Dataset, run: Path, device: torch.device) -> None:
+        """UserError where settings and data do not fit. Nothing is written before `train`."""
+        self.config = config = with_teacher_dims(config, dataset.image_dim, dataset.text_dim)
+        self.run, self.device, self.seed = run, device, config.run.seed
+        self.batches = Batches(dataset, config.data, config.optim.batch_size, self.seed, device)
+        self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
+        _make_deterministic(device)
+        torch.manual_seed(stream(self.seed, "weights"))
+        self.model = ReCon(config.model).to(device)
+        self.forward = torch.compile(self.model) if config.run.compile else self.model
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.step = 0
+        self.sums: dict[str, Tensor] = {}  # of what was measured since the last line of metrics, on the device
+        self.last_line: dict[str, float] = {}
+        self._saved_step = 0
+        self._started = time.monotonic()  # less what earlier sessions of the run took
+        self._timed = (0, self._started)
+
+    def resume(self) -> None:
+        """Continue from the run's newest checkpoint, or from the start if it has none yet."""
+        checkpoint = load_checkpoint(self.run)
+        if checkpoint is None:
+            return
+        restore(checkpoint, self.model, self.optimizer)
+        self.step = self._saved_step = checkpoint.step
+        self.sums = {name: value.to(self.device) for name, value in checkpoint.extra.items() if name != "seconds"}
+        self._started = time.monotonic() - checkpoint.extra["seconds"].item()
+
+    def train(self, console: Console) -> int:
+        """Train up to the last step. Returns 0, or 128 + the signal that stopped it, after saving a checkpoint.
+
+        UserError when a loss or gradient is not finite any more; the newest checkpoint is from before.
+        """
+        self.model.train()
+        self._trim_metrics()
+        self._timed = (self.step, time.monotonic())
+        with stop_signals() as stopped, _progress(console, self.step, self.num_steps) as show:
+            for batch in self.batches.iterate(self.step, self.num_steps):
+                self.train_step(batch)
+                if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
+                    self.log()
+                if self.config.run.save_every and self.step % self.config.run.save_every == 0:
+                    self.save()
+                show(self.step, self.last_line)
+                if stopped:
+                    break
+        self.save()
+        return 128 + stopped[0] if stopped else 0
+
+    def train_step(self, batch: Batch) -> None:
+        """Update the weights once."""
+        lr = learning_rate(self.config.optim, self._epoch(self.step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # Mask and drop path draw from torch's own generator. Seeded anew for each step, it is no part of a checkpoint.
+        torch.manual_seed(stream(self.seed, "step", self.step))
+        measured = self.forward_backward(batch)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        for name, value in (measured | {"grad_norm": norm}).items():
+            self.sums[name] = value.double() + self.sums.get(name, 0.0)
+
+    def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Set the batch's gradient; returns its mean losses, on the device."""
+        part_size = math.ceil(len(batch) / self.config.optim.accumulate)
+        bfloat16 = self.config.run.precision == "bfloat16"
+        measured: dict[str, Tensor] = {}
+        for start in range(0, len(batch), part_size):
+            part = batch.part(start, start + part_size)
+            share = len(part) / len(batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+                losses = self.forward(part.points, part.image, part.text, part.labels)
+            (losses["total"] * share).backward()
+            for name, loss in losses.items():
+                measured[name] = measured.get(name, 0.0) + loss.detach() * share
+        return measured
+
+    def log(self) -> None:
+        """Append the means since the last line to metrics.jsonl."""
+        self.last_line = line = {
+            "step": self.step,
+            "epoch": self._epoch(self.step - 1),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **self._means(),
+        }
+        now, (step, then) = time.monotonic(), self._timed
+        line["samples_per_second"] = round((self.step - step) * self.config.optim.batch_size / (now - then), 2)
+        line["seconds"] = round(now - self._started, 2)
+        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.sums, self._timed = {}, (self.step, now)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it has one."""
+        if self.step == self._saved_step:
+            return
+        self._means()  # no checkpoint of a broken state
+        seconds = torch.tensor(time.monotonic() - self._started, dtype=torch.float64)
+        save_checkpoint(
+            self.run, self.step, self.model, self.optimizer, self.config,
+            self.sums | {"seconds": seconds}, self.config.run.keep_last,
+        )
+        self._saved_step = self.step
+
+    def _means(self) -> dict[str, float]:
+        """Fetch the means since the last line from the device; UserError if one is not finite."""
+        if not self.sums:
+            return {}
+        count = (self.step - 1) % self.config.run.log_every + 1
+        values = torch.stack(list(self.sums.values())).tolist()
+        means = {name: value / count for name, value in zip(self.sums, values, strict=True)}
+        broken = [name for name, mean in means.items() if not math.isfinite(mean)]
+        if broken:
+            raise UserError(
+                f"{broken[0]} is not finite between steps {self.step - count} and {self.step}; lower optim.lr, set "
+                f"optim.clip_grad, or use run.precision=float32 (newest checkpoint: step {self._saved_step or 'none'})"
+            )
+        return means
+
+    def _epoch(self, step: int) -> int:
+        return step // self.batches.steps_per_epoch
+
+    def _trim_metrics(self) -> None:
+        """Drop lines written after the checkpoint this run goes on from: they are about to be written again."""
+        path = self.run / "metrics.jsonl"
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+        path.write_text("".join(whole), "utf-8")
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+Show = Callable[[int, dict[str, float]], None]
+
+
+@contextmanager
+def _progress(console: Console, start: int, total: int) -> Iterator[Show]:
+    """A bar with the time left on a terminal; elsewhere one line a minute."""
+    if console.is_terminal:
+        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("training", total=total, completed=start)
+            yield lambda step, line: bar.update(task, completed=step, description=_describe(line))
+        return
+    began = shown = time.monotonic()
+
+    def show(step: int, line: dict[str, float]) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= _LINE_EVERY:
+            shown = now
+            left = timedelta(seconds=round((now - began) / (step - start) * (total - step)))
+            console.print(f"step {step}/{total}, {_describe(line)}, {left} left", highlight=False, soft_wrap=True)
+
+    yield show
+
+
+def _describe(line: dict[str, float]) -> str:
+    if not line:
+        return "training"
+    return f"epoch {line['epoch']}, loss {line['total']:.4f}, {line['samples_per_second']:.0f} samples/s"
+
+
+def _make_deterministic(device: torch.device) -> None:
+    """Have CUDA choose kernels that give the same bits every time; the CPU's do."""
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs
+    torch.backends.cudnn.benchmark = False
+    # An operation without such a kernel warns, naming itself, instead of stopping the run.
+    torch.use_deterministic_algorithms(True, warn_only=True)

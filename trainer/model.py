@@ -1,0 +1,381 @@
+"""ReCon: a point-cloud transformer that rebuilds masked groups while three global queries learn from frozen teachers.
+
+`Encoder` serves every task. `ReCon` adds what pretraining needs: points -> groups -> masking -> encoder -> decoder ->
+losses. The heads of the downstream tasks are in `trainer.heads`, the names of the released checkpoints in
+`trainer.released`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kernels import group_points
+from trainer.blocks import (
+    BLOCK_BRANCHES,
+    PLAIN_BRANCHES,
+    DropPath,
+    PatchEmbed,
+    PlainBlock,
+    ReConBlock,
+    position_mlp,
+)
+from trainer.losses import category_contrast_loss, cross_modal_loss, reconstruction_loss
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 192, "heads": 3},
+    "small": {"width": 256, "heads": 4},
+    "base": {"width": 384, "heads": 6},
+}
+CONTRAST_WIDTH = 128
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model's settings. A value that cannot work raises ValueError naming its field."""
+
+    width: int = 384
+    """Channels of a token."""
+    heads: int = 6
+    """Attention heads; must divide `width`."""
+    depth: int = 12
+    """Blocks of the encoder."""
+    decoder_depth: int = 4
+    """Blocks of the decoder."""
+    num_group: int = 64
+    """Groups a cloud; 64 for 1024 points, 128 for 2048."""
+    group_size: int = 32
+    """Points a group."""
+    mask_ratio: float = 0.6
+    """Share of the groups hidden from the encoder, rounded down to whole groups."""
+    mask_type: str = "rand"
+    """"rand" hides groups at random, "block" the groups nearest to a random centre."""
+    block: str = "released"
+    """"released" is the public code's block, "paper" the paper's figure (see `trainer.blocks.ReConBlock`)."""
+    drop_path: float = 0.1
+    """Drop path rate of the last block; rises linearly from 0 at the first, in encoder and decoder."""
+    image_dim: int = 768
+    """Width of the image teacher's feature; 0 leaves it to be taken from the store before a model is built."""
+    text_dim: int = 512
+    """Width of the text teacher's feature; 0 as for `image_dim`."""
+    reconstruction: str = "cdl2"
+    """Chamfer distance of the rebuilt groups: "cdl2" squared, "cdl1" unsquared."""
+    self_contrastive: bool = False
+    """Add the contrast between categories on the cls query; `forward` then needs labels."""
+    patch_scope: str = "all"
+    """"all" embeds every group and drops the masked ones after, as the release does; "visible" embeds only what
+    the encoder sees. Equal in eval mode; in training the batch statistics then come from the visible groups alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "depth", "decoder_depth", "num_group", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("image_dim", "text_dim"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}: must not be negative, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"model.heads: must divide width {self.width}, got {self.heads}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"model.drop_path: must lie in [0, 1), got {self.drop_path}")
+        if not 1 <= self.num_masked < self.num_group:
+            raise ValueError(
+                f"model.mask_ratio: {self.mask_ratio} of {self.num_group} groups hides {self.num_masked}; "
+                "at least one must be hidden and one left"
+            )
+        choices = {
+            "mask_type": ("rand", "block"),
+            "block": ("released", "paper"),
+            "reconstruction": ("cdl2", "cdl1"),
+            "patch_scope": ("all", "visible"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.{name}: must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def num_masked(self) -> int:
+        """Groups hidden from the encoder in pretraining."""
+        return int(self.mask_ratio * self.num_group)
+
+
+class Encoder(nn.Module):
+    """Patch embedding, positions, three global queries (cls, image, text) and the ReCon blocks."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.patch_embed = PatchEmbed(width)
+        self.position = position_mlp(width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.image_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.text_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.cls_position = nn.Parameter(torch.zeros(1, 1, width))
+        self.image_position = nn.Parameter(torch.zeros(1, 1, width))
+        self.text_position = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(ReConBlock(width, config.heads, config.block) for _ in range(config.depth))
+        self.drop_path = DropPath(config.drop_path, config.depth, BLOCK_BRANCHES)
+        self.norm = nn.LayerNorm(width)
+        self.apply(_init_encoder_layer)
+        for name, parameter in self.named_parameters(recurse=False):
+            assert name.endswith(("_token", "_position"))
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        centers: Tensor,
+        stop_gradient: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode embedded groups `tokens [B, L, C]` at `centers [B, L, 3]`.
+
+        Returns the queries `[B, 3, C]` (cls, image, text) and the local tokens `[B, L, C]`, both after the final norm.
+        `stop_gradient` keeps the queries' losses from shaping the local tokens, as in pretraining.
+        """
+        return self.features(tokens, centers, [len(self.blocks)], stop_gradient, generator)[0]
+
+    def features(
+        self,
+        tokens: Tensor,
+        centers: Tensor,
+        taps: Sequence[int],
+        stop_gradient: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `forward`, but one (queries, tokens) pair after each block named in `taps`, counted from 1."""
+        batch = tokens.shape[0]
+        position = self.position(centers)
+        query_position = torch.cat([self.cls_position, self.image_position, self.text_position], dim=1)
+        queries = torch.cat([self.cls_token, self.image_token, self.text_token], dim=1).expand(batch, -1, -1)
+        tapped = []
+        for number, (block, scales) in enumerate(zip(self.blocks, self.drop_path(batch, generator), strict=True), 1):
+            queries, tokens = block(queries + query_position, tokens + position, stop_gradient, scales)
+            if number in taps:
+                tapped.append((self.norm(queries), self.norm(tokens)))
+        return tapped
+
+
+class Decoder(nn.Module):
+    """Rebuilds the points of masked groups from the visible tokens and the masked groups' centres."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = position_mlp(width)
+        self.blocks = nn.ModuleList(PlainBlock(width, config.heads) for _ in range(config.decoder_depth))
+        self.drop_path = DropPath(config.drop_path, config.decoder_depth, PLAIN_BRANCHES)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 3 * config.group_size)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        # The release starts the decoder's blocks apart from the encoder's, and leaves its position MLP and head to torch.
+        self.blocks.apply(_init_decoder_layer)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        visible_centers: Tensor,
+        masked_centers: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Map `tokens [B, V, C]`, `visible_centers [B, V, 3]` and `masked_centers [B, M, 3]` to points `[B, M, S, 3]`.
+
+        The points are relative to their group's centre.
+        """
+        batch, num_masked, _ = masked_centers.shape
+        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, num_masked, -1)
+        x = torch.cat([tokens, mask_tokens], dim=1)
+        position = self.position(torch.cat([visible_centers, masked_centers], dim=1))
+        for block, scales in zip(self.blocks, self.drop_path(batch, generator), strict=True):
+            x = block(x + position, scales)
+        points: Tensor = self.head(self.norm(x[:, -num_masked:]))
+        return points.view(batch, num_masked, -1, 3)
+
+
+class ReCon(nn.Module):
+    """The pretraining model.
+
+    Raises ValueError when `config` still leaves a teacher's width at 0.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        for name in ("image_dim", "text_dim"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"model.{name}: set it to the width of the teacher's features to build a model")
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.image_projection = nn.Linear(config.width, config.image_dim)
+        self.text_projection = nn.Linear(config.width, config.text_dim)
+        self.contrast_projection = _contrast_mlp(config.width) if config.self_contrastive else None
+        for module in (self.image_projection, self.text_projection, self.contrast_projection):
+            if module is not None:
+                module.apply(_init_projection_layer)
+
+    def forward(
+        self,
+        points: Tensor,
+        image_target: Tensor,
+        text_target: Tensor,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the pretraining losses of a batch.
+
+        points: `[B, N, 3]`, centred and scaled to the unit sphere.
+        image_target, text_target: the teachers' raw features, `[B, image_dim]` and `[B, text_dim]`.
+        labels: `[B]` int category ids, needed by the contrast only.
+        mask: `[B, G]` bool, True where hidden; drawn from `generator` when not given.
+        generator: source of the mask and of drop path; torch's global one when not given.
+
+        Returns scalars "reconstruction", "image", "text", with `self_contrastive` "contrast", and "total", their sum.
+        """
+        groups, centers = self.group(points)
+        if mask is None:
+            mask = self.draw_mask(centers, generator)
+        visible, masked = self.split(mask)
+        queries, tokens = self.forward_encoder(groups, centers, visible, generator)
+        predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), generator)
+        return self.forward_losses(predicted, take(groups, masked), queries, image_target, text_target, labels)
+
+    def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`."""
+        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
+        return groups, centers
+
+    def draw_mask(self, centers: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `[B, G]` bool, True where hidden, with the same count in every row."""
+        if self.config.mask_type == "rand":
+            return random_mask(centers, self.config.num_masked, generator)
+        return block_mask(centers, self.config.num_masked, generator)
+
+    def split(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn a mask `[B, G]` into the indices of its visible `[B, G - M]` and masked `[B, M]` groups, ascending."""
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+        num_visible = self.config.num_group - self.config.num_masked
+        return order[:, :num_visible], order[:, num_visible:]
+
+    def forward_encoder(
+        self, groups: Tensor, centers: Tensor, visible: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the visible groups: queries `[B, 3, C]` and tokens `[B, V, C]`, with the stop-gradient between."""
+        if self.config.patch_scope == "visible":
+            tokens = self.encoder.patch_embed(take(groups, visible))
+        else:
+            tokens = take(self.encoder.patch_embed(groups), visible)
+        queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, generator=generator)
+        return queries, tokens
+
+    def forward_losses(
+        self,
+        predicted: Tensor,
+        groups: Tensor,
+        queries: Tensor,
+        image_target: Tensor,
+        text_target: Tensor,
+        labels: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Compare `predicted [B, M, S, 3]` with `groups`, and `queries [B, 3, C]` with the teachers and each other."""
+        losses = {
+            "reconstruction": reconstruction_loss(predicted, groups, self.config.reconstruction),
+            "image": cross_modal_loss(self.image_projection(queries[:, 1]), image_target),
+            "text": cross_modal_loss(self.text_projection(queries[:, 2]), text_target),
+        }
+        if self.contrast_projection is not None:
+            if labels is None:
+                raise ValueError("labels: needed by model.self_contrastive, give the category id of every cloud")
+            losses["contrast"] = category_contrast_loss(self.contrast_projection(queries[:, 0]), labels)
+        losses["total"] = torch.stack(list(losses.values())).sum()
+        return losses
+
+    def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode whole clouds `[B, N, 3]`: queries `[B, 3, C]` (cls, image, text) and local tokens `[B, G, C]`."""
+        groups, centers = self.group(points)
+        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers)
+        return queries, tokens
+
+    def svm_feature(self, points: Tensor) -> Tensor:
+        """Feature of the linear SVM probe, `[B, 2C]`: max over the queries; max plus mean over the local tokens."""
+        queries, tokens = self.forward_features(points)
+        return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
+
+    def zero_shot_feature(self, points: Tensor, text_weight: float = 0.25) -> Tensor:
+        """Feature in the teachers' shared space, `[B, D]`, raw: text_weight * text projection + image projection.
+
+        Raises ValueError when the teachers' spaces differ in width, which then cannot be one space.
+        """
+        if self.config.image_dim != self.config.text_dim:
+            raise ValueError(
+                f"zero-shot needs image and text features of one space; this model was trained on "
+                f"{self.config.image_dim}-d images and {self.config.text_dim}-d text"
+            )
+        queries, _ = self.forward_features(points)
+        feature: Tensor = text_weight * self.text_projection(queries[:, 2]) + self.image_projection(queries[:, 1])
+        return feature
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters the released recipe does not decay: 1-D ones, biases and tokens."""
+        return no_weight_decay(self)
+
+
+def no_weight_decay(module: nn.Module) -> set[str]:
+    """Names of `module`'s parameters that are 1-D (biases and norms) or tokens; learned positions do decay."""
+    return {name for name, p in module.named_parameters() if p.ndim == 1 or name.endswith("_token")}
+
+
+def random_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
+    """Hide `num_masked` groups a cloud, each cloud its own permutation. `centers [B, G, 3]` -> `[B, G]` bool."""
+    noise = torch.rand(centers.shape[:2], generator=generator, device=centers.device)
+    return _hide_first(noise.argsort(dim=1, stable=True), num_masked)
+
+
+def block_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
+    """Hide the `num_masked` groups nearest to one random centre a cloud. `centers [B, G, 3]` -> `[B, G]` bool."""
+    batch, num_group, _ = centers.shape
+    start = torch.randint(num_group, (batch, 1), generator=generator, device=centers.device)
+    distance = (centers - take(centers, start)).square().sum(dim=-1)
+    return _hide_first(distance.argsort(dim=1, stable=True), num_masked)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Select rows `index [B, K]` of `x [B, G, ...]`, each sample its own: `[B, K, ...]`."""
+    index = index.reshape(*index.shape, *[1] * (x.ndim - 2))
+    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+
+def _hide_first(order: Tensor, num_masked: int) -> Tensor:
+    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_masked], True)
+
+
+def _contrast_mlp(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, CONTRAST_WIDTH),
+        nn.BatchNorm1d(CONTRAST_WIDTH),
+        nn.ReLU(),
+        nn.Linear(CONTRAST_WIDTH, CONTRAST_WIDTH),
+        nn.BatchNorm1d(CONTRAST_WIDTH),
+    )
+
+
+def _init_encoder_layer(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _init_decoder_layer(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _init_projection_layer(module: nn.Module) -> None:
+    # The mean of 0.02 is the release's, on purpose or not: its published numbers were trained from there.
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, mean=0.02, std=0.01)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,232 @@
+"""Reading and writing checkpoints under the names of the public ReCon release.
+
+Three forms of them exist: "pretrain" (encoder, decoder, projections), "classify" (the fine-tuned classifier, full or
+linear) and "segment" (part segmentation). Our names follow what a layer is; the tables below are the whole difference,
+save that the release stores 1x1 convolutions as `[out, in, 1]` where we store linear layers `[out, in]`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model import ModelConfig
+
+FORMS = ("pretrain", "classify", "segment")
+# The released heads are 64 channels wide at every size, and no weight's shape tells their number.
+HEAD_WIDTH = 64
+# Frozen teachers, which some of the release's checkpoints carry along.
+TEACHER_PREFIXES = ("img_encoder.", "text_encoder.")
+
+# Released prefix, our prefix. Indices inside a block list or a Sequential are the same on both sides.
+_BLOCK = (
+    ("norm1_contrast.", "query_norm1."),
+    ("norm2_contrast.", "query_norm2."),
+    ("mlp_contrast.", "query_mlp."),
+    ("attn_contrast.", "cross_attention."),
+    ("attn.", "attention."),
+)
+_ENCODER = (
+    ("encoder.first_conv.0.", "encoder.patch_embed.conv1."),
+    ("encoder.first_conv.1.", "encoder.patch_embed.norm1."),
+    ("encoder.first_conv.3.", "encoder.patch_embed.conv2."),
+    ("encoder.second_conv.0.", "encoder.patch_embed.conv3."),
+    ("encoder.second_conv.1.", "encoder.patch_embed.norm2."),
+    ("encoder.second_conv.3.", "encoder.patch_embed.conv4."),
+    ("pos_embed.", "encoder.position."),
+    ("cls_token", "encoder.cls_token"),
+    ("img_token", "encoder.image_token"),
+    ("text_token", "encoder.text_token"),
+    ("cls_pos", "encoder.cls_position"),
+    ("img_pos", "encoder.image_position"),
+    ("text_pos", "encoder.text_position"),
+    ("blocks.blocks.", "encoder.blocks."),
+    ("norm.", "encoder.norm."),
+)
+_PRETRAIN = (
+    ("mask_token", "decoder.mask_token"),
+    ("decoder_pos_embed.", "decoder.position."),
+    ("MAE_decoder.", "decoder."),
+    ("increase_dim.0.", "decoder.head."),
+    ("img_proj.", "image_projection."),
+    ("text_proj.", "text_projection."),
+    ("cls_proj.", "contrast_projection."),
+    *((f"MAE_encoder.{theirs}", ours) for theirs, ours in _ENCODER),
+)
+_CLASSIFY = (("cls_head_finetune.", "head.layers."), *_ENCODER)
+_SEGMENT = (
+    ("label_conv.0.", "head.label_conv."),
+    ("label_conv.1.", "head.label_norm."),
+    ("propagation_0.mlp_convs.0.", "head.propagate_conv1."),
+    ("propagation_0.mlp_bns.0.", "head.propagate_norm1."),
+    ("propagation_0.mlp_convs.1.", "head.propagate_conv2."),
+    ("propagation_0.mlp_bns.1.", "head.propagate_norm2."),
+    ("convs1.", "head.conv1."),
+    ("bns1.", "head.norm1."),
+    ("convs2.", "head.conv2."),
+    ("bns2.", "head.norm2."),
+    ("convs3.", "head.conv3."),
+    *_ENCODER,
+)
+_TABLES = {"pretrain": _PRETRAIN, "classify": _CLASSIFY, "segment": _SEGMENT}
+_CONVOLUTION = re.compile(
+    r"(first_conv\.[03]|second_conv\.[03]|increase_dim\.0|label_conv\.0|mlp_convs\.[01]|convs[123])\.weight$"
+)
+
+
+def our_name(released: str, form: str) -> str | None:
+    """Our name of the released parameter or buffer `released`; None when the form has no such name."""
+    return _rename(released, _TABLES[form], _BLOCK)
+
+
+def released_name(name: str, form: str) -> str | None:
+    """The released name of our parameter or buffer `name`; None when the form has no such name."""
+    back = tuple((ours, theirs) for theirs, ours in _TABLES[form])
+    return _rename(name, back, tuple((ours, theirs) for theirs, ours in _BLOCK))
+
+
+def detect_form(names: Mapping[str, Tensor]) -> str:
+    """Tell which of FORMS a released state is by its parameter names."""
+    if any(name.startswith("MAE_encoder.") for name in names):
+        return "pretrain"
+    if "label_conv.0.weight" in names:
+        return "segment"
+    if any(name.startswith("cls_head_finetune.") for name in names):
+        return "classify"
+    found = ", ".join(list(names)[:3]) or "nothing"
+    raise ValueError(f"not a released ReCon checkpoint: it holds {found}, but no encoder under a released name")
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a released state, leaving out frozen teachers; ValueError names what has no place in our model."""
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if not name.startswith(TEACHER_PREFIXES)}
+    form = detect_form(state)
+    renamed, unknown = {}, []
+    for name, value in state.items():
+        ours = our_name(name, form)
+        if ours is None:
+            unknown.append(name)
+        else:
+            renamed[ours] = value.squeeze(-1) if _CONVOLUTION.search(name) else value
+    if unknown:
+        raise ValueError(f"released {form} checkpoint: no place for {_first_few(unknown)}")
+    return renamed
+
+
+def to_released(state: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+    """Rename our state as the release names it, for reading by the release's own code; the inverse of the above."""
+    renamed, unknown = {}, []
+    for name, value in state.items():
+        theirs = released_name(name, form)
+        if theirs is None:
+            unknown.append(name)
+        else:
+            renamed[theirs] = value.unsqueeze(-1) if _CONVOLUTION.search(theirs) else value
+    if unknown:
+        raise ValueError(f"the release has no {form} checkpoint with {_first_few(unknown)}")
+    return renamed
+
+
+def load_released(path: Path | str) -> dict[str, Tensor]:
+    """Read a released checkpoint, `.pth` or `.safetensors`, as a state under our names.
+
+    A `.pth` is read with torch's weights-only reader, which builds tensors and plain containers and runs no code.
+    ValueError names the file and what is wrong: unreadable, refused by that reader, no weights inside, unknown names.
+    """
+    path = Path(path)
+    try:
+        return from_released(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a complete state into `model`; ValueError names the first few missing, unknown or misshapen tensors."""
+    own = model.state_dict()
+    problems = []
+    for label, names in (
+        ("missing", [name for name in own if name not in state]),
+        ("unknown", [name for name in state if name not in own]),
+        ("of another shape", [n for n in own if n in state and state[n].shape != own[n].shape]),
+    ):
+        if names:
+            problems.append(f"{label}: {_first_few(names)}")
+    if problems:
+        raise ValueError(f"the weights do not fit the model; {'; '.join(problems)}")
+    model.load_state_dict(dict(state))
+
+
+def infer_config(state: Mapping[str, Tensor], **settings: object) -> ModelConfig:
+    """Read the model's sizes off a state under our names; `settings` give what no shape tells, or overrule.
+
+    Not in the weights: `heads` (taken as width / 64, the release's rule), `num_group`, the Chamfer form, the mask.
+    A classifier's or segmenter's state holds neither decoder nor projections: those fields keep their defaults.
+    """
+    width = state["encoder.norm.weight"].shape[0]
+    found: dict[str, object] = {
+        "width": width,
+        "heads": max(1, width // HEAD_WIDTH),
+        "depth": _count_blocks(state, "encoder"),
+    }
+    if "decoder.head.weight" in state:
+        found["decoder_depth"] = _count_blocks(state, "decoder")
+        found["group_size"] = state["decoder.head.weight"].shape[0] // 3
+        found["image_dim"] = state["image_projection.weight"].shape[0]
+        found["text_dim"] = state["text_projection.weight"].shape[0]
+        found["self_contrastive"] = "contrast_projection.0.weight" in state
+    return ModelConfig(**{**found, **settings})  # type: ignore[arg-type]
+
+
+def _rename(name: str, table: tuple[tuple[str, str], ...], block: tuple[tuple[str, str], ...]) -> str | None:
+    # The longest prefix wins: "decoder." alone stands for what no longer entry names.
+    for before, after in sorted(table, key=lambda entry: -len(entry[0])):
+        if name.startswith(before):
+            head, number, tail = _split_block(after + name[len(before) :])
+            for inner, renamed in block:
+                if number and tail.startswith(inner):
+                    return f"{head}{number}{renamed}{tail[len(inner) :]}"
+            return head + number + tail
+    return None
+
+
+def _split_block(name: str) -> tuple[str, str, str]:
+    found = re.match(r"(.*\bblocks\.)(\d+\.)(.*)", name)
+    return (found[1], found[2], found[3]) if found else (name, "", "")
+
+
+def _count_blocks(state: Mapping[str, Tensor], stack: str) -> int:
+    return len({name.split(".")[2] for name in state if name.startswith(f"{stack}.blocks.")})
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot be read as safetensors ({error})") from error
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and OSError by the damage
+        raise ValueError(f"cannot be read as a torch checkpoint ({str(error).splitlines()[0]})") from error
+    for key in ("base_model", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise ValueError("holds no dictionary of weights")
+    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError("holds no weights under base_model, model or model_state_dict, nor at its top")
+    return state
+
+
+def _first_few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
