@@ -45,21 +45,24 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> None:
-    """Raise ValueError unless `tensor` is int32/int64 of `shape` on the device of `like`, all in [low, high].
-
-    On a CUDA device the range is checked there, without waiting for it: the failure surfaces as a device
-    assert.
-    """
+    """Raise ValueError unless `tensor` is int32/int64 of `shape` on the device of `like`, all in [low, high]."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
         got = describe(tensor) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name} must be an int32 or int64 tensor {list(shape)}, got {got}")
     if list(tensor.shape) != list(shape) or tensor.device != like.device:
         raise ValueError(f"{name} must have shape {list(shape)} on {like.device}, got {describe(tensor)}")
-    fits = ((tensor >= low) & (tensor <= high)).all()
-    if tensor.device.type != "cpu":
-        torch._assert_async(fits, f"{name} must lie in [{low}, {high}]")
+    check_values(((tensor >= low) & (tensor <= high)).all(), f"{name} must lie in [{low}, {high}]", tensor)
+
+
+def check_values(fits: Tensor, message: str, tensor: Tensor) -> None:
+    """Raise ValueError with `message` and the tensor's values unless `fits`.
+
+    On a GPU the test runs there and nobody waits for it: the failure surfaces as a device assert.
+    """
+    if fits.device.type != "cpu":
+        torch._assert_async(fits, message)
     elif not fits:
-        raise ValueError(f"{name} {list(shape)} must lie in [{low}, {high}], got {tensor.tolist()}")
+        raise ValueError(f"{message}, got {describe(tensor)}: {tensor.flatten()[:16].tolist()}")
 
 
 def check_lengths(name: str, lengths: Tensor | None, points: Tensor) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import check_count, check_integers, check_lengths, check_points, working_dtype
+from kernels.checks import check_count, check_integers, check_lengths, check_points, check_values, working_dtype
 from kernels.knn import knn_gather, padded
 
 # Running distances of points that may not be chosen yet; all lie below every distance. Non-finite points come
@@ -34,26 +34,36 @@ def sample_farthest_points(
     if random_start_point and start_idx is not None:
         raise ValueError("start_idx cannot be given together with random_start_point=True")
     if num_points == 0:
-        return points.new_zeros(num_clouds, K, points.shape[2]), torch.full(
-            (num_clouds, K), -1, dtype=torch.int64, device=points.device
-        )
-    start = torch.zeros(num_clouds, dtype=torch.int64, device=points.device)
-    if isinstance(start_idx, Tensor):
-        check_integers("start_idx", start_idx, 0, num_points - 1, (num_clouds,), points)
-        start = start_idx.long()
-    elif start_idx is not None:
-        if isinstance(start_idx, bool) or not isinstance(start_idx, int) or not 0 <= start_idx < num_points:
-            raise ValueError(f"start_idx must be an integer in [0, {num_points - 1}], got {start_idx!r}")
-        start = start + start_idx
-    elif random_start_point:
+        idx = torch.full((num_clouds, K), -1, dtype=torch.int64, device=points.device)
+        return points.new_zeros(num_clouds, K, points.shape[2]), idx
+    if random_start_point:
         sizes = num_points if lengths is None else lengths
         start = (torch.rand(num_clouds, device=points.device, dtype=torch.float64) * sizes).long()
+    else:
+        start = _check_start(start_idx, points, lengths)
     with torch.no_grad():
         idx = _search(points, lengths, min(K, num_points), start)
     idx = torch.nn.functional.pad(idx, (0, K - idx.shape[1]), value=-1)
     if lengths is not None:
         idx = idx.masked_fill(padded(lengths, K), -1)
     return knn_gather(points, idx[:, None])[:, 0], idx
+
+
+def _check_start(start_idx: int | Tensor | None, points: Tensor, lengths: Tensor | None) -> Tensor:
+    """int64 [B] first indices; ValueError unless each is one of its cloud's points (0 for an empty cloud)."""
+    num_clouds, num_points = points.shape[:2]
+    if start_idx is None:
+        return torch.zeros(num_clouds, dtype=torch.int64, device=points.device)
+    if isinstance(start_idx, Tensor):
+        start = start_idx
+    elif isinstance(start_idx, bool) or not isinstance(start_idx, int) or not 0 <= start_idx < num_points:
+        raise ValueError(f"start_idx must be an integer in [0, {num_points - 1}], got {start_idx!r}")
+    else:
+        start = torch.full((num_clouds,), start_idx, dtype=torch.int64, device=points.device)
+    check_integers("start_idx", start, 0, num_points - 1, (num_clouds,), points)
+    if lengths is not None:
+        check_values((start < lengths.clamp(min=1)).all(), "start_idx must lie below lengths", start)
+    return start.long()
 
 
 def _search(points: Tensor, lengths: Tensor | None, K: int, start: Tensor) -> Tensor:
@@ -96,4 +106,4 @@ def _blocked(values: Tensor, run: int, outside: float) -> Tensor:
     """[..., N] -> contiguous [..., run, num_blocks], `outside` beyond N."""
     num_values = values.shape[-1]
     filled = torch.nn.functional.pad(values, (0, -num_values % run), value=outside)
-    return filled.view(*filled.shape[:-1], -1, run).transpose(-1, -2).contiguous()
+    return filled.view(*filled.shape[:-1], filled.shape[-1] // run, run).transpose(-1, -2).contiguous()

@@ -73,7 +73,7 @@ def knn_points(
 
 
 def knn_gather(x: Tensor, idx: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Rows of x [B, M, U] at idx int64 [B, N, K] -> [B, N, K, U]; 0 where idx < 0 or k >= lengths [B].
+    """Rows of x [B, M, U] at idx int64 [B, N, K] -> [B, N, K, U]; 0 where idx is -1 or k >= lengths [B].
 
     Differentiable in x to any order. ValueError for arguments that do not fit each other, or idx beyond M.
     """
@@ -81,7 +81,7 @@ def knn_gather(x: Tensor, idx: Tensor, lengths: Tensor | None = None) -> Tensor:
     num_rows = x.shape[1]
     if not isinstance(idx, Tensor) or idx.dim() != 3:
         raise ValueError("idx must be an int64 tensor [B, N, K]")
-    check_integers("idx", idx, -(2**31), num_rows - 1, (x.shape[0], *idx.shape[1:]), x)
+    check_integers("idx", idx, -1, num_rows - 1, (x.shape[0], *idx.shape[1:]), x)
     check_lengths("lengths", lengths, x)
     missing = idx < 0
     if lengths is not None:
@@ -118,20 +118,25 @@ def planes(points: Tensor, lengths: Tensor | None, outside: float) -> Tensor:
 
 
 def pair_distances(first: Tensor, second: Tensor, norm: int) -> Tensor:
-    """[B, n, m] distances between planes [D, B, n] and [D, B, m], summed in the order of the coordinates."""
-    total = first[0, :, :, None] - second[0, :, None, :]
+    """Distances between planes [D, ...] that broadcast, summed in the order of the coordinates."""
+    total = first[0] - second[0]
     total = total.abs_() if norm == 1 else total.mul_(total)
     if first.shape[0] > 1:
         scratch = torch.empty_like(total)
     for one, two in zip(first[1:], second[1:], strict=True):
-        torch.sub(one[:, :, None], two[:, None, :], out=scratch)
+        torch.sub(one, two, out=scratch)
         total.add_(scratch.abs_() if norm == 1 else scratch.mul_(scratch))
     return total
 
 
+def chunk_size(device: torch.device) -> int:
+    """Distances to hold at once."""
+    return CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
+
+
 def chunks(num_clouds: int, num_rows: int, num_columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """(clouds, rows) slices that cover [B, n, m] with a bounded number of entries at a time."""
-    limit = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
+    limit = chunk_size(device)
     clouds = max(1, limit // max(1, num_rows * num_columns))
     rows = max(1, min(num_rows, limit // max(1, num_columns)))
     for b in range(0, num_clouds, clouds):
@@ -160,7 +165,7 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -
     second = second.view(*second.shape[:2], num_blocks, run).transpose(2, 3).flatten(2)
     select = _nearest if K == 1 else _nearest_float64 if p1.dtype == torch.float64 else _nearest_packed
     for clouds, rows in chunks(num_clouds, num_queries, num_blocks * run, p1.device):
-        found = pair_distances(first[:, clouds, rows], second[:, clouds], norm)
+        found = pair_distances(first[:, clouds, rows, None], second[:, clouds, None], norm)
         dists[clouds, rows], idx[clouds, rows] = select(found.view(*found.shape[:2], run, num_blocks), K)
     return dists, idx
 
@@ -242,7 +247,7 @@ class _MatchedDistance(torch.autograd.Function):
 
 def flat_rows(rows: Tensor, num_rows: int) -> Tensor:
     """rows [B, R] within each cloud -> [B * R] rows of the clouds laid end to end."""
-    return (rows + torch.arange(rows.shape[0], device=rows.device)[:, None] * num_rows).view(-1)
+    return (rows + torch.arange(rows.shape[0], device=rows.device)[:, None] * num_rows).reshape(-1)
 
 
 def add_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:

@@ -30,7 +30,7 @@ from pipeline.stages import (
     with_upstream,
 )
 from pipeline.store import FeatureStore
-from pipeline.teachers import TeacherSpec
+from pipeline.teachers import TeacherSpec, TextTeacher
 
 Progress = Callable[[str, int, int], None]
 
@@ -164,7 +164,8 @@ class Flow:
         images = ImageTargets(spec, self._views, features.draws, features.seed, teacher.dim, recipe)
         if not hasattr(teacher, "embed_texts"):
             return images, None
-        return images, TextTargets(spec, teacher.text_dim, canonical_json(text_recipe(teacher.recipe())))
+        text_dim = cast(TextTeacher, teacher).embed_texts(["a shape"]).shape[1]
+        return images, TextTargets(spec, text_dim, canonical_json(text_recipe(teacher.recipe())))
 
     def _prompts(self) -> list[str]:
         """Class prompts of every category, then every shape's captions, in row order."""

@@ -29,8 +29,8 @@ class ProceduralSource(Strict):
     layout: Literal["procedural"]
     categories: tuple[str, ...] = tuple(procedural.CATEGORIES)
     """ShapeNet-55 names, a subset of `procedural.CATEGORIES`."""
-    shapes_per_category: int = Field(40, ge=1)
-    seed: int = Field(0, ge=0, lt=1_000_000)
+    shapes_per_category: int = Field(default=40, ge=1)
+    seed: int = Field(default=0, ge=0, lt=1_000_000)
     """Seeds from 1,000,000 up belong to the embedded teacher's own training shapes."""
 
 
@@ -46,7 +46,7 @@ class FolderSource(Strict):
 class SampleRecipe(Strict):
     """Surface points."""
 
-    num_points: int = Field(8192, ge=1)
+    num_points: int = Field(default=8192, ge=1)
     seed: int = 0
 
 
@@ -54,7 +54,7 @@ class FeatureRecipe(Strict):
     """Which frozen teachers see the views and captions."""
 
     teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
-    draws: int = Field(1, ge=1)
+    draws: int = Field(default=1, ge=1)
     """K: draw 0 is the clean picture, the others are augmented with seeds of their own."""
     seed: int = 0
 
@@ -65,7 +65,7 @@ class Manifest(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     description: str = ""
     licence: str = ""
-    test_fraction: float = Field(0.2, ge=0, lt=1)
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
     source: Annotated[ProceduralSource | FolderSource, Field(discriminator="layout")]
     sample: SampleRecipe = SampleRecipe()
     render: RenderConfig = RenderConfig()

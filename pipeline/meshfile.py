@@ -212,7 +212,7 @@ def _read_scene(path: Path, root: Path) -> tuple[Any, list[str]]:
         raise MeshError("unreadable", f"it is larger than {MAX_FILE_BYTES // 2**20} MB")
     import trimesh  # half a second that only mesh files pay for
 
-    resolver = _RootedFiles(path.parent, root)
+    resolver: Any = _RootedFiles(path.parent, root)
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever a broken file upsets is judged by check_mesh
         _refuse_compressed(path, file.read(1 << 20))

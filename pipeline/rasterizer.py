@@ -196,6 +196,11 @@ class Rasterizer:
                 gl.glDeleteTextures(list(names.values()))
         return np.concatenate([p[0] for p in passes]), np.concatenate([p[1] for p in passes])
 
+    def driver(self) -> str:
+        """What draws: the OpenGL renderer's name and version."""
+        with self.context.current() as gl:
+            return ", ".join(gl.glGetString(name).decode() for name in (gl.GL_RENDERER, gl.GL_VERSION))
+
     def close(self) -> None:
         """Free this rasterizer's buffers; the context stays for the others of the process."""
         with self.context.current() as gl:

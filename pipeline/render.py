@@ -177,7 +177,12 @@ class Renderer:
             )
         return views
 
+    def driver(self) -> str:
+        """The OpenGL driver's name and version."""
+        return self._rasterizer.driver()
+
     def close(self) -> None:
+        """Free this renderer's buffers. The process's context stays, for other renderers share it."""
         self._rasterizer.close()
 
     def __enter__(self) -> Renderer:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from pipeline.render import recipe as render_recipe
 from pipeline.sample import sample_points
 from pipeline.sources import procedural
 from pipeline.store import Column, FeatureStore, Registry, read_column
-from pipeline.teachers import Teacher, TeacherSpec, load_teacher
+from pipeline.teachers import Teacher, TeacherSpec, TextTeacher, load_teacher
 
 Source = ProceduralSource | FolderSource
+
+NUM_CAPTIONS = 4  # slots a shape; `caption.describe` writes no more
 
 # Raise a stage's version when its code makes other numbers from the same recipe.
 MESHES_VERSION = POINTS_VERSION = VIEWS_VERSION = CAPTIONS_VERSION = TARGETS_VERSION = TEXT_VERSION = 1
@@ -157,7 +159,7 @@ class Captions:
     kind = "captions"
     lanes = 0
     shard_rows = 1024
-    columns = (Column("caption", (caption.NUM_CAPTIONS,), "str"),)
+    columns = (Column("caption", (NUM_CAPTIONS,), "str"),)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -168,8 +170,8 @@ class Captions:
         facts = read_column(group, "facts", rows[-1].index + 1)
 
         def one(row: Row) -> tuple[list[str]]:
-            lines = caption.describe(json.loads(facts[row.index]))[: caption.NUM_CAPTIONS]
-            return (lines + [""] * (caption.NUM_CAPTIONS - len(lines)),)
+            lines = caption.describe(json.loads(facts[row.index]) if facts[row.index] else {})[:NUM_CAPTIONS]
+            return (lines + [""] * (NUM_CAPTIONS - len(lines)),)
 
         return each_row(rows, ["caption"], one)
 
@@ -246,7 +248,8 @@ class TextTargets:
         return {"stage": "text", "version": TEXT_VERSION, "teacher": json.loads(self.teacher_recipe)}
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        return finite_block(teacher_of(self.teacher).embed_texts([row.name for row in rows]))
+        teacher = cast(TextTeacher, teacher_of(self.teacher))
+        return finite_block(teacher.embed_texts([row.name for row in rows]))
 
 
 def finite_block(feat: np.ndarray) -> Block:
@@ -289,7 +292,8 @@ def prompt_rows(prompts: Sequence[str]) -> list[Row]:
 
 def text_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     """The part of a teacher's recipe that its text tower depends on: another picture size leaves the words alone."""
-    return {name: value for name, value in recipe.items() if name not in ("image", "augmentation")}
+    names = ("kind", "architecture", "weights", "tokenizer", "precision")
+    return {name: recipe[name] for name in names}
 
 
 def origin_of(manifest: Manifest, root: Path | None) -> Origin:

@@ -26,7 +26,7 @@ class PatchEmbed(nn.Module):
 
     The release's 1x1 convolutions are linear layers here, over rows of points: the same function, about 1.7 times as
     fast forward and backward. `conv3` sees the group's maximum in its first half of columns and the point's own
-    feature in the second; since W [g ; x] = Wg g + Wx x, the first product is formed once a group instead of once a point.
+    feature in the second; as W [g ; x] = Wg g + Wx x, the first product is formed once a group, not once a point.
     """
 
     def __init__(self, width: int) -> None:
@@ -53,7 +53,8 @@ class PatchEmbed(nn.Module):
         wide = F.linear(local, weight[:, LOCAL_WIDTH:]).view(-1, group_size, WIDE_WIDTH)
         wide = wide + F.linear(pooled, weight[:, :LOCAL_WIDTH], self.conv3.bias).unsqueeze(1)
         wide = self.conv4(F.relu(self.norm2(wide.view(-1, WIDE_WIDTH)), inplace=True))
-        return wide.view(batch, num_group, group_size, self.width).max(dim=2).values
+        tokens: Tensor = wide.view(batch, num_group, group_size, self.width).max(dim=2).values
+        return tokens
 
 
 class Attention(nn.Module):
@@ -195,6 +196,30 @@ class DropPath(nn.Module):
         shape = (len(self.keep), self.num_branches, batch, 1, 1)
         draw = torch.rand(shape, generator=generator, device=self.keep.device)
         return list(((draw < keep) / keep).unbind(0))
+
+
+def random_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
+    """Hide `num_masked` groups a cloud, each cloud its own permutation. `centers [B, G, 3]` -> `[B, G]` bool."""
+    noise = torch.rand(centers.shape[:2], generator=generator, device=centers.device)
+    return _hide_first(noise.argsort(dim=1, stable=True), num_masked)
+
+
+def block_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
+    """Hide the `num_masked` groups nearest to one random centre a cloud. `centers [B, G, 3]` -> `[B, G]` bool."""
+    batch, num_group, _ = centers.shape
+    start = torch.randint(num_group, (batch, 1), generator=generator, device=centers.device)
+    distance = (centers - take(centers, start)).square().sum(dim=-1)
+    return _hide_first(distance.argsort(dim=1, stable=True), num_masked)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Select rows `index [B, K]` of `x [B, G, ...]`, each sample its own: `[B, K, ...]`."""
+    index = index.reshape(*index.shape, *[1] * (x.ndim - 2))
+    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+
+def _hide_first(order: Tensor, num_masked: int) -> Tensor:
+    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_masked], True)
 
 
 def _scaled(branch: Tensor, scales: Tensor | None, index: int) -> Tensor:

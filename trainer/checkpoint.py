@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.engine import versions
@@ -78,7 +79,7 @@ def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:
         for key, value in values.items():
             before = record["config"][section].get(key)
             if before != value:
-                raise UserError(f"--resume: {section}.{key} is {before!r} in {run}, now {value!r}; a run keeps its settings")
+                raise UserError(f"--resume: {section}.{key} was {before!r} when {run} began, now {value!r}")
     changed = [name for name, value in data.items() if record["data"].get(name) != value]
     if changed:
         raise UserError(f"--resume: the store's {changed[0]} changed since {run} began; train a new run")
@@ -109,11 +110,10 @@ def save_checkpoint(
     """Write a step's pair of files under `run`, point last.json at it, then delete all but the last `keep_last`."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    state = {
-        f"optimizer/{names[parameter]}/{key}": value
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
+    state: dict[str, Tensor] = {
+        f"optimizer/{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
     state |= {f"extra/{name}": value for name, value in extra.items()}
     metadata = {"format": FORMAT, "step": str(step), "config": json.dumps(config_to_dict(config))}
@@ -195,7 +195,7 @@ def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
     if metadata.get("format") != FORMAT:
         return None
     if path.name.endswith(".state.safetensors"):
-        raise UserError(f"{path}: the optimiser's state; give the file without .state beside it, which holds the weights")
+        raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
     return config_from_dict(json.loads(metadata["config"]), str(path)), load_file(path)
 
 
@@ -230,16 +230,18 @@ def _git_commit() -> str | None:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """Write, fsync, rename; the file's SHA-256."""
+    data = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        recorded = _sum(temporary)
-        sync_directory(temporary)  # on a file it does the same
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
-    return recorded
+    return hashlib.sha256(data).hexdigest()
 
 
 def _sum(path: Path) -> str:

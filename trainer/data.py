@@ -77,7 +77,7 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "record"}
 
 
@@ -86,7 +86,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
 
     The first call copies them out of the store shard by shard into `<store>/cache/<digest>/`, keyed by the digests of
     what they hold; later calls check that copy's sums and map it. UserError for an unknown split, for a store without
-    a finished row, for non-finite features, and where the settings ask for more points, draws or captions than there are.
+    a finished row, for non-finite features, and where more points, draws or captions are asked for than there are.
     """
     ref = store.ref(config.ref or None)
     points, targets = store.points(ref), store.targets(ref, config.image_teacher or None)
@@ -251,7 +251,7 @@ def _check_settings(config: DataConfig, num_points: int, num_draws: int, caption
     if config.draws and max(config.draws) >= num_draws:
         raise UserError(f"data.draws: no draw {max(config.draws)}; the store holds 0 to {num_draws - 1}")
     if config.captions != "class" and not (captions >= 0).any():
-        raise UserError(f'data.captions: no shape has a caption of its own, so {config.captions!r} has none; use "class"')
+        raise UserError(f'data.captions: no shape has a caption of its own for {config.captions!r}; use "class"')
 
 
 def _cached_arrays(
@@ -263,7 +263,7 @@ def _cached_arrays(
         try:
             _write_cache(folder, points, targets, rows)
         except OSError as error:
-            raise UserError(f"{folder}: cannot write the trainer's copy of the store: {error.strerror or error}") from error
+            raise UserError(f"{folder}: cannot write a copy of the store's rows: {error.strerror or error}") from error
     # Copy-on-write maps: torch wants memory it could write to, and the files stay as they are.
     return {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("xyz", "image")}
 
@@ -309,7 +309,7 @@ def _copy_rows(source: Any, lead: tuple[int, ...], rows: NDArray[np.int64], out:
             continue
         values = source[(*lead, slice(start, start + block))][wanted - start]
         if not np.isfinite(values).all():
-            raise UserError(f"{what}: rows {start} to {start + block - 1} of the store are not finite; compute them again")
+            raise UserError(f"{what}: not finite in the store's rows from {start} on; compute them again")
         out[done : done + len(wanted)] = values
         done += len(wanted)
     assert done == len(rows), (done, len(rows))

@@ -19,8 +19,10 @@ def reconstruction_loss(predicted: Tensor, groups: Tensor, form: str) -> Tensor:
     distance, both directions averaged, with a finite gradient where two points coincide.
     """
     chamfer = ChamferL1() if form == "cdl1" else ChamferL2()
-    loss: Tensor = chamfer(_widened(predicted).reshape(-1, *predicted.shape[-2:]),
-                           _widened(groups).reshape(-1, *groups.shape[-2:]))
+    loss: Tensor = chamfer(
+        _widened(predicted).reshape(-1, *predicted.shape[-2:]),
+        _widened(groups).reshape(-1, *groups.shape[-2:]),
+    )
     return loss
 
 

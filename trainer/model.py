@@ -19,7 +19,10 @@ from trainer.blocks import (
     PatchEmbed,
     PlainBlock,
     ReConBlock,
+    block_mask,
     position_mlp,
+    random_mask,
+    take,
 )
 from trainer.losses import category_contrast_loss, cross_modal_loss, reconstruction_loss
 
@@ -133,7 +136,8 @@ class Encoder(nn.Module):
         Returns the queries `[B, 3, C]` (cls, image, text) and the local tokens `[B, L, C]`, both after the final norm.
         `stop_gradient` keeps the queries' losses from shaping the local tokens, as in pretraining.
         """
-        return self.features(tokens, centers, [len(self.blocks)], stop_gradient, generator)[0]
+        queries, tokens = self.features(tokens, centers, [len(self.blocks)], stop_gradient, generator)[0]
+        return self.norm(queries), self.norm(tokens)
 
     def features(
         self,
@@ -143,16 +147,17 @@ class Encoder(nn.Module):
         stop_gradient: bool = False,
         generator: torch.Generator | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `forward`, but one (queries, tokens) pair after each block named in `taps`, counted from 1."""
+        """As `forward`, but one (queries, tokens) pair after each block in `taps`, counted from 1, and no norm."""
         batch = tokens.shape[0]
         position = self.position(centers)
         query_position = torch.cat([self.cls_position, self.image_position, self.text_position], dim=1)
         queries = torch.cat([self.cls_token, self.image_token, self.text_token], dim=1).expand(batch, -1, -1)
+        scales = self.drop_path(batch, generator)
         tapped = []
-        for number, (block, scales) in enumerate(zip(self.blocks, self.drop_path(batch, generator), strict=True), 1):
-            queries, tokens = block(queries + query_position, tokens + position, stop_gradient, scales)
+        for number, block in enumerate(self.blocks, start=1):
+            queries, tokens = block(queries + query_position, tokens + position, stop_gradient, scales[number - 1])
             if number in taps:
-                tapped.append((self.norm(queries), self.norm(tokens)))
+                tapped.append((queries, tokens))
         return tapped
 
 
@@ -169,7 +174,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 3 * config.group_size)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        # The release starts the decoder's blocks apart from the encoder's, and leaves its position MLP and head to torch.
+        # The release starts the decoder's blocks unlike the encoder's, and its position MLP and head as torch does.
         self.blocks.apply(_init_decoder_layer)
 
     def forward(
@@ -236,6 +241,8 @@ class ReCon(nn.Module):
         groups, centers = self.group(points)
         if mask is None:
             mask = self.draw_mask(centers, generator)
+        else:
+            _check_mask(mask, centers, self.config.num_masked)
         visible, masked = self.split(mask)
         queries, tokens = self.forward_encoder(groups, centers, visible, generator)
         predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), generator)
@@ -326,28 +333,10 @@ def no_weight_decay(module: nn.Module) -> set[str]:
     return {name for name, p in module.named_parameters() if p.ndim == 1 or name.endswith("_token")}
 
 
-def random_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
-    """Hide `num_masked` groups a cloud, each cloud its own permutation. `centers [B, G, 3]` -> `[B, G]` bool."""
-    noise = torch.rand(centers.shape[:2], generator=generator, device=centers.device)
-    return _hide_first(noise.argsort(dim=1, stable=True), num_masked)
-
-
-def block_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
-    """Hide the `num_masked` groups nearest to one random centre a cloud. `centers [B, G, 3]` -> `[B, G]` bool."""
-    batch, num_group, _ = centers.shape
-    start = torch.randint(num_group, (batch, 1), generator=generator, device=centers.device)
-    distance = (centers - take(centers, start)).square().sum(dim=-1)
-    return _hide_first(distance.argsort(dim=1, stable=True), num_masked)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Select rows `index [B, K]` of `x [B, G, ...]`, each sample its own: `[B, K, ...]`."""
-    index = index.reshape(*index.shape, *[1] * (x.ndim - 2))
-    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
-
-
-def _hide_first(order: Tensor, num_masked: int) -> Tensor:
-    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_masked], True)
+def _check_mask(mask: Tensor, centers: Tensor, num_masked: int) -> None:
+    # Every row must hide as many groups as the config says, or rows would exchange hidden and visible groups unseen.
+    if mask.dtype != torch.bool or mask.shape != centers.shape[:2] or bool((mask.sum(dim=1) != num_masked).any()):
+        raise ValueError(f"mask: must be bool {list(centers.shape[:2])} with {num_masked} groups hidden in every row")
 
 
 def _contrast_mlp(width: int) -> nn.Sequential:

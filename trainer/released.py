@@ -5,10 +5,13 @@ linear) and "segment" (part segmentation). Our names follow what a layer is; the
 save that the release stores 1x1 convolutions as `[out, in, 1]` where we store linear layers `[out, in]`.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -211,11 +214,29 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"cannot be read as safetensors ({error})") from error
 
 
+# The release keeps accuracies in its checkpoints as NumPy scalars, which the weights-only reader does not know; they
+# are plain numbers. The module's name changed with NumPy 2.
+_SCALAR_GLOBALS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+]
+
+
 def _read_pth(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and OSError by the damage
-        raise ValueError(f"cannot be read as a torch checkpoint ({str(error).splitlines()[0]})") from error
+        with torch.serialization.safe_globals(_SCALAR_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"asks for {foreign[1]}, which is no tensor or number" if foreign else "damaged, or no checkpoint"
+        raise ValueError(f"not read, as the file could run code: {reason}") from error
+    except (OSError, EOFError, RuntimeError, LookupError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"cannot be read as a torch checkpoint ({reason})") from error
     for key in ("base_model", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

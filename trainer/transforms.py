@@ -56,14 +56,15 @@ def random_subset(keys: Tensor, population: int, num_points: int) -> Tensor:
     keys: [B] int64, one a cloud. Returns [B, num_points] int64.
     """
     bits = random_bits(keys[:, None], torch.arange(population, device=keys.device))
-    return bits.topk(num_points, dim=1).indices
+    indices: Tensor = bits.topk(num_points, dim=1).indices
+    return indices
 
 
 def normalize(points: Tensor) -> Tensor:
     """Centre each cloud on its mean and divide it by its largest norm. points: [B, N, 3]; a single point stays 0."""
     centered = points - points.mean(dim=1, keepdim=True)
-    largest = centered.norm(dim=2).amax(dim=1).clamp_min(torch.finfo(points.dtype).tiny)
-    return centered / largest[:, None, None]
+    largest: Tensor = torch.linalg.vector_norm(centered, dim=2).amax(dim=1)
+    return centered / largest.clamp_min(torch.finfo(points.dtype).tiny)[:, None, None]
 
 
 def rotate_y(points: Tensor, angles: Tensor) -> Tensor:

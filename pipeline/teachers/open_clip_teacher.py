@@ -153,21 +153,22 @@ def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
         document = json.loads(path.read_text(encoding="utf-8"))
         config = document.get("model_cfg", document)
         text = {key: value for key, value in config["text_cfg"].items() if key != "tokenizer_kwargs"}
-        model = _build(config, document.get("preprocess_cfg", {}))
+        model = _build(config, document.get("preprocess_cfg", {}), weights)
         tokenizer = _local_tokenizer(config["text_cfg"], path.parent)
-        open_clip.load_checkpoint(model, str(weights))
     except Exception as error:  # a wrong config can fail anywhere in the model's construction
         raise UserError(f"teacher {spec.name!r}: cannot load {weights} as {path.name}: {one_line(error)}") from error
     return model, tokenizer, {**config, "text_cfg": text}
 
 
-def _build(config: dict[str, Any], preprocess: dict[str, Any]) -> Any:
+def _build(config: dict[str, Any], preprocess: dict[str, Any], weights: Path) -> Any:
     # open_clip reads a local config only from a folder laid out as the hub's. The other way, its global table of
     # names, could hide a built-in model.
     with tempfile.TemporaryDirectory() as folder:
         document = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
         (Path(folder) / "open_clip_config.json").write_text(document, encoding="utf-8")
-        return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        name = "open_clip_model.safetensors" if weights.suffix == ".safetensors" else "pytorch_model.bin"
+        (Path(folder) / name).symlink_to(weights.resolve())
+        return open_clip.create_model(f"local-dir:{folder}")
 
 
 def _local_tokenizer(text: dict[str, Any], folder: Path) -> Any:

@@ -65,7 +65,7 @@ class TimmTeacher:
         if self._spec.tap == "patch":
             return tokens[:, prefix:].mean(1)  # type: ignore[no-any-return]
         if prefix == 0:
-            raise UserError(f"teacher {self.name!r}: {self._spec.model} has no class token; use tap 'pooled' or 'patch'")
+            raise UserError(f"teacher {self.name!r}: {self._spec.model} has no class token; tap 'pooled' or 'patch'")
         return tokens[:, 0]  # type: ignore[no-any-return]
 
 

@@ -136,7 +136,7 @@ def test_reductions() -> None:
 @pytest.mark.parametrize("abs_cosine", [True, False])
 def test_normals_of_the_nearest_points(abs_cosine: bool) -> None:
     x, y = (clouds.cloud("random", 2, n, 3, torch.float32, seed=n) for n in (6, 4))
-    x_normals, y_normals = (clouds.cloud("random", 2, n, 3, torch.float32, seed=n) for n in (60, 40))
+    x_normals, y_normals = (clouds.cloud("random", 2, n, 3, torch.float32, seed=n + 50) for n in (6, 4))
     _, found = chamfer_distance(
         x, y, x_normals=x_normals, y_normals=y_normals, abs_cosine=abs_cosine, batch_reduction="sum"
     )
@@ -159,8 +159,8 @@ X = torch.zeros(2, 5, 3)
         ({"x": torch.zeros(5, 3)}, r"x must have shape.*\[5, 3\]"),
         ({"y": torch.zeros(3, 5, 3)}, r"y must have shape \[2, any, 3\].*\[3, 5, 3\]"),
         ({"y": X.half()}, "y must have.*dtype.*float16"),
-        ({"x_lengths": torch.tensor([6, 5])}, r"x_lengths \[2\] must lie in \[0, 5\]"),
-        ({"y_lengths": torch.tensor([6, 5])}, r"y_lengths \[2\] must lie in \[0, 5\]"),
+        ({"x_lengths": torch.tensor([6, 5])}, r"x_lengths must lie in \[0, 5\]"),
+        ({"y_lengths": torch.tensor([6, 5])}, r"y_lengths must lie in \[0, 5\]"),
         ({"x_normals": X}, "x_normals and y_normals must be given together"),
         ({"x_normals": X, "y_normals": X[:, :4]}, r"y_normals must have shape \[2, 5, 3\]"),
         ({"x_normals": X, "y_normals": X, "point_reduction": "max"}, 'not with point_reduction="max"'),

@@ -148,8 +148,8 @@ BAD = {
     "K zero": ({"K": 0}, "K must be an integer >= 1, got 0"),
     "K fraction": ({"K": 2.0}, "K must be an integer"),
     "norm": ({"norm": 3}, "norm must be 1"),
-    "lengths1 beyond": ({"lengths1": torch.tensor([5, 6])}, r"lengths1 \[2\] must lie in \[0, 5\]"),
-    "lengths2 negative": ({"lengths2": torch.tensor([5, -1])}, r"lengths2 \[2\] must lie in \[0, 5\]"),
+    "lengths1 beyond": ({"lengths1": torch.tensor([5, 6])}, r"lengths1 must lie in \[0, 5\]"),
+    "lengths2 negative": ({"lengths2": torch.tensor([5, -1])}, r"lengths2 must lie in \[0, 5\]"),
     "lengths2 shape": ({"lengths2": torch.tensor([5])}, r"lengths2 must have shape \[2\].*\[1\]"),
     "lengths2 dtype": ({"lengths2": torch.tensor([5.0, 5])}, "lengths2 must be an int32 or int64"),
 }

@@ -18,18 +18,40 @@ from pipeline.sources.procedural.geometry import (
     smooth,
     tube,
 )
-from pipeline.sources.procedural.joinery import at_corners, bent_panel, block, cushion, hoop, leg, merge, pipe, plate, sheet
+from pipeline.sources.procedural.joinery import (
+    at_corners,
+    bent_panel,
+    block,
+    cushion,
+    hoop,
+    leg,
+    merge,
+    pipe,
+    plate,
+    settle,
+    sheet,
+)
 
 Piece = tuple[str, Geometry, Material]
 
 BASES = {
-    "legs": "", "sled": "on a sled base", "cantilever": "with a cantilever frame", "pedestal": "on a pedestal",
-    "star": "on a swivel base with castors", "rockers": "on rockers",
+    "legs": "",
+    "sled": "on a sled base",
+    "cantilever": "with a cantilever frame",
+    "pedestal": "on a pedestal",
+    "star": "on a swivel base with castors",
+    "rockers": "on rockers",
 }
 BACKS = {
-    "slats": "with a slatted back", "ladder": "with a ladder back", "panel": "", "cushion": "with a padded back",
-    "wings": "with a wing back", "spindles": "with a hoop of spindles for a back", "cross": "with a cross back",
-    "medallion": "with an oval back", "shell": "with a one-piece shell",
+    "slats": "with a slatted back",
+    "ladder": "with a ladder back",
+    "panel": "",
+    "cushion": "with a padded back",
+    "wings": "with a wing back",
+    "spindles": "with a hoop of spindles for a back",
+    "cross": "with a cross back",
+    "medallion": "with an oval back",
+    "shell": "with a one-piece shell",
 }
 ARMS = {"none": "without armrests", "open": "with armrests", "closed": "with closed sides"}
 
@@ -48,7 +70,11 @@ def _seat_base(d: Designer, base: str, width: float, depth: float, top: float, f
         if stretchers != "none":
             sides = rod((u, level, -w), (u, level, w), 0.26 * thick, sides=8).with_mirror()
             if stretchers == "box":
-                d.add("stretcher", sides + rod((-u, level, w), (u, level, w), 0.26 * thick, sides=8).with_mirror("z"), frame)
+                d.add(
+                    "stretcher",
+                    sides + rod((-u, level, w), (u, level, w), 0.26 * thick, sides=8).with_mirror("z"),
+                    frame,
+                )
             else:
                 d.add("stretcher", sides + rod((-u, level, 0), (u, level, 0), 0.26 * thick, sides=8), frame)
         if base == "rockers":
@@ -82,8 +108,19 @@ def _star_base(d: Designer, reach: float, thick: float, top: float, frame: Mater
     arm = rod((0, 0.14, 0), (reach, 0.085, 0), 0.6 * thick, 0.4 * thick, sides=6)
     castor = cylinder(0.03, 0.036, segments=10).rotate("x", 90).move(x=reach, y=0.03)
     turns = [18.0 + 72 * i for i in range(5)]
-    column = lathe([(0, 0.1), (0.045, 0.1), (0.045, 0.17), (0.028, 0.18), (0.028, top - 0.04), (0.1, top - 0.02),
-                    (0.1, top), (0, top)], 14)
+    column = lathe(
+        [
+            (0, 0.1),
+            (0.045, 0.1),
+            (0.045, 0.17),
+            (0.028, 0.18),
+            (0.028, top - 0.04),
+            (0.1, top - 0.02),
+            (0.1, top),
+            (0, top),
+        ],
+        14,
+    )
     d.add("base", column + merge(arm.rotate("y", turn) for turn in turns), frame)
     fork = block((reach - 0.02, reach + 0.02), (0.03, 0.1), (-0.024, 0.024))
     d.add("wheel", merge((castor + fork).rotate("y", turn) for turn in turns), rubber)
@@ -128,8 +165,15 @@ def _chair_back(
         half = 0.35 * a + 0.65 * b
         bow = arc(1.0, 0, 180, 15)
         path = np.column_stack([bow[:, 0] * half, np.abs(bow[:, 1]) ** 0.75 * height, curve * bow[:, 0] ** 2])
-        bars = [rod((0.85 * t * half, -0.03, 0), (t * half, (1 - (t * 0.92) ** 2) ** 0.375 * height, curve * t * t),
-                    0.008, sides=6) for t in _between(count)]
+        bars = [
+            rod(
+                (0.85 * t * half, -0.03, 0),
+                (t * half, (1 - (t * 0.92) ** 2) ** 0.375 * height, curve * t * t),
+                0.008,
+                sides=6,
+            )
+            for t in _between(count)
+        ]
         return [("back", tube(path, 0.5 * post, sides=8), frame), ("slat", merge(bars), frame)]
     assert style == "medallion", style
     rx, ry = max(b, 0.13), 0.38 * height
@@ -173,15 +217,27 @@ def _shell(d: Designer, width: float, depth: float, height: float, back: float, 
     """Seat and back moulded in one bent sheet."""
     cup = d.uniform("cup", 0.02, 0.1)
     lean = np.tan(np.radians(recline))
-    spine = smooth([(depth / 2, -0.03), (0.42 * depth, 0.0), (0.0, -0.012), (-0.34 * depth, 0.005),
-                    (-0.5 * depth, 0.1), (-0.5 * depth - lean * 0.6 * back, 0.6 * back), (-0.5 * depth - lean * back, back)], 13)
+    spine = smooth(
+        [
+            (depth / 2, -0.03),
+            (0.42 * depth, 0.0),
+            (0.0, -0.012),
+            (-0.34 * depth, 0.005),
+            (-0.5 * depth, 0.1),
+            (-0.5 * depth - lean * 0.6 * back, 0.6 * back),
+            (-0.5 * depth - lean * back, back),
+        ],
+        13,
+    )
     t = np.linspace(0, 1, 13)
     half = width / 2 * np.interp(t, [0, 0.12, 0.6, 0.88, 1], [0.84, 0.98, 1.0, 0.9, 0.7])
     rising = np.interp(t, [0, 0.1, 0.5, 1], [0.1, 0.5, 1.0, 0.7]) * cup
     turn = np.interp(t, [0.4, 0.75], [0.0, 1.0])  # the seat cups upwards, the back forwards
     across = np.linspace(-1, 1, 9)
-    rows = [np.column_stack([across * h, y + r * (1 - k) * across**2, z + r * k * across**2])
-            for (z, y), h, r, k in zip(spine, half, rising, turn, strict=True)]
+    rows = [
+        np.column_stack([across * h, y + r * (1 - k) * across**2, z + r * k * across**2])
+        for (z, y), h, r, k in zip(spine, half, rising, turn, strict=True)
+    ]
     d.add("seat", sheet(rows, 0.014).move(y=height), body)
 
 
@@ -232,6 +288,7 @@ def chair(d: Designer) -> None:
             d.add(part, piece.rotate("x", -recline).move(y=height, z=-depth / 2 + 0.03), finish)
     _seat_base(d, base, 0.9 * width, 0.9 * depth, top + 0.004, frame)
     _arms(d, arms, width, depth, height, frame, soft)
+    settle(d)
 
 
 BUILDERS = {"chair": chair}

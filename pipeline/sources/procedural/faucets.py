@@ -9,6 +9,7 @@ from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural import geometry as g
 from pipeline.sources.procedural.designer import CERAMIC, METAL, PAINT, PLASTIC, RUBBER, STONE, Designer
 from pipeline.sources.procedural.geometry import Geometry
+from pipeline.sources.procedural.joinery import settle
 
 DARK = {**RUBBER, "steel": METAL["steel"]}
 
@@ -35,14 +36,31 @@ def _spout_path(d: Designer, kind: str, size: float) -> Floats:
     if kind == "gooseneck":
         half = 0.5 * reach
         top = height + 0.3 * size
-        bend = g.arc(half, 180, 0, 14) + [half, top]
+        bend = g.arc(half, 180, 0, 14) + np.array([half, top])
         return np.concatenate([[(0, 0)], bend, [(reach, top - drop)]])
     if kind == "arched":
-        return g.smooth([(0, 0), (0.04 * reach, 0.55 * height), (0.4 * reach, 0.85 * height), (0.85 * reach, 0.75 * height),
-                         (reach, 0.75 * height - drop)], 18)
+        return g.smooth(
+            [
+                (0, 0),
+                (0.04 * reach, 0.55 * height),
+                (0.4 * reach, 0.85 * height),
+                (0.85 * reach, 0.75 * height),
+                (reach, 0.75 * height - drop),
+            ],
+            18,
+        )
     if kind == "swan":
-        return g.smooth([(0, 0), (-0.12 * reach, 0.5 * height), (0.1 * reach, 1.05 * height), (0.55 * reach, 1.15 * height), (0.9 * reach, 0.8 * height),
-                         (reach, 0.8 * height - drop)], 20)
+        return g.smooth(
+            [
+                (0, 0),
+                (-0.12 * reach, 0.5 * height),
+                (0.1 * reach, 1.05 * height),
+                (0.55 * reach, 1.15 * height),
+                (0.9 * reach, 0.8 * height),
+                (reach, 0.8 * height - drop),
+            ],
+            20,
+        )
     if kind == "angular":
         return np.array([(0, 0), (0, height), (reach, height), (reach, height - 0.6 * drop)])
     rise = 0.5 * height
@@ -64,7 +82,10 @@ def _handle(d: Designer, kind: str, size: float) -> Geometry:
     if kind == "cross":
         hub = g.cylinder(0.45 * r, 1.8 * r, segments=12).move(y=0.9 * r)
         bars = g.rod((-1.5 * r, 1.5 * r, 0), (1.5 * r, 1.5 * r, 0), 0.26 * r, sides=8)
-        knobs = [g.ellipsoid(0.4 * r, 0.4 * r, 0.4 * r, 8).move(x * 1.5 * r, 1.5 * r, z * 1.5 * r) for x, z in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+        knobs = [
+            g.ellipsoid(0.4 * r, 0.4 * r, 0.4 * r, 8).move(x * 1.5 * r, 1.5 * r, z * 1.5 * r)
+            for x, z in ((1, 0), (-1, 0), (0, 1), (0, -1))
+        ]
         return hub + bars + bars.rotate("y", 90) + knobs[0] + knobs[1] + knobs[2] + knobs[3]
     if kind == "wheel":
         rim = g.torus(1.3 * r, 0.22 * r, 20, 6).move(y=1.6 * r)
@@ -81,8 +102,13 @@ def _handle(d: Designer, kind: str, size: float) -> Geometry:
 
 def _spout(d: Designer, size: float, metal: Material) -> tuple[Floats, float]:
     """Add the spout with its mouth; returns its path of (z, y) points and its radius."""
-    kinds = {"gooseneck": "with a gooseneck spout", "arched": "with a low arched spout", "swan": "with a swan-neck spout",
-             "angular": "with an angular spout", "straight": "with a straight spout"}
+    kinds = {
+        "gooseneck": "with a gooseneck spout",
+        "arched": "with a low arched spout",
+        "swan": "with a swan-neck spout",
+        "angular": "with an angular spout",
+        "straight": "with a straight spout",
+    }
     kind = d.choice("spout", kinds, (0.27, 0.2, 0.13, 0.2, 0.2))
     path = _spout_path(d, kind, size)
     thick = size * d.uniform("spout_thickness", 0.035, 0.075)
@@ -104,21 +130,43 @@ def _spout(d: Designer, size: float, metal: Material) -> tuple[Floats, float]:
         length = 2.2 * thick if tip == "aerator" else size * d.uniform("sprayer_length", 0.14, 0.26)
         start, stop = end - 0.3 * length * step, end + 0.7 * length * step
         radii = (1.2 * thick, 1.2 * thick) if tip == "aerator" else (1.15 * thick, 1.5 * thick)
-        d.add("mouth", g.rod((0, start[1], start[0]), (0, stop[1], stop[0]), *radii, sides=14), d.material(METAL, RUBBER, PLASTIC))
+        d.add(
+            "mouth",
+            g.rod((0, start[1], start[0]), (0, stop[1], stop[0]), *radii, sides=14),
+            d.material(METAL, RUBBER, PLASTIC),
+        )
     return path, thick
 
 
 def _two_handles(d: Designer, size: float, thick: float, metal: Material, accent: Material) -> None:
     """A handle on either side: on a common bar above the deck, on one plate, or each on its own foot."""
-    kind = d.choice("grip", {"lever": "with two levers", "cross": "with two cross handles", "knob": "with two knobs", "wheel": "with two wheels"},
-                    (0.3, 0.3, 0.22, 0.18))
+    kind = d.choice(
+        "grip",
+        {
+            "lever": "with two levers",
+            "cross": "with two cross handles",
+            "knob": "with two knobs",
+            "wheel": "with two wheels",
+        },
+        (0.3, 0.3, 0.22, 0.18),
+    )
     apart = size * d.uniform("handle_distance", 0.28, 0.55)
     layout = d.choice("layout", {"separate": "", "plate": "on one plate", "bridge": "joined by a bridge"})
     lift = size * d.uniform("handle_height", 0.06, 0.24)
     piece = _handle(d, kind, size).rotate("y", d.uniform("handle_turn", 0, 90)).move(apart, lift)
     d.add("switch", piece.with_mirror(), accent)
     r = 1.5 * thick
-    post = g.lathe([(0, 0), (1.6 * r, 0), (1.5 * r, 0.02 * size), (0.8 * r, 0.06 * size), (0.8 * r, lift), (0, lift + 0.01 * size)], 16)
+    post = g.lathe(
+        [
+            (0, 0),
+            (1.6 * r, 0),
+            (1.5 * r, 0.02 * size),
+            (0.8 * r, 0.06 * size),
+            (0.8 * r, lift),
+            (0, lift + 0.01 * size),
+        ],
+        16,
+    )
     d.add("base", post.move(x=apart).with_mirror(), metal)
     if layout == "plate":
         outline = g.rounded_rectangle(2 * apart + 4.4 * r, 4.4 * r, 2.2 * r)
@@ -130,7 +178,9 @@ def _two_handles(d: Designer, size: float, thick: float, metal: Material, accent
 
 def _one_handle(d: Designer, size: float, thick: float, body: float, metal: Material, accent: Material) -> None:
     """A single lever: on top of the body behind the spout, at its side, or a joystick."""
-    place = d.choice("place", {"top": "with a lever on top", "side": "with a lever at its side", "deck": "with a separate lever"})
+    place = d.choice(
+        "place", {"top": "with a lever on top", "side": "with a lever at its side", "deck": "with a separate lever"}
+    )
     kind = d.choice("grip", ["lever", "blade", "knob"], (0.4, 0.42, 0.18))
     handle = _handle(d, kind, size)
     turn = d.uniform("handle_turn", -35, 35)
@@ -142,14 +192,28 @@ def _one_handle(d: Designer, size: float, thick: float, body: float, metal: Mate
         d.add("base", g.rod((0, y, 0), (2.2 * thick, y, 0), 1.1 * thick, sides=12), metal)
     else:
         x = size * d.uniform("handle_distance", 0.25, 0.42)
-        foot = g.lathe([(0, 0), (0.09 * size, 0), (0.08 * size, 0.03 * size), (0.05 * size, 0.05 * size), (0.05 * size, 0.1 * size), (0, 0.11 * size)], 16)
+        foot = g.lathe(
+            [
+                (0, 0),
+                (0.09 * size, 0),
+                (0.08 * size, 0.03 * size),
+                (0.05 * size, 0.05 * size),
+                (0.05 * size, 0.1 * size),
+                (0, 0.11 * size),
+            ],
+            16,
+        )
         d.add("switch", handle.rotate("y", turn).move(x=x, y=0.1 * size), accent)
         d.add("base", foot.move(x=x), metal)
 
 
 def _extras(d: Designer, size: float, metal: Material) -> None:
     """What else stands on the sink: a hand sprayer or a soap pump."""
-    extra = d.choice("extra", {"none": "", "sprayer": "with a hand sprayer beside it", "soap": "with a soap dispenser beside it"}, (0.68, 0.17, 0.15))
+    extra = d.choice(
+        "extra",
+        {"none": "", "sprayer": "with a hand sprayer beside it", "soap": "with a soap dispenser beside it"},
+        (0.68, 0.17, 0.15),
+    )
     if extra == "none":
         return
     x = -size * d.uniform("extra_distance", 0.62, 0.85)
@@ -169,17 +233,37 @@ def _wall_tap(d: Designer, size: float, metal: Material, accent: Material) -> No
     """A tap out of a wall: a level pipe, a valve with its handle, a spout that turns down."""
     reach, pipe = size * d.uniform("reach", 0.45, 0.9), size * d.uniform("pipe", 0.045, 0.08)
     bend, valve = size * d.uniform("bend", 0.12, 0.45), d.uniform("valve_position", 0.3, 0.6) * reach
-    path = np.concatenate([[(0, 0, 0), (0, 0, reach - 0.3 * bend)], g.smooth([(0, 0, reach), (0, -0.3 * bend, reach + 0.35 * bend), (0, -bend, reach + 0.4 * bend)], 8)])
+    path = np.concatenate(
+        [
+            [(0, 0, 0), (0, 0, reach - 0.3 * bend)],
+            g.smooth([(0, 0, reach), (0, -0.3 * bend, reach + 0.35 * bend), (0, -bend, reach + 0.4 * bend)], 8),
+        ]
+    )
     flare = np.concatenate([np.full(len(path) - 2, pipe), [pipe * 1.05, pipe * 1.25]])
     d.add("spout", g.tube(path, flare, 12), metal)
-    plate = d.choice("plate", {"round": "from a round wall plate", "square": "from a square wall plate", "wide": "from a wide wall plate"})
+    plate = d.choice(
+        "plate",
+        {"round": "from a round wall plate", "square": "from a square wall plate", "wide": "from a wide wall plate"},
+    )
     r, thin = size * d.uniform("plate_size", 0.13, 0.24), 0.04 * size
     if plate == "round":
-        d.add("base", g.lathe([(0, 0), (r, 0), (0.9 * r, thin), (0.4 * r, 1.8 * thin), (0, 1.8 * thin)], 24).rotate("x", 90), metal)
+        d.add(
+            "base",
+            g.lathe([(0, 0), (r, 0), (0.9 * r, thin), (0.4 * r, 1.8 * thin), (0, 1.8 * thin)], 24).rotate("x", 90),
+            metal,
+        )
     else:
         d.add("base", g.box(2 * r if plate == "square" else 4.5 * r, 2 * r, thin, 0.3 * thin), metal)
     body = g.ellipsoid(1.7 * pipe, 1.7 * pipe, 1.9 * pipe, 16).move(z=valve)
-    grip = d.choice("grip", {"wheel": "with a wheel handle", "cross": "with a cross handle", "lever": "with a lever", "knob": "with a knob"})
+    grip = d.choice(
+        "grip",
+        {
+            "wheel": "with a wheel handle",
+            "cross": "with a cross handle",
+            "lever": "with a lever",
+            "knob": "with a knob",
+        },
+    )
     if plate == "wide":
         handle = _handle(d, grip, size).rotate("x", 90).move(x=1.5 * r)
         d.add("switch", handle.with_mirror(), accent)
@@ -201,13 +285,21 @@ def faucet(d: Designer) -> None:
     else:
         path, thick = _spout(d, size, metal)
         wide = thick * d.uniform("body_width", 1.3, 2.1)
-        style = d.choice("body", {"column": "", "flared": "on a flared foot", "stepped": "on a stepped foot", "square": "on a square foot"})
+        style = d.choice(
+            "body",
+            {"column": "", "flared": "on a flared foot", "stepped": "on a stepped foot", "square": "on a square foot"},
+        )
         body = size * d.uniform("body_height", 0.18, 0.42)
         body = min(body, 0.9 * float(path[:, 1].max()))
-        profiles = {"column": [(1.5, 0), (1.5, 0.05), (1, 0.07), (1, 0.93), (0.8, 1.0)], "flared": [(2, 0), (1.9, 0.05), (1.2, 0.3), (0.85, 0.7), (0.9, 1.0)],
-                    "stepped": [(1.8, 0), (1.8, 0.1), (1.3, 0.14), (1.3, 0.4), (1.0, 0.46), (1.0, 0.8), (0.8, 1)]}
+        profiles = {
+            "column": [(1.5, 0), (1.5, 0.05), (1, 0.07), (1, 0.93), (0.8, 1.0)],
+            "flared": [(2, 0), (1.9, 0.05), (1.2, 0.3), (0.85, 0.7), (0.9, 1.0)],
+            "stepped": [(1.8, 0), (1.8, 0.1), (1.3, 0.14), (1.3, 0.4), (1.0, 0.46), (1.0, 0.8), (0.8, 1)],
+        }
         if style == "square":
-            foot = g.box(2 * wide, body, 2 * wide, 0.15 * wide).move(y=0.5 * body) + g.box(3 * wide, 0.05 * size, 3 * wide, 0.01 * size).move(y=0.025 * size)
+            foot = g.box(2 * wide, body, 2 * wide, 0.15 * wide).move(y=0.5 * body) + g.box(
+                3 * wide, 0.05 * size, 3 * wide, 0.01 * size
+            ).move(y=0.025 * size)
         else:
             foot = g.lathe(np.concatenate([[(0, 0)], np.array(profiles[style]) * [wide, body], [(0, body)]]), 20)
         d.add("base", foot, metal)
@@ -216,15 +308,7 @@ def faucet(d: Designer) -> None:
         else:
             _one_handle(d, size, thick, body, metal, accent)
         _extras(d, size, metal)
-    _rest(d)
-
-
-def _rest(d: Designer) -> None:
-    """Set the lowest point on y = 0 and the middle of the depth on z = 0."""
-    points = np.concatenate([p.vertices for p in d.primitives])
-    shift = np.array([0, points[:, 1].min(), 0.5 * (points[:, 2].min() + points[:, 2].max())])
-    for p in d.primitives:
-        p.vertices[:] -= shift
+    settle(d)
 
 
 BUILDERS = {"faucet": faucet}

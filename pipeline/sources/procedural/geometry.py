@@ -224,7 +224,7 @@ def tube(path: ArrayLike, radius: float | ArrayLike, sides: int = 12, caps: bool
 
 def rod(start: ArrayLike, end: ArrayLike, radius: float, end_radius: float | None = None, sides: int = 12) -> Geometry:
     """A straight round bar between two points, tapering to `end_radius`."""
-    return tube([start, end], [radius, radius if end_radius is None else end_radius], sides)
+    return tube(np.array([start, end], dtype=np.float64), [radius, radius if end_radius is None else end_radius], sides)
 
 
 def arc(radius: float, start: float, stop: float, count: int = 12) -> Floats:
@@ -252,4 +252,5 @@ def smooth(points: ArrayLike, count: int = 32, closed: bool = False) -> Floats:
     i = np.minimum(t.astype(np.int64), spans - 1)
     f = (t - i)[:, None]
     a, b, c, d = p[i], p[i + 1], p[i + 2], p[i + 3]
-    return 0.5 * (2 * b + (c - a) * f + (2 * a - 5 * b + 4 * c - d) * f**2 + (3 * b - a - 3 * c + d) * f**3)
+    curve: Floats = 0.5 * (2 * b + (c - a) * f + (2 * a - 5 * b + 4 * c - d) * f**2 + (3 * b - a - 3 * c + d) * f**3)
+    return curve

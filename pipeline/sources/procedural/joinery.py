@@ -6,11 +6,13 @@ All return outward-faced geometry in metres, +Y up, +Z front.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.mesh import Floats
+from pipeline.sources.procedural.designer import Designer
 from pipeline.sources.procedural.geometry import (
     Geometry,
     box,
@@ -26,13 +28,17 @@ from pipeline.sources.procedural.geometry import (
 )
 
 Span = tuple[float, float]
+_CUBE = box(1.0, 1.0, 1.0)
 
 
 def block(x: Span, y: Span, z: Span, bevel: float = 0.0) -> Geometry:
     """Axis-aligned box between limits."""
-    (x0, x1), (y0, y1), (z0, z1) = x, y, z
-    solid = box(x1 - x0, y1 - y0, z1 - z0, bevel)
-    return solid.move((x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2)
+    limits = np.array([x, y, z], dtype=np.float64)
+    size, middle = limits[:, 1] - limits[:, 0], limits.mean(1)
+    assert (size > 0).all(), f"inverted limits {x}, {y}, {z}"
+    if bevel <= 0:  # books and keys come by the hundred
+        return Geometry(_CUBE.vertices * size + middle, _CUBE.faces)
+    return box(float(size[0]), float(size[1]), float(size[2]), bevel).move(*middle)
 
 
 def merge(pieces: Iterable[Geometry]) -> Geometry:
@@ -43,13 +49,21 @@ def merge(pieces: Iterable[Geometry]) -> Geometry:
     return Geometry(np.concatenate([piece.vertices for piece in listed]), np.concatenate(faces))
 
 
+def settle(d: Designer) -> None:
+    """Shift all parts so that the shape stands on y = 0 with its bounds centred on x = z = 0."""
+    corners = np.array([(p.vertices.min(0), p.vertices.max(0)) for p in d.primitives])
+    low, high = corners[:, 0].min(0), corners[:, 1].max(0)
+    shift = np.array([(low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2])
+    d.primitives = [replace(p, vertices=p.vertices - shift) for p in d.primitives]
+
+
 def at_corners(piece: Geometry, x: float, z: float) -> Geometry:
     """The piece at (x, z) and mirrored to the three other corners: four legs."""
     return piece.move(x=x, z=z).with_mirror("x").with_mirror("z")
 
 
 def plate(outline: ArrayLike, bottom: float, top: float, bevel: float = 0.0) -> Geometry:
-    """A horizontal slab between two heights whose outline [M, 2] is given in (x, -z): its second axis runs backwards."""
+    """A horizontal slab between two heights; its outline [M, 2] is in (x, -z): the second axis runs backwards."""
     return extrude(outline, top - bottom, bevel=bevel).rotate("x", -90).move(y=(bottom + top) / 2)
 
 
@@ -60,10 +74,12 @@ def leg(kind: str, height: float, thickness: float, splay_x: float = 0.0, splay_
     """
     r = thickness / 2
     if kind == "square":
-        solid = box(thickness, height, thickness).move(y=height / 2)
+        solid = box(thickness, height, thickness, 0.12 * thickness).move(y=height / 2)
     elif kind == "tapered":
         square = np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]) * r
-        solid = loft([[(x * s, y, z * s) for x, z in square] for y, s in ((0.0, 0.5), (0.8 * height, 1.0), (height, 1.0))])
+        solid = loft(
+            [[(x * s, y, z * s) for x, z in square] for y, s in ((0.0, 0.5), (0.8 * height, 1.0), (height, 1.0))]
+        )
     elif kind == "round":
         solid = cylinder(0.7 * r, height, top_radius=1.1 * r, segments=10).move(y=height / 2)
     elif kind == "turned":
@@ -90,8 +106,10 @@ def pipe(points: ArrayLike, radius: float, bend: float, sides: int = 8) -> Geome
     path = [corners[:1]]
     for before, corner, after in zip(corners, corners[1:], corners[2:], strict=False):
         reach = [min(bend, 0.45 * float(np.linalg.norm(end - corner))) for end in (before, after)]
-        start, stop = (corner + (end - corner) * r / np.linalg.norm(end - corner)
-                       for end, r in zip((before, after), reach, strict=True))
+        start, stop = (
+            corner + (end - corner) * r / np.linalg.norm(end - corner)
+            for end, r in zip((before, after), reach, strict=True)
+        )
         t = np.linspace(0, 1, 4)[:, None]
         path.append((1 - t) ** 2 * start + 2 * t * (1 - t) * corner + t**2 * stop)
     return tube(np.concatenate([*path, corners[-1:]]), radius, sides)
@@ -105,8 +123,8 @@ def hoop(radius_x: float, radius_y: float, tube_radius: float, count: int = 20, 
 
 def cushion(width: float, height: float, depth: float, edge: float, crown: float = 0.0) -> Geometry:
     """A soft block centred at the origin: edges rounded over `edge` metres, both faces swelling by `crown`."""
-    edge = min(edge, 0.45 * height, 0.3 * min(width, depth))
     crown = min(crown, 0.3 * height)
+    edge = min(edge, 0.9 * (height / 2 - crown), 0.3 * min(width, depth))
     t = np.linspace(0, np.pi / 2, 3)
     inset = np.concatenate([edge * (1 - np.cos(t)), [0.28 * min(width, depth) + edge * 0.3]])
     level = np.concatenate([height / 2 - crown - edge * (1 - np.sin(t)), [height / 2]])
@@ -139,10 +157,12 @@ def sheet(surface: ArrayLike, thickness: float) -> Geometry:
 
 
 def bent_panel(width: Span, y: Span, curve: float, thickness: float, columns: int = 7) -> Geometry:
-    """An upright panel about z = 0, `width` metres wide at its bottom and top; its side edges come forward by `curve`."""
+    """An upright panel about z = 0, `width` wide at its bottom and top; its side edges come forward by `curve`."""
     across: Floats = np.linspace(-1, 1, columns)
-    rows = [np.column_stack([across * w / 2, np.full(columns, level), curve * across**2])
-            for w, level in zip(width, y, strict=True)]
+    rows = [
+        np.column_stack([across * w / 2, np.full(columns, level), curve * across**2])
+        for w, level in zip(width, y, strict=True)
+    ]
     return sheet(rows, thickness)
 
 
@@ -150,7 +170,8 @@ def handle(kind: str, size: float) -> Geometry:
     """A pull that stands out of the plane z = 0; `kind` is knob, bar (along x), ring or cup."""
     if kind == "knob":
         return ellipsoid(0.16 * size, 0.16 * size, 0.14 * size, 8).move(z=0.16 * size) + rod(
-            (0, 0, -0.004), (0, 0, 0.12 * size), 0.06 * size, sides=6)
+            (0, 0, -0.004), (0, 0, 0.12 * size), 0.06 * size, sides=6
+        )
     if kind == "bar":
         posts = box(0.09 * size, 0.09 * size, 0.26 * size).move(x=0.38 * size, z=0.1 * size).with_mirror()
         return posts + box(size, 0.11 * size, 0.1 * size).move(z=0.23 * size)

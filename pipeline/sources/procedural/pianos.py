@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, extrude, rod, smooth
-from pipeline.sources.procedural.joinery import at_corners, block, cushion, leg, merge, pipe, plate
+from pipeline.sources.procedural.joinery import at_corners, block, cushion, leg, merge, pipe, plate, settle
 
 OCTAVE = 0.165  # metres of keyboard an octave takes
 IVORY = Material("ivory", (0.84, 0.81, 0.72), 0.0, 0.4)
@@ -28,7 +28,9 @@ def _keyboard(d: Designer, octaves: int, top: float, front: float) -> None:
 def _pedals(d: Designer, front: float, height: float, metal: Material) -> None:
     """Two or three pedals reaching towards the player from z = `front`."""
     count = d.integer("pedals", 2, 3)
-    pedal = pipe([(0, height, front - 0.03), (0, height, front + 0.02), (0, height - 0.012, front + 0.09)], 0.009, 0.02, 6)
+    pedal = pipe(
+        [(0, height, front - 0.03), (0, height, front + 0.02), (0, height - 0.012, front + 0.09)], 0.009, 0.02, 6
+    )
     pedal = pedal.scale(x=1.6)
     d.add("pedal", merge(pedal.move(x=0.055 * (i - (count - 1) / 2)) for i in range(count)), metal)
 
@@ -43,7 +45,9 @@ def _music_desk(d: Designer, width: float, lean: float) -> Geometry:
 
 def _stool(d: Designer, front: float, body: Material) -> None:
     """The pianist's seat in front of the keys."""
-    kind = d.choice("stool", {"none": "", "bench": "with a bench", "stool": "with a round stool"}, weights=[0.45, 0.35, 0.2])
+    kind = d.choice(
+        "stool", {"none": "", "bench": "with a bench", "stool": "with a round stool"}, weights=[0.45, 0.35, 0.2]
+    )
     if kind == "none":
         return
     soft, height = d.material(LEATHER, FABRIC), d.uniform("stool_height", 0.44, 0.54)
@@ -57,7 +61,9 @@ def _stool(d: Designer, front: float, body: Material) -> None:
     else:
         d.add("stool", cylinder(0.18, 0.07, 0.165, 20).move(y=height - 0.035, z=z), soft)
         foot = rod((0, 0.12, 0), (0.2, 0.015, 0), 0.022, 0.015, sides=6)
-        stand = rod((0, 0.08, 0), (0, height - 0.06, 0), 0.03, sides=10) + merge(foot.rotate("y", a) for a in (45, 135, 225, 315))
+        stand = rod((0, 0.08, 0), (0, height - 0.06, 0), 0.03, sides=10) + merge(
+            foot.rotate("y", a) for a in (45, 135, 225, 315)
+        )
         d.add("stool", stand.move(z=z), body)
 
 
@@ -73,12 +79,20 @@ def _upright(d: Designer, octaves: int, body: Material) -> float:
     d.add("case", block((-half + 0.004, half - 0.004), (0.08, height - 0.02), (back, face - 0.012)), body)
     d.add("case", block((-half, half), (0, 0.1), (back + 0.004, face), 0.008), body)
     sides = block((inner, half), (0, height - 0.03), (back - 0.004, face + 0.01), 0.006)
-    arm = [(face - 0.1, keys - 0.13), (front, keys - 0.1), (front, keys + 0.015), (front - 0.06, keys + 0.05),
-           (face + 0.03, keys + 0.17 * d.uniform("cheek_rise", 0.4, 1.0)), (face - 0.1, keys + 0.2)]
+    arm = [
+        (face - 0.1, keys - 0.13),
+        (front, keys - 0.1),
+        (front, keys + 0.015),
+        (front - 0.06, keys + 0.05),
+        (face + 0.03, keys + 0.17 * d.uniform("cheek_rise", 0.4, 1.0)),
+        (face - 0.1, keys + 0.2),
+    ]
     cheeks = extrude([(-z, y) for z, y in arm], cheek).rotate("y", 90).move(x=(inner + half) / 2)
     d.add("case", (sides + cheeks).with_mirror(), body)
     d.add("case", block((-inner - 0.01, inner + 0.01), (keys - 0.09, keys - 0.026), (face - 0.05, front - 0.003)), body)
-    d.add("case", block((-inner - 0.005, inner + 0.005), (keys - 0.03, keys + 0.004), (front - 0.03, front - 0.006)), body)
+    d.add(
+        "case", block((-inner - 0.005, inner + 0.005), (keys - 0.03, keys + 0.004), (front - 0.03, front - 0.006)), body
+    )
     overhang = d.uniform("lid_overhang", 0.008, 0.04)
     lid = box(2 * half + 2 * overhang, 0.024, deep + 2 * overhang, 0.006).move(z=back + deep / 2)
     if d.choice("lid", {"closed": "", "open": "with its lid open"}, weights=[0.75, 0.25]) == "open":
@@ -97,7 +111,9 @@ def _upright(d: Designer, octaves: int, body: Material) -> float:
     tilt = d.uniform("fall_angle", 4, 25)
     d.add("lid", fall.rotate("x", -tilt).move(y=keys + 0.012, z=front - 0.165), body)
     if d.choice("music_desk", ["up", "away"]) == "up":
-        d.add("music desk", _music_desk(d, inner * d.uniform("desk_width", 0.7, 1.5), 8).move(y=keys + 0.17, z=0.06), body)
+        d.add(
+            "music desk", _music_desk(d, inner * d.uniform("desk_width", 0.7, 1.5), 8).move(y=keys + 0.17, z=0.06), body
+        )
     support = d.choice("legs", {"square": "", "turned": "on turned legs", "cabriole": "", "none": ""})
     if support != "none":
         post = leg(support, keys - 0.1, 0.075).move(x=half - 0.05, z=front - 0.06)
@@ -110,8 +126,16 @@ def _upright(d: Designer, octaves: int, body: Material) -> float:
 
 def _wing(half: float, front: float, tail: float, narrow: float, waist: float) -> Floats:
     """A grand's plan [M, 2] in (x, -z): straight bass side at -x, bent side at +x, tail `tail` metres behind z = 0."""
-    bent = smooth([(half, 0.1 * tail), (half, 0.25 * tail), (half * (0.95 - waist), 0.48 * tail),
-                   (half * (narrow - 0.1), 0.75 * tail), (half * (narrow - 0.55), 0.95 * tail)], 14)
+    bent = smooth(
+        [
+            (half, 0.1 * tail),
+            (half, 0.25 * tail),
+            (half * (0.95 - waist), 0.48 * tail),
+            (half * (narrow - 0.1), 0.75 * tail),
+            (half * (narrow - 0.55), 0.95 * tail),
+        ],
+        14,
+    )
     end = [(half * (narrow - 0.85), tail), (-0.82 * half, tail), (-0.95 * half, 0.985 * tail), (-half, 0.95 * tail)]
     return np.concatenate([[(-half, -front), (half, -front)], bent, end])
 
@@ -121,7 +145,7 @@ def _grand(d: Designer, octaves: int, body: Material) -> float:
     keys, rim = d.uniform("key_height", 0.69, 0.76), d.uniform("rim_height", 0.26, 0.36)
     length, cheek = d.uniform("case_length", 1.05, 2.1), d.uniform("cheek_width", 0.04, 0.08)
     narrow, waist = d.uniform("tail_width", 0.45, 0.85), d.uniform("waist", 0.0, 0.3)
-    metal, plate_metal = d.material(METAL), d.material(METAL, {"soundboard": WOOD["pine"]})
+    metal, plate_metal = d.material(METAL), d.material(METAL, {"pine": WOOD["pine"]})
     half = octaves * OCTAVE / 2 + 0.012 + cheek
     front, low = 0.36, keys - 0.1
     high = low + rim
@@ -131,9 +155,21 @@ def _grand(d: Designer, octaves: int, body: Material) -> float:
     d.add("case", extrude(outline, rim, [hole]).rotate("x", -90).move(y=low + rim / 2), body)
     d.add("case", plate(middle + (outline - middle) * 0.97, low + 0.01, high - 0.09), plate_metal)
     d.add("case", block((-half, half), (low - 0.002, keys - 0.026), (-0.05, front)), body)
-    d.add("case", block((half - cheek, half), (low + 0.01, keys + 0.06), (-0.02, front - 0.002), 0.012).with_mirror(), body)
-    d.add("case", block((-half + cheek / 2, half - cheek / 2), (keys - 0.03, keys + 0.004), (front - 0.03, front - 0.004)), body)
-    d.add("lid", box(2 * (half - cheek), 0.15, 0.016).move(y=0.075).rotate("x", -12).move(y=keys + 0.004, z=front - 0.185), body)
+    d.add(
+        "case",
+        block((half - cheek, half), (low + 0.01, keys + 0.06), (-0.02, front - 0.002), 0.012).with_mirror(),
+        body,
+    )
+    d.add(
+        "case",
+        block((-half + cheek / 2, half - cheek / 2), (keys - 0.03, keys + 0.004), (front - 0.03, front - 0.004)),
+        body,
+    )
+    d.add(
+        "lid",
+        box(2 * (half - cheek), 0.15, 0.016).move(y=0.075).rotate("x", -12).move(y=keys + 0.004, z=front - 0.185),
+        body,
+    )
     _grand_lid(d, half, length, narrow, waist, high, body)
     d.add("music desk", _music_desk(d, half * d.uniform("desk_width", 0.7, 1.2), 18).move(y=high, z=-0.1), body)
     support = d.choice("legs", {"square": "", "tapered": "", "turned": "on turned legs", "cabriole": ""})
@@ -148,7 +184,9 @@ def _grand(d: Designer, octaves: int, body: Material) -> float:
     return front
 
 
-def _grand_lid(d: Designer, half: float, length: float, narrow: float, waist: float, high: float, body: Material) -> None:
+def _grand_lid(
+    d: Designer, half: float, length: float, narrow: float, waist: float, high: float, body: Material
+) -> None:
     """The lid, flat on the rim or propped up along the bass side with its front flap folded back."""
     state = d.choice("lid", {"open": "with its lid open", "closed": "with its lid closed"}, weights=[0.65, 0.35])
     outline = _wing(half + 0.01, 0.015, length + 0.015, narrow, waist)
@@ -176,10 +214,9 @@ def piano(d: Designer) -> None:
     body_kind = d.choice("body", {"upright": "in an upright case", "grand": "with a grand's wing-shaped case"})
     octaves = d.integer("octaves", 5, 7)
     body = d.material(WOOD, PAINT)
-    start = len(d.primitives)
     front = (_upright if body_kind == "upright" else _grand)(d, octaves, body)
     _stool(d, front, body)
-    assert len(d.primitives) > start
+    settle(d)
 
 
 BUILDERS = {"piano": piano}

@@ -1,25 +1,37 @@
-"""Pots with plants in them: foliage is built a whole crown at a time, as thin closed leaves."""
+"""Potted plants: foliage is built a whole crown at a time, as thin closed leaves."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.mesh import Floats, Material
+from pipeline.mesh import Floats
 from pipeline.sources.procedural import geometry as g
-from pipeline.sources.procedural.designer import CERAMIC, METAL, PAINT, PLASTIC, STONE, WOOD, Designer, Finish
+from pipeline.sources.procedural.designer import PAINT, WOOD, Designer, Finish
 from pipeline.sources.procedural.geometry import Geometry
-from pipeline.sources.procedural.vessels import SEGMENTS, squared, vessel
+from pipeline.sources.procedural.vessels import SEGMENTS
 
 FOLIAGE: dict[str, Finish] = {
-    "green leaves": ("3f7f35", 0.0, 0.7), "dark green leaves": ("234f2b", 0.0, 0.6), "olive leaves": ("7d8442", 0.0, 0.8),
-    "bluish leaves": ("5e8f86", 0.0, 0.7), "red leaves": ("8a3440", 0.0, 0.7), "yellow leaves": ("c2a83a", 0.0, 0.8),
+    "green leaves": ("3f7f35", 0.0, 0.7),
+    "dark green leaves": ("234f2b", 0.0, 0.6),
+    "olive leaves": ("7d8442", 0.0, 0.8),
+    "bluish leaves": ("5e8f86", 0.0, 0.7),
+    "red leaves": ("8a3440", 0.0, 0.7),
+    "yellow leaves": ("c2a83a", 0.0, 0.8),
 }
-SOIL: dict[str, Finish] = {"soil": ("3a2b21", 0.0, 0.95), "sand": ("b79f78", 0.0, 0.95), "gravel": ("7d7a76", 0.0, 0.95)}
 
 
-def _leaves(root: Floats, azimuth: Floats, elevation: Floats, length: ArrayLike, width: float, droop: ArrayLike,
-            stations: int = 4) -> Geometry:
+def _leaves(
+    root: Floats,
+    azimuth: Floats,
+    elevation: Floats,
+    length: ArrayLike,
+    width: float,
+    droop: ArrayLike,
+    stations: int = 4,
+) -> Geometry:
     """L closed leaves at once: from `root` [L, 3] along angles [L] in radians, `length` [L] metres long.
 
     `width` and `droop` (how far the tip sinks) are shares of the length; each leaf has 8 * stations faces.
@@ -28,15 +40,24 @@ def _leaves(root: Floats, azimuth: Floats, elevation: Floats, length: ArrayLike,
     size = np.broadcast_to(np.asarray(length, dtype=np.float64), count)[:, None, None]
     sink = np.broadcast_to(np.asarray(droop, dtype=np.float64), count)[:, None, None]
     t = np.linspace(0, 1, stations)[:, None]
-    heading = np.stack([np.cos(elevation) * np.cos(azimuth), np.sin(elevation), np.cos(elevation) * np.sin(azimuth)], -1)[:, None]
+    heading = np.stack(
+        [np.cos(elevation) * np.cos(azimuth), np.sin(elevation), np.cos(elevation) * np.sin(azimuth)], -1
+    )[:, None]
     side = np.stack([-np.sin(azimuth), np.zeros(count), np.cos(azimuth)], -1)[:, None]
     spine = root[:, None] + size * (heading * t - sink * t**2 * [0, 1, 0])
     normal = np.cross(side, heading - 2 * sink * t * [0, 1, 0])
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     half = 0.5 * width * size * np.maximum(np.sin(np.pi * t**0.8), 0.12)
     keel = np.maximum(0.14 * half, 0.006 * size)
-    rings = np.stack([spine - side * half + normal * half * 0.3, spine - normal * keel, spine + side * half + normal * half * 0.3,
-                      spine + normal * keel], axis=2)
+    rings = np.stack(
+        [
+            spine - side * half + normal * half * 0.3,
+            spine - normal * keel,
+            spine + side * half + normal * half * 0.3,
+            spine + normal * keel,
+        ],
+        axis=2,
+    )
     faces = g.loft(rings[0]).faces
     ends = np.stack([rings[:, 0].mean(1), rings[:, -1].mean(1)], 1)
     vertices = np.concatenate([rings.reshape(count, -1, 3), ends], axis=1)
@@ -46,7 +67,7 @@ def _leaves(root: Floats, azimuth: Floats, elevation: Floats, length: ArrayLike,
 
 def _spread(d: Designer, count: int) -> Floats:
     """[count] azimuths by the golden angle, as real crowns grow, a little disturbed."""
-    return np.asarray(2.39996 * np.arange(count) + d.rng.normal(0, 0.2, count))
+    return np.asarray(2.39996 * np.arange(count) + d.rng.normal(0, 0.2, count), dtype=np.float64)
 
 
 def _ball(d: Designer, x: float, y: float, z: float) -> Geometry:
@@ -55,7 +76,8 @@ def _ball(d: Designer, x: float, y: float, z: float) -> Geometry:
 
     def rough(v: Floats) -> Floats:
         wave = np.sin(7 * v[:, 0] + a) + np.sin(8 * v[:, 1] + b) + np.sin(7 * v[:, 2] + c)
-        return v * (1 + 0.05 * wave)[:, None]
+        v *= (1 + 0.05 * wave)[:, None]
+        return v
 
     return g.ellipsoid(1, 1, 1, 16).warp(rough).scale(x, y, z)
 
@@ -67,8 +89,15 @@ def _bush(d: Designer, radius: float, size: float) -> None:
     azimuth, height = _spread(d, count), d.rng.random(count)
     root = np.stack([0.25 * radius * np.cos(azimuth), rise * size * 0.6 * height, 0.25 * radius * np.sin(azimuth)], -1)
     elevation = np.radians(d.rng.uniform(5, 35, count) + 50 * height)
-    leaves = _leaves(root, azimuth, elevation, size * d.rng.uniform(0.45, 0.75, count), d.uniform("leaf_width", 0.28, 0.6),
-                     d.uniform("droop", 0.05, 0.5), 5)
+    leaves = _leaves(
+        root,
+        azimuth,
+        elevation,
+        size * d.rng.uniform(0.45, 0.75, count),
+        d.uniform("leaf_width", 0.28, 0.6),
+        d.uniform("droop", 0.05, 0.5),
+        5,
+    )
     stem = g.rod((0, -0.05 * size, 0), (0, rise * size * 0.6, 0), 0.1 * radius, 0.05 * radius, 8)
     d.add("leaf", leaves, d.material(FOLIAGE))
     d.add("stem", stem, d.material(FOLIAGE, WOOD))
@@ -81,8 +110,15 @@ def _blades(d: Designer, radius: float, size: float) -> None:
     spread = 0.7 * radius * np.sqrt(d.rng.random(count))
     root = np.stack([spread * np.cos(azimuth), np.zeros(count), spread * np.sin(azimuth)], -1)
     low = d.uniform("lean", 35, 80)
-    leaves = _leaves(root, azimuth, np.radians(d.rng.uniform(low, 88, count)), size * d.rng.uniform(0.6, 1.15, count),
-                     d.uniform("leaf_width", 0.04, 0.16), d.uniform("droop", 0.0, 0.55), 6)
+    leaves = _leaves(
+        root,
+        azimuth,
+        np.radians(d.rng.uniform(low, 88, count)),
+        size * d.rng.uniform(0.6, 1.15, count),
+        d.uniform("leaf_width", 0.04, 0.16),
+        d.uniform("droop", 0.0, 0.55),
+        6,
+    )
     d.add("leaf", leaves, d.material(FOLIAGE))
 
 
@@ -91,8 +127,15 @@ def _trailing(d: Designer, radius: float, size: float) -> None:
     count = d.integer("num_leaves", 18, 44)
     azimuth = _spread(d, count)
     root = np.stack([0.4 * radius * np.cos(azimuth), np.zeros(count), 0.4 * radius * np.sin(azimuth)], -1)
-    leaves = _leaves(root, azimuth, np.radians(d.rng.uniform(30, 75, count)), (radius + 0.4 * size) * d.rng.uniform(0.7, 1.2, count),
-                     d.uniform("leaf_width", 0.12, 0.3), d.uniform("droop", 0.7, 1.25) * d.rng.uniform(0.7, 1.1, count), 7)
+    leaves = _leaves(
+        root,
+        azimuth,
+        np.radians(d.rng.uniform(30, 75, count)),
+        (radius + 0.4 * size) * d.rng.uniform(0.7, 1.2, count),
+        d.uniform("leaf_width", 0.12, 0.3),
+        d.uniform("droop", 0.7, 1.25) * d.rng.uniform(0.7, 1.1, count),
+        7,
+    )
     d.add("leaf", leaves, d.material(FOLIAGE))
 
 
@@ -103,7 +146,9 @@ def _rosette(d: Designer, radius: float, size: float) -> None:
     root = np.zeros((count, 3)) + np.stack([0 * inward, 0.12 * size * inward, 0 * inward], -1)
     elevation = np.radians(12 + d.uniform("closing", 40, 72) * inward)
     reach = (1.05 * radius + 0.2 * size) * (1 - 0.6 * inward)
-    leaves = _leaves(root, azimuth, elevation, reach, d.uniform("leaf_width", 0.3, 0.5), -d.uniform("curl", 0.05, 0.35), 4)
+    leaves = _leaves(
+        root, azimuth, elevation, reach, d.uniform("leaf_width", 0.3, 0.5), -d.uniform("curl", 0.05, 0.35), 4
+    )
     d.add("leaf", leaves, d.material(FOLIAGE))
 
 
@@ -116,7 +161,11 @@ def _cactus(d: Designer, radius: float, size: float) -> None:
 
     def column(r: float, h: float) -> Geometry:
         t = np.linspace(0, np.pi / 2, 7)
-        profile = [(0, 0), (0.8 * r, 0), *np.stack([r * np.cos(t), (h - 0.8 * r) * 0.6 + (0.4 * (h - 0.8 * r) + 0.8 * r) * np.sin(t)], -1)]
+        profile = [
+            (0, 0),
+            (0.8 * r, 0),
+            *np.stack([r * np.cos(t), (h - 0.8 * r) * 0.6 + (0.4 * (h - 0.8 * r) + 0.8 * r) * np.sin(t)], -1),
+        ]
 
         def ribbed(v: Floats) -> Floats:
             v[:, [0, 2]] *= (1 + 0.13 * np.cos(ribs * np.arctan2(v[:, 2], v[:, 0])))[:, None]
@@ -129,8 +178,10 @@ def _cactus(d: Designer, radius: float, size: float) -> None:
     for arm in range(num_arms):
         turn, r = 360 * arm / num_arms + float(d.rng.uniform(-30, 30)), 0.42 * wide
         y, out, up = tall * d.rng.uniform(0.3, 0.55), wide + 1.3 * r, tall * d.rng.uniform(0.25, 0.45)
-        elbow = g.smooth([(0.5 * wide, y, 0), (out, y + 0.1 * r, 0), (out + 0.5 * r, y + 1.2 * r, 0), (out + 0.5 * r, y + up, 0)], 10)
-        path = np.concatenate([elbow, elbow[-1:] + [(0, 0.5 * r, 0)], elbow[-1:] + [(0, 0.75 * r, 0)]])
+        elbow = g.smooth(
+            [(0.5 * wide, y, 0), (out, y + 0.1 * r, 0), (out + 0.5 * r, y + 1.2 * r, 0), (out + 0.5 * r, y + up, 0)], 10
+        )
+        path = np.concatenate([elbow, elbow[-1:] + np.array([(0, 0.5 * r, 0), (0, 0.75 * r, 0)])])
         radii = np.concatenate([np.full(len(elbow), r), [0.75 * r, 0.3 * r]])
         d.add("arm", g.tube(path, radii, 12).rotate("y", turn), green)
     if d.choice("bloom", {"none": "", "bloom": "in bloom"}, (0.6, 0.4)) == "bloom":
@@ -142,7 +193,9 @@ def _cactus(d: Designer, radius: float, size: float) -> None:
 def _flowers(d: Designer, radius: float, size: float) -> None:
     """Blossoms on separate stems above a crown of leaves."""
     count = d.integer("num_flowers", 1, 7)
-    kind = d.choice("blossom", {"daisy": "with open blossoms", "tulip": "with closed blossoms", "ball": "with round blossoms"})
+    kind = d.choice(
+        "blossom", {"daisy": "with open blossoms", "tulip": "with closed blossoms", "ball": "with round blossoms"}
+    )
     head = size * d.uniform("blossom_size", 0.13, 0.26) * (1.5 if count == 1 else 1.0)
     lean = d.uniform("lean", 8, 32)
     azimuth = _spread(d, count)
@@ -151,14 +204,26 @@ def _flowers(d: Designer, radius: float, size: float) -> None:
         angle = np.radians(90 - lean * np.sqrt(i / count))
         direction = np.array([np.cos(angle) * np.cos(azimuth[i]), np.sin(angle), np.cos(angle) * np.sin(azimuth[i])])
         top = size * d.rng.uniform(0.7, 1.05) * direction
-        stems.append(g.tube(g.smooth([0.2 * radius * direction * [1, 0, 1], 0.5 * top * [0.8, 1, 0.8], top], 5), 0.05 * radius, 6))
+        stems.append(
+            g.tube(
+                g.smooth([0.2 * radius * direction * [1, 0, 1], 0.5 * top * [0.8, 1, 0.8], top], 5), 0.05 * radius, 6
+            )
+        )
         x, y, z = top
         if kind == "daisy":
             around = np.linspace(0, 2 * np.pi, 8)[:-1]
-            flower = _leaves(np.zeros((7, 3)), around, np.full(7, 0.25), head, 0.55, 0.15).rotate("x", float(d.rng.uniform(15, 55)))
+            flower = _leaves(np.zeros((7, 3)), around, np.full(7, 0.25), head, 0.55, 0.15).rotate(
+                "x", float(d.rng.uniform(15, 55))
+            )
             hearts.append(g.ellipsoid(0.3 * head, 0.2 * head, 0.3 * head, 8).move(x, y + 0.05 * head, z))
         elif kind == "tulip":
-            flower = g.lathe(np.array([(0, -0.1), (0.35, 0), (0.5, 0.35), (0.45, 0.7), (0.5, 1.0), (0.38, 1.0), (0.3, 0.5), (0, 0.3)]) * head, 8)
+            flower = g.lathe(
+                np.array(
+                    [(0, -0.1), (0.35, 0), (0.5, 0.35), (0.45, 0.7), (0.5, 1.0), (0.38, 1.0), (0.3, 0.5), (0, 0.3)]
+                )
+                * head,
+                8,
+            )
         else:
             flower = _ball(d, 0.6 * head, 0.55 * head, 0.6 * head)
         petals.append(flower.move(x, y, z))
@@ -168,14 +233,30 @@ def _flowers(d: Designer, radius: float, size: float) -> None:
     if hearts:
         d.add("flower centre", sum(hearts[1:], hearts[0]), d.material(PAINT))
     low = _spread(d, 12)
-    leaves = _leaves(np.zeros((12, 3)), low, np.radians(d.rng.uniform(25, 65, 12)), 0.9 * radius + 0.15 * size, 0.3, d.uniform("droop", 0.1, 0.6), 5)
+    leaves = _leaves(
+        np.zeros((12, 3)),
+        low,
+        np.radians(d.rng.uniform(25, 65, 12)),
+        0.9 * radius + 0.15 * size,
+        0.3,
+        d.uniform("droop", 0.1, 0.6),
+        5,
+    )
     d.add("leaf", leaves, green)
 
 
 def _tree(d: Designer, radius: float, size: float) -> None:
     """A small tree: trimmed balls or a cone on a trunk, or a palm."""
-    crown = d.choice("crown", {"ball": "trimmed to a ball", "tiers": "trimmed in tiers", "cone": "trimmed to a cone", "palm": "like a palm",
-                               "cloud": "with several crowns"})
+    crown = d.choice(
+        "crown",
+        {
+            "ball": "trimmed to a ball",
+            "tiers": "trimmed in tiers",
+            "cone": "trimmed to a cone",
+            "palm": "like a palm",
+            "cloud": "with several crowns",
+        },
+    )
     trunk = size * d.uniform("trunk", 0.45, 0.9)
     bend = size * d.uniform("bend", -0.15, 0.15)
     wide = max(size * d.uniform("crown_width", 0.28, 0.5), 0.8 * radius)
@@ -188,91 +269,43 @@ def _tree(d: Designer, radius: float, size: float) -> None:
             d.add("leaf", _ball(d, r * wide, 0.5 * r * wide, r * wide).move(y=trunk + 0.75 * i * wide), green)
         path[-1] += (0, 1.5 * wide, 0)
     elif crown == "cone":
-        d.add("leaf", g.lathe([(0, 0), (0.9 * wide, 0.05 * wide), (wide, 0.3 * wide), (0.06 * wide, 2.6 * wide), (0, 2.6 * wide)], 20)
-              .move(y=0.6 * trunk), green)
+        d.add(
+            "leaf",
+            g.lathe(
+                [(0, 0), (0.9 * wide, 0.05 * wide), (wide, 0.3 * wide), (0.06 * wide, 2.6 * wide), (0, 2.6 * wide)], 20
+            ).move(y=0.6 * trunk),
+            green,
+        )
     elif crown == "palm":
         count = d.integer("num_leaves", 9, 22)
         rise = np.radians(d.rng.uniform(15, 75, count))
-        d.add("leaf", _leaves(np.zeros((count, 3)), _spread(d, count), rise, 1.6 * wide * d.rng.uniform(0.8, 1.1, count), 0.22, 0.7, 7)
-              .move(y=trunk), green)
+        d.add(
+            "leaf",
+            _leaves(
+                np.zeros((count, 3)), _spread(d, count), rise, 1.6 * wide * d.rng.uniform(0.8, 1.1, count), 0.22, 0.7, 7
+            ).move(y=trunk),
+            green,
+        )
     else:
         for i in range(d.integer("num_crowns", 2, 4)):
             a, r = 2.4 * i + float(d.rng.uniform(0, 1)), 0.6 * wide * float(d.rng.uniform(0.7, 1.1))
-            x, y, z = 0.85 * wide * np.cos(a), trunk + 0.4 * wide * float(d.rng.uniform(-0.6, 1.2)), 0.85 * wide * np.sin(a)
+            x, y, z = (
+                0.85 * wide * np.cos(a),
+                trunk + 0.4 * wide * float(d.rng.uniform(-0.6, 1.2)),
+                0.85 * wide * np.sin(a),
+            )
             d.add("leaf", _ball(d, r, 0.6 * r, r).move(x, y, z), green)
             d.add("branch", g.rod((0, 0.6 * trunk, 0), (x, y, z), 0.05 * radius + 0.01 * size, 0.02 * size, 6), bark)
     d.add("trunk", g.tube(path, np.linspace(0.16, 0.1, len(path)) * radius, 8), bark)
 
 
-def _pot(d: Designer, height: float, radius: float, material: Material) -> tuple[float, float, float]:
-    """Add the pot; returns the soil's height and half sizes in x and z."""
-    kinds = {"rimmed": "with a thick rim", "cylinder": "", "bowl": "like a bowl", "urn": "on a foot", "belly": "with a rounded belly",
-             "square": "with a square pot", "hexagonal": "with a hexagonal pot", "trough": "with a long trough"}
-    kind = d.choice("pot", kinds, (0.2, 0.12, 0.13, 0.11, 0.13, 0.12, 0.09, 0.1))
-    taper = d.uniform("taper", 0.55, 0.95)
-    t = np.linspace(0, 1, 8)
-    straight = taper + (1 - taper) * t
-    if kind == "rimmed":
-        points = [(taper, 0), (taper + 0.76 * (1 - taper), 0.76), (1.08, 0.78), (1.12, 1.0)]
-        side = np.array(points)
-    elif kind == "urn":
-        side = np.array([(0.6, 0), (0.6, 0.08), (0.3, 0.16), (0.3, 0.26), (0.62, 0.36), (0.85, 0.55), (0.84, 0.8), (1.0, 0.95), (1.02, 1.0)])
-    else:
-        bulge = {"bowl": 0.5 + 0.5 * np.sin(0.5 * np.pi * t), "belly": straight + 0.3 * np.sin(np.pi * t)}.get(kind, straight)
-        side = np.stack([bulge, t if kind in ("bowl", "belly") else t], -1)
-        side = side if kind in ("bowl", "belly") else side[[0, -1]]
-    segments = 6 if kind == "hexagonal" else SEGMENTS
-    stretch = d.uniform("length", 1.6, 2.6) if kind == "trough" else 1.0
-    side = side * [radius, height]
-    body = vessel(side, 0.09 * radius, 0.3 * height, segments)
-    level = 0.88 * height
-    inside = float(np.interp(level, side[:, 1], side[:, 0])) - 0.05 * radius
-    soil = g.cylinder(inside, 0.04 * height, segments=segments).move(y=level)
-    if kind in ("square", "trough"):
-        body, soil = squared(body, height, 2 * height), squared(soil, height, 2 * height)
-    d.add("pot", body.scale(x=stretch), material)
-    d.add("soil", soil.scale(x=stretch), d.material(SOIL))
-    stand = d.choice("stand", {"none": "", "saucer": "on a saucer", "legs": "on a stand with legs", "feet": "on small feet"},
-                     (0.45, 0.25, 0.15, 0.15))
-    low = float(side[0, 0])
-    drop = 0.0
-    if stand == "saucer":
-        plate = vessel([(low, 0), (1.35 * low, 0.14 * height)], 0.07 * radius, 0.06 * height, segments)
-        d.add("saucer", plate.scale(x=stretch).move(y=-0.061 * height), d.material(STONE, CERAMIC, PLASTIC))
-    elif stand != "none":
-        drop = height * (d.uniform("leg_length", 0.4, 1.1) if stand == "legs" else 0.1)
-        spread, thick = 0.75 * low, 0.07 * radius if stand == "legs" else 0.16 * radius
-        turns = np.radians([45, 135, 225, 315])
-        reach = spread * (1.0 if stand == "feet" else 1.25)
-        legs = [g.rod((reach * np.cos(a) * stretch, -drop, reach * np.sin(a)),
-                      (spread * np.cos(a) * stretch, 0.02 * height, spread * np.sin(a)), thick, sides=8) for a in turns]
-        d.add("leg", sum(legs[1:], legs[0]), d.material(WOOD, METAL))
-        if stand == "legs":
-            d.add("leg", g.cylinder(1.05 * low, 0.05 * height, segments=segments).scale(x=stretch).move(y=-0.03 * height), d.material(WOOD, METAL))
-    return level, inside * stretch, inside
-
-
-def flowerpot(d: Designer) -> None:
-    """A pot with soil and a plant; the plant may hang below the rim."""
-    height = d.uniform("pot_height", 0.1, 0.34)
-    radius = height * d.uniform("pot_width", 0.36, 0.85)
-    level, half_length, half = _pot(d, height, radius, d.material(STONE, CERAMIC, PLASTIC, WOOD, METAL))
-    size = height * d.uniform("plant_height", 0.8, 2.6)
-    kinds = {"bush": "holding a leafy plant", "blades": "holding tall grass-like leaves", "trailing": "holding a trailing plant",
-             "rosette": "holding a succulent", "cactus": "holding a cactus", "flowers": "holding flowers", "tree": "holding a small tree"}
-    plants = {"bush": _bush, "blades": _blades, "trailing": _trailing, "rosette": _rosette, "cactus": _cactus, "flowers": _flowers,
-              "tree": _tree}
-    first = len(d.primitives)
-    plants[d.choice("plant", kinds, (0.17, 0.15, 0.12, 0.1, 0.14, 0.18, 0.14))](d, half, size)
-    _settle(d, first, level, half_length / half)
-
-
-def _settle(d: Designer, first: int, level: float, stretch: float) -> None:
-    """Set the plant (primitives from `first` on) on the soil, drawn out along a trough, and the whole on y = 0."""
-    lowest = min(float(p.vertices[:, 1].min()) for p in d.primitives[:first])
-    for i, p in enumerate(d.primitives):
-        grown = p.vertices * [1 + 0.6 * (stretch - 1), 1, 1] + [0, level, 0] if i >= first else p.vertices
-        p.vertices[:] = grown - [0, lowest, 0]
-
-
-BUILDERS = {"flowerpot": flowerpot}
+# What grows in a pot: each adds itself from y = 0 upwards, given the soil's radius and the plant's rough height.
+PLANTS: dict[str, Callable[[Designer, float, float], None]] = {
+    "bush": _bush,
+    "blades": _blades,
+    "trailing": _trailing,
+    "rosette": _rosette,
+    "cactus": _cactus,
+    "flowers": _flowers,
+    "tree": _tree,
+}

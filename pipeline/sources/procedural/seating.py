@@ -6,8 +6,8 @@ import numpy as np
 
 from pipeline.mesh import Material
 from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, STONE, WOOD, Designer
-from pipeline.sources.procedural.geometry import Geometry, box, rounded_rectangle, smooth
-from pipeline.sources.procedural.joinery import at_corners, block, cushion, leg, merge, pipe, plate
+from pipeline.sources.procedural.geometry import Geometry, box, rounded_rectangle
+from pipeline.sources.procedural.joinery import at_corners, block, cushion, leg, merge, pipe, plate, settle
 
 
 def _sofa_arm(kind: str, width: float, height: float, depth: float) -> Geometry:
@@ -18,9 +18,14 @@ def _sofa_arm(kind: str, width: float, height: float, depth: float) -> Geometry:
         pad = cushion(width, depth, height, 0.4 * width).rotate("x", 90)
         return pad.move(x=width / 2, y=height / 2)
     if kind == "sloped":
-        outline = [(-depth / 2, 0), (depth / 2, 0), (0.48 * depth, 0.62 * height), (-0.3 * depth, height),
-                   (-depth / 2, height)]
-        panel = plate(outline, 0, width + 0.01).rotate("x", 90)  # back to upright: outline in (x, y) along z
+        slope = [
+            (-depth / 2, 0),
+            (depth / 2, 0),
+            (0.48 * depth, 0.62 * height),
+            (-0.3 * depth, height),
+            (-depth / 2, height),
+        ]
+        panel = plate(slope, 0, width + 0.01).rotate("x", 90)  # back to upright: outline in (x, y) along z
         return panel.rotate("y", -90).move(x=width)
     assert kind == "rolled", kind
     scroll = 0.62 * width
@@ -41,16 +46,20 @@ def _sofa_base(d: Designer, half: float, depth: float, height: float, wood: Mate
     elif base == "plinth":
         d.add("base", block((inset - half, half - inset), (0, height + 0.01), (-z, z)), wood)
     elif base == "skirt":
-        d.add("skirt", block((0.004 - half, half - 0.004), (0, height + 0.01), (0.004 - depth / 2, depth / 2 - 0.004)), soft)
+        d.add(
+            "skirt",
+            block((0.004 - half, half - 0.004), (0, height + 0.01), (0.004 - depth / 2, depth / 2 - 0.004)),
+            soft,
+        )
     else:
         u = half - inset
         run = [(u, height + 0.01, -z), (u, 0.014, -z), (u, 0.014, z), (u, height + 0.01, z)]
         d.add("leg", pipe(run, 0.014, 0.03).with_mirror(), wood)
 
 
-def _sofa_back(d: Designer, style: str, seats: int, width: float, rise: float, body: Material, loose: Material) -> list[
-    tuple[str, Geometry, Material]
-]:
+def _sofa_back(
+    d: Designer, style: str, seats: int, width: float, rise: float, body: Material, loose: Material
+) -> list[tuple[str, Geometry, Material]]:
     """The back above the seat: its front near z = 0, standing on y = 0, `width` metres between the arms."""
     thick = d.uniform("back_thickness", 0.1, 0.2)
     each = width / seats
@@ -60,7 +69,7 @@ def _sofa_back(d: Designer, style: str, seats: int, width: float, rise: float, b
         return [("back", pad.move(y=rise / 2 - 0.05, z=-thick / 2), body)]
     if style == "channels":
         count = seats * d.integer("channels", 2, 4)
-        pad = cushion(width / count * 1.03, thick, rise + 0.1, 0.03).rotate("x", 90).move(y=rise / 2 - 0.05, z=-thick / 2)
+        pad = box(0.996 * width / count, rise + 0.1, thick, 0.03).move(y=rise / 2 - 0.05, z=-thick / 2)
         return [("back", merge(pad.move(x=(i + 0.5 - count / 2) * width / count) for i in range(count)), body)]
     if style == "camel":
         hump = d.uniform("hump", 0.1, 0.35)
@@ -69,10 +78,14 @@ def _sofa_back(d: Designer, style: str, seats: int, width: float, rise: float, b
         outline = np.concatenate([[(-width / 2, -0.1), (width / 2, -0.1)], crest[::-1]])
         return [("back", plate(outline, -thick, -0.02, 0.03).rotate("x", 90), body)]
     if style == "frame":
-        bars = [block((-width / 2, width / 2), (0.25 * rise, 0.32 * rise), (-thick, 0.03 - thick)),
-                block((-width / 2, width / 2), (0.88 * rise, 0.95 * rise), (-thick, 0.03 - thick))]
-        posts = [block((x - 0.02, x + 0.02), (-0.15, 0.95 * rise), (-0.01 - thick, 0.022 - thick))
-                 for x in np.linspace(-width / 2 + 0.03, width / 2 - 0.03, seats + 1)]
+        bars = [
+            block((-width / 2, width / 2), (0.25 * rise, 0.32 * rise), (-thick, 0.03 - thick)),
+            block((-width / 2, width / 2), (0.88 * rise, 0.95 * rise), (-thick, 0.03 - thick)),
+        ]
+        posts = [
+            block((x - 0.02, x + 0.02), (-0.15, 0.95 * rise), (-0.01 - thick, 0.022 - thick))
+            for x in np.linspace(-width / 2 + 0.03, width / 2 - 0.03, seats + 1)
+        ]
         rest = merge(bars + posts)
     pad = cushion(0.99 * each, 0.75 * thick, rise, 0.06, 0.025).rotate("x", 90).move(y=rise / 2 + 0.01, z=-0.25 * thick)
     pads = merge(pad.move(x=(i + 0.5 - seats / 2) * each) for i in range(seats))
@@ -90,13 +103,37 @@ def _throws(d: Designer, width: float, seat: float, depth: float) -> None:
 
 def sofa(d: Designer) -> None:
     """An upholstered seat for one to four: 5 arms, 5 backs, sometimes with a chaise."""
-    seats = int(d.choice("seats", {"1": "for one", "2": "with two seats", "3": "with three seats", "4": "with four seats"},
-                         weights=[0.1, 0.37, 0.38, 0.15]))
-    arms = d.choice("arms", {"square": "with square arms", "padded": "with padded arms", "sloped": "with sloping arms",
-                             "rolled": "with rolled arms", "none": "without arms"})
-    style = d.choice("back", {"cushions": "with loose back cushions", "tight": "", "channels": "with a channelled back",
-                              "camel": "with a curved back", "frame": "with an open frame"})
-    chaise = seats > 1 and d.choice("layout", {"straight": "", "chaise": "with a chaise end"}, weights=[0.75, 0.25]) == "chaise"
+    seats = int(
+        d.choice(
+            "seats",
+            {"1": "for one", "2": "with two seats", "3": "with three seats", "4": "with four seats"},
+            weights=[0.1, 0.37, 0.38, 0.15],
+        )
+    )
+    arms = d.choice(
+        "arms",
+        {
+            "square": "with square arms",
+            "padded": "with padded arms",
+            "sloped": "with sloping arms",
+            "rolled": "with rolled arms",
+            "none": "without arms",
+        },
+    )
+    style = d.choice(
+        "back",
+        {
+            "cushions": "with loose back cushions",
+            "tight": "",
+            "channels": "with a channelled back",
+            "camel": "with a curved back",
+            "frame": "with an open frame",
+        },
+    )
+    chaise = (
+        seats > 1
+        and d.choice("layout", {"straight": "", "chaise": "with a chaise end"}, weights=[0.75, 0.25]) == "chaise"
+    )
     each, depth = d.uniform("seat_width", 0.5, 0.8), d.uniform("depth", 0.72, 1.05)
     seat, lift = d.uniform("seat_height", 0.36, 0.5), d.uniform("base_height", 0.05, 0.17)
     rise, arm_rise = d.uniform("back_height", 0.28, 0.58), d.uniform("arm_height", 0.1, 0.28)
@@ -104,12 +141,20 @@ def sofa(d: Designer) -> None:
     soft_height = d.uniform("cushion_thickness", 0.1, 0.2)
     width = each * seats * (1.25 if seats == 1 else 1.0)
     body = d.material(FABRIC, LEATHER)
-    loose = d.material(FABRIC) if d.choice("cushion_cover", ["same", "contrast"], weights=[0.7, 0.3]) == "contrast" else body
+    loose = (
+        d.material(FABRIC)
+        if d.choice("cushion_cover", ["same", "contrast"], weights=[0.7, 0.3]) == "contrast"
+        else body
+    )
     wood = d.material(WOOD, METAL)
     outer = width / 2 + (arm_width if arms != "none" else 0.0)
     deck = seat - 0.75 * soft_height
     body_finish = wood if style == "frame" else body
-    d.add("seat", block((-width / 2 - 0.012, width / 2 + 0.012), (lift, deck), (-depth / 2, depth / 2 - 0.006), 0.012), body)
+    d.add(
+        "seat",
+        block((-width / 2 - 0.012, width / 2 + 0.012), (lift, deck), (-depth / 2, depth / 2 - 0.006), 0.012),
+        body,
+    )
     pad_depth, single = 0.8 * depth, seats > 1 and d.choice("seat_cushion", ["one", "each"]) == "one"
     count = 1 if single else seats
     pad = cushion(0.99 * width / count, soft_height, pad_depth, 0.05, 0.02)
@@ -131,6 +176,7 @@ def sofa(d: Designer) -> None:
         d.add("leg", feet.move(x=x, z=front - 0.06), wood)
     _throws(d, width, seat, depth)
     _sofa_base(d, outer, depth, lift, wood, body)
+    settle(d)
 
 
 def _bench_legs(d: Designer, kind: str, half: float, depth: float, top: float, frame: Material) -> None:
@@ -145,7 +191,7 @@ def _bench_legs(d: Designer, kind: str, half: float, depth: float, top: float, f
             d.add("apron", block((-x, x), (top - 0.06, top + 0.001), (-z, z)), frame)
     elif kind == "trestle":
         foot = block((x - thick / 2, x + thick / 2), (0, 0.06), (-depth / 2, depth / 2), 0.01)
-        upright = block((x - thick / 2 + 0.004, x + thick / 2 - 0.004), (0.05, top), (-0.3 * depth, 0.3 * depth))
+        upright = block((x - thick / 2 + 0.004, x + thick / 2 - 0.004), (0.05, top), (-0.3 * depth, 0.3 * depth), 0.008)
         d.add("leg", (foot + upright).with_mirror(), frame)
         d.add("stretcher", block((-x, x), (0.35 * top, 0.35 * top + 0.06), (-0.018, 0.018)), frame)
     elif kind == "slabs":
@@ -157,7 +203,7 @@ def _bench_legs(d: Designer, kind: str, half: float, depth: float, top: float, f
         d.add("leg", loop.with_mirror() + box(2 * x, 1.6 * r, 1.6 * r).move(y=top - r), frame)
     else:
         assert kind == "crossed", kind
-        beam = box(0.8 * thick, np.hypot(top, 1.7 * z) + 0.02, 0.6 * thick)
+        beam = box(0.8 * thick, np.hypot(top, 1.7 * z) + 0.02, 0.6 * thick, 0.006)
         angle = np.degrees(np.arctan2(1.7 * z, top))
         cross = beam.rotate("x", angle) + beam.rotate("x", -angle).move(x=0.5 * thick)
         cross = cross.move(x=x, y=top / 2).warp(lambda v: np.clip(v, [-np.inf, 0.0, -np.inf], [np.inf, top, np.inf]))
@@ -165,11 +211,13 @@ def _bench_legs(d: Designer, kind: str, half: float, depth: float, top: float, f
         d.add("stretcher", box(2 * x, 0.035, 0.035).move(y=top / 2), frame)
 
 
-def _bench_seat(d: Designer, kind: str, length: float, depth: float, height: float, thick: float, finish: Material) -> None:
+def _bench_seat(
+    d: Designer, kind: str, length: float, depth: float, height: float, thick: float, finish: Material
+) -> None:
     if kind == "slatted":
         count = d.integer("seat_slats", 3, 7)
         pitch = depth / count
-        slat = box(length, thick, d.uniform("slat_fill", 0.6, 0.88) * pitch, 0.004).move(y=height - thick / 2)
+        slat = box(length, thick, d.uniform("slat_fill", 0.55, 0.85) * pitch, 0.004).move(y=height - thick / 2)
         d.add("seat", merge(slat.move(z=(i + 0.5 - count / 2) * pitch) for i in range(count)), finish)
     elif kind == "padded":
         pads = d.integer("seat_pads", 1, 3)
@@ -177,21 +225,38 @@ def _bench_seat(d: Designer, kind: str, length: float, depth: float, height: flo
         d.add("seat", merge(pad.move(x=(i + 0.5 - pads / 2) * length / pads) for i in range(pads)), finish)
     else:
         corner = d.uniform("corner_radius", 0.004, 0.12)
-        d.add("seat", plate(rounded_rectangle(length, depth, corner, 4), height - thick, height), finish)
+        d.add("seat", plate(rounded_rectangle(length, depth, corner, 6), height - thick, height, 0.012), finish)
 
 
 def bench(d: Designer) -> None:
     """A long seat: slatted, plank or padded; 5 supports; with or without a back and arms."""
     kind = d.choice("seat", {"slatted": "with a slatted seat", "plank": "", "padded": "with a padded seat"})
-    back = d.choice("back", {"none": "without a back", "rails": "with a back of rails", "slats": "with an upright slatted back",
-                             "board": "with a solid back"}, weights=[0.37, 0.27, 0.18, 0.18])
-    support = d.choice("support", {"legs": "", "trestle": "on a trestle", "slabs": "on solid ends", "loops": "on metal loops",
-                                   "crossed": "on crossed legs"})
+    back = d.choice(
+        "back",
+        {
+            "none": "without a back",
+            "rails": "with a back of rails",
+            "slats": "with an upright slatted back",
+            "board": "with a solid back",
+        },
+        weights=[0.37, 0.27, 0.18, 0.18],
+    )
+    support = d.choice(
+        "support",
+        {
+            "legs": "",
+            "trestle": "on a trestle",
+            "slabs": "on solid ends",
+            "loops": "on metal loops",
+            "crossed": "on crossed legs",
+        },
+    )
     length, depth = d.uniform("length", 0.85, 2.1), d.uniform("seat_depth", 0.3, 0.52)
-    height, rise = d.uniform("seat_height", 0.38, 0.52), d.uniform("back_height", 0.28, 0.6)
-    recline = d.uniform("recline", 2, 20)
+    height = d.uniform("seat_height", 0.38, 0.52)
     thick = d.uniform("cushion_thickness", 0.06, 0.14) if kind == "padded" else d.uniform("seat_thickness", 0.022, 0.07)
-    finish = d.material(FABRIC, LEATHER) if kind == "padded" else d.material(WOOD, PAINT, STONE if kind == "plank" else WOOD)
+    finish = (
+        d.material(FABRIC, LEATHER) if kind == "padded" else d.material(WOOD, PAINT, STONE if kind == "plank" else WOOD)
+    )
     frame = d.material(METAL) if support == "loops" else d.material(WOOD, METAL, STONE if support == "slabs" else PAINT)
     _bench_seat(d, kind, length, depth, height, thick, finish)
     # 2 mm into the seat: tops that coincide would flicker through the gaps between slats.
@@ -199,25 +264,43 @@ def bench(d: Designer) -> None:
     if kind != "plank":
         cleat = block((-0.02, 0.02), (height - thick - 0.02, height - thick + 0.004), (-0.47 * depth, 0.47 * depth))
         d.add("seat", merge(cleat.move(x=t * length) for t in (-0.36, 0.0, 0.36)), frame)
-    if back == "none":
-        return
-    board = finish if kind != "padded" or back == "board" else frame
+    if back != "none":
+        _bench_back(d, back, kind == "padded", (length, depth, height, thick), finish, frame)
+    settle(d)
+
+
+def _bench_back(
+    d: Designer,
+    back: str,
+    padded: bool,
+    sizes: tuple[float, float, float, float],
+    finish: Material,
+    frame: Material,
+) -> None:
+    """Back and arms; `sizes` are the seat's length, depth, height and thickness."""
+    length, depth, height, thick = sizes
+    rise, recline = d.uniform("back_height", 0.28, 0.6), d.uniform("recline", 2, 20)
+    board = finish if not padded or back == "board" else frame
     posts = block((length / 2 - 0.1, length / 2 - 0.05), (-thick, rise), (-0.05, -0.012))
     middle = [block((-0.025, 0.025), (-thick, rise), (-0.05, -0.012))] if length > 1.5 else []
     if back == "rails":
         count = d.integer("back_rails", 2, 5)
         pitch = 0.85 * rise / count
         rail = block((-length / 2, length / 2), (0.17 * rise, 0.17 * rise + 0.7 * pitch), (-0.02, 0.004), 0.003)
-        rails = merge(rail.move(y=pitch * i) for i in range(count))
-        pieces = [("back", rails, board), ("back", merge([posts.with_mirror(), *middle]), frame)]
+        pieces = [
+            ("back", merge(rail.move(y=pitch * i) for i in range(count)), board),
+            ("back", merge([posts.with_mirror(), *middle]), frame),
+        ]
     elif back == "slats":
         count = round(length / d.uniform("back_pitch", 0.08, 0.16))
-        bars = merge(block((x - 0.018, x + 0.018), (0.05, rise - 0.02), (-0.035, -0.015))
-                     for x in np.linspace(-length / 2 + 0.1, length / 2 - 0.1, count))
+        bars = merge(
+            block((x - 0.018, x + 0.018), (0.05, rise - 0.02), (-0.035, -0.015))
+            for x in np.linspace(-length / 2 + 0.1, length / 2 - 0.1, count)
+        )
         rails = [block((-length / 2, length / 2), (y, y + 0.06), (-0.045, -0.003)) for y in (0.06, rise - 0.05)]
         pieces = [("back", merge(rails), board), ("back", bars + posts.with_mirror(), board)]
     else:
-        pad = cushion(length, 0.07, rise, 0.03, 0.01).rotate("x", 90) if kind == "padded" else box(length, rise, 0.03, 0.01)
+        pad = cushion(length, 0.07, rise, 0.03, 0.01).rotate("x", 90) if padded else box(length, rise, 0.03, 0.01)
         pieces = [("back", pad.move(y=0.5 * rise + 0.02), board), ("back", posts.with_mirror(), frame)]
     for part, piece, material in pieces:
         d.add(part, piece.rotate("x", -recline).move(y=height, z=-depth / 2 + 0.04), material)

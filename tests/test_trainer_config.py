@@ -1,0 +1,162 @@
+"""Recipes, overrides, and what a mistake in either says."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trainer.config
+from pipeline.errors import UserError
+from trainer.config import (
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    config_from_dict,
+    config_to_dict,
+    list_recipes,
+    load_config,
+    with_teacher_dims,
+)
+from trainer.model import ModelConfig
+
+GUIDE = Path(__file__).parent.parent / "docs" / "training.md"
+
+
+@pytest.mark.parametrize("recipe", sorted(list_recipes()))
+def test_every_shipped_recipe_loads_and_says_what_it_is(recipe: str) -> None:
+    config = load_config(recipe)
+    assert config_from_dict(config_to_dict(config), recipe) == config
+    assert len(list_recipes()[recipe]) > 20
+
+
+def test_the_paper_recipe_is_the_papers() -> None:
+    config = load_config("recon-base")
+    assert config.model == ModelConfig(image_dim=0, text_dim=0)
+    assert config.optim == OptimConfig(300, 128, 1, 5e-4, 1e-6, 1e-6, 10, 0.05, 0.0)
+    # The release pretrains on both lists of ShapeNet-55, 52,470 shapes.
+    assert config.data == DataConfig(splits=("train", "test"))
+    for name, width, heads in (("recon-small", 256, 4), ("recon-tiny", 192, 3)):
+        other = load_config(name)
+        assert (other.model.width, other.model.heads) == (width, heads)
+        assert dataclasses.replace(other, model=config.model) == config
+
+
+def test_overrides_are_toml_or_a_bare_word() -> None:
+    config = load_config(
+        "recon-base",
+        ["model.size=tiny", "optim.lr=1e-3", "data.draws=[0, 2]", 'data.ref="a=b"', "run.compile=true", "run.seed= 7 "],
+    )
+    assert (config.model.width, config.model.heads) == (192, 3)
+    assert (config.optim.lr, config.data.draws, config.data.ref) == (1e-3, (0, 2), "a=b")
+    assert (config.run.compile, config.run.seed) == (True, 7)
+
+
+def test_a_size_gives_way_to_what_is_said_beside_it() -> None:
+    assert load_config("recon-base", ["model.width=96"]).model.width == 96
+    assert load_config("recon-base", ["model.width=96"]).model.heads == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optim.lrr=1", r"unknown key 'lrr'; did you mean 'lr'\?"),
+        ("optmi.lr=1", r"unknown section 'optmi'; did you mean 'optim'\?"),
+        ("run.zzzzzzzz=1", r"unknown key 'zzzzzzzz'; known: compile, keep_last"),
+        ("model.size=bsae", r"model\.size: unknown size 'bsae'; did you mean 'base'\?"),
+        ("model.width=100", r"model\.heads: must divide width 100, got 6"),
+        ("model.mask_type=blok", r"model\.mask_type: must be one of"),
+        ("optim.lr=fast", r"optim\.lr: .*number \(got 'fast'\)"),
+        ("optim.lr=0", r"optim\.lr: .*greater than 0 \(got 0\)"),
+        ("optim.lr=inf", r"optim\.lr: "),
+        ("optim.epochs=2.5", r"optim\.epochs: .*\(got 2\.5\)"),
+        ("optim.epochs=true", r"optim\.epochs: "),
+        ("optim.epochs=5", r"optim: warmup_epochs 10 must be fewer than epochs 5"),
+        ("optim.accumulate=3", r"optim: accumulate 3 does not divide batch_size 128"),
+        ("run.compile=yes", r"run\.compile: .*boolean \(got 'yes'\)"),
+        ("run.seed=-1", r"run\.seed: .*\(got -1\)"),
+        ("data.splits=[]", r"data\.splits: "),
+        ("data.captions=classes", r"data\.captions: .*'class'"),
+        ("data.draws=[-1]", r"data\.draws\.0: "),
+        ("lr=1", r"write it as section\.key=value"),
+        ("optim.lr", r"write it as section\.key=value"),
+        ("optim.lr=", r"write it as section\.key=value"),
+        ("optim.lr.x=1", r"unknown key 'lr\.x'"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_it(override: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as raised:
+        load_config("recon-base", [override])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[model\n", "not valid TOML"),
+        ("[modle]\n", r"unknown section 'modle'; did you mean 'model'\?"),
+        ("seed = 1\n", "unknown section 'seed'"),
+        ("run = 1\n", "run is a section"),
+        ("[run]\nseed = 2024-01-01\n", r"run\.seed"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=told) as raised:
+        load_config(str(path))
+    assert "mine.toml" in str(raised.value)
+
+
+def test_an_unknown_recipe_offers_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown recipe 'recon-bse'; did you mean 'recon-base'\?"):
+        load_config("recon-bse")
+    with pytest.raises(UserError, match=r"absent\.toml: no such file"):
+        load_config("absent.toml")
+
+
+def test_the_teachers_widths_come_from_the_store() -> None:
+    config = with_teacher_dims(load_config("recon-base"), 16, 8)
+    assert (config.model.image_dim, config.model.text_dim) == (16, 8)
+    with pytest.raises(UserError, match=r"model\.text_dim: 8 asked for, the store's teacher has 9"):
+        with_teacher_dims(config, 16, 9)
+
+
+optims = st.builds(
+    OptimConfig,
+    epochs=st.integers(11, 1000),
+    lr=st.floats(1e-9, 1e3),
+    weight_decay=st.floats(0, 1),
+    clip_grad=st.floats(0, 100),
+)
+runs = st.builds(RunConfig, seed=st.integers(0, 2**63 - 1), compile=st.booleans(), keep_last=st.integers(1, 9))
+datas = st.builds(DataConfig, ref=st.text(), draws=st.lists(st.integers(0, 9)).map(tuple))
+
+
+@given(optim=optims, run=runs, data=datas)
+def test_settings_survive_the_way_through_json(optim: OptimConfig, run: RunConfig, data: DataConfig) -> None:
+    # A resumed run compares its settings with those it wrote down, so no bit of a float may get lost.
+    config = dataclasses.replace(load_config("recon-base"), optim=optim, run=run, data=data)
+    assert config_from_dict(config_to_dict(config), "json") == config
+
+
+def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:
+    tree = ast.parse(inspect.getsource(trainer.config))
+    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    guide = GUIDE.read_text("utf-8")
+    for section in (DataConfig, OptimConfig, RunConfig):
+        body = classes[section.__name__]
+        documented = {
+            field.target.id
+            for field, text in zip(body, body[1:], strict=False)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
+        }
+        assert documented == {field.name for field in dataclasses.fields(section)}
+    for section in (ModelConfig, DataConfig, OptimConfig, RunConfig):
+        for field in dataclasses.fields(section):
+            assert f"| `{field.name}` |" in guide, field.name

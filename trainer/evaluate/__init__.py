@@ -1,0 +1,1 @@
+"""What a student learnt, measured on a store's labelled splits."""

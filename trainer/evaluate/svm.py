@@ -1,0 +1,44 @@
+"""Linear SVM on frozen features, as the paper probes transfer to ModelNet40 (C = 0.075 in the release)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.svm import LinearSVC
+
+from trainer.evaluate.features import confusion, encode, farthest_points, load_probe, write_result
+
+C = 0.075
+
+
+def run_svm(run: Path, store: Path, device: torch.device) -> dict[str, Any]:
+    """Fit on the store's train split, measure on its test split, for the student and its random start.
+
+    Features are `ReCon.svm_feature` of the farthest `data.num_points` points. Writes RUN/svm.json and returns it.
+    """
+    started = time.monotonic()
+    probe = load_probe(run, store, device)
+    splits = {name: probe.split(name) for name in ("train", "test")}
+    count = probe.config.data.num_points
+    points = {name: farthest_points(data, count, device) for name, data in splits.items()}
+    labels = {name: data.category.numpy() for name, data in splits.items()}
+    result: dict[str, Any] = {"num_train": len(splits["train"]), "num_test": len(splits["test"]), "C": C}
+    for suffix, student in probe.students().items():
+        features = {name: encode(student.svm_feature, cloud) for name, cloud in points.items()}
+        predicted = fit_predict(features["train"], labels["train"], features["test"])
+        result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == labels["test"]))
+        result[f"confusion{suffix}"] = confusion(labels["test"], predicted, len(probe.store.registry.categories))
+    return write_result(run, "svm", probe, result, time.monotonic() - started)
+
+
+def fit_predict(train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Labels a linear SVM fitted to `train` [N, D] gives `test` [M, D]."""
+    # The dual's coordinate order is random, so it is seeded; the limit is far above what these sizes need.
+    machine = LinearSVC(C=C, random_state=0, max_iter=100_000)
+    predicted: NDArray[np.int64] = machine.fit(train, labels).predict(test)
+    return predicted

@@ -1,0 +1,70 @@
+"""Zero-shot classification: a student's feature against the prompts of every class, in the teachers' shared space."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize as unit
+
+from pipeline.errors import UserError
+from trainer.data import Dataset
+from trainer.evaluate.features import (
+    confusion,
+    encode,
+    farthest_points,
+    load_probe,
+    random_points,
+    spare_points,
+    write_result,
+)
+
+
+def run_zero_shot(run: Path, store: Path, device: torch.device) -> dict[str, Any]:
+    """Classify the store's test split by prompts alone: the student, its random start, and the image teacher itself.
+
+    Writes RUN/zeroshot.json and returns it. UserError when image and text features share no space.
+    """
+    started = time.monotonic()
+    probe = load_probe(run, store, device)
+    data = probe.split("test")
+    if data.image_dim != data.text_dim:
+        raise UserError(
+            f"zero-shot needs one space for pictures and words: the store's image teacher has {data.image_dim} "
+            f"dimensions, its text teacher {data.text_dim}; train with both teachers of one CLIP"
+        )
+    classes = class_embeddings(data)
+    labels = data.category.numpy()
+    num_classes = len(classes)
+    far = farthest_points(data, spare_points(probe.config, data.xyz.shape[1]), device)
+    points = random_points(far, data, probe.config)
+    result: dict[str, Any] = {"num_test": len(data), "chance": 1 / len(np.unique(labels))}
+    for suffix, student in probe.students().items():
+        predicted = classify(torch.from_numpy(encode(student.zero_shot_feature, points)), classes)
+        result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
+        result[f"confusion{suffix}"] = confusion(labels, predicted, num_classes)
+    predicted = classify(teacher_feature(data), classes)
+    result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels))
+    result["confusion_teacher"] = confusion(labels, predicted, num_classes)
+    return write_result(run, "zeroshot", probe, result, time.monotonic() - started)
+
+
+def class_embeddings(data: Dataset) -> Tensor:
+    """The sum of each class's prompt features, [num_categories, D] (prompt ensemble)."""
+    return data.text.float()[data.class_prompts].sum(dim=1)
+
+
+def teacher_feature(data: Dataset) -> Tensor:
+    """What the image teacher itself says of a shape: the mean direction of its clean views, [N, D]."""
+    return unit(data.image[0].float(), dim=-1).mean(dim=1)
+
+
+def classify(features: Tensor, classes: Tensor) -> NDArray[np.int64]:
+    """The class of highest cosine similarity: features [N, D], classes [C, D] -> [N]."""
+    predicted: NDArray[np.int64] = (unit(features, dim=-1) @ unit(classes, dim=-1).T).argmax(dim=1).numpy()
+    return predicted

@@ -1,0 +1,141 @@
+"""Downstream models: the pretraining encoder under a classification or a part segmentation head.
+
+Both hold `encoder`, an `Encoder` like the pretrained one, whose weights load into it as they are:
+`classifier.encoder.load_state_dict(recon.encoder.state_dict())`. The queries read the local tokens without
+stop-gradient here. Dropout in the heads draws from torch's global generator.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernels import group_points, interpolate_three
+from trainer.model import Encoder, ModelConfig
+
+CLASSIFY_WIDTH = 256
+PROPAGATE_WIDTH = 1024
+LABEL_WIDTH = 64
+SEGMENT_WIDTHS = (512, 256)
+NUM_TAPS = 3
+
+
+def global_feature(queries: Tensor, tokens: Tensor) -> Tensor:
+    """Input of the classification heads, `[B, 4C]`: cls, image and text query, and the max of the local tokens."""
+    return torch.cat([queries.flatten(1), tokens.amax(dim=1)], dim=1)
+
+
+class ClassificationHead(nn.Module):
+    """Logits from `global_feature`: one linear layer ("linear") or three ("full" and "mlp3").
+
+    "full" and "mlp3" are one head: they name whether the encoder trains along, which the trainer decides.
+    """
+
+    def __init__(self, width: int, num_classes: int, kind: str = "full") -> None:
+        super().__init__()
+        if kind == "linear":
+            self.layers = nn.Sequential(nn.Linear(4 * width, num_classes))
+        elif kind in ("full", "mlp3"):
+            self.layers = nn.Sequential(
+                nn.Linear(4 * width, CLASSIFY_WIDTH),
+                nn.BatchNorm1d(CLASSIFY_WIDTH),
+                nn.ReLU(),
+                nn.Dropout(0.5),
+                nn.Linear(CLASSIFY_WIDTH, CLASSIFY_WIDTH),
+                nn.BatchNorm1d(CLASSIFY_WIDTH),
+                nn.ReLU(),
+                nn.Dropout(0.5),
+                nn.Linear(CLASSIFY_WIDTH, num_classes),
+            )
+        else:
+            raise ValueError(f"head: must be one of full, linear, mlp3, got {kind!r}")
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map `feature [B, 4C]` to logits `[B, num_classes]`."""
+        logits: Tensor = self.layers(feature)
+        return logits
+
+
+class Classifier(nn.Module):
+    """Encoder and classification head; `config` gives the groups and the drop path of the downstream task."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, head: str = "full") -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.head = ClassificationHead(config.width, num_classes, head)
+
+    def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
+        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
+        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, generator=generator)
+        logits: Tensor = self.head(global_feature(queries, tokens))
+        return logits
+
+
+class SegmentationHead(nn.Module):
+    """Part logits of every point, from three depths of the encoder, the cloud's global features and its category."""
+
+    def __init__(self, width: int, num_parts: int, num_categories: int) -> None:
+        super().__init__()
+        tapped = NUM_TAPS * width
+        self.num_categories = num_categories
+        self.label_conv = nn.Linear(num_categories, LABEL_WIDTH, bias=False)
+        self.label_norm = nn.BatchNorm1d(LABEL_WIDTH)
+        self.propagate_conv1 = nn.Linear(3 + tapped, 4 * width)
+        self.propagate_norm1 = nn.BatchNorm1d(4 * width)
+        self.propagate_conv2 = nn.Linear(4 * width, PROPAGATE_WIDTH)
+        self.propagate_norm2 = nn.BatchNorm1d(PROPAGATE_WIDTH)
+        # Columns: the point's own feature, then max and mean of the tokens, max of the queries, category.
+        self.conv1 = nn.Linear(PROPAGATE_WIDTH + 2 * tapped + width + LABEL_WIDTH, SEGMENT_WIDTHS[0])
+        self.norm1 = nn.BatchNorm1d(SEGMENT_WIDTHS[0])
+        self.dropout = nn.Dropout(0.5)
+        self.conv2 = nn.Linear(SEGMENT_WIDTHS[0], SEGMENT_WIDTHS[1])
+        self.norm2 = nn.BatchNorm1d(SEGMENT_WIDTHS[1])
+        self.conv3 = nn.Linear(SEGMENT_WIDTHS[1], num_parts)
+
+    def forward(self, points: Tensor, centers: Tensor, tokens: Tensor, queries: Tensor, category: Tensor) -> Tensor:
+        """Return logits `[B, N, num_parts]`.
+
+        points `[B, N, 3]`, centers `[B, G, 3]`, tokens `[B, G, 3C]` (the tapped blocks' side by side), queries
+        `[B, 3, C]` of the last block before its norm, category `[B]` int.
+        """
+        batch, num_points, _ = points.shape
+        one_hot = F.one_hot(category, self.num_categories).to(tokens.dtype)
+        label = F.leaky_relu(self.label_norm(self.label_conv(one_hot)), 0.2)
+
+        local = torch.cat([points, interpolate_three(centers, tokens, points)], dim=-1).flatten(0, 1)
+        local = F.relu(self.propagate_norm1(self.propagate_conv1(local)))
+        local = F.relu(self.propagate_norm2(self.propagate_conv2(local)))
+
+        # As in the patch embedding: the columns that see a whole cloud are multiplied once a cloud.
+        whole = torch.cat([tokens.amax(dim=1), tokens.mean(dim=1), queries.amax(dim=1), label], dim=-1)
+        weight = self.conv1.weight
+        x = F.linear(local, weight[:, :PROPAGATE_WIDTH]).view(batch, num_points, -1)
+        x = x + F.linear(whole, weight[:, PROPAGATE_WIDTH:], self.conv1.bias).unsqueeze(1)
+        x = self.dropout(F.relu(self.norm1(x.flatten(0, 1))))
+        x = F.relu(self.norm2(self.conv2(x)))
+        logits: Tensor = self.conv3(x)
+        return logits.view(batch, num_points, -1)
+
+
+class Segmenter(nn.Module):
+    """Encoder and part segmentation head; ValueError unless the encoder has three blocks to tap."""
+
+    def __init__(self, config: ModelConfig, num_parts: int, num_categories: int) -> None:
+        super().__init__()
+        if config.depth < NUM_TAPS:
+            raise ValueError(f"model.depth: segmentation taps {NUM_TAPS} blocks, got a depth of {config.depth}")
+        self.config = config
+        # Blocks 4, 8 and 12 of the released depth, and the same shares of any other.
+        self.taps = [config.depth * tap // NUM_TAPS for tap in range(1, NUM_TAPS + 1)]
+        self.encoder = Encoder(config)
+        self.head = SegmentationHead(config.width, num_parts, num_categories)
+
+    def forward(self, points: Tensor, category: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map clouds `points [B, N, 3]` of `category [B]` (int) to log-probabilities `[B, N, num_parts]`."""
+        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
+        tokens = self.encoder.patch_embed(groups)
+        tapped = self.encoder.features(tokens, centers, self.taps, generator=generator)
+        tokens = torch.cat([self.encoder.norm(tokens) for _, tokens in tapped], dim=-1)
+        logits: Tensor = self.head(points, centers, tokens, tapped[-1][0], category)
+        return logits.log_softmax(dim=-1)

@@ -1,0 +1,75 @@
+"""The report's figures, each as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+mpl.use("Agg")
+
+LOSSES = ("reconstruction", "image", "text", "contrast")
+
+
+def loss_curves(lines: Sequence[dict[str, Any]]) -> bytes:
+    """One panel a loss over epochs, from the lines of metrics.jsonl."""
+    names = [name for name in LOSSES if name in lines[-1]]
+    figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
+    steps = [line["step"] for line in lines]
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        axes.plot(steps, [line[name] for line in lines], color="#2b6cb0")
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.set_yscale("log")
+        axes.tick_params(labelsize=7, which="both")
+        axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], categories: Sequence[str]) -> bytes:
+    """Rows are true classes, columns predicted ones, shaded by the share of the row."""
+    matrix = np.asarray(counts, dtype=np.float64)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = 2.2 + 0.24 * len(categories)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(categories)), categories, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(categories)), categories, fontsize=7)
+    axes.set_xlabel("predicted", fontsize=8)
+    axes.set_ylabel("true", fontsize=8)
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        color = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", fontsize=6, color=color)
+    return _png(figure)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], tile: int = 96, blocks: int = 2) -> bytes:
+    """One line a label with its pictures [H, W, 3] beside it, the lines set in `blocks` columns."""
+    font = ImageFont.load_default(11)
+    label, per_block = 84, -(-len(rows) // blocks)
+    across = max(len(pictures) for _, pictures in rows)
+    width = label + across * tile
+    sheet = Image.new("RGB", (blocks * width, per_block * tile), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, pictures) in enumerate(rows):
+        left, top = (i // per_block) * width, (i % per_block) * tile
+        draw.text((left + 4, top + tile // 2 - 6), name, fill="black", font=font)
+        for j, picture in enumerate(pictures):
+            small = Image.fromarray(picture).resize((tile, tile), Image.Resampling.LANCZOS)
+            sheet.paste(small, (left + label + j * tile, top))
+    out = io.BytesIO()
+    sheet.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return out.getvalue()

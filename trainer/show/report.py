@@ -1,0 +1,115 @@
+"""The end of a run: RUN/metrics.json for programs and RUN/report.html, one self-contained page, for people."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from pipeline.errors import UserError
+from pipeline.receipts import write_atomically
+from pipeline.store import FeatureStore, Ref
+from trainer.checkpoint import read_record
+from trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
+
+SHAPES_A_CATEGORY = 5
+PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")
+
+
+def write_report(run: Path, store_path: Path) -> dict[str, Any]:
+    """Gather what training and probes left under `run`; returns the metrics. UserError for what is missing."""
+    record = read_record(run)
+    svm, zero_shot, training = (_read(run, name) for name in ("svm", "zeroshot", "training"))
+    store = FeatureStore.open(store_path)
+    ref = store.ref(record["data"]["ref"])
+    logged = stage_log(store, ref)
+    seconds = {stage: entry["seconds"] for stage, entry in logged.items()}
+    seconds |= {"pretrain": training["seconds"], "svm": svm["seconds"], "zeroshot": zero_shot["seconds"]}
+    parts = [*logged.values(), training, svm, zero_shot]
+    names = (
+        "svm_accuracy", "svm_accuracy_random_init", "zero_shot_accuracy", "zero_shot_accuracy_random_init",
+        "teacher_zero_shot_accuracy", "chance",
+    )  # fmt: skip
+    results = svm | zero_shot
+    metrics: dict[str, Any] = {name: results[name] for name in names}
+    metrics |= {
+        "num_train": svm["num_train"],
+        "num_test": svm["num_test"],
+        "num_categories": len(svm["categories"]),
+        "seconds": seconds,
+        "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
+        "seed": record["config"]["run"]["seed"],
+        "digests": {name: record["data"][name]["digest"] for name in ("points", "image", "text")},
+        "git_commit": record["git_commit"],
+        "versions": record["versions"],
+        "machine": machine(),
+    }
+    write_atomically(run / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    figures = {
+        "losses": loss_curves(lines),
+        "views": contact_sheet(_sheet_rows(store, ref)),
+        "svm": confusion_matrix(svm["confusion"], svm["categories"]),
+        "zeroshot": confusion_matrix(zero_shot["confusion"], zero_shot["categories"]),
+        "teacher": confusion_matrix(zero_shot["confusion_teacher"], zero_shot["categories"]),
+    }
+    loader = Environment(loader=PackageLoader("trainer", "show"), autoescape=select_autoescape())
+    images = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in figures.items()}
+    page = loader.get_template("report.html").render(
+        run=run.name, metrics=metrics, images=images, config=record["config"], data=record["data"], last=lines[-1]
+    )
+    write_atomically(run / "report.html", page)
+    return metrics
+
+
+def stage_log(store: FeatureStore, ref: Ref) -> dict[str, dict[str, Any]]:
+    """What computing each of a ref's keys took: seconds and rows of all its runs, the peak memory of the greediest."""
+    keys = {*ref.keys.values(), *ref.targets.values(), *ref.text.values()}
+    total: dict[str, dict[str, Any]] = {}
+    path = store.path / "log.jsonl"
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        entry = json.loads(line)
+        if entry["key"] in keys:
+            sum_ = total.setdefault(entry["stage"], {"seconds": 0.0, "rows": 0, "peak_memory_gb": 0.0})
+            sum_["seconds"] = round(sum_["seconds"] + entry["seconds"], 2)
+            sum_["rows"] += entry["rows"]
+            sum_["peak_memory_gb"] = max(sum_["peak_memory_gb"], entry["peak_memory_gb"])
+    return {stage: total[stage] for stage in PIPELINE_STAGES if stage in total}
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers were made."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = models[0] if models else processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": processor, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def _read(run: Path, name: str) -> dict[str, Any]:
+    path = run / f"{name}.json"
+    command = {"training": "pretrain"}.get(name, name)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; run `recon-train {command} --run {run}` first")
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+def _sheet_rows(store: FeatureStore, ref: Ref) -> list[tuple[str, list[np.ndarray]]]:
+    """A line a category: one view of each of its first shapes, from a different side each."""
+    views = store.views(ref)
+    registry = store.registry
+    rows = []
+    for index, name in enumerate(registry.categories):
+        found = np.flatnonzero((registry.category == index) & views.ok)[:SHAPES_A_CATEGORY]
+        pictures: list[np.ndarray] = [np.asarray(views.rgb[int(row), i % 3]) for i, row in enumerate(found)]
+        rows.append((name, pictures))
+    return rows
