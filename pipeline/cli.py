@@ -80,6 +80,7 @@ def run_stages(
     workers: int | None,
     limit: int | None,
     as_json: bool,
+    teachers: bool,
     stages: Callable[[Flow], list[StageResult]],
 ) -> None:
     """Open what the options name, run the stages, say what was done; exits with the command's status."""
@@ -92,6 +93,11 @@ def run_stages(
 
     settings = load_manifest(manifest)
     list_shapes(settings, root)  # a wrong root must not leave an empty store behind
+    if teachers:  # nor should a mistyped teacher come to light after hours of rendering
+        from pipeline.stages import teacher_of
+
+        for spec in settings.features.teachers:
+            teacher_of(spec)
     progress = StageProgress()
     with progress.bars:
         flow = Flow(settings, root, FeatureStore.create(store), workers or default_workers(), limit, progress)
@@ -120,7 +126,8 @@ def stage_command(name: str, doc: str) -> None:
         limit: LimitOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        run_stages(manifest, store, root, workers, limit, as_json, lambda flow: getattr(flow, name)())
+        teachers = name in ("features", "all")
+        run_stages(manifest, store, root, workers, limit, as_json, teachers, lambda flow: getattr(flow, name)())
 
     app.command(name, help=doc)(command)
 

@@ -23,6 +23,7 @@ PACKAGES = (
 )  # fmt: skip
 GL_LIBRARIES = ("libEGL.so.1", "libGL.so.1", "libOpenGL.so.0")
 INSTALL_GL = "sudo apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri"
+DRAW = "from pipeline.doctor import draw_test_picture; draw_test_picture()"
 PICTURE_SECONDS = 120
 MIN_DISK_GB, MIN_MEMORY_GB = 5.0, 4.0
 
@@ -73,7 +74,7 @@ def _gl_libraries() -> Check:
 
 def _test_picture() -> Check:
     name = "test picture"
-    command = [sys.executable, "-c", "from pipeline.doctor import draw_test_picture; draw_test_picture()"]
+    command = [sys.executable, "-c", DRAW]
     package_root = str(Path(__file__).resolve().parents[1])  # also when the project is not installed
     path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
     try:

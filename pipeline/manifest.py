@@ -93,19 +93,14 @@ def nearest(word: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _field_names(model: type[BaseModel]) -> list[str]:
-    return list(model.model_fields)
-
-
 def _explain(path: Path, error: ValidationError) -> UserError:
     """The first of pydantic's complaints as one line with the file, the field and the mend."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         name = str(first["loc"][-1])
-        models = (Manifest, ProceduralSource, FolderSource, SampleRecipe, FeatureRecipe)
-        known = [field for model in models for field in _field_names(model)]
-        known += [*RenderConfig.__dataclass_fields__, *TeacherSpec.__dataclass_fields__]
+        models = (Manifest, ProceduralSource, FolderSource, SampleRecipe, FeatureRecipe, TeacherSpec)
+        known = [name for model in models for name in model.model_fields] + [*RenderConfig.__dataclass_fields__]
         return UserError(f"{path}: unknown field {where!r}{nearest(name, known)}; remove or rename it")
     return UserError(f"{path}: field {where!r}: {first['msg']}")
 

@@ -173,7 +173,8 @@ class Renderer:
             raise MeshError(
                 "blank",
                 f"the shape covers {100 * views.foreground:.2f}% of its pictures (less than "
-                f"{100 * MIN_FOREGROUND}%): it is too thin to see, or a stray vertex makes its box too large",
+                f"{100 * MIN_FOREGROUND}%): it is too thin or transparent to see, or "
+                "a stray face makes its box too large",
             )
         return views
 

@@ -27,9 +27,7 @@ def test_the_schedule_is_the_one_the_release_uses(
 ) -> None:
     # The release takes timm's scheduler; its value at t is ours at epoch t.
     warmup = min(warmup, epochs - 1)
-    config = OptimConfig(
-        epochs=epochs, batch_size=1, lr=lr, min_lr=floor, warmup_lr=start, warmup_epochs=warmup
-    )
+    config = OptimConfig(epochs=epochs, batch_size=1, lr=lr, min_lr=floor, warmup_lr=start, warmup_epochs=warmup)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = CosineLRScheduler(
         optimizer, t_initial=epochs, lr_min=floor, warmup_t=warmup, warmup_lr_init=start, cycle_limit=1

@@ -23,7 +23,7 @@ SHARD_ROWS = 8  # so that rows lie in four shards, the last of them not full
 CATEGORIES = ("chair", "lamp", "table")
 BROKEN_POINTS, BROKEN_TARGETS = 4, 17
 """Rows without points, and without draw 1 of the targets."""
-NO_CAPTION = 9
+NO_CAPTION = 10
 
 
 def value_of(row: int, draw: int, view: int) -> float:

@@ -153,9 +153,11 @@ def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ").removeprefix(f"{where}.")
+        message = first["msg"].removeprefix("Value error, ")
+        # The model's own checks name their field.
+        message = message if message.startswith(f"{where}.") else f"{where}: {message}"
         given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-        raise UserError(f"{source}: {where}: {message}{given}") from None
+        raise UserError(f"{source}: {message}{given}") from None
 
 
 def with_teacher_dims(config: Config, image_dim: int, text_dim: int) -> Config:

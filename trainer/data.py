@@ -160,8 +160,14 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: Dataset, config: DataConfig, batch_size: int, seed: int, device: torch.device,
-        rank: int = 0, world_size: int = 1,
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """batch_size counts the samples of all ranks. UserError if not one batch comes of the data."""
         count = len(dataset) / batch_size
@@ -329,4 +335,3 @@ def _crc(path: Path) -> int:
         while block := file.read(_CRC_BLOCK):
             crc = zlib.crc32(block, crc)
     return crc
-

@@ -79,7 +79,9 @@ def pretrain(
     console.print(
         f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
         f"weights, {target}, steps {trainer.step} to {trainer.num_steps} in {run}",
-        highlight=False, soft_wrap=True, markup=False,
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
     status = trainer.train(console)
     told = "stopped" if status else "done"
@@ -88,7 +90,7 @@ def pretrain(
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" takes CUDA where there is any; UserError for "cuda" without."""
+    """ "auto" takes CUDA where there is any; UserError for "cuda" without."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device here; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -201,8 +203,13 @@ class Trainer:
         self._means()  # no checkpoint of a broken state
         seconds = torch.tensor(time.monotonic() - self._started, dtype=torch.float64)
         save_checkpoint(
-            self.run, self.step, self.model, self.optimizer, self.config,
-            self.sums | {"seconds": seconds}, self.config.run.keep_last,
+            self.run,
+            self.step,
+            self.model,
+            self.optimizer,
+            self.config,
+            self.sums | {"seconds": seconds},
+            self.config.run.keep_last,
         )
         self._saved_step = self.step
 

@@ -43,7 +43,9 @@ def category_contrast_loss(embedding: Tensor, labels: Tensor) -> Tensor:
     against every cloud of another category. A batch of a single category has no negatives, and loss 0.
     """
     unit = F.normalize(_widened(embedding), dim=1)
-    logits = unit @ unit.T / TEMPERATURE
+    # Autocast would multiply in half precision, and the temperature then magnifies its rounding tenfold.
+    with torch.autocast(unit.device.type, enabled=False):
+        logits = unit @ unit.T / TEMPERATURE
     same = labels[:, None] == labels[None, :]
     positive = (logits * same).sum(dim=1) / same.sum(dim=1)
     # The positive logit stands beside the negatives, so no row is empty and the gradient stays finite.

@@ -38,10 +38,10 @@ CABINETS = {
 CABINET_PHRASES = {
     "cupboard": "with doors",
     "drawers": "full of drawers",
-    "sideboard": "low and wide",
-    "wardrobe": "tall, for clothes",
+    "sideboard": "with a long low body",
+    "wardrobe": "for clothes",
     "display": "with glazed doors",
-    "nightstand": "small, for a bedside",
+    "nightstand": "for a bedside",
     "filing": "for files",
 }
 

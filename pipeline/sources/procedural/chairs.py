@@ -259,7 +259,7 @@ def _arms(d: Designer, kind: str, width: float, depth: float, seat: float, frame
 def chair(d: Designer) -> None:
     """A seat for one with a back: 6 bases, 9 backs, with or without arms; sometimes bar height."""
     bar = d.choice("height", {"chair": "", "bar": "at bar height"}, weights=[0.88, 0.12]) == "bar"
-    base = d.choice("base", BASES, weights=[0.5, 0.1, 0.1, 0.08, 0.14, 0.08])
+    base = d.choice("base", BASES, weights=[0.44, 0.11, 0.11, 0.12, 0.13, 0.09])
     back = d.choice("back", BACKS)
     arms = d.choice("arms", ARMS, weights=[0.5, 0.32, 0.18])
     width, depth = d.uniform("seat_width", 0.38, 0.62), d.uniform("seat_depth", 0.38, 0.58)

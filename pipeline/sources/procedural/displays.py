@@ -159,7 +159,9 @@ def _stand(d: Designer, width: float, height: float, lift: float, rear: float) -
     back = -0.12 * width if rear < -0.4 * width else -0.045 * width
     if kind == "wall":
         board = g.box(0.4 * width, 0.4 * height, 0.02 * width).move(z=rear - 0.05 * width)
-        bars = g.box(0.05 * width, 0.1 * height, 0.16 * width).move(x=0.12 * width, z=rear + 0.03 * width).with_mirror()
+        bars = (
+            g.box(0.05 * width, 0.1 * height, 0.065 * width).move(x=0.12 * width, z=rear - 0.02 * width).with_mirror()
+        )
         return [("mount", (board + bars).move(y=middle), metal)]
     if kind in ("two feet", "tripod"):
         return [_feet(d, width, height, lift, reach, back, kind == "tripod", metal)]

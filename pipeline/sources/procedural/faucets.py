@@ -240,7 +240,7 @@ def _wall_tap(d: Designer, size: float, metal: Material, accent: Material) -> No
         ]
     )
     flare = np.concatenate([np.full(len(path) - 2, pipe), [pipe * 1.05, pipe * 1.25]])
-    d.add("spout", g.tube(path, flare, 12), metal)
+    d.add("spout", g.tube(path, flare, 16), metal)
     plate = d.choice(
         "plate",
         {"round": "from a round wall plate", "square": "from a square wall plate", "wide": "from a wide wall plate"},
@@ -302,7 +302,8 @@ def faucet(d: Designer) -> None:
             ).move(y=0.025 * size)
         else:
             foot = g.lathe(np.concatenate([[(0, 0)], np.array(profiles[style]) * [wide, body], [(0, body)]]), 20)
-        d.add("base", foot, metal)
+        collar = g.cylinder(1.3 * thick, 0.03 * size, 1.15 * thick, 20).move(y=body + 0.01 * size)
+        d.add("base", foot + collar, metal)
         if d.choice("handles", {"one": "", "two": ""}, (0.55, 0.45)) == "two":
             _two_handles(d, size, thick, metal, accent)
         else:

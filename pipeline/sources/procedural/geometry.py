@@ -197,6 +197,17 @@ def extrude(outline: ArrayLike, depth: float, holes: Sequence[ArrayLike] = (), b
     return Geometry(vertices, np.concatenate(faces))
 
 
+def _carry(normal: Floats, before: Floats, after: Floats) -> Floats:
+    """The normal turned by the least rotation from one unit direction to the next, so that a tube does not twist."""
+    cosine = float(before @ after)
+    if cosine > -0.999:  # of a full reversal every axis is as good as another
+        axis = np.cross(before, after)
+        normal = normal + np.cross(axis, normal) + np.cross(axis, np.cross(axis, normal)) / (1 + cosine)
+    normal = normal - after * (normal @ after)
+    carried: Floats = normal / np.linalg.norm(normal)
+    return carried
+
+
 def tube(path: ArrayLike, radius: float | ArrayLike, sides: int = 12, caps: bool = True) -> Geometry:
     """Sweep a circle along a polyline [P, 3]; `radius` is one number or one a point. Legs, handles, rails, spouts."""
     path = np.asarray(path, dtype=np.float64)
@@ -209,8 +220,7 @@ def tube(path: ArrayLike, radius: float | ArrayLike, sides: int = 12, caps: bool
     angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     rings = []
     for i, (point, direction, r) in enumerate(zip(path, tangent, radii, strict=True)):
-        normal = normal - direction * (normal @ direction)  # carried along, so that the tube does not twist
-        normal = normal / np.linalg.norm(normal)
+        normal = _carry(normal, tangent[max(i - 1, 0)], direction)
         side = np.cross(direction, normal)
         stretch = 1.0
         if 0 < i < len(path) - 1:  # a mitred corner is wider than the tube by 1 / cos(half the bend)

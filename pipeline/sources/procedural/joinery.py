@@ -97,7 +97,8 @@ def leg(kind: str, height: float, thickness: float, splay_x: float = 0.0, splay_
         wires = [(-half, height, 0.0), (-0.25 * half, wire, 0.0), (0.25 * half, wire, 0.0), (half, height, 0.0)]
         solid = tube(wires, wire, sides=6).rotate("y", -45)
     solid = solid.warp(lambda v: v + np.outer(1 - v[:, 1] / height, [splay_x, 0.0, splay_z]))
-    return solid.warp(lambda v: np.maximum(v, [-np.inf, 0.0, -np.inf]))  # a swept foot ends square to its path
+    # A swept leg ends square to its path: level its foot, and keep its top out of what it carries.
+    return solid.warp(lambda v: np.clip(v, [-np.inf, 0.0, -np.inf], [np.inf, height, np.inf]))
 
 
 def pipe(points: ArrayLike, radius: float, bend: float, sides: int = 8) -> Geometry:

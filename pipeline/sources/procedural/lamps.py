@@ -50,7 +50,8 @@ def _shade(kind: str, radius: float, height: float, top: float, curve: float) ->
         outside = np.stack([radius * (top + (1 - top) * (1 - t) ** (1.5 + 2 * curve)), height * t], -1)
         return _shell(outside, thin, 24)
     if kind == "pagoda":
-        return _shell(np.array([(radius, 0), (top * radius, height)]), 1.5 * thin, 4).rotate("y", 45)
+        sag = np.stack([radius * (top + (1 - top) * (1 - t) ** (1.0 + curve)), height * t], -1)
+        return _shell(sag, 1.5 * thin, 4).rotate("y", 45)
     if kind == "stacked":
         rows = [
             (radius * (1 - (1 - top) * i / 4) * s, height * (i + y) / 4)
@@ -251,7 +252,7 @@ def _desk_lamp(d: Designer) -> None:
         gap = 2.2 * thick if arm == "parallel" else 0.0
         bars = [
             g.rod((s * gap, *a[1:]), (s * gap, *b[1:]), thick, sides=8)
-            for a, b in ((np.array([0, 0.02, 0]), elbow), (elbow + [0, 0.3 * thick, 0], head))
+            for a, b in ((np.array([0, 0.02, 0]), elbow), (elbow + np.array([0, 0.3 * thick, 0]), head))
             for s in ((-1, 1) if gap else (0,))
         ]
         d.add("arm", merge(bars), metal)

@@ -96,7 +96,7 @@ def _upright(d: Designer, octaves: int, body: Material) -> float:
     overhang = d.uniform("lid_overhang", 0.008, 0.04)
     lid = box(2 * half + 2 * overhang, 0.024, deep + 2 * overhang, 0.006).move(z=back + deep / 2)
     if d.choice("lid", {"closed": "", "open": "with its lid open"}, weights=[0.75, 0.25]) == "open":
-        lid = lid.move(z=-back + overhang).rotate("x", -d.uniform("lid_angle", 60, 100)).move(z=back - overhang)
+        lid = lid.move(z=-back + overhang).rotate("x", -d.uniform("lid_angle", 60, 100)).move(y=-0.015, z=back + 0.01)
     d.add("lid", lid.move(y=height - 0.012), body)
     panels = d.choice("panels", {"plain": "", "framed": "with framed panels", "cloth": ""})
     if panels != "plain":

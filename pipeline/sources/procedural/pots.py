@@ -112,15 +112,16 @@ def flowerpot(d: Designer) -> None:
     }
     first = len(d.primitives)
     PLANTS[d.choice("plant", kinds, (0.17, 0.15, 0.12, 0.1, 0.14, 0.18, 0.14))](d, half, size)
-    _settle(d, first, level, half_length / half)
+    _plant(d, first, level, half_length / half)
 
 
-def _settle(d: Designer, first: int, level: float, stretch: float) -> None:
+def _plant(d: Designer, first: int, level: float, stretch: float) -> None:
     """Set the plant (primitives from `first` on) on the soil, drawn out along a trough, and the whole on y = 0."""
-    lowest = min(float(p.vertices[:, 1].min()) for p in d.primitives[:first])
-    for i, p in enumerate(d.primitives):
-        grown = p.vertices * [1 + 0.6 * (stretch - 1), 1, 1] + [0, level, 0] if i >= first else p.vertices
-        p.vertices[:] = grown - [0, lowest, 0]
+    for p in d.primitives[first:]:
+        p.vertices[:] = p.vertices * [1 + 0.6 * (stretch - 1), 1, 1] + [0, level, 0]
+    lowest = min(float(p.vertices[:, 1].min()) for p in d.primitives)
+    for p in d.primitives:
+        p.vertices[:] -= [0, lowest, 0]
 
 
 BUILDERS = {"flowerpot": flowerpot}

@@ -6,21 +6,19 @@ import numpy as np
 
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, RUBBER, Designer
-from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, ellipsoid, rod, smooth
-from pipeline.sources.procedural.vehicle_parts import add_wheels, joined, panes, placed, side_profile
+from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, ellipsoid, smooth
+from pipeline.sources.procedural.vehicle_parts import add_wheels, joined, panes, placed, rods, side_profile, slabs
 
-# How a body style lays out its side view, as shares of the length from the nose: foot and head of the windscreen, head and
-# foot of the rear window; then the roof's height over the belt line and the belt line's over the wheels, in metres.
-CAR_BODIES = {
-    "sedan": ("with a sedan body", (0.28, 0.43, 0.67, 0.84), 0.48, 0.34),
-    "hatchback": ("with a hatchback body", (0.26, 0.41, 0.82, 0.97), 0.50, 0.36),
-    "estate": ("with an estate body", (0.27, 0.41, 0.9, 0.975), 0.49, 0.34),
-    "coupe": ("with a low coupe body", (0.38, 0.55, 0.66, 0.93), 0.38, 0.24),
-    "suv": ("with a tall off-road body", (0.27, 0.37, 0.9, 0.975), 0.62, 0.46),
-    "van": ("with a van body", (0.13, 0.27, 0.95, 0.985), 0.85, 0.42),
-    "pickup": ("with an open pickup bed", (0.28, 0.38, 0.53, 0.56), 0.56, 0.44),
-    "convertible": ("with an open top", (0.35, 0.46, 0.64, 0.66), 0.4, 0.26),
-}
+# How a body style lays out its side view, as shares of the length from the nose: foot and head of the windscreen,
+# head and foot of the rear window; then, in metres, the roof over the belt line and the belt line over the wheels.
+CAR_BODIES = {"sedan": ("with a sedan body", (0.28, 0.43, 0.67, 0.84), 0.48, 0.34),
+              "hatchback": ("with a hatchback body", (0.26, 0.41, 0.82, 0.97), 0.50, 0.36),
+              "estate": ("with an estate body", (0.27, 0.41, 0.9, 0.975), 0.49, 0.34),
+              "coupe": ("with a low coupe body", (0.38, 0.55, 0.66, 0.93), 0.38, 0.24),
+              "suv": ("with a tall off-road body", (0.27, 0.37, 0.9, 0.975), 0.62, 0.46),
+              "van": ("with a van body", (0.13, 0.27, 0.95, 0.985), 0.85, 0.42),
+              "pickup": ("with an open pickup bed", (0.28, 0.38, 0.53, 0.56), 0.56, 0.44),
+              "convertible": ("with an open top", (0.35, 0.46, 0.64, 0.66), 0.4, 0.26),}
 
 
 class _CarShape:
@@ -57,18 +55,19 @@ class _CarShape:
         nose = [(half - 0.2, self.hood - 0.03), (half - 0.03, 0.62 * self.hood + 0.38 * self.sill),
                 (half, 0.4 * self.hood + 0.6 * self.sill), (half - 0.1, self.sill)]
         if floor is None:
-            top = [*tail, (-half + 0.14, deck), (self.rear_foot + 0.1, self.belt), (self.foot - 0.1, self.belt), *nose]
+            top = [*tail, (-half + 0.14, deck), (self.rear_foot + 0.1, self.belt), (self.foot - 0.1, self.belt),
+                   *nose]
             upper = [smooth(top, 30)]
         else:
             start, stop = self.sunk()
-            behind = smooth([*tail, (-half + 0.14, self.belt), (start, self.belt)], 10)
+            behind = smooth([*tail, (-half + 0.09, self.belt), (start, self.belt)], 10)
             before = smooth([(stop, self.belt), (self.foot, self.belt), *nose], 16)
             upper = [behind, np.array([(start, floor), (stop, floor)]), before]
         lower = []
         for z in (self.front, self.rear):
             opening = 1.17 * self.radius
             dip = np.degrees(np.arcsin((self.sill - self.radius) / opening))
-            lower.append(arc(opening, dip, 180 - dip, 9) + [z, self.radius])
+            lower.append(arc(opening, dip, 180 - dip, 9) + np.array([z, self.radius]))
         return np.concatenate([*upper, *lower])
 
     def sunk(self) -> tuple[float, float]:
@@ -82,7 +81,8 @@ def _glasshouse(d: Designer, s: _CarShape, paint: Material, glass: Material, num
     """Cabin with its windows; every pane is a slab through the cabin that stands out by a few millimetres."""
     belt, roof, width = s.belt - 0.06, s.roof, 0.94 * s.width
     crown = [(s.rear_foot, belt), (s.rear_head - 0.06, roof - 0.07), (s.rear_head + 0.06, roof - 0.01),
-             ((s.head + s.rear_head) / 2, roof), (s.head - 0.1, roof - 0.015), (s.head + 0.05, roof - 0.07), (s.foot, belt)]
+             ((s.head + s.rear_head) / 2, roof), (s.head - 0.1, roof - 0.015), (s.head + 0.05, roof - 0.07),
+             (s.foot, belt)]
     d.add("body", side_profile(crown, width).warp(s.taper), paint)
     low, high = s.belt + 0.035, roof - 0.1
 
@@ -94,24 +94,27 @@ def _glasshouse(d: Designer, s: _CarShape, paint: Material, glass: Material, num
     quads = panes(bottom, top, (low, high), num_panes, 0.07)
     if blind:
         quads = quads[-1:]
-    d.add("window", joined([side_profile(q, width + 0.02).warp(s.taper) for q in quads]), glass)
+    d.add("window", slabs(quads, width + 0.02).warp(s.taper), glass)
     for foot, head, sign in ((s.foot, s.head + 0.05, 1), (s.rear_foot, s.rear_head - 0.06, -1)):
         lean = sign * 0.012
         screen = [(edge(foot, head, y) + lean * side, y) for y, side in ((low, -2), (low, 1), (high, 1), (high, -2))]
-        d.add("window", side_profile(screen, 0.84 * width).warp(s.taper), glass)
+        d.add("window", slabs([screen], 0.84 * width).warp(s.taper), glass)
 
 
 def _open_cabin(d: Designer, s: _CarShape, floor: float, paint: Material, glass: Material) -> None:
     """Doors, seats and a bare windscreen."""
     start, stop = s.sunk()
     seat = d.material(PLASTIC)
-    places = [(side * 0.22 * s.width, 0.0, z) for z in (stop - 0.75, stop - 1.45) if z > start + 0.35 or z > stop - 1 for side in (-1, 1)]
+    places = [(side * 0.22 * s.width, 0.0, z) for z in (stop - 0.75, stop - 1.45) if z > start + 0.35 or z > stop - 1
+              for side in (-1, 1)]
     cushion = box(0.36 * s.width, 0.14, 0.42, 0.03).move(y=floor + 0.1)
     back = box(0.34 * s.width, 0.62, 0.13, 0.04).rotate("x", -14).move(y=floor + 0.42, z=-0.24)
     d.add("seat", placed(cushion + back, places), seat)
-    screen = [(s.foot - 0.02, s.belt - 0.05), (s.foot + 0.02, s.belt - 0.05), (s.head + 0.02, s.roof), (s.head - 0.02, s.roof)]
+    screen = [(s.foot - 0.02, s.belt - 0.05), (s.foot + 0.02, s.belt - 0.05), (s.head + 0.02, s.roof),
+              (s.head - 0.02, s.roof)]
     d.add("window", side_profile(screen, 0.82 * s.width).warp(s.taper), glass)
-    d.add("frame", side_profile(np.array(screen) + [0, 0.02], 0.05).move(x=0.42 * s.width).with_mirror().warp(s.taper), paint)
+    d.add("frame", side_profile(np.array(screen) + np.array([0, 0.02]),
+                                0.05).move(x=0.42 * s.width).with_mirror().warp(s.taper), paint)
 
 
 def _car_trim(d: Designer, s: _CarShape, paint: Material, dark: Material, metal: Material) -> None:
@@ -140,7 +143,8 @@ def _car_roof(d: Designer, s: _CarShape, paint: Material, dark: Material) -> Non
     middle, length = (s.head + s.rear_head) / 2, s.head - s.rear_head
     inner = s.width * (1 - s.tumble) / 2
     if extra == "rack":
-        rail = rod((0.8 * inner, s.roof + 0.05, middle - 0.45 * length), (0.8 * inner, s.roof + 0.05, middle + 0.4 * length), 0.018, sides=6)
+        x, y = 0.8 * inner, s.roof + 0.05
+        rail = rods([[(x, y, middle - 0.45 * length), (x, y, middle + 0.4 * length)]], 0.018)
         bars = [box(1.7 * inner, 0.025, 0.05).move(0, s.roof + 0.06, middle + f * length) for f in (-0.25, 0.2)]
         feet = [box(0.03, 0.09, 0.05).move(0.8 * inner, s.roof + 0.01, middle + f * length) for f in (-0.4, 0.3)]
         d.add("roof rack", rail.with_mirror() + joined(bars) + joined(feet).with_mirror(), dark)
@@ -165,7 +169,8 @@ def car(d: Designer) -> None:
     d.add("body", side_profile(s.outline(floor), s.width, bevel=0.035).warp(s.taper), paint)
     if floor is not None:
         start, stop = s.sunk()
-        wall = [(start - 0.05, floor - 0.1), (stop + 0.05, floor - 0.1), (stop + 0.05, s.belt - 0.015), (start - 0.05, s.belt - 0.015)]
+        wall = [(start - 0.05, floor - 0.1), (stop + 0.05, floor - 0.1), (stop + 0.05, s.belt - 0.015),
+                (start - 0.05, s.belt - 0.015)]
         d.add("door", side_profile(wall, 0.08).move(x=0.465 * s.width).with_mirror().warp(s.taper), paint)
     if style == "convertible":
         _open_cabin(d, s, floor or 0.0, paint, glass)
@@ -184,9 +189,9 @@ def car(d: Designer) -> None:
 
 
 # What a caption says of a bus, and how its length compares to a city bus's.
-BUS_KINDS = {"city": ("with a flat city front", 1.0), "coach": ("as a travel coach", 1.05), "double": ("with two decks", 0.9),
-             "school": ("with a bonnet like a school bus", 0.85), "jointed": ("in two jointed sections", 1.35),
-             "minibus": ("as a short minibus", 0.6)}
+BUS_KINDS = {"city": ("with a flat city front", 1.0), "coach": ("as a travel coach", 1.05),
+             "double": ("with two decks", 0.9), "school": ("with a bonnet like a school bus", 0.85),
+             "jointed": ("in two jointed sections", 1.35), "minibus": ("as a short minibus", 0.6)}
 
 
 class _BusShape:
@@ -218,44 +223,47 @@ class _BusShape:
         knee, cut = self.floor + 0.38 * self.deck, 0.7 * self.corner
         outline = [(rear + 0.06, self.floor), (front - 0.1, self.floor), (front, self.floor + 0.3), (front, knee),
                    (front - 0.85 * lean, self.roof - cut), (front - 0.85 * lean - 0.35 * cut, self.roof - 0.4 * cut),
-                   (front - 0.85 * lean - cut, self.roof), (rear + cut, self.roof), (rear + 0.4 * cut, self.roof - 0.35 * cut),
-                   (rear + 0.1, self.roof - cut), (rear, knee)]
+                   (front - 0.85 * lean - cut, self.roof), (rear + cut, self.roof),
+                   (rear + 0.4 * cut, self.roof - 0.35 * cut), (rear + 0.1, self.roof - cut), (rear, knee)]
         return side_profile(outline, self.width).warp(self.round_roof)
 
 
 def _bus_windows(d: Designer, s: _BusShape, spans: list[tuple[float, float]], decks: int, glass: Material) -> None:
     """Bands of windows along both sides, and the panes of the nose and tail."""
     pitch, gap = d.uniform("window_pitch", 0.8, 1.7), d.uniform("window_gap", 0.06, 0.22)
-    slabs = []
+    quads: list[Floats] = []
     for deck in range(decks):
         rise = deck * 0.62 * s.deck + (0.08 if deck else 0.0)
-        heights = (s.sill + rise, min(s.head + rise - (0.16 * s.deck if decks == 2 else 0.0), s.roof - 0.75 * s.corner - 0.05))
+        heights = (s.sill + rise, min(s.head + rise - (0.16 * s.deck if decks == 2 else 0.0),
+                                      s.roof - 0.75 * s.corner - 0.05))
         for rear, front in spans:
             span = (rear + 0.3, front - 0.35 - s.lean)
-            slabs += panes(span, span, heights, max(2, round((span[1] - span[0]) / pitch)), gap)
+            quads += panes(span, span, heights, max(2, round((span[1] - span[0]) / pitch)), gap)
         knee, top = s.floor + 0.38 * s.deck, s.roof - 0.7 * s.corner
         low = heights[0] - (0.12 * s.deck if deck == 0 and not s.bonnet else 0.0)
         z = [s.front - 0.85 * s.lean * max(y - knee, 0.0) / (top - knee) for y in (low, heights[1])]
         screen = [(z[0] - 0.2, low), (z[0] + 0.015, low), (z[1] + 0.015, heights[1]), (z[1] - 0.2, heights[1])]
         d.add("window", side_profile(screen, 0.9 * s.width), glass)
-        tail = box(0.72 * s.width, heights[1] - heights[0], 0.3).move(0, (heights[0] + heights[1]) / 2, -s.half + 0.13)
+        tail = box(0.72 * s.width, heights[1] - heights[0], 0.3).move(0, (heights[0] + heights[1]) / 2, -s.half
+                                                                      + 0.13)
         d.add("window", tail, glass)
-    d.add("window", joined([side_profile(q, s.width + 0.03) for q in slabs]), glass)
+    d.add("window", slabs(quads, s.width + 0.03), glass)
 
 
-def _bus_trim(d: Designer, s: _BusShape, kind: str, dark: Material, trim: Material, metal: Material) -> None:
+def _bus_trim(d: Designer, s: _BusShape, kind: str, second_door: float, dark: Material, trim: Material,
+              metal: Material) -> None:
     """Doors, lamps, mirrors, stripe and what stands on the roof."""
     if d.choice("livery", ["plain", "stripe", "skirt"]) == "stripe":
-        d.add("stripe", box(s.width + 0.025, 0.16, s.front + s.half - 0.5).move(0, s.sill - 0.28, (s.front - s.half) / 2), trim)
+        d.add("stripe", box(s.width + 0.025, 0.16, s.front + s.half - 0.5).move(0, s.sill - 0.28,
+                                                                                (s.front - s.half) / 2), trim)
     elif d.choices["livery"] == "skirt":
-        d.add("stripe", box(s.width + 0.025, 0.3, s.front + s.half - 0.7).move(0, s.floor + 0.2, (s.front - s.half) / 2), trim)
+        d.add("stripe", box(s.width + 0.025, 0.3, s.front + s.half - 0.7).move(0, s.floor + 0.2,
+                                                                               (s.front - s.half) / 2), trim)
     height = s.head - s.floor - 0.12
-    doors = [s.front - 0.85 - s.lean] + ([-0.1 * s.length] if d.integer("num_doors", 1, 2) == 2 else [])
+    doors = [s.front - 0.85 - s.lean] + ([second_door] if d.integer("num_doors", 1, 2) == 2 else [])
     leaf = box(0.2, height, 0.42)
-    # Kept off the wheels' arches: a door needs the whole height of the side.
-    for z in doors:
-        spot = (s.width / 2 - 0.075, s.floor + 0.06 + height / 2, z)
-        d.add("door", placed(leaf, [(spot[0], spot[1], z - 0.23), (spot[0], spot[1], z + 0.23)]), dark)
+    x, y = s.width / 2 - 0.075, s.floor + 0.06 + height / 2
+    d.add("door", placed(leaf, [(x, y, z + leaf_z) for z in doors for leaf_z in (-0.23, 0.23)]), dark)
     lamp, tail = d.material({"white": PAINT["white"]}), d.material({"red": PAINT["red"]})
     lamps = ellipsoid(0.14, 0.12, 0.08, 12).move(0.38 * s.width, s.floor + 0.45, s.half - 0.02).with_mirror()
     d.add("light", lamps, lamp)
@@ -265,16 +273,20 @@ def _bus_trim(d: Designer, s: _BusShape, kind: str, dark: Material, trim: Materi
     if kind != "school":
         board = box(0.6 * s.width, 0.24, 0.12).move(0, s.roof - 0.7 * s.corner - 0.02, s.front - 0.8 * s.lean)
         d.add("sign", board, dark)
-    arm = rod((0.46 * s.width, s.head, s.front - 0.5 * s.lean), (0.53 * s.width, s.head - 0.1, s.front + 0.22), 0.025, sides=6)
+    arm = rods([[(0.46 * s.width, s.head, s.front - 0.5 * s.lean), (0.53 * s.width, s.head - 0.1, s.front + 0.22)]],
+               0.025)
     glass = box(0.1, 0.38, 0.16, 0.03).move(0.54 * s.width, s.head - 0.25, s.front + 0.22)
     d.add("mirror", (arm + glass).with_mirror(), dark)
-    top = d.choice("roof", {"bare": "", "cooler": "with an air conditioner on the roof", "rack": "with a luggage rack on the roof",
-                            "hatches": ""}, [0.3, 0.3, 0.15, 0.25])
+    top = d.choice("roof", {"bare": "", "cooler": "with an air conditioner on the roof",
+                            "rack": "with a luggage rack on the roof", "hatches": ""}, [0.3, 0.3, 0.15, 0.25])
     if top == "cooler":
-        d.add("roof unit", box(0.66 * s.width, 0.26, 0.22 * s.length, 0.1).move(0, s.roof + 0.08, -0.2 * s.length), trim)
+        d.add("roof unit", box(0.66 * s.width, 0.26, 0.22 * s.length, 0.1).move(0, s.roof + 0.08, -0.2 * s.length),
+              trim)
     elif top == "rack":
-        rails = [box(0.05, 0.05, 0.6 * s.length).move(x, s.roof + 0.2, -0.05 * s.length) for x in (-0.36 * s.width, 0.36 * s.width)]
-        bars = [box(0.77 * s.width, 0.04, 0.05).move(0, s.roof + 0.19, f * s.length) for f in (-0.33, -0.14, 0.05, 0.23)]
+        rails = [box(0.05, 0.05, 0.6 * s.length).move(x, s.roof + 0.2, -0.05 * s.length)
+                 for x in (-0.36 * s.width, 0.36 * s.width)]
+        bars = [box(0.77 * s.width, 0.04, 0.05).move(0, s.roof + 0.19, f * s.length)
+                for f in (-0.33, -0.14, 0.05, 0.23)]
         feet = [box(0.05, 0.25, 0.05).move(0.36 * s.width, s.roof + 0.09, f * s.length) for f in (-0.33, -0.05, 0.23)]
         d.add("roof rack", joined(rails + bars) + joined(feet).with_mirror(), metal)
     elif top == "hatches":
@@ -292,25 +304,27 @@ def bus(d: Designer) -> None:
     if kind == "jointed":
         joint = d.uniform("joint", -0.1, 0.06) * s.length
         spans = [(joint + 0.45, s.front), (-s.half, joint - 0.45)]
-        slats = [box(s.width - (0.1 if i % 2 else 0.28), s.roof - s.floor - 0.35, 0.17).move(0, (s.roof + s.floor) / 2, joint + f)
-                 for i, f in enumerate(np.linspace(-0.42, 0.42, 7))]
+        slats = [box(s.width - (0.1 if i % 2 else 0.28), s.roof - s.floor - 0.35,
+                     0.17).move(0, (s.roof + s.floor) / 2, joint + f) for i,
+                 f in enumerate(np.linspace(-0.42, 0.42, 7))]
     for i, (rear, front) in enumerate(spans):
         d.add("body", s.shell(rear, front, s.lean if i == 0 else 0.0), paint)
     if kind == "jointed":
         d.add("joint", joined(slats), dark)
     if kind == "school":
-        nose = smooth([(s.front - 0.2, s.floor + 0.05), (s.half, s.floor + 0.1), (s.half, s.sill - 0.4), (s.half - 0.3, s.sill - 0.12),
-                       (s.front - 0.2, s.sill - 0.02)], 12)
+        nose = smooth([(s.front - 0.2, s.floor + 0.05), (s.half, s.floor + 0.1), (s.half, s.sill - 0.4),
+                       (s.half - 0.3, s.sill - 0.12), (s.front - 0.2, s.sill - 0.02)], 12)
         d.add("bonnet", side_profile(nose, 0.86 * s.width, bevel=0.06), paint)
         d.add("grille", box(0.45 * s.width, 0.5, 0.1).move(0, s.floor + 0.6, s.half - 0.01), metal)
     _bus_windows(d, s, spans, 2 if kind == "double" else 1, glass)
     trim = d.material(PAINT)
-    _bus_trim(d, s, kind, dark, trim, metal)
     axles = [s.half - (0.9 if kind == "school" else 1.5 + 0.1 * s.length), -s.half + 0.2 * s.length]
     if kind == "jointed":
         axles.append(spans[0][0] + 1.6)
     elif s.length > 9 and d.choice("axles", {"two": "", "three": "on three axles"}) == "three":
         axles.append(axles[1] - 2.2 * s.radius)
+    # Between the axles, because a door needs the whole height of the side.
+    _bus_trim(d, s, kind, (axles[0] + max(axles[1:])) / 2, dark, trim, metal)
     x, width = s.width / 2 - 0.12, 0.28
     spots = [(side * x, s.radius, z) for z in axles for side in (-1, 1)]
     opening = 1.14 * s.radius

@@ -9,6 +9,23 @@ from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, 
 from pipeline.sources.procedural.geometry import Geometry, box, rounded_rectangle
 from pipeline.sources.procedural.joinery import at_corners, block, cushion, leg, merge, pipe, plate, settle
 
+SEATS = {"1": "for one", "2": "with two seats", "3": "with three seats", "4": "with four seats"}
+LAYOUTS = {"straight": "", "chaise": "with a chaise end"}
+SOFA_ARMS = {
+    "square": "with square arms",
+    "padded": "with padded arms",
+    "sloped": "with sloping arms",
+    "rolled": "with rolled arms",
+    "none": "without arms",
+}
+SOFA_BACKS = {
+    "cushions": "with loose back cushions",
+    "tight": "",
+    "channels": "with a channelled back",
+    "camel": "with a curved back",
+    "frame": "with an open frame",
+}
+
 
 def _sofa_arm(kind: str, width: float, height: float, depth: float) -> Geometry:
     """One arm standing on y = 0, its inner face on x = 0, reaching `width` to +x, centred along z."""
@@ -101,39 +118,33 @@ def _throws(d: Designer, width: float, seat: float, depth: float) -> None:
         d.add("pillow", pillow.move(x=x, y=seat + 0.46 * size, z=0.02 * depth), d.material(FABRIC))
 
 
+def _chaise(
+    d: Designer,
+    each: float,
+    width: float,
+    depth: float,
+    levels: tuple[float, float, float],
+    body: Material,
+    loose: Material,
+    wood: Material,
+) -> None:
+    """The last seat drawn out to the front; `levels` are the underside, the deck and the top of its cushion."""
+    lift, deck, seat = levels
+    side = 1.0 if d.choice("chaise_side", ["left", "right"]) == "right" else -1.0
+    reach, x = d.uniform("chaise_length", 0.4, 0.8), side * (width / 2 - each / 2)
+    front = depth / 2 + reach
+    d.add("seat", block((x - each / 2, x + each / 2), (lift, deck - 0.003), (0.3 * depth, front), 0.012), body)
+    top = cushion(0.99 * each, seat - deck + 0.04, reach + 0.06, 0.05, 0.02)
+    d.add("cushion", top.move(x=x, y=(seat + deck - 0.04) / 2, z=front - reach / 2 - 0.03), loose)
+    feet = block((-0.025, 0.025), (0, lift + 0.01), (-0.025, 0.025)).move(x=each / 2 - 0.06).with_mirror()
+    d.add("leg", feet.move(x=x, z=front - 0.06), wood)
+
+
 def sofa(d: Designer) -> None:
     """An upholstered seat for one to four: 5 arms, 5 backs, sometimes with a chaise."""
-    seats = int(
-        d.choice(
-            "seats",
-            {"1": "for one", "2": "with two seats", "3": "with three seats", "4": "with four seats"},
-            weights=[0.1, 0.37, 0.38, 0.15],
-        )
-    )
-    arms = d.choice(
-        "arms",
-        {
-            "square": "with square arms",
-            "padded": "with padded arms",
-            "sloped": "with sloping arms",
-            "rolled": "with rolled arms",
-            "none": "without arms",
-        },
-    )
-    style = d.choice(
-        "back",
-        {
-            "cushions": "with loose back cushions",
-            "tight": "",
-            "channels": "with a channelled back",
-            "camel": "with a curved back",
-            "frame": "with an open frame",
-        },
-    )
-    chaise = (
-        seats > 1
-        and d.choice("layout", {"straight": "", "chaise": "with a chaise end"}, weights=[0.75, 0.25]) == "chaise"
-    )
+    seats = int(d.choice("seats", SEATS, weights=[0.1, 0.37, 0.38, 0.15]))
+    arms, style = d.choice("arms", SOFA_ARMS), d.choice("back", SOFA_BACKS)
+    layout = d.choice("layout", LAYOUTS, weights=[0.75, 0.25]) if seats > 1 else "straight"
     each, depth = d.uniform("seat_width", 0.5, 0.8), d.uniform("depth", 0.72, 1.05)
     seat, lift = d.uniform("seat_height", 0.36, 0.5), d.uniform("base_height", 0.05, 0.17)
     rise, arm_rise = d.uniform("back_height", 0.28, 0.58), d.uniform("arm_height", 0.1, 0.28)
@@ -141,11 +152,8 @@ def sofa(d: Designer) -> None:
     soft_height = d.uniform("cushion_thickness", 0.1, 0.2)
     width = each * seats * (1.25 if seats == 1 else 1.0)
     body = d.material(FABRIC, LEATHER)
-    loose = (
-        d.material(FABRIC)
-        if d.choice("cushion_cover", ["same", "contrast"], weights=[0.7, 0.3]) == "contrast"
-        else body
-    )
+    cover = d.choice("cushion_cover", ["same", "contrast"], weights=[0.7, 0.3])
+    loose = d.material(FABRIC) if cover == "contrast" else body
     wood = d.material(WOOD, METAL)
     outer = width / 2 + (arm_width if arms != "none" else 0.0)
     deck = seat - 0.75 * soft_height
@@ -165,15 +173,8 @@ def sofa(d: Designer) -> None:
     if arms != "none":
         arm = _sofa_arm(arms, arm_width, seat + arm_rise - lift, depth).move(x=width / 2, y=lift)
         d.add("arm", arm.with_mirror(), body)
-    if chaise:
-        side = 1.0 if d.choice("chaise_side", ["left", "right"]) == "right" else -1.0
-        reach, x = d.uniform("chaise_length", 0.4, 0.8), side * (width / 2 - each / 2)
-        front = depth / 2 + reach
-        d.add("seat", block((x - each / 2, x + each / 2), (lift, deck - 0.003), (0.3 * depth, front)), body)
-        top = cushion(0.99 * each, soft_height, reach + 0.06, 0.05, 0.02)
-        d.add("cushion", top.move(x=x, y=seat - soft_height / 2, z=front - reach / 2 - 0.03), loose)
-        feet = block((-0.025, 0.025), (0, lift + 0.01), (-0.025, 0.025)).move(x=each / 2 - 0.06).with_mirror()
-        d.add("leg", feet.move(x=x, z=front - 0.06), wood)
+    if layout == "chaise":
+        _chaise(d, each, width, depth, (lift, deck, seat), body, loose, wood)
     _throws(d, width, seat, depth)
     _sofa_base(d, outer, depth, lift, wood, body)
     settle(d)

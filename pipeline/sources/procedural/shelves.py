@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.mesh import Material
+from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import CERAMIC, FABRIC, METAL, PAINT, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe, rod
 from pipeline.sources.procedural.joinery import (
@@ -92,24 +92,28 @@ def bookshelf(d: Designer) -> None:
     settle(d)
 
 
+def _crown(d: Designer, half: float, z: float, top: float, body: Material) -> None:
+    crown = d.choice(
+        "crown", {"flat": "", "cornice": "with a cornice", "arch": "with an arched top"}, weights=[0.5, 0.3, 0.2]
+    )
+    if crown == "cornice":
+        ledge = d.uniform("cornice", 0.02, 0.06)
+        d.add("top", box(2 * half + 2 * ledge, 0.04, 2 * z + 2 * ledge, 0.014).move(y=top + 0.015), body)
+    elif crown == "arch":
+        bow = arc(1.0, 0, 180, 13) * [half, d.uniform("arch", 0.08, 0.2)]
+        d.add("top", plate(bow, -0.012, 0.012).rotate("x", 90).move(y=top - 0.006, z=z - 0.03), body)
+
+
 def _case(
-    d: Designer, width: float, depth: float, levels: np.ndarray, columns: int, board: float, body: Material
+    d: Designer, width: float, depth: float, levels: Floats, columns: int, board: float, body: Material
 ) -> list[tuple[Span, float, float]]:
     """Two sides, a top and boards between; returns the bays."""
     half, z, top = width / 2, depth / 2, float(levels[-1])
     d.add("side", block((half - board, half), (0, top + board), (-z, z), 0.003).with_mirror(), body)
-    crown = d.choice(
-        "crown", {"flat": "", "cornice": "with a cornice", "arch": "with an arched top"}, weights=[0.5, 0.3, 0.2]
-    )
     d.add(
         "shelf", block((-half + 0.002, half - 0.002), (top, top + board - 0.002), (-z + 0.002, z - 0.002), 0.002), body
     )
-    if crown == "cornice":
-        ledge = d.uniform("cornice", 0.02, 0.06)
-        d.add("top", box(width + 2 * ledge, 0.04, depth + 2 * ledge, 0.014).move(y=top + board + 0.015), body)
-    elif crown == "arch":
-        bow = arc(1.0, 0, 180, 13) * [half, d.uniform("arch", 0.08, 0.2)]
-        d.add("top", plate(bow, -0.012, 0.012).rotate("x", 90).move(y=top + board - 0.006, z=z - 0.03), body)
+    _crown(d, half, z, top + board, body)
     boards = [block((0.004 - half, half - 0.004), (y - board, y), (0.003 - z, z - 0.006), 0.002) for y in levels[:-1]]
     d.add("shelf", merge(boards), body)
     walls = np.linspace(-half, half, columns + 1)
@@ -157,7 +161,7 @@ def _case(
 
 
 def _stepped(
-    d: Designer, width: float, depth: float, levels: np.ndarray, columns: int, board: float, body: Material
+    d: Designer, width: float, depth: float, levels: Floats, columns: int, board: float, body: Material
 ) -> list[tuple[Span, float, float]]:
     """Columns of cubes of different heights side by side; returns the bays."""
     z, rows = depth / 2, len(levels) - 1
@@ -196,7 +200,7 @@ def _stepped(
 
 
 def _open_frame(
-    d: Designer, style: str, width: float, depth: float, levels: np.ndarray, board: float, body: Material
+    d: Designer, style: str, width: float, depth: float, levels: Floats, board: float, body: Material
 ) -> list[tuple[Span, float, float]]:
     """Boards in a metal rack, or between two ladders that lean together; returns the bays."""
     half, z, top = width / 2, depth / 2, float(levels[-1])

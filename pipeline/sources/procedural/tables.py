@@ -29,12 +29,21 @@ TABLES = {
 }
 TABLE_PHRASES = {
     "dining": "for dining",
-    "coffee": "low, for coffee",
-    "side": "small, for a bedside",
-    "console": "narrow, for a hallway",
+    "coffee": "of coffee-table height",
+    "side": "for a bedside",
+    "console": "for a hallway",
     "desk": "for writing",
     "bar": "at bar height",
 }
+
+
+TOPS = {
+    "rectangle": "",
+    "oval": "with a round top",
+    "octagon": "with an eight-sided top",
+    "boat": "with a bowed top",
+}
+SUPPORTS = {"legs": "", "trestle": "on trestles", "panels": "on solid ends", "frame": "on a metal frame"}
 
 
 def _top_outline(d: Designer, shape: str, length: float, depth: float) -> Floats:
@@ -145,35 +154,15 @@ def table(d: Designer) -> None:
     """Dining, coffee, side, console and bar tables and desks: 4 outlines of top on 5 supports."""
     use = d.choice("use", TABLE_PHRASES, weights=[0.28, 0.2, 0.14, 0.12, 0.16, 0.1])
     (low, high), (short, long) = TABLES[use]
-    shape = (
-        "rectangle"
-        if use == "desk"
-        else d.choice(
-            "top",
-            {
-                "rectangle": "",
-                "oval": "with a round top",
-                "octagon": "with an eight-sided top",
-                "boat": "with a bowed top",
-            },
-            weights=[0.4, 0.36, 0.12, 0.12],
-        )
-    )
-    kind = d.choice(
-        "support",
-        {
-            "legs": "",
-            "pedestal": "on a pedestal",
-            "trestle": "on trestles",
-            "panels": "on solid ends",
-            "frame": "on a metal frame",
-        },
-        weights=[0.42, 0.2, 0.12, 0.1, 0.16],
-    )
+    shape = "rectangle" if use == "desk" else d.choice("top", TOPS, weights=[0.4, 0.36, 0.12, 0.12])
+    supports, odds = SUPPORTS, [0.46, 0.14, 0.2, 0.2]
+    if use != "desk":  # its drawers leave no room for a column
+        supports, odds = SUPPORTS | {"pedestal": "on a pedestal"}, [0.4, 0.13, 0.11, 0.16, 0.2]
+    kind = d.choice("support", supports, weights=odds)
     height, length = d.uniform("height", low, high), d.uniform("length", short, long)
     ratio = {"console": (0.26, 0.38), "desk": (0.42, 0.6), "side": (0.7, 1.0), "bar": (0.6, 1.0)}.get(use, (0.48, 1.0))
     depth = length * d.uniform("depth_ratio", *ratio)
-    if kind == "pedestal" and use not in ("console", "desk"):
+    if kind == "pedestal" and use != "console":
         depth = max(depth, 0.75 * length)  # one column cannot carry a long top
     thick, overhang = d.uniform("top_thickness", 0.016, 0.06), d.uniform("overhang", 0.01, 0.09)
     glass = (
@@ -181,13 +170,10 @@ def table(d: Designer) -> None:
         and d.choice("surface", {"solid": "", "glass": "with a glass top"}, weights=[0.85, 0.15]) == "glass"
     )
     frame = d.material(METAL) if kind == "frame" else d.material(WOOD, PAINT, METAL)
-    slab = (
-        d.material(GLASS)
-        if glass
-        else frame
-        if d.choice("finish", ["one", "two"]) == "one"
-        else d.material(WOOD, PAINT, STONE)
-    )
+    if glass:
+        slab = d.material(GLASS)
+    else:
+        slab = frame if d.choice("finish", ["one", "two"]) == "one" else d.material(WOOD, PAINT, STONE)
     under = height - thick
     d.add("top", plate(_top_outline(d, shape, length, depth), under, height, d.uniform("edge", 0.004, 0.03)), slab)
     x, z = length / 2 - overhang, depth / 2 - overhang

@@ -29,8 +29,48 @@ def panes(bottom: tuple[float, float], top: tuple[float, float], heights: tuple[
         b0, b1 = (bottom[0] + (bottom[1] - bottom[0]) * f for f in (low, high))
         t0, t1 = (top[0] + (top[1] - top[0]) * f for f in (low, high))
         g = min(gap, 0.4 * abs(b1 - b0), 0.4 * abs(t1 - t0)) / 2
-        quads.append(np.array([(b0 + g, heights[0]), (b1 - g, heights[0]), (t1 - g, heights[1]), (t0 + g, heights[1])]))
+        quads.append(np.array([(b0 + g, heights[0]), (b1 - g, heights[0]), (t1 - g, heights[1]),
+                               (t0 + g, heights[1])]))
     return quads
+
+
+def slabs(quads: Sequence[ArrayLike], width: float) -> Geometry:
+    """Convex quads in (z, y), each thickened along x and centred on x = 0: window panes through a body."""
+    flat = np.asarray(quads, dtype=np.float64)
+    turn = np.roll(flat, -1, 1)
+    area = np.sum(flat[..., 0] * turn[..., 1] - flat[..., 1] * turn[..., 0], 1)
+    flat[area < 0] = flat[area < 0, ::-1]
+    x = np.broadcast_to(np.array([-width, width])[None, :, None] / 2, (len(flat), 2, 4))
+    z, y = (np.broadcast_to(flat[:, None, :, i], x.shape) for i in (0, 1))
+    return _repeat(np.stack([x, y, z], -1).reshape(len(flat), 8, 3), 4, False)
+
+
+def rods(pairs: ArrayLike, radius: float, end_radius: float | None = None, sides: int = 6) -> Geometry:
+    """Straight round bars between the points of `pairs` [K, 2, 3], all of one radius at each end."""
+    ends = np.asarray(pairs, dtype=np.float64)
+    axis = ends[:, 1] - ends[:, 0]
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    u = np.cross(axis, np.eye(3)[np.argmin(np.abs(axis), 1)])
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    v = np.cross(axis, u)
+    t = np.linspace(0, 2 * np.pi, sides, endpoint=False)[:, None]
+    around = np.cos(t) * u[:, None] + np.sin(t) * v[:, None]
+    radii = np.array([radius, radius if end_radius is None else end_radius])
+    rings = ends[:, :, None] + radii[:, None, None] * around[:, None]
+    return _repeat(rings.reshape(len(ends), 2 * sides, 3), sides, True)
+
+
+def _repeat(prisms: Floats, sides: int, outward: bool) -> Geometry:
+    """Closed prisms from `prisms` [K, 2 * sides, 3], two rings each, which turn about their axis if `outward`."""
+    i = np.arange(sides)
+    j = (i + 1) % sides
+    walls = np.concatenate([np.stack([i, j, j + sides], -1), np.stack([i, j + sides, i + sides], -1)])
+    fan = np.stack([np.zeros(sides - 2, dtype=np.int64), i[1:-1], i[2:]], -1)
+    faces = np.concatenate([walls, fan[:, ::-1], fan + sides])
+    if not outward:
+        faces = faces[:, ::-1]
+    starts = np.arange(len(prisms))[:, None, None] * 2 * sides
+    return Geometry(prisms.reshape(-1, 3), (faces + starts).reshape(-1, 3))
 
 
 def joined(pieces: Sequence[Geometry]) -> Geometry:
@@ -59,8 +99,8 @@ def spokes(radius: float, hub: float, num: int, thickness: float, depth: float) 
     return joined([bar.rotate("x", 360 * i / num) for i in range(num)])
 
 
-def add_wheels(d: Designer, positions: Sequence[Point], radius: float, width: float, rubber: Material, metal: Material,
-               num_spokes: int = 0, hub_ratio: float = 0.62) -> None:
+def add_wheels(d: Designer, positions: Sequence[Point], radius: float, width: float, rubber: Material,
+               metal: Material, num_spokes: int = 0, hub_ratio: float = 0.62) -> None:
     """Tyred wheels turning about x: a dished disc, or spokes before a dark well."""
     rim = hub_ratio * radius
     d.add("wheel", placed(tyre(radius, width, 0.97 * rim), positions), rubber)
@@ -86,7 +126,7 @@ def settle(d: Designer) -> None:
 
 
 def ellipse_loft(stations: ArrayLike, sides: int = 18, square: float = 2.0) -> Geometry:
-    """Skin through upright superellipses: `stations` [R, 4] are z, centre y, half width, half height; `square` is the exponent."""
+    """Skin through upright superellipses of exponent `square`; `stations` [R, 4] are z, centre y, half width, half height."""
     rows = np.asarray(stations, dtype=np.float64)
     t = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     c, s = (np.sign(v) * np.abs(v) ** (2 / square) for v in (np.cos(t), np.sin(t)))
@@ -95,7 +135,7 @@ def ellipse_loft(stations: ArrayLike, sides: int = 18, square: float = 2.0) -> G
 
 
 def wing(sections: ArrayLike) -> Geometry:
-    """An aerofoil skinned through `sections` [R, 5]: x, y, z of the leading edge, chord, thickness; the nose points to +Z."""
+    """An aerofoil, its nose to +Z, through `sections` [R, 5]: x, y, z of the leading edge, chord, thickness."""
     share = np.array([0, 0.08, 0.3, 0.65, 1, 0.65, 0.3, 0.08])
     thick = np.array([0, 0.6, 1, 0.6, 0.08, -0.35, -0.55, -0.4]) / 1.55
     rows = np.asarray(sections, dtype=np.float64)
@@ -103,7 +143,7 @@ def wing(sections: ArrayLike) -> Geometry:
 
 
 def fin(sections: ArrayLike) -> Geometry:
-    """An upright, symmetric fin skinned through `sections` [R, 4]: y, z of the leading edge, chord, thickness, in the plane x = 0."""
+    """An upright fin in the plane x = 0 through `sections` [R, 4]: y, z of the leading edge, chord, thickness."""
     share = np.array([0, 0.3, 1, 1, 0.3])
     thick = np.array([0, 0.5, 0.06, -0.06, -0.5])
     rows = np.asarray(sections, dtype=np.float64)

@@ -195,6 +195,7 @@ def bottle(d: Designer) -> None:
 def _mug_side(d: Designer, height: float, radius: float) -> Floats:
     """Outside (radius, y) pairs of the mug's body."""
     curve = d.uniform("curve", 0.08, 0.24)
+    inset, rise = d.uniform("foot_inset", 0.7, 0.97), d.uniform("foot_rounding", 0.01, 0.05)
     names = {
         "straight": "",
         "tapered": "narrowing downwards",
@@ -230,7 +231,7 @@ def _mug_side(d: Designer, height: float, radius: float) -> Floats:
             (0.8 * low, lift),
         ]
         return np.concatenate([foot, side])
-    return np.concatenate([[(0.88 * low, 0.0), (0.96 * low, 0.02 * height)], side])
+    return np.concatenate([[(inset * low, 0.0), (0.5 * (1 + inset) * low, rise * height)], side])
 
 
 def _mug_handle(d: Designer, side: Floats, height: float, wall: float) -> Geometry | None:

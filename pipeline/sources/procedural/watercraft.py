@@ -6,121 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.mesh import Floats, Material
+from pipeline.mesh import Material
 from pipeline.sources.procedural.designer import FABRIC, GLASS, METAL, PAINT, PLASTIC, RUBBER, WOOD, Designer
-from pipeline.sources.procedural.geometry import Geometry, box, cylinder, extrude, loft, rod, torus
-from pipeline.sources.procedural.vehicle_parts import joined, placed, settle, side_profile
-
-# What a caption says, then: length, beam over length, depth of hull over length, sheer (rise of the bow over the depth).
-KINDS = {
-    "sailing": ("as a sailing boat", 9.0, 0.3, 0.12, 0.35), "motor": ("as a motor boat", 7.5, 0.33, 0.14, 0.3),
-    "cargo": ("as a cargo ship", 90.0, 0.16, 0.1, 0.25), "rowing": ("as an open rowing boat", 4.2, 0.33, 0.13, 0.3),
-    "fishing": ("as a fishing boat", 16.0, 0.31, 0.18, 0.6), "catamaran": ("with two hulls", 11.0, 0.1, 0.12, 0.3),
-    "warship": ("as a warship with gun turrets", 110.0, 0.125, 0.085, 0.35), "liner": ("as a passenger ship", 120.0, 0.15, 0.09, 0.3),
-}
-
-
-class _Hull:
-    """Drawn measures in metres. The keel amidships is at y = 0, the deck edge at `edge(z)`."""
-
-    def __init__(self, d: Designer, kind: str) -> None:
-        _, length, beam, depth, sheer = KINDS[kind]
-        self.length = length * d.uniform("length", 0.8, 1.25)
-        self.half_beam = 0.5 * self.length * beam * d.uniform("beam", 0.85, 1.18)
-        self.depth = self.length * depth * d.uniform("depth", 0.85, 1.2)
-        self.sheer = sheer * self.depth * d.uniform("sheer", 0.5, 1.5)
-        self.full = d.uniform("fullness", 0.35, 0.75) + (0.3 if kind in ("cargo", "liner", "warship") else 0.0)
-        self.rake = d.uniform("bow_rake", 0.03, 0.14) * self.length * (0.7 if kind in ("cargo", "liner") else 1.0)
-        self.stern = d.uniform("stern_width", 0.6, 0.9) if kind not in ("rowing", "sailing") else d.uniform("stern_width", 0.3, 0.8)
-        self.flare = d.uniform("flare", 0.05, 0.3) * (0.3 if kind in ("cargo", "liner") else 1.0)
-        self.square = 3.5 if kind in ("cargo", "liner") else 2.6 if kind == "warship" else 1.8
-        self.stations = np.array([0, 0.06, 0.2, 0.4, 0.6, 0.75, 0.87, 0.95, 1.0])
-
-    def width(self, share: Floats | float) -> Floats:
-        """Half beam at the deck edge, share 0 at the stern to 1 at the bow."""
-        f = np.asarray(share, dtype=np.float64)
-        bow = np.clip(1 - np.clip((f - 0.45) / 0.55, 0, 1) ** (1.4 + 2.4 * self.full), 0.015, 1)
-        aft = self.stern + (1 - self.stern) * np.sin(np.clip(f / 0.42, 0, 1) * np.pi / 2)
-        return np.asarray(self.half_beam * bow * aft)
-
-    def edge(self, share: Floats | float) -> Floats:
-        """Height of the deck edge."""
-        f = np.asarray(share, dtype=np.float64)
-        return np.asarray(self.depth + self.sheer * np.clip((f - 0.35) / 0.65, 0, 1) ** 2 + 0.25 * self.sheer * np.clip((0.3 - f) / 0.3, 0, 1) ** 2)
-
-    def z(self, share: float) -> float:
-        return (share - 0.5) * self.length
-
-    def half_rings(self, inset: float = 0.0, bottom: float = 0.0) -> Floats:
-        """[stations, 9, 3] section curves from the starboard edge under the keel to the port edge, shrunk by `inset` metres."""
-        angle = np.linspace(0, np.pi, 9)
-        rings = []
-        for f in self.stations:
-            wide, top = max(float(self.width(f)) - inset, 0.004 * self.length * 0.5), float(self.edge(f))
-            keel = bottom + (0.3 * self.depth * max(f - 0.8, 0) / 0.2 if f > 0.8 else 0.0) + 0.25 * self.depth * max(0.1 - f, 0) / 0.1
-            c = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** (2 / self.square)
-            s = np.abs(np.sin(angle)) ** (2 / self.square)
-            x = wide * c * (1 - self.flare * s)
-            y = top - (top - keel) * s
-            z = self.z(f) - self.rake * s * max(f - 0.7, 0) / 0.3
-            rings.append(np.stack([x, y, np.broadcast_to(z, x.shape)], -1))
-        return np.array(rings)
-
-    def solid(self) -> Geometry:
-        """A decked hull."""
-        return loft(self.half_rings())
-
-    def shell(self, thick: float, floor: float) -> Geometry:
-        """An open hull: outside, gunwale and inside in one skin."""
-        outer, inner = self.half_rings(), self.half_rings(thick, floor)
-        inner[:, 1:-1, 1] = np.maximum(inner[:, 1:-1, 1], outer[:, 1:-1, 1] + 0.5 * thick)
-        inner[0, :, 2] += thick
-        inner[-1, :, 2] -= 3 * thick
-        return loft(np.concatenate([outer, inner[:, ::-1]], 1))
-
-    def level(self, start: float, stop: float, rise: float, low: float, inset: float = 0.0, count: int = 7) -> Geometry:
-        """A slab between two shares of the length that follows the deck's edge: from `low` to `rise` metres above that edge."""
-        rings = []
-        for f in np.linspace(start, stop, count):
-            x, y = max(float(self.width(f)) - inset, 0.01), float(self.edge(f))
-            rings.append([(x, y + low, self.z(f)), (x, y + rise, self.z(f)), (-x, y + rise, self.z(f)), (-x, y + low, self.z(f))])
-        return loft(rings)
-
-
-def _house(d: Designer, h: _Hull, share: tuple[float, float], width: float, base: float, tall: float, lean: float, paint: Material, glass: Material,
-           windows: int) -> float:
-    """A deckhouse with a band of windows right round, its front leaning back; returns the height of its roof."""
-    rear, front = h.z(share[0]), h.z(share[1])
-    top = base + tall
-    shape = [(rear, base - 0.3 * tall), (front, base - 0.3 * tall), (front, base + 0.1 * tall), (front - lean * tall, top), (rear + 0.2 * lean * tall, top)]
-    d.add("cabin", side_profile(shape, width), paint)
-    low, high = base + 0.5 * tall, base + 0.84 * tall
-    tilt = lean * tall / (0.9 * tall)
-    edge = [front - tilt * (y - base - 0.1 * tall) for y in (low, high)]
-    pane_gap = 0.04 * (front - rear)
-    bottom, head = (rear + 3 * pane_gap, edge[0] - 2 * pane_gap), (rear + 3 * pane_gap, edge[1] - 2 * pane_gap)
-    share_x = np.linspace(0, 1, windows + 1)
-    quads = []
-    for i in range(windows):
-        b = [bottom[0] + (bottom[1] - bottom[0]) * s for s in share_x[i:i + 2]]
-        t = [head[0] + (head[1] - head[0]) * s for s in share_x[i:i + 2]]
-        quads.append([(b[0] + pane_gap / 2, low), (b[1] - pane_gap / 2, low), (t[1] - pane_gap / 2, high), (t[0] + pane_gap / 2, high)])
-    out = 0.012 * width
-    d.add("window", joined([side_profile(q, width + 2 * out) for q in quads]), glass)
-    screen = [(edge[0] - 4 * out, low), (edge[0] + out, low), (edge[1] + out, high), (edge[1] - 4 * out, high)]
-    d.add("window", side_profile(screen, 0.86 * width), glass)
-    roof = box(1.08 * width, 0.06 * tall, (front - rear - lean * tall) * 1.08)
-    d.add("cabin", roof.move(0, top + 0.02 * tall, (front - lean * tall + rear) / 2), paint)
-    return top
-
-
-def _rails(d: Designer, h: _Hull, span: tuple[float, float], height: float, thick: float, metal: Material, num: int = 7) -> None:
-    """Stanchions and one rail along both deck edges."""
-    shares = np.linspace(*span, num)
-    feet = [np.array([0.93 * float(h.width(f)), float(h.edge(f)), h.z(f)]) for f in shares]
-    posts = [rod(foot - [0, thick, 0], foot + [0, height, 0], 0.7 * thick, sides=4) for foot in feet]
-    rail = [rod(a + [0, height, 0], b + [0, height, 0], thick, sides=4) for a, b in zip(feet[:-1], feet[1:], strict=True)]
-    d.add("railing", joined(posts + rail).with_mirror(), metal)
+from pipeline.sources.procedural.geometry import box, cylinder, loft, torus
+from pipeline.sources.procedural.hulls import KINDS, Hull, deckhouse, rails
+from pipeline.sources.procedural.vehicle_parts import joined, placed, rods, settle, side_profile
 
 
 def _sail(d: Designer, corners: Sequence[tuple[float, float]], belly: float, cloth: Material) -> None:
@@ -139,34 +29,39 @@ def _sail(d: Designer, corners: Sequence[tuple[float, float]], belly: float, clo
     d.add("sail", loft(rings), cloth)
 
 
-def _rig(d: Designer, h: _Hull, foot: float, base: float, wood: Material) -> None:
+def _rig(d: Designer, h: Hull, foot: float, base: float, wood: Material) -> None:
     """Mast, boom and sails; with a choice of rig."""
     cloth = d.material(FABRIC)
     tall = h.length * d.uniform("mast_height", 1.0, 1.45)
-    rig = d.choice("rig", {"sloop": "with a mainsail and a jib", "cat": "with a single sail", "ketch": "with two masts", "bare": "with its sails down"},
-                   [0.45, 0.2, 0.2, 0.15])
+    rig = d.choice("rig", {"sloop": "with a mainsail and a jib", "cat": "with a single sail",
+                           "ketch": "with two masts", "bare": "with its sails down"}, [0.45, 0.2, 0.2, 0.15])
     mast_z = h.z(foot + (0.2 if rig == "cat" else 0.0))
     radius = 0.008 * h.length
     boom_y, boom = base + 0.1 * tall, h.length * d.uniform("boom_length", 0.34, 0.48)
     masts = [(mast_z, tall, boom)] + ([(h.z(0.17), 0.62 * tall, 0.5 * boom)] if rig == "ketch" else [])
     belly = 0.08 * h.length * d.uniform("sail_belly", 0.3, 1.0)
     for z, height, reach in masts:
-        d.add("mast", rod((0, 0.3 * h.depth, z), (0, base + height, z), radius, 0.6 * radius, 10), wood)
-        d.add("mast", rod((0, boom_y, z), (0, boom_y, z - reach), 0.7 * radius, sides=8), wood)
+        d.add("mast", rods([[(0, 0.3 * h.depth, z), (0, base + height, z)]], radius, 0.6 * radius, sides=10), wood)
+        d.add("mast", rods([[(0, boom_y, z), (0, boom_y, z - reach)]], 0.7 * radius, sides=8), wood)
         if rig != "bare":
-            _sail(d, [(z - 0.02 * reach, boom_y + 2 * radius), (z - 0.97 * reach, boom_y + 2 * radius), (z - 0.02 * reach, base + 0.97 * height)], belly, cloth)
+            _sail(d, [(z - 0.02 * reach, boom_y + 2 * radius), (z - 0.97 * reach, boom_y + 2 * radius),
+                      (z - 0.02 * reach, base + 0.97 * height)], belly, cloth)
         else:
-            d.add("sail", rod((0, boom_y + 2 * radius, z - 0.05 * reach), (0, boom_y + 2 * radius, z - 0.95 * reach), 2 * radius, radius, 8), cloth)
+            d.add("sail", rods([[(0, boom_y + 2 * radius, z - 0.05 * reach),
+                                 (0, boom_y + 2 * radius, z - 0.95 * reach)]], 2 * radius, radius, sides=8), cloth)
     if rig in ("sloop", "ketch"):
         stay = (h.z(0.97), float(h.edge(0.97)) + 0.03 * tall)
-        _sail(d, [stay, (mast_z - 0.1 * boom, base + 0.08 * tall), (mast_z + 0.06 * boom, base + 0.85 * tall)], belly, cloth)
-    stays = [((0, base + 0.97 * tall, mast_z), (0, float(h.edge(0.98)), h.z(0.98))), ((0, base + 0.97 * tall, mast_z), (0, float(h.edge(0)), h.z(0.01))),
+        _sail(d, [stay, (mast_z - 0.1 * boom, base + 0.08 * tall), (mast_z + 0.06 * boom, base + 0.85 * tall)], belly,
+              cloth)
+    stays = [((0, base + 0.97 * tall, mast_z), (0, float(h.edge(0.98)), h.z(0.98))),
+             ((0, base + 0.97 * tall, mast_z), (0, float(h.edge(0)), h.z(0.01))),
              ((0, base + 0.9 * tall, mast_z), (0.95 * float(h.width(foot)), float(h.edge(foot)), mast_z)),
              ((0, base + 0.9 * tall, mast_z), (-0.95 * float(h.width(foot)), float(h.edge(foot)), mast_z))]
-    d.add("rigging", joined([rod(a, b, 0.002 * h.length, sides=4) for a, b in stays]), wood)
+    d.add("rigging", rods(stays, 0.002 * h.length, sides=4), wood)
 
 
-def _sailing(d: Designer, h: _Hull, twin: bool, paint: Material, accent: Material, metal: Material, glass: Material) -> None:
+def _sailing(d: Designer, h: Hull, twin: bool, paint: Material, accent: Material, metal: Material,
+             glass: Material) -> None:
     """A yacht with keel and coach roof, or a sailing catamaran with a bridge deck."""
     deck, wood = d.material(WOOD), d.material(WOOD, METAL)
     if twin:
@@ -175,8 +70,9 @@ def _sailing(d: Designer, h: _Hull, twin: bool, paint: Material, accent: Materia
         top = float(h.edge(0.4))
         d.add("deck", box(2 * gap, 0.25 * h.depth, 0.5 * h.length).move(0, top - 0.05 * h.depth, h.z(0.36)), deck)
         for share in (0.66, 0.9):
-            d.add("beam", rod((-gap, 0.93 * top, h.z(share)), (gap, 0.93 * top, h.z(share)), 0.01 * h.length, sides=8), metal)
-        base = _house(d, h, (0.2, 0.56), 1.2 * gap, top + 0.05 * h.depth, 0.1 * h.length, 0.8, paint, glass, 3)
+            d.add("beam", rods([[(-gap, 0.93 * top, h.z(share)), (gap, 0.93 * top, h.z(share))]], 0.01 * h.length,
+                               sides=8), metal)
+        base = deckhouse(d, h, (0.2, 0.56), 1.2 * gap, top + 0.05 * h.depth, 0.1 * h.length, 0.8, paint, glass, 3)
         _rig(d, h, 0.55, base, wood)
         return
     d.add("hull", h.solid(), paint)
@@ -185,20 +81,23 @@ def _sailing(d: Designer, h: _Hull, twin: bool, paint: Material, accent: Materia
         d.add("stripe", h.level(0.01, 0.98, -0.12 * h.depth, -0.2 * h.depth, -0.004 * h.length), accent)
     base = float(h.edge(0.5))
     if d.choice("cabin", {"cabin": "with a low cabin", "open": ""}, [0.7, 0.3]) == "cabin":
-        base = _house(d, h, (0.34, 0.66), 1.0 * h.half_beam, base, h.length * d.uniform("cabin_height", 0.045, 0.085), 1.4, paint, glass, 3)
+        base = deckhouse(d, h, (0.34, 0.66), 1.0 * h.half_beam, base,
+                         h.length * d.uniform("cabin_height", 0.045, 0.085), 1.4, paint, glass, 3)
     d.add("cockpit", h.level(0.08, 0.3, 0.09 * h.depth, -0.05 * h.depth, 0.4 * h.half_beam, 4), accent)
     _rig(d, h, 0.56, base, wood)
     if d.choice("keel", {"deep": "with a deep keel", "none": ""}) == "deep":
         drop = h.depth * d.uniform("keel_depth", 0.6, 1.3)
         plate = [(h.z(0.4), 0.1 * h.depth), (h.z(0.62), 0.1 * h.depth), (h.z(0.54), -drop), (h.z(0.4), -drop)]
-        rudder = [(h.z(0.03), 0.5 * h.depth), (h.z(0.1), 0.3 * h.depth), (h.z(0.08), -0.6 * drop), (h.z(0.03), -0.6 * drop)]
+        rudder = [(h.z(0.03), 0.5 * h.depth), (h.z(0.1), 0.3 * h.depth), (h.z(0.08), -0.6 * drop),
+                  (h.z(0.03), -0.6 * drop)]
         d.add("keel", side_profile(plate, 0.02 * h.length) + side_profile(rudder, 0.01 * h.length), accent)
 
 
-def _motor(d: Designer, h: _Hull, paint: Material, accent: Material, metal: Material, glass: Material) -> None:
+def _motor(d: Designer, h: Hull, paint: Material, accent: Material, metal: Material, glass: Material) -> None:
     """Speedboat, cabin cruiser or one with a flying bridge, with outboard or inboard drive."""
     d.add("hull", h.solid(), paint)
-    top = d.choice("top", {"open": "with an open cockpit", "cabin": "with a cabin", "bridge": "with a flying bridge"}, [0.4, 0.3, 0.3])
+    top = d.choice("top", {"open": "with an open cockpit", "cabin": "with a cabin", "bridge": "with a flying bridge"},
+                   [0.4, 0.3, 0.3])
     d.add("stripe", h.level(0.01, 0.98, -0.1 * h.depth, -0.24 * h.depth, -0.004 * h.length), accent)
     base, tall = float(h.edge(0.45)), h.length * d.uniform("cabin_height", 0.11, 0.16)
     if top == "open":
@@ -208,35 +107,40 @@ def _motor(d: Designer, h: _Hull, paint: Material, accent: Material, metal: Mate
         seat = d.material(FABRIC, PLASTIC)
         chair = box(0.5 * h.half_beam, 0.25 * tall, 0.07 * h.length).move(y=0.1 * tall)
         back = box(0.5 * h.half_beam, 0.6 * tall, 0.02 * h.length).move(0, 0.35 * tall, -0.035 * h.length)
-        places = [(side * 0.45 * h.half_beam, base, h.z(f)) for f in ((0.42, 0.22) if h.length > 7 else (0.4,)) for side in (-1, 1)]
+        places = [(side * 0.45 * h.half_beam, base, h.z(f)) for f in ((0.42, 0.22) if h.length > 7 else (0.4,))
+                  for side in (-1, 1)]
         d.add("seat", placed(chair + back, places), seat)
-        d.add("gunwale", h.level(0.0, 0.55, 0.1 * h.depth, -0.1 * h.depth, 0.0) if h.full > 0.6 else
-              joined([rod((x, float(h.edge(0)), h.z(0.01)), (x, base + 0.05 * h.depth, h.z(0.55)), 0.05 * h.depth, sides=6)
-                      for x in (-0.85 * h.half_beam, 0.85 * h.half_beam)]), accent)
+        d.add("gunwale", h.level(0.0, 0.55, 0.1 * h.depth, -0.1 * h.depth, 0.0) if h.full > 0.6
+              else rods([((x, float(h.edge(0)), h.z(0.01)), (x, base + 0.05 * h.depth, h.z(0.55)))
+                         for x in (-0.85 * h.half_beam, 0.85 * h.half_beam)], 0.05 * h.depth), accent)
     else:
-        d.add("deck", h.level(0.02, 0.97, 0.06 * h.depth, -0.1 * h.depth, 0.06 * h.half_beam), d.material(WOOD, PAINT))
-        roof = _house(d, h, (0.2, 0.68), 1.45 * h.half_beam, base, tall, 1.3, paint, glass, d.integer("num_windows", 2, 4))
+        d.add("deck", h.level(0.02, 0.97, 0.06 * h.depth, -0.1 * h.depth, 0.06 * h.half_beam),
+              d.material(WOOD, PAINT))
+        roof = deckhouse(d, h, (0.2, 0.68), 1.45 * h.half_beam, base, tall, 1.3, paint, glass,
+                         d.integer("num_windows", 2, 4))
         if top == "bridge":
-            _house(d, h, (0.24, 0.5), 1.1 * h.half_beam, roof, 0.65 * tall, 0.8, paint, glass, 2)
-            d.add("radar", rod((0, roof, h.z(0.24)), (0, roof + 1.3 * tall, h.z(0.2)), 0.008 * h.length, sides=6), metal)
+            deckhouse(d, h, (0.24, 0.5), 1.1 * h.half_beam, roof, 0.65 * tall, 0.8, paint, glass, 2)
+            d.add("radar", rods([[(0, roof, h.z(0.24)), (0, roof + 1.3 * tall, h.z(0.2))]], 0.008 * h.length), metal)
     if d.choice("drive", {"outboard": "with outboard engines", "inboard": ""}) == "outboard":
         num = d.integer("num_outboards", 1, 3)
-        cowl = box(0.045 * h.length, 0.07 * h.length, 0.06 * h.length, 0.012 * h.length).move(y=float(h.edge(0)) + 0.02 * h.length)
-        leg = box(0.018 * h.length, float(h.edge(0)) + 0.04 * h.length, 0.03 * h.length).move(y=0.5 * float(h.edge(0)) - 0.03 * h.length)
+        cowl = box(0.045 * h.length, 0.07 * h.length, 0.06 * h.length,
+                   0.012 * h.length).move(y=float(h.edge(0)) + 0.02 * h.length)
+        leg = box(0.018 * h.length, float(h.edge(0)) + 0.04 * h.length,
+                  0.03 * h.length).move(y=0.5 * float(h.edge(0)) - 0.03 * h.length)
         spots = [((i - (num - 1) / 2) * 0.075 * h.length, 0.0, h.z(-0.015)) for i in range(num)]
         d.add("engine", placed(cowl + leg, spots), d.material(PAINT))
     if d.choice("railing", ["none", "bow"]) == "bow":
-        _rails(d, h, (0.62, 0.97), 0.05 * h.length, 0.004 * h.length, metal, 5)
+        rails(d, h, (0.62, 0.97), 0.05 * h.length, 0.004 * h.length, metal, 5)
 
 
-def _rowing(d: Designer, h: _Hull, paint: Material, accent: Material) -> None:
+def _rowing(d: Designer, h: Hull, paint: Material, accent: Material) -> None:
     """Open boat: thwarts, oars."""
     thick = 0.012 * h.length
     d.add("hull", h.shell(thick, 0.04 * h.length), paint)
     wood = d.material(WOOD)
     num = d.integer("num_seats", 2, 4)
-    seats = [box(2 * float(h.width(f)) * (1 - 0.4 * h.flare) - 2 * thick, 0.02, 0.06 * h.length).move(0, 0.68 * float(h.edge(f)), h.z(f))
-             for f in np.linspace(0.14, 0.72, num)]
+    seats = [box(2 * float(h.width(f)) * (1 - 0.4 * h.flare) - 2 * thick, 0.02,
+                 0.06 * h.length).move(0, 0.68 * float(h.edge(f)), h.z(f)) for f in np.linspace(0.14, 0.72, num)]
     d.add("seat", joined(seats), wood)
     if d.choice("oars", {"out": "with oars out", "in": "with oars laid inside", "none": ""}) == "out":
         reach = h.length * d.uniform("oar_length", 0.4, 0.6)
@@ -244,28 +148,35 @@ def _rowing(d: Designer, h: _Hull, paint: Material, accent: Material) -> None:
         inner = np.array([0.25 * x, 1.5 * h.depth, h.z(0.52)])
         outer = np.array([x + reach, 0.45 * h.depth, h.z(0.38)])
         blade = box(0.28 * reach, 0.012 * h.length, 0.05 * h.length).move(*(outer - [0.08 * reach, 0, 0]))
-        d.add("oar", (rod(inner, outer, 0.006 * h.length, sides=6) + blade).with_mirror(), wood)
+        d.add("oar", (rods([[inner, outer]], 0.006 * h.length) + blade).with_mirror(), wood)
     elif d.choices["oars"] == "in":
         x, y = 0.5 * float(h.width(0.5)), 0.74 * float(h.edge(0.5)) + 0.02
-        oar = rod((x, y, h.z(0.2)), (0.6 * x, y, h.z(0.8)), 0.007 * h.length, sides=6)
-        d.add("oar", (oar + box(0.05 * h.length, 0.01 * h.length, 0.14 * h.length).move(x, y, h.z(0.2))).with_mirror(), wood)
+        oar = rods([[(x, y, h.z(0.2)), (0.6 * x, y, h.z(0.8))]], 0.007 * h.length)
+        d.add("oar", (oar + box(0.05 * h.length, 0.01 * h.length,
+                                0.14 * h.length).move(x, y, h.z(0.2))).with_mirror(), wood)
     if d.choice("motor", {"none": "", "outboard": "with a small outboard motor"}, [0.7, 0.3]) == "outboard":
         size = 0.06 * h.length
-        d.add("engine", box(0.7 * size, size, 1.1 * size, 0.15 * size).move(0, float(h.edge(0)) + 0.5 * size, h.z(0) - 0.4 * size)
-              + box(0.25 * size, 1.1 * float(h.edge(0)), 0.4 * size).move(0, 0.5 * float(h.edge(0)), h.z(0) - 0.4 * size), d.material(PAINT))
-    d.add("gunwale", h.level(0.0, 0.16, 0.01 * h.length, -0.02 * h.length, 0.0, 3) + h.level(0.88, 0.99, 0.01 * h.length, -0.02 * h.length, 0.0, 3), accent)
+        d.add("engine", box(0.7 * size, size, 1.1 * size, 0.15 * size).move(0, float(h.edge(0)) + 0.5 * size,
+                                                                            h.z(0) - 0.4 * size)
+              + box(0.25 * size, 1.1 * float(h.edge(0)), 0.4 * size).move(0, 0.5 * float(h.edge(0)),
+                                                                          h.z(0) - 0.4 * size), d.material(PAINT))
+    d.add("gunwale", h.level(0.0, 0.16, 0.01 * h.length, -0.02 * h.length, 0.0, 3)
+          + h.level(0.88, 0.99, 0.01 * h.length, -0.02 * h.length, 0.0, 3), accent)
 
 
-def _cargo(d: Designer, h: _Hull, paint: Material, accent: Material, metal: Material, glass: Material) -> None:
+def _cargo(d: Designer, h: Hull, paint: Material, accent: Material, metal: Material, glass: Material) -> None:
     """Bridge aft, then stacked containers, hatches with cranes, or a tanker's pipes."""
     house = d.uniform("house_position", 0.08, 0.14)
     base, tall = float(h.edge(house)), h.length * d.uniform("house_height", 0.09, 0.15)
     white = d.material(PAINT)
     for level in range(3):
         shrink = 1 - 0.08 * level
-        _house(d, h, (house - 0.05 * shrink, house + 0.06 * shrink), 1.75 * h.half_beam * shrink, base + level * tall / 3, tall / 3, 0.1, white, glass, 3)
-    d.add("funnel", box(0.4 * h.half_beam, 0.6 * tall, 0.03 * h.length, 0.1 * h.half_beam).move(0, base + 1.15 * tall, h.z(house - 0.03)), accent)
-    load = d.choice("load", {"containers": "loaded with containers", "cranes": "with deck cranes", "tanker": "with a tanker's flat deck"}, [0.5, 0.25, 0.25])
+        deckhouse(d, h, (house - 0.05 * shrink, house + 0.06 * shrink), 1.75 * h.half_beam * shrink, base
+                  + level * tall / 3, tall / 3, 0.1, white, glass, 3)
+    d.add("funnel", box(0.4 * h.half_beam, 0.6 * tall, 0.03 * h.length,
+                        0.08 * h.half_beam).move(0, base + 1.15 * tall, h.z(house - 0.03)), accent)
+    load = d.choice("load", {"containers": "loaded with containers", "cranes": "with deck cranes",
+                             "tanker": "with a tanker's flat deck"}, [0.5, 0.25, 0.25])
     start, stop = house + 0.1, 0.9
     top = float(h.edge(0.4))
     if load == "containers":
@@ -277,7 +188,8 @@ def _cargo(d: Designer, h: _Hull, paint: Material, accent: Material, metal: Mate
             for j in range(columns):
                 num = int(d.rng.integers(1, 5))
                 stack = box(0.96 * wide / columns, num * high, 0.92 * pitch * h.length)
-                d.add("container", stack.move((j - 1.5) * wide / columns, float(h.edge(start + (i + 0.5) * pitch)) + num * high / 2, h.z(start + (i + 0.5) * pitch)),
+                d.add("container", stack.move((j - 1.5) * wide / columns, float(h.edge(start + (i + 0.5) * pitch))
+                                              + num * high / 2, h.z(start + (i + 0.5) * pitch)),
                       colors[int(d.rng.integers(3))])
     elif load == "cranes":
         num = d.integer("num_cranes", 2, 4)
@@ -286,24 +198,30 @@ def _cargo(d: Designer, h: _Hull, paint: Material, accent: Material, metal: Mate
             hatch = box(1.2 * h.half_beam, 0.2 * h.depth, 0.7 * (stop - start) / num * h.length)
             d.add("hatch", hatch.move(0, top + 0.08 * h.depth, h.z(f)), accent)
             mast_z, peak = h.z(f) - 0.42 * (stop - start) / num * h.length, top + 0.8 * tall
-            d.add("crane", rod((0, top, mast_z), (0, peak, mast_z), 0.12 * h.half_beam, sides=8)
-                  + rod((0, 0.75 * peak, mast_z), (0, peak * 1.12, mast_z + 0.7 * (stop - start) / num * h.length), 0.06 * h.half_beam, sides=6), metal)
+            d.add("crane", rods([[(0, top, mast_z), (0, peak, mast_z)]], 0.12 * h.half_beam, sides=8)
+                  + rods([[(0, 0.75 * peak, mast_z),
+                           (0, peak * 1.12, mast_z + 0.7 * (stop - start) / num * h.length)]], 0.06 * h.half_beam),
+                  metal)
     else:
-        d.add("pipe", joined([rod((x, top + 0.12 * h.depth, h.z(start)), (x, top + 0.12 * h.depth, h.z(stop - 0.04)), 0.05 * h.half_beam, sides=6)
-                              for x in (-0.3 * h.half_beam, 0, 0.3 * h.half_beam)]), metal)
-        d.add("tank", placed(cylinder(0.4 * h.half_beam, 0.3 * h.depth, segments=16), [(0, top + 0.1 * h.depth, h.z(f)) for f in np.linspace(start + 0.08, stop - 0.12, 4)]), accent)
+        d.add("pipe", rods([((x, top + 0.12 * h.depth, h.z(start)), (x, top + 0.12 * h.depth, h.z(stop - 0.04)))
+                            for x in (-0.3 * h.half_beam, 0, 0.3 * h.half_beam)], 0.05 * h.half_beam), metal)
+        d.add("tank", placed(cylinder(0.4 * h.half_beam, 0.3 * h.depth, segments=16),
+                             [(0, top + 0.1 * h.depth, h.z(f)) for f in np.linspace(start + 0.08, stop - 0.12, 4)]),
+              accent)
 
 
-def _decks(d: Designer, h: _Hull, paint: Material, accent: Material, glass: Material) -> None:
+def _decks(d: Designer, h: Hull, paint: Material, accent: Material, glass: Material) -> None:
     """A passenger ship: stacked decks, lifeboats, funnels."""
     num, share = d.integer("num_decks", 2, 5), d.uniform("house_length", 0.5, 0.7)
     tall, white = 0.026 * h.length * d.uniform("deck_height", 0.85, 1.15), d.material(PAINT)
     y, start, stop = float(h.edge(0.4)), 0.46 - share / 2, 0.46 + share / 2
     for level in range(num):
         cut = 0.02 * level
-        y = _house(d, h, (start + cut, stop - 1.4 * cut), 1.8 * h.half_beam * (1 - 0.05 * level), y, tall, 0.4, white, glass, 9)
-    boat = box(0.03 * h.length, 0.014 * h.length, 0.045 * h.length, 0.0034 * h.length)
-    spots = [(0.9 * h.half_beam, float(h.edge(0.4)) + 1.1 * tall, h.z(f)) for f in np.linspace(start + 0.1, stop - 0.12, 4)]
+        y = deckhouse(d, h, (start + cut, stop - 1.4 * cut), 1.8 * h.half_beam * (1 - 0.05 * level), y, tall, 0.4,
+                      white, glass, 9)
+    boat = box(0.03 * h.length, 0.014 * h.length, 0.045 * h.length, 0.003 * h.length)
+    spots = [(0.9 * h.half_beam, float(h.edge(0.4)) + 1.1 * tall, h.z(f))
+             for f in np.linspace(start + 0.1, stop - 0.12, 4)]
     d.add("lifeboat", placed(boat, spots).with_mirror(), accent)
     funnels, size = d.integer("num_funnels", 1, 3), h.half_beam * d.uniform("funnel_size", 0.2, 0.34)
     for i in range(funnels):
@@ -311,50 +229,55 @@ def _decks(d: Designer, h: _Hull, paint: Material, accent: Material, glass: Mate
         d.add("funnel", stack.move(0, y + 1.4 * size, h.z(0.46 + (i - (funnels - 1) / 2) * 0.16)), accent)
 
 
-def _warship(d: Designer, h: _Hull, paint: Material, metal: Material, glass: Material) -> None:
+def _warship(d: Designer, h: Hull, paint: Material, metal: Material, glass: Material) -> None:
     """Bridge tower, mast, funnels and turrets."""
     tall = h.length * d.uniform("tower_height", 0.05, 0.08)
-    y = _house(d, h, (0.36, 0.64), 1.3 * h.half_beam, float(h.edge(0.5)), 0.6 * tall, 0.5, paint, glass, 5)
-    roof = _house(d, h, (0.5, 0.61), 1.0 * h.half_beam, y, 0.8 * tall, 0.3, paint, glass, 2)
-    mast = rod((0, y, h.z(0.5)), (0, roof + 1.6 * tall, h.z(0.5)), 0.1 * h.half_beam, 0.04 * h.half_beam, 6)
+    y = deckhouse(d, h, (0.36, 0.64), 1.3 * h.half_beam, float(h.edge(0.5)), 0.6 * tall, 0.5, paint, glass, 5)
+    roof = deckhouse(d, h, (0.5, 0.61), 1.0 * h.half_beam, y, 0.8 * tall, 0.3, paint, glass, 2)
+    mast = rods([[(0, y, h.z(0.5)), (0, roof + 1.6 * tall, h.z(0.5))]], 0.1 * h.half_beam, 0.04 * h.half_beam)
     d.add("mast", mast + box(0.9 * h.half_beam, 0.06 * tall, 0.06 * tall).move(0, roof + tall, h.z(0.5)), metal)
-    d.add("funnel", cylinder(0.28 * h.half_beam, 1.4 * tall, 0.22 * h.half_beam, 12).scale(z=1.5).move(0, y + 0.4 * tall, h.z(0.42)), paint)
+    d.add("funnel", cylinder(0.28 * h.half_beam, 1.4 * tall, 0.22 * h.half_beam,
+                             12).scale(z=1.5).move(0, y + 0.4 * tall, h.z(0.42)), paint)
     num = d.integer("num_turrets", 2, 4)
     barrels, size = d.integer("num_barrels", 1, 3), h.half_beam * d.uniform("turret_size", 0.5, 0.75)
     for share, lift, sign in ((0.76, 0.0, 1), (0.24, 0.0, -1), (0.69, 0.5, 1), (0.31, 0.5, -1))[:num]:
         base = float(h.edge(share)) + lift * size
         house = box(1.1 * size, 0.55 * size, 1.3 * size, 0.12 * size).move(y=0.4 * size)
-        guns = [rod((x * 0.3 * size, 0.45 * size, 0.5 * size), (x * 0.3 * size, 0.65 * size, 2.2 * size), 0.07 * size, sides=6)
-                for x in np.arange(barrels) - (barrels - 1) / 2]
+        guns = rods([((x * 0.3 * size, 0.45 * size, 0.5 * size), (x * 0.3 * size, 0.65 * size, 2.2 * size))
+                     for x in np.arange(barrels) - (barrels - 1) / 2], 0.07 * size)
         ringed = cylinder(0.5 * size, (1 + 2 * lift) * size, segments=12).move(y=-lift * size)
-        d.add("turret", (house + joined(guns) + ringed).scale(z=sign).move(0, base, h.z(share)), metal)
+        d.add("turret", (house + guns + ringed).scale(z=sign).move(0, base, h.z(share)), metal)
 
 
-def _fishing(d: Designer, h: _Hull, paint: Material, accent: Material, metal: Material, glass: Material) -> None:
+def _fishing(d: Designer, h: Hull, paint: Material, accent: Material, metal: Material, glass: Material) -> None:
     """A trawler: wheelhouse fore or aft, mast with derrick, net drum."""
     wood = d.material(WOOD)
     d.add("deck", h.level(0.02, 0.96, -0.06 * h.depth, -0.2 * h.depth, 0.02 * h.half_beam), wood)
-    at = {"fore": 0.56, "aft": 0.12}[d.choice("wheelhouse", {"fore": "with its wheelhouse forward", "aft": "with its wheelhouse aft"})]
+    at = {"fore": 0.56, "aft": 0.12}[d.choice("wheelhouse", {"fore": "with its wheelhouse forward",
+                                                             "aft": "with its wheelhouse aft"})]
     tall, base = h.length * d.uniform("cabin_height", 0.14, 0.2), float(h.edge(0.4))
-    _house(d, h, (at, at + d.uniform("cabin_length", 0.14, 0.24)), 1.2 * h.half_beam, base, tall, 0.15, accent, glass, 2)
+    deckhouse(d, h, (at, at + d.uniform("cabin_length", 0.14, 0.24)), 1.2 * h.half_beam, base, tall, 0.15, accent,
+              glass, 2)
     z, peak = h.z(0.44), base + tall * d.uniform("mast_height", 1.6, 2.6)
     swing = 0.28 * h.length * (-1 if at > 0.3 else 1)
-    gear = rod((0, base - 0.2 * h.depth, z), (0, peak, z), 0.012 * h.length, 0.008 * h.length, 8)
-    gear += rod((0, base + 0.4 * tall, z), (0, 0.9 * peak, z + swing), 0.008 * h.length, sides=6)
-    d.add("mast", gear + rod((0, peak, z), (0, 0.9 * peak, z + swing), 0.003 * h.length, sides=4), metal)
-    d.add("winch", cylinder(0.2 * h.half_beam, 0.9 * h.half_beam, segments=12).rotate("z", 90).move(0, base + 0.1 * h.depth, z + 0.5 * swing), metal)
+    gear = rods([[(0, base - 0.2 * h.depth, z), (0, peak, z)]], 0.012 * h.length, 0.008 * h.length, sides=8)
+    gear += rods([[(0, base + 0.4 * tall, z), (0, 0.9 * peak, z + swing)]], 0.008 * h.length)
+    d.add("mast", gear + rods([[(0, peak, z), (0, 0.9 * peak, z + swing)]], 0.003 * h.length, sides=4), metal)
+    d.add("winch", cylinder(0.2 * h.half_beam, 0.9 * h.half_beam,
+                            segments=12).rotate("z", 90).move(0, base + 0.1 * h.depth, z + 0.5 * swing), metal)
     buoy = torus(0.06 * h.half_beam * 2, 0.04 * h.half_beam * 2, 12, 6).rotate("z", 90)
     spots = [(float(h.width(f)) * 1.0, float(h.edge(f)) - 0.2 * h.depth, h.z(f)) for f in (0.2, 0.4, 0.6)]
     d.add("fender", placed(buoy, spots).with_mirror(), d.material(RUBBER))
-    _rails(d, h, (0.05, 0.95), 0.05 * h.length, 0.004 * h.length, metal, 8)
+    rails(d, h, (0.05, 0.95), 0.05 * h.length, 0.004 * h.length, metal, 8)
 
 
 def watercraft(d: Designer) -> None:
     """Sailing boat, motor boat, cargo ship, rowing boat, fishing boat, catamaran, warship or passenger ship."""
     paint, accent, metal = d.material(PAINT, WOOD), d.material(PAINT), d.material(METAL)
     glass = d.material({"dark glass": GLASS["dark glass"]})
-    kind = d.choice("kind", {name: row[0] for name, row in KINDS.items()}, [0.22, 0.18, 0.15, 0.1, 0.11, 0.08, 0.08, 0.08])
-    h = _Hull(d, kind)
+    kind = d.choice("kind", {name: row[0] for name, row in KINDS.items()},
+                    [0.22, 0.18, 0.15, 0.1, 0.11, 0.08, 0.08, 0.08])
+    h = Hull(d, kind)
     if kind in ("sailing", "catamaran"):
         _sailing(d, h, kind == "catamaran", paint, accent, metal, glass)
     elif kind == "motor":

@@ -1,0 +1,76 @@
+"""Fixtures several test modules share: a small teacher on disk, a small manifest, and a store made from both."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# One thread a library, as the pipeline's own processes set it: pytest may import numpy before any of our modules.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+CLIP_CONFIG: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+MANIFEST = """
+name = "small"
+test_fraction = 0.25
+[source]
+layout = "procedural"
+categories = ["chair", "mug", "table"]
+shapes_per_category = {shapes}
+[sample]
+num_points = 256
+[render]
+preset = "ring2"
+resolution = 32
+[features]
+draws = 2
+[[features.teachers]]
+name = "tiny"
+kind = "open_clip"
+model = "{model}"
+"""
+
+
+@pytest.fixture(scope="session")
+def clip_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random open_clip model in open_clip's own form: a JSON config and its weights beside it."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "tiny.json").write_text(json.dumps(CLIP_CONFIG))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**CLIP_CONFIG)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "tiny.safetensors")
+    return folder / "tiny.json"
+
+
+@pytest.fixture(scope="session")
+def small_manifest(clip_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve shapes in three categories, three of them for testing, 32 px, two views, two draws."""
+    path = tmp_path_factory.mktemp("manifest") / "small.toml"
+    path.write_text(MANIFEST.format(shapes=4, model=clip_config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_store(small_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of `small_manifest`, for reading only."""
+    from pipeline.flow import Flow
+    from pipeline.manifest import load_manifest
+    from pipeline.store import FeatureStore
+
+    path = tmp_path_factory.mktemp("store") / "small.zarr"
+    results = Flow(load_manifest(small_manifest), None, FeatureStore.create(path), workers=1).all()
+    assert not any(result.failed for result in results)
+    return path

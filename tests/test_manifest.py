@@ -1,0 +1,89 @@
+"""Manifests are strict, and say which shapes there are in an order any prefix of which is a fair sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, ProceduralSource, list_shapes, load_manifest
+from pipeline.sources import procedural
+
+ROOT = Path(__file__).resolve().parents[1]
+GOOD = """
+name = "x"
+[source]
+layout = "procedural"
+[features]
+teachers = [{ name = "t", kind = "timm", model = "vit_tiny_patch16_224" }]
+"""
+
+
+def load(tmp_path: Path, text: str) -> Manifest:
+    path = tmp_path / "m.toml"
+    path.write_text(text)
+    return load_manifest(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data_manifests").glob("*.toml")), ids=lambda p: p.name)
+def test_every_shipped_manifest_is_valid(path: Path) -> None:
+    assert load_manifest(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("layout =", "layuot ="), "source"),
+        (("[source]", "[source]\nshapes_per_categroy = 3"), "did you mean 'shapes_per_category'"),
+        (("[source]", "[render]\nresolutoin = 64\n[source]"), "did you mean 'resolution'"),
+        (("[source]", "[render]\nresolution = 4\n[source]"), "16..4096"),
+        (("[source]", "[render]\npreset = 'openshape11'\n[source]"), "openshape12"),
+        (('kind = "timm"', 'kind = "tim"'), "features.teachers.0.kind"),
+        (("[source]", '[source]\ncategories = ["chiar"]'), "did you mean 'chair'"),
+        (("[source]", "[source]\nshapes_per_category = 0"), "shapes_per_category"),
+        (('name = "x"', 'name = "x"\nlicense = "MIT"'), "did you mean 'licence'"),
+        (('name = "x"', 'name = "../x"'), "name"),
+        (('name = "x"', "name = "), "not valid TOML"),
+        (("}]", '}, { name = "t", kind = "timm", model = "m" }]'), "share a name"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_field(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert load(tmp_path, GOOD)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, GOOD.replace(*change))
+    assert "m.toml" in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_manifest_offers_those_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "there.toml").write_text(GOOD)
+    with pytest.raises(UserError, match=r"there\.toml"):
+        load_manifest(tmp_path / "here.toml")
+
+
+def test_the_demo_lists_its_shapes() -> None:
+    shapes = list_shapes(load_manifest(ROOT / "data_manifests" / "demo.toml"), None)
+    assert len(shapes) == 960
+    assert len({shape.uid for shape in shapes}) == 960
+    assert Counter(shape.category for shape in shapes) == dict.fromkeys(procedural.CATEGORIES, 40)
+    assert Counter((s.category, s.split) for s in shapes if s.split == "test") == {
+        (name, "test"): 8 for name in procedural.CATEGORIES
+    }
+    assert {shape.category for shape in shapes[:24]} == set(procedural.CATEGORIES)
+
+
+def test_more_shapes_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
+    manifest = load(tmp_path, GOOD)
+    assert isinstance(manifest.source, ProceduralSource)
+    more = manifest.model_copy(update={"source": manifest.source.model_copy(update={"shapes_per_category": 60})})
+    few, many = list_shapes(manifest, None), list_shapes(more, None)
+    assert many[: len(few)] == few
+
+
+def test_a_folder_manifest_asks_for_its_root(tmp_path: Path) -> None:
+    manifest = load(tmp_path, GOOD.replace('"procedural"', '"folder"'))
+    with pytest.raises(UserError, match="--root DIR"):
+        list_shapes(manifest, None)

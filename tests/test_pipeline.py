@@ -1,0 +1,249 @@
+"""The pipeline from end to end on a small data set: files, digests, resumption, and a mesh that breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from pipeline import cli
+from pipeline.flow import Flow
+from pipeline.manifest import load_manifest
+from pipeline.store import FeatureStore
+from tests.conftest import MANIFEST
+
+
+def run(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Exit status and standard error of `recon-pipeline words...`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["recon-pipeline", *words])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    capture = capsys.readouterr()
+    return int(exit_.value.code or 0), capture.out + capture.err
+
+
+def digests(path: Path) -> dict[str, str]:
+    store = FeatureStore.open(path)
+    return {key: store.digest(key) for _, key in store}
+
+
+def test_the_files_of_a_store(small_store: Path) -> None:
+    store = FeatureStore.open(small_store)
+    ref = store.ref()
+    assert ref.name == "small"
+    assert {p.name for p in small_store.iterdir()} == {
+        "zarr.json", "registry", "meshes", "points", "views", "captions", "targets", "text", "receipts", "refs", "log.jsonl",
+    }  # fmt: skip
+    keys = {*ref.keys.values(), *ref.targets.values(), *ref.text.values()}
+    assert {p.name for p in (small_store / "receipts").iterdir()} == keys
+    receipts = {p.relative_to(small_store / "receipts").as_posix() for p in (small_store / "receipts").rglob("*.json")}
+    assert receipts == {f"{key}/0-000000.json" for key in keys} | {f"{ref.targets['tiny']}/1-000000.json"}
+    assert not list(small_store.rglob("*.tmp"))
+
+
+def test_what_a_reader_gets(small_store: Path) -> None:
+    store = FeatureStore.open(small_store)
+    ref = store.ref()
+    assert len(store.registry) == 12
+    assert store.registry.split.count("test") == 3
+    points, views, targets, text = store.points(ref), store.views(ref), store.targets(ref), store.text(ref)
+    assert points.ok.all()
+    assert points.xyz.shape == (12, 256, 3)
+    assert np.linalg.norm(np.asarray(points.normal[:], np.float32), axis=-1) == pytest.approx(1, abs=2e-3)
+    assert views.rgb.shape == (12, 2, 32, 32, 3)
+    assert (np.asarray(views.rgb[:])[:, :, 0, 0] == 255).all()  # white corners
+    assert targets.feat.shape == (2, 12, 2, 24)
+    assert targets.ok.all()
+    assert text.class_prompts.shape == (3, 60)
+    assert text.prompts[text.class_prompts[1, 0]] == "a mug"
+    row = store.registry.uid.index("chair-0-00000")
+    captions = [text.prompts[i] for i in text.captions[row] if i >= 0]
+    assert captions == [c for c in store.captions(ref)[row] if c]
+    assert all("chair" in caption for caption in captions)
+    assert store.facts(ref)[row]["category"] == "chair"
+
+
+def test_clean_and_augmented_draws_are_the_teachers_own(small_store: Path, small_manifest: Path) -> None:
+    """What lies in the store is what the teacher says of the stored picture, to the last bit."""
+    from pipeline.receipts import row_seed
+    from pipeline.stages import teacher_of
+
+    store = FeatureStore.open(small_store)
+    ref = store.ref()
+    targets, views = store.targets(ref), store.views(ref)
+    teacher = teacher_of(load_manifest(small_manifest).features.teachers[0])
+    pictures = np.asarray(views.rgb[7])
+    assert np.array_equal(targets.feat[0, 7], teacher.embed_images(pictures, None).astype(np.float16))
+    seeds = [row_seed(targets.key, store.registry.uid[7], 0, view, 1) for view in range(2)]
+    assert np.array_equal(targets.feat[1, 7], teacher.embed_images(pictures, seeds).astype(np.float16))
+    assert not np.array_equal(targets.feat[0, 7], targets.feat[1, 7])
+
+
+def test_a_second_run_does_nothing(
+    small_store: Path,
+    small_manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = tmp_path / "s.zarr"
+    shutil.copytree(small_store, store)
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()}
+    status, output = run(
+        "all", "-m", str(small_manifest), "-s", str(store), "--json", capsys=capsys, monkeypatch=monkeypatch
+    )
+    assert status == 0
+    assert output.count("up to date") == 6
+    assert {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()} == before
+    document = next(line for line in output.splitlines() if line.startswith("["))
+    assert {entry["stage"]: entry["computed"] for entry in json.loads(document)} == dict.fromkeys(
+        ("meshes", "points", "views", "captions", "targets", "text"), 0
+    )
+
+
+@pytest.mark.slow
+def test_any_workers_and_any_order_give_the_same_digests(
+    small_store: Path, small_manifest: Path, tmp_path: Path
+) -> None:
+    manifest = load_manifest(small_manifest)
+    for name, workers, limits in (("two", 2, [None]), ("steps", 1, [2, 7, None])):
+        store = FeatureStore.create(tmp_path / f"{name}.zarr")
+        for limit in limits:
+            Flow(manifest, None, store, workers, limit).all()
+        assert digests(store.path) == digests(small_store)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_store(small_store: Path, small_manifest: Path, tmp_path: Path) -> None:
+    """kill -9 at random moments; at the end nothing tells the store from one that was never interrupted."""
+    store = tmp_path / "s.zarr"
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "all",
+        "-m",
+        str(small_manifest),
+        "-s",
+        str(store),
+        "--workers",
+        "2",
+    ]
+    moments = random.Random(3)
+    for _ in range(4):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(1.0, 9.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert digests(store) == digests(small_store)
+
+
+def folder_manifest(tmp_path: Path, clip_config: Path) -> Path:
+    text = MANIFEST.format(shapes=1, model=clip_config).replace('"procedural"', '"folder"')
+    lines = [line for line in text.splitlines() if not line.startswith(("categories", "shapes_per"))]
+    (tmp_path / "small.toml").write_text("\n".join(lines))
+    return tmp_path / "small.toml"
+
+
+def test_a_broken_mesh_is_set_aside_and_mended(
+    clip_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meshes" / "box").mkdir(parents=True)
+    for name, height in (("a", 1), ("b", 3)):
+        trimesh.creation.box((1, height, 2)).export(tmp_path / "meshes" / "box" / f"{name}.ply")
+    broken = tmp_path / "meshes" / "box" / "broken.obj"
+    broken.write_text("this is no mesh\n")
+    manifest = folder_manifest(tmp_path, clip_config)
+    words = (
+        "all",
+        "-m",
+        str(manifest),
+        "-s",
+        str(tmp_path / "s.zarr"),
+        "--root",
+        str(tmp_path / "meshes"),
+        "--workers",
+        "1",
+    )
+
+    status, output = run(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == cli.EXIT_QUARANTINE
+    assert "set aside: box/broken" in output.replace("\n", " ")
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    targets = store.targets(store.ref())
+    row = store.registry.uid.index("box/broken")
+    assert [bool(ok) for ok in targets.ok[0]] == [i != row for i in range(3)]
+    good = {key: store.digest(key) for _, key in store}
+
+    assert run(*words, capsys=capsys, monkeypatch=monkeypatch)[0] == cli.EXIT_QUARANTINE  # still said, not tried again
+    assert {key: store.digest(key) for _, key in store} == good
+
+    trimesh.creation.icosphere().export(broken, file_type="obj")
+    assert run(*words, capsys=capsys, monkeypatch=monkeypatch)[0] == 0
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.targets(store.ref()).ok.all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("all", "-m", "none.toml", "-s", "{tmp}/s.zarr"), "no manifest at none.toml"),
+        (("all", "-m", "{folder}", "-s", "{tmp}/s.zarr"), "--root DIR"),
+        (("all", "-m", "{folder}", "-s", "{tmp}/s.zarr", "--root", "{tmp}/nowhere"), "nowhere"),
+        (("status", "-m", "{good}", "-s", "{tmp}/s.zarr"), "no feature store"),
+        (("all", "-m", "{good}", "-s", "{good}"), "exists and is no feature store"),
+        (("features", "-m", "{teacher}", "-s", "{tmp}/s.zarr"), "nosuch.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: tuple[str, ...], message: str, small_manifest: Path, clip_config: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    teacher = tmp_path / "teacher.toml"
+    teacher.write_text(MANIFEST.format(shapes=1, model="nosuch.json"))
+    names = {
+        "tmp": tmp_path,
+        "good": small_manifest,
+        "folder": folder_manifest(tmp_path, clip_config),
+        "teacher": teacher,
+    }
+    status, output = run(*(word.format(**names) for word in words), capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 1
+    assert message in output
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in output
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_status_says_what_is_left(
+    small_store: Path,
+    small_manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("status", "-m", str(small_manifest), "-s", str(small_store), "--json")
+    status, output = run(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 0
+    lines = json.loads(output)
+    assert {name: (line["rows"], line["done"]) for name, line in lines.items() if "text" not in name} == {
+        "meshes": (12, 12), "points": (12, 12), "views": (12, 12), "captions": (12, 12), "targets tiny": (24, 24),
+    }  # fmt: skip
+    other = tmp_path / "other.toml"
+    other.write_text(small_manifest.read_text().replace("num_points = 256", "num_points = 128"))
+    words = ("status", "-m", str(other), "-s", str(small_store), "--json")
+    lines = json.loads(run(*words, capsys=capsys, monkeypatch=monkeypatch)[1])
+    assert (lines["points"]["done"], lines["views"]["done"]) == (0, 12)

@@ -1,0 +1,89 @@
+"""The embedded shapes: every category builds, varies, and stays within what the stages and captions rely on."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from pipeline.caption import describe
+from pipeline.errors import UserError
+from pipeline.mesh import Mesh
+from pipeline.meshfile import check_mesh, mesh_digest
+from pipeline.sources.procedural import CATEGORIES, build, shape_seed
+
+SEEDS = range(40)
+every_category = pytest.mark.parametrize("category", CATEGORIES)
+
+
+@lru_cache(maxsize=1)
+def shapes(category: str) -> list[Mesh]:
+    return [build(category, shape_seed(category, 7, i)) for i in SEEDS]
+
+
+@every_category
+def test_sound_meshes_of_plausible_size(category: str) -> None:
+    for mesh in shapes(category):
+        check_mesh(mesh)
+        assert 300 <= sum(len(p.faces) for p in mesh.primitives) <= 6000
+        low, high = mesh.bounds()
+        assert 0.02 <= (high - low).max() <= 200  # metres: a mug to a cargo ship
+        assert np.abs((low + high)[[0, 2]] / 2).max() <= 0.35 * (high - low).max()
+
+
+@every_category
+def test_six_parameters_and_two_variants(category: str) -> None:
+    meshes = shapes(category)
+    always = set.intersection(*(set(mesh.facts["values"]) for mesh in meshes))
+    assert len(always) >= 6
+    variants: dict[str, set[str]] = {}
+    for mesh in meshes:
+        for name, value in mesh.facts["choices"].items():
+            variants.setdefault(name, set()).add(value)
+    assert sum(len(values) >= 2 for values in variants.values()) >= 2
+
+
+@every_category
+def test_shapes_of_a_category_differ(category: str) -> None:
+    meshes = shapes(category)
+    assert len({mesh_digest(mesh) for mesh in meshes}) == len(meshes)
+    # Not the same mesh in other colours: the shapes themselves differ too.
+    outlines = {tuple(np.round(mesh.bounds().ravel() / np.ptp(mesh.bounds()), 3)) for mesh in meshes}
+    assert len(outlines) > len(meshes) // 2
+
+
+@every_category
+def test_every_face_has_a_named_part(category: str) -> None:
+    for mesh in shapes(category):
+        assert 2 <= len(mesh.parts) <= 255
+        assert all(part and part == part.strip().lower() for part in mesh.parts)
+        assert set(mesh.facts["materials"]) == set(mesh.parts)
+
+
+@every_category
+def test_captions_can_be_made_of_the_facts(category: str) -> None:
+    spoken = set()
+    for mesh in shapes(category):
+        facts = json.loads(json.dumps(mesh.facts))
+        captions = describe(facts)
+        assert 1 <= len(captions) <= 4  # the store's slots
+        assert all(category in caption for caption in captions)
+        spoken.update(captions)
+    assert len(spoken) > len(SEEDS)
+
+
+@every_category
+def test_a_seed_is_a_mesh(category: str) -> None:
+    assert mesh_digest(build(category, 5)) == mesh_digest(build(category, 5))
+
+
+def test_seeds_do_not_collide() -> None:
+    seeds = {shape_seed(c, s, i) for c in CATEGORIES for s in (0, 1, 10_000_000) for i in SEEDS}
+    assert len(seeds) == len(CATEGORIES) * 3 * len(SEEDS)
+
+
+def test_an_unknown_category_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="airplane"):
+        build("dragon", 0)

@@ -1,0 +1,268 @@
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import rasterizer
+from pipeline.errors import UserError
+from pipeline.mesh import Material, Mesh, Primitive
+from pipeline.meshfile import MeshError, load_mesh
+from pipeline.render import PRESETS, RenderConfig, Renderer, camera_angles, camera_poses, projection_matrix, recipe
+from pipeline.sample import sample_points
+from pipeline.sources.procedural.geometry import Geometry, box, cylinder, ellipsoid
+
+SIX = RenderConfig(preset="pointclip6", resolution=64)  # front, right, back, left, top, bottom
+WHITE, GREY = Material("white", (1.0, 1.0, 1.0)), Material("grey", (0.2140, 0.2140, 0.2140))
+SQUARE = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+SQUARE_FACES = np.array([[0, 1, 2], [0, 2, 3]])
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    with Renderer(SIX) as shared:
+        yield shared
+
+
+def one(geometry: Geometry, material: Material = GREY) -> Mesh:
+    return Mesh((Primitive("part", geometry.vertices, geometry.faces, material),))
+
+
+def textured(texture, tiles: float = 1.0) -> Mesh:
+    uv = (SQUARE[:, :2] + 1) / 2 * tiles
+    return Mesh((Primitive("square", SQUARE, SQUARE_FACES, WHITE, None, uv, np.asarray(texture, np.uint8)),))
+
+
+def lightness(views, view: int = 0) -> float:
+    """Mean linear value of the shape's pixels in one view."""
+    srgb = views.rgb[view][views.depth[view] > 0] / 255
+    return float(np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).mean())
+
+
+def digest(views) -> str:
+    return hashlib.sha256(views.rgb.tobytes() + views.depth.tobytes()).hexdigest()
+
+
+def test_shapes_types_and_white_background(renderer):
+    views = renderer.render(one(box(1, 1, 1)))
+    assert views.rgb.shape == (6, 64, 64, 3) and views.rgb.dtype == np.uint8
+    assert views.depth.shape == (6, 64, 64) and views.depth.dtype == np.float16
+    # an integer background would be divided by 255 and come out black
+    assert (views.rgb[:, 0, 0] == 255).all() and (views.depth[:, 0, 0] == 0).all()
+
+
+def test_every_camera_sees_its_side(renderer):
+    sides = {"+Z": (0, 0, 1), "+X": (1, 0, 0), "-Z": (0, 0, -1), "-X": (-1, 0, 0), "+Y": (0, 1, 0), "-Y": (0, -1, 0)}
+    colors = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1)]
+    plates = []
+    for side, color in zip(sides.values(), colors, strict=True):
+        size = [0.02 if abs(s) else 1.0 for s in side]
+        plate = box(*size).move(*(0.5 * s for s in side))
+        plates.append(Primitive("plate", plate.vertices, plate.faces, Material("c", tuple(float(c) for c in color))))
+    views = renderer.render(Mesh(tuple(plates)))
+    for view, color in enumerate(colors):
+        assert ((views.rgb[view, 32, 32] > 128) == np.array(color, bool)).all(), f"view {view}"
+
+
+def test_top_of_the_picture_is_up_and_right_is_right(renderer):
+    mark = box(0.4, 0.4, 0.4).move(x=0.7, y=0.7)
+    views = renderer.render(
+        Mesh((*one(box(2, 2, 0.2)).primitives, *one(mark, Material("red", (1.0, 0.0, 0.0))).primitives))
+    )
+    red = views.rgb[0, ..., 0].astype(int) - views.rgb[0, ..., 1] > 60
+    rows, columns = np.nonzero(red)
+    assert len(rows) and rows.max() < 32 and columns.min() > 32
+
+
+def test_surface_points_project_onto_the_pictures_at_their_depth(renderer):
+    mesh = one(ellipsoid(1.0, 0.6, 0.8).move(3, 4, 5))
+    views, points = renderer.render(mesh), sample_points(mesh, 2000, seed=0)
+    frame = views.normalisation
+    local = (points.xyz - frame.box_center) / frame.box_radius
+    focal = projection_matrix(SIX)[1, 1]
+    for pose, depth in zip(views.camera_to_world, views.depth.astype(np.float64), strict=True):
+        seen = (local - pose[:3, 3]) @ pose[:3, :3]
+        ray = pose[:3, 3] - local
+        facing = (ray * points.normal).sum(1) > 0.5 * np.linalg.norm(ray, axis=1)  # clear of the outline
+        pixel = ((1 + focal * seen[:, :2] / -seen[:, 2:]) * 32).astype(int)
+        found = depth[63 - pixel[facing, 1], pixel[facing, 0]]
+        assert facing.sum() > 50 and np.abs(found + seen[facing, 2]).max() < 0.1  # a pixel's diagonal at 60 degrees
+
+
+def test_the_sphere_touches_the_edges_and_lies_within_the_planes(renderer):
+    views = renderer.render(one(ellipsoid(1, 1, 1, segments=48)))
+    for depth in views.depth.astype(np.float64):
+        rows, columns = np.nonzero(depth)
+        assert min(rows.min(), columns.min()) <= 1 and max(rows.max(), columns.max()) >= 62
+        shown = depth[depth > 0]
+        assert abs(shown.min() - (SIX.distance - 1)) < 0.02 and shown.max() < SIX.distance
+
+
+def test_metal_is_not_black(renderer):
+    silver = Material("silver", (0.8, 0.8, 0.8), metallic=1.0, roughness=0.4)
+    ball = ellipsoid(1, 1, 1)
+    assert lightness(renderer.render(one(ball, silver))) > 0.4 * lightness(
+        renderer.render(one(ball, replace(silver, metallic=0.0)))
+    )
+
+
+def test_linear_colours_are_encoded_once(renderer):
+    # sRGB 0.5 is linear 0.214: lit alike, the square must return that share of white's light, plus some highlight
+    plate = box(1, 1, 0.1)
+    ratio = lightness(renderer.render(one(plate))) / lightness(renderer.render(one(plate, WHITE)))
+    assert 0.2 < ratio < 0.3
+    assert 0.6 < lightness(renderer.render(one(plate, WHITE))) < 0.97, "white keeps apart from the background"
+
+
+def test_vertex_colours_count_like_the_material(renderer):
+    solid = cylinder(1.0, 1.0)
+    plain = one(solid, Material("c", (0.3, 0.2, 0.1)))
+    painted = Mesh(
+        (replace(one(solid, WHITE).primitives[0], colors=np.tile([0.3, 0.2, 0.1], (len(solid.vertices), 1))),)
+    )
+    assert np.abs(renderer.render(plain).rgb.astype(int) - renderer.render(painted).rgb).max() <= 1
+
+
+def test_wrongly_wound_faces_are_neither_holes_nor_dark(renderer):
+    solid = cylinder(0.7, 1.5).rotate("x", 25)
+    right = renderer.render(one(solid))
+    inside_out = renderer.render(one(Geometry(solid.vertices, solid.faces[:, ::-1])))
+    assert np.array_equal(right.depth > 0, inside_out.depth > 0)
+    assert np.abs(right.rgb.astype(int) - inside_out.rgb).max() <= 2
+    cube = box(1, 1, 1)
+    faces = cube.faces.copy()
+    faces[::2] = faces[::2, ::-1]  # half of every side
+    some = renderer.render(one(Geometry(cube.vertices, faces)))
+    assert np.abs(renderer.render(one(cube)).rgb.astype(int) - some.rgb).max() <= 2
+
+
+def test_uv_tiling_is_kept(renderer):
+    stripes = np.repeat([[[0] * 3, [255] * 3]], 2, axis=0)
+
+    def edges(tiles):
+        row = renderer.render(textured(np.repeat(stripes, 16, axis=1), tiles)).rgb[0, 32, 12:52, 0]
+        return int(np.count_nonzero(np.diff((row > 128).astype(int))))
+
+    assert edges(1) == 1 and edges(4) >= 6
+
+
+def test_texture_rows_run_downwards_and_odd_widths_hold(renderer):
+    # three texels a row: 9 bytes, which OpenGL's default alignment would shear
+    texture = np.zeros((3, 3, 3), np.uint8)
+    texture[0, :] = [255, 0, 0]
+    texture[2, :] = [0, 0, 255]
+    picture = renderer.render(textured(texture)).rgb[0].astype(int)
+    for column in (18, 32, 46):
+        assert picture[16, column, 0] > picture[16, column, 2] + 80
+        assert picture[48, column, 2] > picture[48, column, 0] + 80
+
+
+def test_transparent_texels_are_cut_out(renderer):
+    texture = np.full((2, 2, 4), 255, np.uint8)
+    texture[:, 0, 3] = 0
+    depth = renderer.render(textured(texture)).depth[0]
+    assert depth[32, 20] == 0 and depth[32, 44] > 0
+
+
+def test_a_grey_and_alpha_texture_of_a_file_is_drawn(renderer, tmp_path):
+    Image.new("LA", (4, 4), (90, 255)).save(tmp_path / "t.png")
+    (tmp_path / "m.mtl").write_text("newmtl m\nKd 0 0 0\nmap_Kd t.png\n")
+    lines = ["mtllib m.mtl", *(f"v {x} {y} {z}" for x, y, z in SQUARE), "vt 0 0", "vt 1 0", "vt 1 1", "vt 0 1"]
+    (tmp_path / "o.obj").write_text("\n".join([*lines, "usemtl m", "f 1/1 2/2 3/3 4/4"]) + "\n")
+    views = renderer.render(load_mesh(tmp_path / "o.obj", tmp_path))
+    assert 60 < views.rgb[0, 32, 32].mean() < 120
+
+
+def test_blank_pictures_are_refused(renderer):
+    speck, stray = box(0.01, 0.01, 0.01), box(0.01, 0.01, 0.01).move(100, 100, 100)
+    with pytest.raises(MeshError, match=r"^blank: the shape covers 0\.\d\d% of its pictures") as caught:
+        renderer.render(one(speck + stray))
+    assert caught.value.reason == "blank"
+    assert renderer.render(one(box(1, 1, 1))).foreground > 0.1, "and the next shape is unharmed"
+
+
+def test_same_bytes_again_after_other_meshes_and_beside_other_renderers(renderer):
+    shape, other = one(cylinder(0.5, 1.0).rotate("x", 30)), textured(np.full((5, 7, 4), 199))
+    first = digest(renderer.render(shape))
+    renderer.render(other)
+    with Renderer(RenderConfig(preset="ring2", resolution=32, samples=1)) as small:
+        small.render(other)
+    # closing one renderer must not take the display away from the other
+    assert digest(renderer.render(shape)) == first
+
+
+@pytest.mark.slow
+def test_same_bytes_in_a_new_process(renderer):
+    code = (
+        "from tests.test_render import *\n"
+        "with Renderer(SIX) as r: print(digest(r.render(one(cylinder(0.5, 1.0).rotate('x', 30)))))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == digest(renderer.render(one(cylinder(0.5, 1.0).rotate("x", 30))))
+
+
+def test_views_split_over_framebuffers_are_the_same(renderer, monkeypatch):
+    shape = one(cylinder(0.5, 1.0).rotate("x", 30))
+    whole = renderer.render(shape)
+    monkeypatch.setattr(rasterizer, "MAX_FRAMEBUFFER_WIDTH", 256)  # four views, then two
+    with Renderer(SIX) as split:
+        assert digest(split.render(shape)) == digest(whole)
+
+
+def test_antialiasing_only_touches_edges(renderer):
+    shape = one(box(1, 1, 1).rotate("x", 20))
+    smooth = renderer.render(shape)
+    with Renderer(replace(SIX, samples=1)) as plain:
+        hard = plain.render(shape)
+    differ = (smooth.rgb != hard.rgb).any(-1)
+    assert 0 < differ.mean() < 0.1
+    background = (hard.depth == 0) & (hard.rgb < 255).any(-1)
+    assert not background.any(), "without samples no pixel is part shape, part background"
+
+
+def test_a_forked_process_is_told_to_spawn(renderer, monkeypatch):
+    monkeypatch.setattr(renderer._rasterizer.context, "pid", -1)
+    with pytest.raises(RuntimeError, match="spawn"):
+        renderer.render(one(box(1, 1, 1)))
+
+
+def test_poses_are_rigid_and_look_at_the_centre():
+    for preset in (*PRESETS, "ring5"):
+        config = RenderConfig(preset=preset)
+        poses = camera_poses(config)
+        assert np.allclose(poses[:, :3, :3] @ poses[:, :3, :3].swapaxes(1, 2), np.eye(3))
+        assert np.allclose(np.linalg.det(poses[:, :3, :3]), 1)
+        assert np.allclose(poses[:, :3, 3], config.distance * poses[:, :3, 2])
+        assert camera_angles(config).shape == (config.num_views, 3)
+    front = camera_poses(RenderConfig(preset="openshape12"))[4]
+    assert np.allclose(front[:3, :3], np.eye(3)), "azimuth 0 at polar 90 looks at +Z from the front"
+
+
+@pytest.mark.parametrize("preset", ["openshape", "ring0", "ring73", "ring06", "ring-6", "", "Ring6"])
+def test_unknown_presets_are_refused(preset):
+    with pytest.raises(UserError, match="no camera preset"):
+        RenderConfig(preset=preset)
+
+
+def test_a_near_miss_is_named():
+    with pytest.raises(UserError, match="did you mean 'openshape12'"):
+        RenderConfig(preset="openshape_12")
+    for wrong in ({"resolution": 0}, {"fov_degrees": 0.0}, {"samples": 3}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            RenderConfig(**wrong)
+
+
+def test_recipe_is_json_and_tells_every_setting_apart(monkeypatch):
+    base = RenderConfig()
+    variants = [base, replace(base, preset="ring6"), replace(base, resolution=64), replace(base, fov_degrees=50.0)]
+    variants.append(replace(base, samples=1))
+    texts = {json.dumps(recipe(c), sort_keys=True) for c in variants}
+    assert len(texts) == len(variants)
+    monkeypatch.setattr(rasterizer, "FILL", 0.5)
+    assert json.dumps(recipe(base), sort_keys=True) not in texts

@@ -1,0 +1,285 @@
+"""From a small real store to batches: which rows, which targets, and the same draws whoever asks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.caption import class_prompts
+from pipeline.errors import UserError
+from pipeline.store import FeatureStore
+from tests import trainer_store as tiny
+from trainer.config import DataConfig
+from trainer.data import Batch, Batches, Dataset, load_dataset
+from trainer.transforms import normalize
+
+CPU = torch.device("cpu")
+BOTH = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
+TRAINED = [row for row in range(tiny.NUM_ROWS) if row % 5 != 4 and row != tiny.BROKEN_TARGETS]
+"""Rows of split "train" that are complete; the one without points is a test row."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return tiny.make_store(tmp_path_factory.mktemp("stores") / "tiny.zarr")
+
+
+@pytest.fixture
+def own_store(store: FeatureStore, tmp_path: Path) -> FeatureStore:
+    """A copy to damage."""
+    shutil.copytree(store.path, tmp_path / "own.zarr", ignore=shutil.ignore_patterns("cache"))
+    return FeatureStore.open(tmp_path / "own.zarr")
+
+
+def epoch_of(batches: Batches, epoch: int) -> list[Batch]:
+    first = epoch * batches.steps_per_epoch
+    return list(batches.iterate(first, first + batches.steps_per_epoch))
+
+
+def rows_of(batch: Batch) -> list[int]:
+    return batch.image[:, 0].floor().int().tolist()
+
+
+def by_row(batches: list[Batch]) -> dict[int, tuple[Tensor, ...]]:
+    """Each sample's tensors under its row in the store."""
+    found = {}
+    for batch in batches:
+        for place, row in enumerate(rows_of(batch)):
+            assert row not in found
+            found[row] = (batch.points[place], batch.image[place], batch.text[place], batch.labels[place])
+    return found
+
+
+def assert_same(left: dict[int, tuple[Tensor, ...]], right: dict[int, tuple[Tensor, ...]]) -> None:
+    assert left.keys() == right.keys()
+    for row, tensors in left.items():
+        assert all(torch.equal(a, b) for a, b in zip(tensors, right[row], strict=True)), row
+
+
+def test_complete_rows_of_the_split_and_what_they_hold(store: FeatureStore) -> None:
+    data = load_dataset(store, DataConfig(num_points=32))
+    assert data.row.tolist() == TRAINED
+    ref = store.ref()
+    np.testing.assert_array_equal(data.xyz.numpy(), store.points(ref).xyz[:][TRAINED])
+    np.testing.assert_array_equal(data.image.numpy(), store.targets(ref).feat[:][:, TRAINED])
+    assert (data.record["num_rows"], data.record["num_rows_in_splits"]) == (len(TRAINED), 24)
+    assert data.record["num_rows_without_caption"] == 1
+    assert (data.image_dim, data.text_dim) == (tiny.IMAGE_DIM, tiny.TEXT_DIM)
+
+
+def test_two_splits_together(store: FeatureStore) -> None:
+    rows = load_dataset(store, BOTH).row.tolist()
+    assert rows == [r for r in range(tiny.NUM_ROWS) if r not in (tiny.BROKEN_POINTS, tiny.BROKEN_TARGETS)]
+
+
+def test_the_copy_is_made_once_and_again_when_damaged(own_store: FeatureStore) -> None:
+    first = load_dataset(own_store, BOTH)
+    (folder,) = (own_store.path / "cache").iterdir()
+    assert sorted(p.name for p in folder.iterdir()) == ["image.npy", "sums.json", "xyz.npy"]
+    made = (folder / "xyz.npy").stat().st_mtime_ns
+    load_dataset(own_store, BOTH)
+    assert (folder / "xyz.npy").stat().st_mtime_ns == made
+
+    expected = first.image.clone()
+    damaged = bytearray((folder / "image.npy").read_bytes())
+    damaged[-3] ^= 1
+    (folder / "image.npy").unlink()  # the first data set still maps the old file
+    (folder / "image.npy").write_bytes(damaged)
+    assert torch.equal(load_dataset(own_store, BOTH).image, expected)
+    assert [p.name for p in (own_store.path / "cache").iterdir()] == [folder.name]
+
+
+def test_the_copy_follows_the_store(own_store: FeatureStore) -> None:
+    before = load_dataset(own_store, BOTH)
+    changed = own_store.receipt_path("image-key", 0, 0)
+    changed.write_text(changed.read_text().replace("image-key-0-3", "image-key-0-3-anew"))
+    after = load_dataset(FeatureStore.open(own_store.path), BOTH)
+    assert before.record["image"]["digest"] != after.record["image"]["digest"]
+    assert len(list((own_store.path / "cache").iterdir())) == 2
+
+
+def test_what_a_program_writes_into_the_maps_stays_out_of_the_files(own_store: FeatureStore) -> None:
+    data = load_dataset(own_store, BOTH)
+    before = data.xyz.clone()
+    data.xyz.zero_()
+    assert torch.equal(load_dataset(own_store, BOTH).xyz, before)
+
+
+def test_an_epoch_holds_each_row_once_in_an_order_of_its_own(store: FeatureStore) -> None:
+    data = load_dataset(store, BOTH)
+    batches = Batches(data, BOTH, 8, 0, CPU)
+    orders = [[row for batch in epoch_of(batches, epoch) for row in rows_of(batch)] for epoch in range(3)]
+    assert all(sorted(order) == data.row.tolist() for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert orders[0] != data.row.tolist()
+
+
+def test_drop_last(store: FeatureStore) -> None:
+    data = load_dataset(store, BOTH)  # 28 rows
+    assert [len(batch) for batch in epoch_of(Batches(data, BOTH, 8, 0, CPU), 0)] == [8, 8, 8, 4]
+    assert [len(b) for b in epoch_of(Batches(data, replace(BOTH, drop_last=True), 8, 0, CPU), 0)] == [8, 8, 8]
+
+
+def test_a_sample_is_the_same_in_any_batch_at_any_rank_and_on_another_day(store: FeatureStore) -> None:
+    data = load_dataset(store, BOTH)
+    for epoch in (0, 3):
+        alone = by_row(epoch_of(Batches(data, BOTH, 8, 5, CPU), epoch))
+        assert_same(alone, by_row(epoch_of(Batches(data, BOTH, 8, 5, CPU), epoch)))
+        assert_same(alone, by_row(epoch_of(Batches(data, BOTH, 3, 5, CPU), epoch)))
+        for world_size in (2, 4):
+            ranks = [Batches(data, BOTH, 8, 5, CPU, rank, world_size) for rank in range(world_size)]
+            assert_same(alone, by_row([batch for rank in ranks for batch in epoch_of(rank, epoch)]))
+    # Ranks split the very batch one process would see.
+    whole, half = Batches(data, BOTH, 8, 5, CPU).batch(1), Batches(data, BOTH, 8, 5, CPU, 1, 2).batch(1)
+    assert torch.equal(whole.points[1::2], half.points)
+
+
+def test_seeds_and_epochs_draw_apart(store: FeatureStore) -> None:
+    data = load_dataset(store, BOTH)
+    ways = [by_row(epoch_of(Batches(data, BOTH, 8, seed, CPU), epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for left, right in ((0, 1), (0, 2), (1, 2)):
+        same = [torch.equal(ways[left][row][0], ways[right][row][0]) for row in ways[0]]
+        assert not any(same)
+
+
+def test_batches_prepared_ahead_are_the_same(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pinned memory needs CUDA, so the way through the host's memory is taken without it.
+    data = load_dataset(store, BOTH)
+    direct, ahead = Batches(data, BOTH, 8, 0, CPU), Batches(data, BOTH, 8, 0, CPU)
+    ahead.resident = False
+    for left, right in zip(direct.iterate(2, 9), ahead.iterate(2, 9), strict=True):
+        assert torch.equal(left.points, right.points) and torch.equal(left.text, right.text)
+    assert list(ahead.iterate(3, 3)) == []
+
+
+def test_points_are_a_fresh_subset_normalized_and_turned_about_y(store: FeatureStore) -> None:
+    everything = replace(BOTH, num_points=tiny.NUM_POINTS)
+    data = load_dataset(store, everything)
+    whole = dict(zip(data.row.tolist(), normalize(data.xyz), strict=True))
+    for row, (points, *_) in by_row(epoch_of(Batches(data, everything, 8, 0, CPU), 0)).items():
+        # With every point drawn only the order and the turn differ, and a turn about y keeps heights and radii.
+        for measure in (lambda p: p[:, 1], lambda p: p[:, [0, 2]].norm(dim=1)):
+            torch.testing.assert_close(measure(points).sort().values, measure(whole[row]).sort().values)
+        assert not torch.allclose(points.sort(dim=0).values, whole[row].sort(dim=0).values, atol=1e-3)
+    sample = Batches(data, BOTH, 8, 0, CPU).batch(0).points
+    assert sample.shape == (8, 32, 3)
+    torch.testing.assert_close(sample.mean(dim=1), torch.zeros(8, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(sample.norm(dim=2).amax(dim=1), torch.ones(8))
+
+
+@pytest.mark.parametrize(("draws", "seen"), [((), {0.0, 0.25}), ((0,), {0.0}), ((1,), {0.25})])
+def test_image_targets_are_of_the_row_and_every_draw_and_view_comes(
+    store: FeatureStore, draws: tuple[int, ...], seen: set[float]
+) -> None:
+    config = replace(BOTH, draws=draws)
+    data = load_dataset(store, config)
+    batches = Batches(data, config, 8, 0, CPU)
+    feat = store.targets(store.ref()).feat[:].astype(np.float32)
+    found = set()
+    for epoch in range(12):
+        for row, (_, image, _, label) in by_row(epoch_of(batches, epoch)).items():
+            rest = image[0].item() - row
+            draw, view = int(rest >= 0.25), int(rest % 0.25 * 16)
+            np.testing.assert_array_equal(image.numpy(), feat[draw, row, view])
+            assert label == row % 3
+            found.add((draw / 4, view))
+    assert found == {(draw, view) for draw in seen for view in range(tiny.NUM_VIEWS)}
+
+
+@pytest.mark.parametrize("captions", ["class", "shape", "both"])
+def test_text_targets(store: FeatureStore, captions: str) -> None:
+    config = DataConfig(splits=("train", "test"), num_points=32, drop_last=False, captions=captions)  # type: ignore[arg-type]
+    data = load_dataset(store, config)
+    batches = Batches(data, config, 8, 0, CPU)
+    prompts = store.text(store.ref()).prompts
+    by_class: list[int] = []
+    seen: set[str] = set()
+    for epoch in range(12):
+        for row, (_, _, text, _) in by_row(epoch_of(batches, epoch)).items():
+            prompt = prompts[int(text[0])]
+            torch.testing.assert_close(text, data.text[int(text[0])].float())
+            is_class = prompt in class_prompts(tiny.CATEGORIES[row % 3])
+            assert is_class or prompt in (f"shape {row}", f"no. {row}" if row % 2 else "")
+            if row == tiny.NO_CAPTION:
+                assert is_class
+            else:
+                by_class.append(is_class)
+            seen.add(prompt)
+    share = sum(by_class) / len(by_class)
+    if captions == "both":
+        assert abs(share - 0.5) < 5 * 0.5 / len(by_class) ** 0.5
+    else:
+        assert share == (captions == "class")
+    if captions == "shape":
+        assert {f"shape {row}" for row in data.row.tolist() if row != tiny.NO_CAPTION} <= seen
+        assert "no. 1" in seen
+    else:
+        assert len(seen & set(class_prompts("lamp"))) > 30  # of 60
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (DataConfig(splits=("trian",)), "no split 'trian'; it has test, train"),
+        (DataConfig(num_points=97), r"data\.num_points: 97 asked for, the store holds 96"),
+        (DataConfig(num_points=32, draws=(0, 2)), r"data\.draws: no draw 2; the store holds 0 to 1"),
+        (DataConfig(num_points=32, ref="other"), "no ref 'other'"),
+        (DataConfig(num_points=32, image_teacher="clip"), "no teacher 'clip'; it holds toy"),
+    ],
+)
+def test_settings_that_do_not_fit_the_store(store: FeatureStore, config: DataConfig, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load_dataset(store, config)
+
+
+def test_a_batch_larger_than_the_data(store: FeatureStore) -> None:
+    data = load_dataset(store, BOTH)
+    with pytest.raises(UserError, match=r"optim\.batch_size 29 is more than the 28 rows"):
+        Batches(data, replace(BOTH, drop_last=True), 29, 0, CPU)
+    assert len(Batches(data, BOTH, 29, 0, CPU).batch(0)) == 28
+
+
+def _no_row_done(store: FeatureStore) -> None:
+    shutil.rmtree(store.path / "receipts" / "points-key")
+
+
+def _not_finite(store: FeatureStore) -> None:
+    tiny.write_columns(store, "points", "points-key", {"xyz": np.full((30, 96, 3), np.inf, np.float32)})
+
+
+def _no_captions(store: FeatureStore) -> None:
+    blank = np.full((30, 2), "", np.dtypes.StringDType())
+    tiny.write_columns(store, "captions", "captions-key", {"caption": blank})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (_no_row_done, "no row of train, test is finished"),
+        (_not_finite, "points: not finite in the store's rows from 0 on"),
+        (_no_captions, r"data\.captions: no shape has a caption of its own"),
+    ],
+)
+def test_a_store_that_cannot_be_trained_on(
+    own_store: FeatureStore, damage: Callable[[FeatureStore], None], told: str
+) -> None:
+    damage(FeatureStore.open(own_store.path, write=True))
+    with pytest.raises(UserError, match=told):
+        load_dataset(FeatureStore.open(own_store.path), replace(BOTH, captions="shape"))
+    assert not list((own_store.path / "cache").glob("*"))  # neither a copy nor the remains of one
+
+
+def test_moving_a_data_set_takes_all_of_it(store: FeatureStore) -> None:
+    data = load_dataset(store, BOTH)
+    moved = data.to(torch.device("meta"))
+    assert isinstance(moved, Dataset) and moved.record == data.record
+    tensors = [value for value in vars(moved).values() if isinstance(value, Tensor)]
+    assert len(tensors) == 7 and all(tensor.device.type == "meta" for tensor in tensors)
+    assert data.num_bytes() == sum(v.nbytes for v in vars(data).values() if isinstance(v, Tensor))
