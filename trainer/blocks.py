@@ -188,14 +188,13 @@ class DropPath(nn.Module):
         # Not part of the weights: a checkpoint must load under another rate, as fine-tuning does.
         self.register_buffer("keep", 1.0 - torch.linspace(0.0, rate, depth), persistent=False)
 
-    def forward(self, batch: int, generator: torch.Generator | None) -> list[Tensor] | list[None]:
-        """Return, for each block, `[num_branches, B, 1, 1]` holding 0 or 1 / keep; None a block when nothing drops."""
+    def forward(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Draw `[depth, num_branches, B, 1, 1]`, each 0 or 1 / keep; None when nothing is dropped."""
         if not (self.training and self.active):
-            return [None] * len(self.keep)
+            return None
         keep = self.keep.view(-1, 1, 1, 1, 1)
         shape = (len(self.keep), self.num_branches, batch, 1, 1)
-        draw = torch.rand(shape, generator=generator, device=self.keep.device)
-        return list(((draw < keep) / keep).unbind(0))
+        return (torch.rand(shape, generator=generator, device=self.keep.device) < keep) / keep
 
 
 def random_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:

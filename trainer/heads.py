@@ -67,7 +67,8 @@ class Classifier(nn.Module):
     def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
         groups, centers = group_points(points, self.config.num_group, self.config.group_size)
-        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, generator=generator)
+        scales = self.encoder.drop_path(len(points), generator)
+        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
         logits: Tensor = self.head(global_feature(queries, tokens))
         return logits
 
@@ -134,8 +135,8 @@ class Segmenter(nn.Module):
     def forward(self, points: Tensor, category: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` of `category [B]` (int) to log-probabilities `[B, N, num_parts]`."""
         groups, centers = group_points(points, self.config.num_group, self.config.group_size)
-        tokens = self.encoder.patch_embed(groups)
-        tapped = self.encoder.features(tokens, centers, self.taps, generator=generator)
+        scales = self.encoder.drop_path(len(points), generator)
+        tapped = self.encoder.features(self.encoder.patch_embed(groups), centers, self.taps, scales=scales)
         tokens = torch.cat([self.encoder.norm(tokens) for _, tokens in tapped], dim=-1)
         logits: Tensor = self.head(points, centers, tokens, tapped[-1][0], category)
         return logits.log_softmax(dim=-1)

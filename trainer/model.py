@@ -125,18 +125,15 @@ class Encoder(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(
-        self,
-        tokens: Tensor,
-        centers: Tensor,
-        stop_gradient: bool = False,
-        generator: torch.Generator | None = None,
+        self, tokens: Tensor, centers: Tensor, stop_gradient: bool = False, scales: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Encode embedded groups `tokens [B, L, C]` at `centers [B, L, 3]`.
 
         Returns the queries `[B, 3, C]` (cls, image, text) and the local tokens `[B, L, C]`, both after the final norm.
-        `stop_gradient` keeps the queries' losses from shaping the local tokens, as in pretraining.
+        `stop_gradient` keeps the queries' losses from shaping the local tokens, as in pretraining. `scales` is what
+        `drop_path` draws; it comes from outside so that this graph compiles whole and no draw hides in it.
         """
-        queries, tokens = self.features(tokens, centers, [len(self.blocks)], stop_gradient, generator)[0]
+        queries, tokens = self.features(tokens, centers, [len(self.blocks)], stop_gradient, scales)[0]
         return self.norm(queries), self.norm(tokens)
 
     def features(
@@ -145,18 +142,18 @@ class Encoder(nn.Module):
         centers: Tensor,
         taps: Sequence[int],
         stop_gradient: bool = False,
-        generator: torch.Generator | None = None,
+        scales: Tensor | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
         """As `forward`, but one (queries, tokens) pair after each block in `taps`, counted from 1, and no norm."""
-        batch = tokens.shape[0]
         position = self.position(centers)
         query_position = torch.cat([self.cls_position, self.image_position, self.text_position], dim=1)
-        queries = torch.cat([self.cls_token, self.image_token, self.text_token], dim=1).expand(batch, -1, -1)
-        scales = self.drop_path(batch, generator)
+        queries = torch.cat([self.cls_token, self.image_token, self.text_token], dim=1)
+        queries = queries.expand(tokens.shape[0], -1, -1)
         tapped = []
-        for number, block in enumerate(self.blocks, start=1):
-            queries, tokens = block(queries + query_position, tokens + position, stop_gradient, scales[number - 1])
-            if number in taps:
+        for index, block in enumerate(self.blocks):
+            scale = None if scales is None else scales[index]
+            queries, tokens = block(queries + query_position, tokens + position, stop_gradient, scale)
+            if index + 1 in taps:
                 tapped.append((queries, tokens))
         return tapped
 
@@ -182,18 +179,18 @@ class Decoder(nn.Module):
         tokens: Tensor,
         visible_centers: Tensor,
         masked_centers: Tensor,
-        generator: torch.Generator | None = None,
+        scales: Tensor | None = None,
     ) -> Tensor:
         """Map `tokens [B, V, C]`, `visible_centers [B, V, 3]` and `masked_centers [B, M, 3]` to points `[B, M, S, 3]`.
 
-        The points are relative to their group's centre.
+        The points are relative to their group's centre. `scales` is what `drop_path` draws.
         """
         batch, num_masked, _ = masked_centers.shape
         mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, num_masked, -1)
         x = torch.cat([tokens, mask_tokens], dim=1)
         position = self.position(torch.cat([visible_centers, masked_centers], dim=1))
-        for block, scales in zip(self.blocks, self.drop_path(batch, generator), strict=True):
-            x = block(x + position, scales)
+        for index, block in enumerate(self.blocks):
+            x = block(x + position, None if scales is None else scales[index])
         points: Tensor = self.head(self.norm(x[:, -num_masked:]))
         return points.view(batch, num_masked, -1, 3)
 
@@ -244,8 +241,9 @@ class ReCon(nn.Module):
         else:
             _check_mask(mask, centers, self.config.num_masked)
         visible, masked = self.split(mask)
-        queries, tokens = self.forward_encoder(groups, centers, visible, generator)
-        predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), generator)
+        scales = [stack.drop_path(len(points), generator) for stack in (self.encoder, self.decoder)]
+        queries, tokens = self.forward_encoder(groups, centers, visible, scales[0])
+        predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), scales[1])
         return self.forward_losses(predicted, take(groups, masked), queries, image_target, text_target, labels)
 
     def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,14 +264,14 @@ class ReCon(nn.Module):
         return order[:, :num_visible], order[:, num_visible:]
 
     def forward_encoder(
-        self, groups: Tensor, centers: Tensor, visible: Tensor, generator: torch.Generator | None = None
+        self, groups: Tensor, centers: Tensor, visible: Tensor, scales: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Encode the visible groups: queries `[B, 3, C]` and tokens `[B, V, C]`, with the stop-gradient between."""
         if self.config.patch_scope == "visible":
             tokens = self.encoder.patch_embed(take(groups, visible))
         else:
             tokens = take(self.encoder.patch_embed(groups), visible)
-        queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, generator=generator)
+        queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, scales=scales)
         return queries, tokens
 
     def forward_losses(

@@ -21,13 +21,15 @@ from pipeline.sources.procedural.vehicle_parts import (
 
 # What a caption says, then: length, fuselage radius over length, half span over length, root chord over length,
 # where the wing's root starts behind the nose, its sweep over the half span, tip chord over root chord.
-PLANES = {"airliner": ("as a jet airliner", 34.0, 0.055, 0.47, 0.21, 0.36, 0.55, 0.25),
-          "business": ("as a small business jet", 16.0, 0.06, 0.48, 0.19, 0.42, 0.45, 0.35),
-          "propliner": ("with turboprop engines", 24.0, 0.06, 0.52, 0.15, 0.36, 0.06, 0.55),
-          "light": ("with one propeller at the nose", 8.0, 0.075, 0.62, 0.2, 0.27, 0.02, 0.8),
-          "biplane": ("with two stacked wings", 7.0, 0.075, 0.58, 0.19, 0.2, 0.03, 0.95),
-          "fighter": ("as a jet fighter", 15.0, 0.055, 0.3, 0.42, 0.38, 1.1, 0.2),
-          "glider": ("as a slender glider", 8.0, 0.045, 0.98, 0.12, 0.32, 0.03, 0.45),}
+PLANES = {
+    "airliner": ("as a jet airliner", 34.0, 0.055, 0.47, 0.21, 0.36, 0.55, 0.25),
+    "business": ("as a small business jet", 16.0, 0.06, 0.48, 0.19, 0.42, 0.45, 0.35),
+    "propliner": ("with turboprop engines", 24.0, 0.06, 0.52, 0.15, 0.36, 0.06, 0.55),
+    "light": ("with one propeller at the nose", 8.0, 0.075, 0.62, 0.2, 0.27, 0.02, 0.8),
+    "biplane": ("with two stacked wings", 7.0, 0.075, 0.58, 0.19, 0.2, 0.03, 0.95),
+    "fighter": ("as a jet fighter", 15.0, 0.055, 0.3, 0.42, 0.38, 1.1, 0.2),
+    "glider": ("as a slender glider", 8.0, 0.045, 0.98, 0.12, 0.32, 0.03, 0.45),
+}
 
 
 class _PlaneShape:

@@ -12,13 +12,16 @@ from pipeline.sources.procedural.geometry import Geometry, box, loft
 from pipeline.sources.procedural.vehicle_parts import panes, rods, side_profile, slabs
 
 # What a caption says, then: length, beam over length, depth over length, rise of the bow over depth.
-KINDS = {"sailing": ("as a sailing boat", 9.0, 0.3, 0.12, 0.35), "motor": ("as a motor boat", 7.5, 0.33, 0.14, 0.3),
-         "cargo": ("as a cargo ship", 90.0, 0.16, 0.1, 0.25), "rowing": ("as an open rowing boat", 4.2, 0.33, 0.13,
-                                                                         0.3), "fishing": ("as a fishing boat", 16.0,
-                                                                                           0.31, 0.18, 0.6),
-         "catamaran": ("with two hulls", 11.0, 0.1, 0.12, 0.3),
-         "warship": ("as a warship with gun turrets", 110.0, 0.125, 0.085, 0.35),
-         "liner": ("as a passenger ship", 120.0, 0.15, 0.09, 0.3),}
+KINDS = {
+    "sailing": ("as a sailing boat", 9.0, 0.3, 0.12, 0.35),
+    "motor": ("as a motor boat", 7.5, 0.33, 0.14, 0.3),
+    "cargo": ("as a cargo ship", 90.0, 0.16, 0.1, 0.25),
+    "rowing": ("as an open rowing boat", 4.2, 0.33, 0.13, 0.3),
+    "fishing": ("as a fishing boat", 16.0, 0.31, 0.18, 0.6),
+    "catamaran": ("with two hulls", 11.0, 0.1, 0.12, 0.3),
+    "warship": ("as a warship with gun turrets", 110.0, 0.125, 0.085, 0.35),
+    "liner": ("as a passenger ship", 120.0, 0.15, 0.09, 0.3),
+}
 
 
 class Hull:

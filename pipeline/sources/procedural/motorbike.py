@@ -23,12 +23,14 @@ from pipeline.sources.procedural.geometry import (
 from pipeline.sources.procedural.vehicle_parts import joined, rods, side_profile, spokes
 
 # Per style: the caption's phrase, wheel base, rake of the fork in degrees, seat height, handlebar rise, tyre width.
-STYLES = {"cruiser": ("as a low cruiser", 1.62, 33, 0.68, 0.22, 0.15),
-          "sport": ("with a sports fairing", 1.40, 24, 0.80, -0.02, 0.15),
-          "naked": ("with a bare roadster frame", 1.42, 25, 0.79, 0.1, 0.14),
-          "dirt": ("as a tall dirt bike", 1.46, 27, 0.92, 0.16, 0.09),
-          "scooter": ("as a step-through scooter", 1.28, 26, 0.76, 0.2, 0.11),
-          "tourer": ("with a touring windscreen", 1.58, 28, 0.76, 0.18, 0.14),}
+STYLES = {
+    "cruiser": ("as a low cruiser", 1.62, 33, 0.68, 0.22, 0.15),
+    "sport": ("with a sports fairing", 1.4, 24, 0.8, -0.02, 0.15),
+    "naked": ("with a bare roadster frame", 1.42, 25, 0.79, 0.1, 0.14),
+    "dirt": ("as a tall dirt bike", 1.46, 27, 0.92, 0.16, 0.09),
+    "scooter": ("as a step-through scooter", 1.28, 26, 0.76, 0.2, 0.11),
+    "tourer": ("with a touring windscreen", 1.58, 28, 0.76, 0.18, 0.14),
+}
 
 
 class _BikeShape:

@@ -11,14 +11,16 @@ from pipeline.sources.procedural.vehicle_parts import add_wheels, joined, panes,
 
 # How a body style lays out its side view, as shares of the length from the nose: foot and head of the windscreen,
 # head and foot of the rear window; then, in metres, the roof over the belt line and the belt line over the wheels.
-CAR_BODIES = {"sedan": ("with a sedan body", (0.28, 0.43, 0.67, 0.84), 0.48, 0.34),
-              "hatchback": ("with a hatchback body", (0.26, 0.41, 0.82, 0.97), 0.50, 0.36),
-              "estate": ("with an estate body", (0.27, 0.41, 0.9, 0.975), 0.49, 0.34),
-              "coupe": ("with a low coupe body", (0.38, 0.55, 0.66, 0.93), 0.38, 0.24),
-              "suv": ("with a tall off-road body", (0.27, 0.37, 0.9, 0.975), 0.62, 0.46),
-              "van": ("with a van body", (0.13, 0.27, 0.95, 0.985), 0.85, 0.42),
-              "pickup": ("with an open pickup bed", (0.28, 0.38, 0.53, 0.56), 0.56, 0.44),
-              "convertible": ("with an open top", (0.35, 0.46, 0.64, 0.66), 0.4, 0.26),}
+CAR_BODIES = {
+    "sedan": ("with a sedan body", (0.28, 0.43, 0.67, 0.84), 0.48, 0.34),
+    "hatchback": ("with a hatchback body", (0.26, 0.41, 0.82, 0.97), 0.5, 0.36),
+    "estate": ("with an estate body", (0.27, 0.41, 0.9, 0.975), 0.49, 0.34),
+    "coupe": ("with a low coupe body", (0.38, 0.55, 0.66, 0.93), 0.38, 0.24),
+    "suv": ("with a tall off-road body", (0.27, 0.37, 0.9, 0.975), 0.62, 0.46),
+    "van": ("with a van body", (0.13, 0.27, 0.95, 0.985), 0.85, 0.42),
+    "pickup": ("with an open pickup bed", (0.28, 0.38, 0.53, 0.56), 0.56, 0.44),
+    "convertible": ("with an open top", (0.35, 0.46, 0.64, 0.66), 0.4, 0.26),
+}
 
 
 class _CarShape:
@@ -149,7 +151,7 @@ def _car_roof(d: Designer, s: _CarShape, paint: Material, dark: Material) -> Non
         feet = [box(0.03, 0.09, 0.05).move(0.8 * inner, s.roof + 0.01, middle + f * length) for f in (-0.4, 0.3)]
         d.add("roof rack", rail.with_mirror() + joined(bars) + joined(feet).with_mirror(), dark)
     elif extra == "box":
-        d.add("roof box", box(0.9 * inner, 0.26, 0.8 * length, 0.1).move(0, s.roof + 0.12, middle), dark)
+        d.add("roof box", box(0.9 * inner, 0.26, max(0.8 * length, 1.1), 0.1).move(0, s.roof + 0.12, middle), dark)
     elif extra == "spoiler":
         z, y = -s.length / 2 + 0.16, s.belt + 0.2
         if s.rear_foot < -0.44 * s.length:
@@ -189,9 +191,14 @@ def car(d: Designer) -> None:
 
 
 # What a caption says of a bus, and how its length compares to a city bus's.
-BUS_KINDS = {"city": ("with a flat city front", 1.0), "coach": ("as a travel coach", 1.05),
-             "double": ("with two decks", 0.9), "school": ("with a bonnet like a school bus", 0.85),
-             "jointed": ("in two jointed sections", 1.35), "minibus": ("as a short minibus", 0.6)}
+BUS_KINDS = {
+    "city": ("with a flat city front", 1.0),
+    "coach": ("as a travel coach", 1.05),
+    "double": ("with two decks", 0.9),
+    "school": ("with a bonnet like a school bus", 0.85),
+    "jointed": ("in two jointed sections", 1.35),
+    "minibus": ("as a short minibus", 0.6),
+}
 
 
 class _BusShape:

@@ -9,10 +9,19 @@ from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, extrude, lathe, ring, smooth
 from pipeline.sources.procedural.vehicle_parts import ellipse_loft, joined, rods, settle, wing
 
-NOSES = {"cone": "with a pointed nose", "ogive": "", "dome": "with a rounded nose",
-         "fairing": "with a bulging payload fairing", "capsule": "with a capsule and an escape tower"}
-KINDS = {"launcher": "as a staged launcher", "sounding": "as a slim sounding rocket",
-         "storybook": "with a bulging story-book hull", "shuttle": "as a space shuttle on its tank"}
+NOSES = {
+    "cone": "with a pointed nose",
+    "ogive": "",
+    "dome": "with a rounded nose",
+    "fairing": "with a bulging payload fairing",
+    "capsule": "with a capsule and an escape tower",
+}
+KINDS = {
+    "launcher": "as a staged launcher",
+    "sounding": "as a slim sounding rocket",
+    "storybook": "with a bulging story-book hull",
+    "shuttle": "as a space shuttle on its tank",
+}
 
 
 def around(geometry: Geometry, num: int, turn: float = 0.0) -> Geometry:

@@ -18,11 +18,20 @@ from pipeline.sources.procedural.vehicle_parts import (
     slabs,
 )
 
-KINDS = {"steam": "pulled by a steam locomotive", "diesel": "pulled by a diesel locomotive",
-         "fast": "as a streamlined high-speed train", "tram": "as a tram",
-         "hood": "pulled by a locomotive with a long hood"}
-WAGONS = {"coach": "passenger coaches", "box": "closed goods wagons", "tank": "tank wagons", "hopper": "open wagons",
-          "flat": "container wagons"}
+KINDS = {
+    "steam": "pulled by a steam locomotive",
+    "diesel": "pulled by a diesel locomotive",
+    "fast": "as a streamlined high-speed train",
+    "tram": "as a tram",
+    "hood": "pulled by a locomotive with a long hood",
+}
+WAGONS = {
+    "coach": "passenger coaches",
+    "box": "closed goods wagons",
+    "tank": "tank wagons",
+    "hopper": "open wagons",
+    "flat": "container wagons",
+}
 
 
 class _TrainShape:
@@ -96,9 +105,9 @@ def _goods(d: Designer, s: _TrainShape, kind: str, start: float, length: float, 
         end = length / 2 - 0.2
         profile = [(0, -end), (0.7 * r, -0.95 * end), (r, -0.86 * end), (r, 0.86 * end), (0.7 * r, 0.95 * end),
                    (0, end)]
-        d.add("tank", lathe(profile, 18).rotate("x", 90).move(0, s.floor + 0.1 + r, middle), paint)
+        d.add("tank", lathe(profile, 16).rotate("x", 90).move(0, s.floor + 0.1 + r, middle), paint)
         d.add("tank", cylinder(0.35 * r, 0.35 * r, segments=12).move(0, s.floor + 0.15 + 2 * r, middle), trim)
-        bands = [cylinder(1.015 * r, 0.14, segments=18).rotate("x", 90).move(0, s.floor + 0.1 + r, middle + f * end)
+        bands = [cylinder(1.015 * r, 0.14, segments=16).rotate("x", 90).move(0, s.floor + 0.1 + r, middle + f * end)
                  for f in (-0.55, 0.55)]
         d.add("tank", joined(bands), dark)
     elif kind == "hopper":
@@ -106,10 +115,10 @@ def _goods(d: Designer, s: _TrainShape, kind: str, start: float, length: float, 
         lean = 0.22 * length
         ends = [(start - length + 0.1, s.floor + tall), (start - 0.1, s.floor + tall),
                 (start - 0.1 - lean, s.floor - 0.2), (start - length + 0.1 + lean, s.floor - 0.2)]
-        inner = [(z + (0.12 if i in (0, 3) else -0.12), y - (0.5 if i < 2 else -0.3)) for i,
-                 (z, y) in enumerate(ends)]
+        inner = np.array(ends) + np.array([(0.12, -0.5), (-0.12, -0.5), (-0.12, 0.3), (0.12, 0.3)])
         d.add("wagon", side_profile(ends, 0.1).move(x=half - 0.05).with_mirror(), paint)
-        walls = [box(s.width - 0.04, tall / np.cos(0.2), 0.1).rotate("x", sign * 22).move(0, s.floor + 0.5 * tall, middle + sign * (length / 2 - 0.16 - 0.34 * lean)) for sign in (-1, 1)]
+        wall, reach = box(s.width - 0.04, tall / np.cos(0.2), 0.1), length / 2 - 0.16 - 0.34 * lean
+        walls = [wall.rotate("x", sign * 22).move(0, s.floor + 0.5 * tall, middle + sign * reach) for sign in (-1, 1)]
         d.add("wagon", joined(walls), paint)
         d.add("load", side_profile(inner, s.width - 0.15), trim)
         posts = [box(0.1, tall, 0.1).move(half, s.floor + 0.5 * tall, middle + f * (length - 2.2 * lean))

@@ -152,14 +152,12 @@ def _rowing(d: Designer, h: Hull, paint: Material, accent: Material) -> None:
     elif d.choices["oars"] == "in":
         x, y = 0.5 * float(h.width(0.5)), 0.74 * float(h.edge(0.5)) + 0.02
         oar = rods([[(x, y, h.z(0.2)), (0.6 * x, y, h.z(0.8))]], 0.007 * h.length)
-        d.add("oar", (oar + box(0.05 * h.length, 0.01 * h.length,
-                                0.14 * h.length).move(x, y, h.z(0.2))).with_mirror(), wood)
+        blade = box(0.05 * h.length, 0.01 * h.length, 0.14 * h.length).move(x, y, h.z(0.2))
+        d.add("oar", (oar + blade).with_mirror(), wood)
     if d.choice("motor", {"none": "", "outboard": "with a small outboard motor"}, [0.7, 0.3]) == "outboard":
-        size = 0.06 * h.length
-        d.add("engine", box(0.7 * size, size, 1.1 * size, 0.15 * size).move(0, float(h.edge(0)) + 0.5 * size,
-                                                                            h.z(0) - 0.4 * size)
-              + box(0.25 * size, 1.1 * float(h.edge(0)), 0.4 * size).move(0, 0.5 * float(h.edge(0)),
-                                                                          h.z(0) - 0.4 * size), d.material(PAINT))
+        size, top, z = 0.06 * h.length, float(h.edge(0)), h.z(0) - 0.024 * h.length
+        cowl = box(0.7 * size, size, 1.1 * size, 0.15 * size).move(0, top + 0.5 * size, z)
+        d.add("engine", cowl + box(0.25 * size, 1.1 * top, 0.4 * size).move(0, 0.5 * top, z), d.material(PAINT))
     d.add("gunwale", h.level(0.0, 0.16, 0.01 * h.length, -0.02 * h.length, 0.0, 3)
           + h.level(0.88, 0.99, 0.01 * h.length, -0.02 * h.length, 0.0, 3), accent)
 
@@ -171,10 +169,10 @@ def _cargo(d: Designer, h: Hull, paint: Material, accent: Material, metal: Mater
     white = d.material(PAINT)
     for level in range(3):
         shrink = 1 - 0.08 * level
-        deckhouse(d, h, (house - 0.05 * shrink, house + 0.06 * shrink), 1.75 * h.half_beam * shrink, base
-                  + level * tall / 3, tall / 3, 0.1, white, glass, 3)
-    d.add("funnel", box(0.4 * h.half_beam, 0.6 * tall, 0.03 * h.length,
-                        0.08 * h.half_beam).move(0, base + 1.15 * tall, h.z(house - 0.03)), accent)
+        deckhouse(d, h, (house - 0.05 * shrink, house + 0.06 * shrink), 1.75 * h.half_beam * shrink,
+                  base + level * tall / 3, tall / 3, 0.1, white, glass, 3)
+    funnel = box(0.4 * h.half_beam, 0.6 * tall, 0.03 * h.length, 0.08 * h.half_beam)
+    d.add("funnel", funnel.move(0, base + 1.15 * tall, h.z(house - 0.03)), accent)
     load = d.choice("load", {"containers": "loaded with containers", "cranes": "with deck cranes",
                              "tanker": "with a tanker's flat deck"}, [0.5, 0.25, 0.25])
     start, stop = house + 0.1, 0.9
@@ -188,9 +186,9 @@ def _cargo(d: Designer, h: Hull, paint: Material, accent: Material, metal: Mater
             for j in range(columns):
                 num = int(d.rng.integers(1, 5))
                 stack = box(0.96 * wide / columns, num * high, 0.92 * pitch * h.length)
-                d.add("container", stack.move((j - 1.5) * wide / columns, float(h.edge(start + (i + 0.5) * pitch))
-                                              + num * high / 2, h.z(start + (i + 0.5) * pitch)),
-                      colors[int(d.rng.integers(3))])
+                middle = start + (i + 0.5) * pitch
+                stack = stack.move((j - 1.5) * wide / columns, float(h.edge(middle)) + num * high / 2, h.z(middle))
+                d.add("container", stack, colors[int(d.rng.integers(3))])
     elif load == "cranes":
         num = d.integer("num_cranes", 2, 4)
         for i in range(num):
