@@ -1,7 +1,8 @@
-"""Views a second of pipeline.render against pyrender's own loop, in one run and on the same shapes, cameras and sizes.
+"""Views a CPU second of pipeline.render against pyrender's own loop, in one run and on the same shapes, cameras and sizes.
 
 Run: python benchmarks/render.py [--shapes 24]. Writes benchmarks/results/render.json.
 
+Rates are per second of CPU time over all threads, which other work on the machine disturbs least: what one core does.
 The plain loop is what pyrender's documentation shows: a scene a shape, one `OffscreenRenderer.render` a view, two-sided
 materials. Its shading differs (no fill or sky light like ours), so the pictures are compared by what both must agree
 on: which pixels the shape covers, and at what depth.
@@ -33,7 +34,7 @@ REPEATS = 3
 
 
 def plain_pyrender(renderer: Any, meshes: list[Mesh], config: RenderConfig) -> tuple[float, list[np.ndarray]]:
-    """Seconds and depth maps [V, H, W] of pyrender's own forward pass, which always takes 4 samples a pixel."""
+    """CPU seconds and depth maps [V, H, W] of pyrender's own forward pass, which always takes 4 samples a pixel."""
     import pyrender
 
     poses = camera_poses(config)
@@ -43,7 +44,7 @@ def plain_pyrender(renderer: Any, meshes: list[Mesh], config: RenderConfig) -> t
     )
     material = pyrender.MetallicRoughnessMaterial(metallicFactor=0.0, roughnessFactor=0.7, doubleSided=True)
     depths = []
-    start = time.perf_counter()
+    start = time.process_time()
     for mesh in meshes:
         surface, frame = triangles(mesh), normalisation(mesh)
         colors = np.repeat(
@@ -61,15 +62,15 @@ def plain_pyrender(renderer: Any, meshes: list[Mesh], config: RenderConfig) -> t
                 scene.set_pose(node, pose)
             views.append(renderer.render(scene)[1])
         depths.append(np.stack(views))
-    return time.perf_counter() - start, depths
+    return time.process_time() - start, depths
 
 
 def ours(meshes: list[Mesh], config: RenderConfig) -> tuple[float, list[np.ndarray]]:
     with Renderer(config) as renderer:
         renderer.render(meshes[0])  # compiles the shaders, as the plain loop's first warm-up run does
-        start = time.perf_counter()
+        start = time.process_time()
         depths = [renderer.render(mesh).depth for mesh in meshes]
-        return time.perf_counter() - start, depths
+        return time.process_time() - start, depths
 
 
 def agreement(first: list[np.ndarray], second: list[np.ndarray]) -> dict[str, float]:
@@ -86,7 +87,7 @@ def agreement(first: list[np.ndarray], second: list[np.ndarray]) -> dict[str, fl
 
 
 def timed(run: Callable[[], tuple[float, Any]], num_items: int) -> tuple[dict[str, float], Any]:
-    """Items a second over the repeats: median, lowest, highest; and the last result."""
+    """Items a CPU second over the repeats: median, lowest, highest; and the last result."""
     rates = []
     for _ in range(REPEATS):
         seconds, result = run()
@@ -112,26 +113,26 @@ def measure(num_shapes: int) -> dict[str, Any]:
             "preset": config.preset,
             "resolution": config.resolution,
             "samples": config.samples,
-            "views_a_second": mine,
+            "views_a_cpu_second": mine,
         }
         if config.samples == 4:
             plain_pyrender(offscreen, meshes[:1], config)
             plain, depths = timed(lambda: plain_pyrender(offscreen, meshes, config), num_views)  # noqa: B023
-            row |= {"pyrender_views_a_second": plain, "ratio": round(mine["median"] / plain["median"], 2)}
+            row |= {"pyrender_views_a_cpu_second": plain, "ratio": round(mine["median"] / plain["median"], 2)}
             row |= agreement(my_depths, depths)
         rows.append(row)
 
     def sample() -> tuple[float, None]:
-        start = time.perf_counter()
+        start = time.process_time()
         for i, mesh in enumerate(meshes):
             sample_points(mesh, 8192, i)
-        return time.perf_counter() - start, None
+        return time.process_time() - start, None
 
     return {
         "num_shapes": num_shapes,
         "mean_faces": round(float(np.mean([sum(len(p.faces) for p in m.primitives) for m in meshes]))),
         "render": rows,
-        "sample_8192_shapes_a_second": timed(sample, num_shapes)[0],
+        "sample_8192_shapes_a_cpu_second": timed(sample, num_shapes)[0],
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "driver": driver, "load_before": LOAD_BEFORE},
         "versions": {name: metadata.version(name) for name in ("numpy", "pyrender", "PyOpenGL")}
         | {"python": platform.python_version()},

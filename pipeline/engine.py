@@ -63,6 +63,11 @@ class Stage(Protocol):
     @property
     def recipe(self) -> dict[str, Any]: ...
     @property
+    def attributes(self) -> dict[str, Any]:
+        """Kept beside the recipe for those who read it; never part of the key."""
+        ...
+
+    @property
     def columns(self) -> tuple[Column, ...]: ...
     @property
     def lanes(self) -> int:
@@ -159,7 +164,7 @@ def run_stage(
     peaks: dict[int, int] = {}
     done = 0
     if plan.tasks:
-        group = store.require_key(stage.kind, plan.key, stage.recipe)
+        group = store.require_key(stage.kind, plan.key, stage.recipe, stage.attributes)
         for column in stage.columns:
             store.require_column(group, column, len(rows), stage.lanes, stage.shard_rows)
         progress(0, plan.todo)

@@ -82,7 +82,7 @@ class Flow:
             results.append(self._run(images, seen, spec.name))
             if text is not None:
                 key = digest_of(text.recipe)
-                self.store.require_key("text", key, text.recipe)
+                self.store.require_key("text", key, text.recipe, text.attributes)
                 self.store.append_prompts(key, self._prompts())
                 results.append(self._run(text, prompt_rows(self.store.prompts(key)), spec.name))
         return results

@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.mesh import Floats, Mesh
 from pipeline.meshfile import MeshError
 from pipeline.rasterizer import DrawRange, Rasterizer
-from pipeline.sample import Normalisation, Triangles, normalisation, triangles
+from pipeline.sample import Normalisation, normalisation, triangles
 
 VERSION = 1  # raise it when the same mesh and settings give other pixels
 MIN_FOREGROUND = 0.005
@@ -116,6 +116,13 @@ def camera_poses(config: RenderConfig) -> Floats:
     return poses
 
 
+def intrinsic_matrix(config: RenderConfig) -> Floats:
+    """[3, 3] pinhole matrix in pixels, x right and y down; the camera of `camera_poses` looks along its -Z."""
+    focal = config.resolution / 2 / np.tan(np.radians(config.fov_degrees) / 2)
+    middle = config.resolution / 2
+    return np.array([[focal, 0.0, middle], [0.0, focal, middle], [0.0, 0.0, 1.0]])
+
+
 def projection_matrix(config: RenderConfig) -> Floats:
     """[4, 4] OpenGL perspective projection; its planes enclose the unit sphere closely, for depth precision."""
     focal = 1.0 / np.tan(np.radians(config.fov_degrees) / 2)
@@ -162,9 +169,8 @@ class Renderer:
 
     def render(self, mesh: Mesh) -> Views:
         """All views of one mesh. Raises MeshError ("blank") when fewer than 0.5% of the pixels show it."""
-        surface = triangles(mesh)
         frame = normalisation(mesh)
-        rgb, buffer = self._rasterizer.draw(*_corners(mesh, surface, frame), self.poses, self.projection)
+        rgb, buffer = self._rasterizer.draw(*_corners(mesh, frame), self.poses, self.projection)
         near, far = _planes(self.config)
         depth = near * far / (far - buffer * (far - near))
         depth[buffer == 1.0] = 0.0
@@ -211,16 +217,16 @@ def _angles(preset: str) -> list[tuple[float, float]]:
     return PRESETS[preset]
 
 
-def _corners(mesh: Mesh, surface: Triangles, frame: Normalisation) -> tuple[NDArray[np.float32], list[DrawRange]]:
+def _corners(mesh: Mesh, frame: Normalisation) -> tuple[NDArray[np.float32], list[DrawRange]]:
     """Corner attributes [3 F, 13] of the whole mesh in its unit sphere, and the ranges that share a texture.
 
     Untextured primitives carry their material by corner, so a run of them is one draw call however many
     materials it has.
     """
-    normals = surface.normals.reshape(-1, 3)
-    corners = np.zeros((len(normals), rasterizer.NUM_FLOATS), np.float32)
+    surface = triangles(mesh)
+    corners = np.zeros((3 * len(surface.area), rasterizer.NUM_FLOATS), np.float32)
     corners[:, 0:3] = ((surface.corners - frame.box_center) / frame.box_radius).reshape(-1, 3)
-    corners[:, 3:6] = normals
+    corners[:, 3:6] = surface.normals.reshape(-1, 3)
     ranges: list[DrawRange] = []
     first = 0
     for primitive in mesh.primitives:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import FolderSource, Manifest, ProceduralSource, SampleRecipe, load_shape
 from pipeline.mesh import Mesh
 from pipeline.receipts import Failure, digest_of, row_seed
-from pipeline.render import RenderConfig, Renderer, camera_poses
+from pipeline.render import RenderConfig, Renderer, camera_poses, intrinsic_matrix
 from pipeline.render import recipe as render_recipe
 from pipeline.sample import sample_points
 from pipeline.sources import procedural
@@ -55,6 +55,7 @@ class Meshes:
 
     origin: Origin
     kind = "meshes"
+    attributes: ClassVar[dict[str, Any]] = {}
     lanes = 0
     shard_rows = 64
     columns = (
@@ -87,6 +88,7 @@ class PointClouds:
     origin: Origin
     sample: SampleRecipe
     kind = "points"
+    attributes: ClassVar[dict[str, Any]] = {}
     lanes = 0
     shard_rows = 32
 
@@ -125,12 +127,18 @@ class RenderedViews:
 
     @property
     def num_views(self) -> int:
-        return len(camera_poses(self.config))
+        return self.config.num_views
 
     @property
     def columns(self) -> tuple[Column, ...]:
         size = (self.num_views, self.config.resolution, self.config.resolution)
-        return Column("rgb", (*size, 3), "uint8"), Column("depth", size, "float16")
+        return Column("rgb", (*size, 3), "uint8"), Column("depth", size, "float16"), Column("frame", (4,), "float64")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The cameras, for readers that do not know the presets."""
+        poses, intrinsics = camera_poses(self.config), intrinsic_matrix(self.config)
+        return {"camera_to_world": poses.tolist(), "intrinsics": intrinsics.tolist()}
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -138,9 +146,10 @@ class RenderedViews:
         return {"stage": "views", "version": VIEWS_VERSION, "meshes": meshes, "render": render_recipe(self.config)}
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        def one(row: Row) -> tuple[Any, Any]:
+        def one(row: Row) -> tuple[Any, ...]:
             views = _renderer(self.config).render(self.origin.load(row))
-            return views.rgb, views.depth.astype(np.float16)
+            frame = [*views.normalisation.box_center, views.normalisation.box_radius]
+            return views.rgb, views.depth, np.array(frame, dtype=np.float64)
 
         return each_row(rows, [c.name for c in self.columns], one)
 
@@ -157,6 +166,7 @@ class Captions:
 
     origin: Origin
     kind = "captions"
+    attributes: ClassVar[dict[str, Any]] = {}
     lanes = 0
     shard_rows = 1024
     columns = (Column("caption", (NUM_CAPTIONS,), "str"),)
@@ -206,6 +216,11 @@ class ImageTargets:
         return self.draws
 
     @property
+    def attributes(self) -> dict[str, Any]:
+        """What the manifest called the teacher; its recipe says what it is."""
+        return {"teacher": self.teacher.model_dump()}
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         return (Column("feat", (self.views.num_views, self.dim), "float16"),)
 
@@ -238,6 +253,11 @@ class TextTargets:
     kind = "text"
     lanes = 0
     shard_rows = 1024
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the manifest called the teacher; its recipe says what it is."""
+        return {"teacher": self.teacher.model_dump()}
 
     @property
     def columns(self) -> tuple[Column, ...]:

@@ -96,7 +96,13 @@ class Views:
     rgb: zarr.Array[Any]
     """[N, V, H, W, 3] uint8 sRGB on white"""
     depth: zarr.Array[Any]
-    """[N, V, H, W] float16 in box radii, 0 = background"""
+    """[N, V, H, W] float16 along the viewing axis in box radii, 0 = background"""
+    frame: zarr.Array[Any]
+    """[N, 4] float64: the box centre x, y, z and the box radius, in the mesh's own units"""
+    camera_to_world: NDArray[np.float64]
+    """[V, 4, 4] about the box centre, in box radii; OpenGL axes: a camera looks along its -Z"""
+    intrinsics: NDArray[np.float64]
+    """[3, 3] pinhole matrix in pixels, x right and y down"""
     ok: NDArray[np.bool_]
     """[N]"""
 
@@ -221,8 +227,10 @@ class FeatureStore:
     def views(self, ref: Ref) -> Views:
         """UserError names the stage to run when the ref has none."""
         key, group = self._of_ref("views", ref, "render")
-        rgb, depth = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "depth"))
-        return Views(key, self.recipe("views", key), rgb, depth, self.ok(key, len(self.registry)))
+        rgb, depth, frame = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "depth", "frame"))
+        poses, intrinsics = (np.array(group.attrs[name]) for name in ("camera_to_world", "intrinsics"))
+        ok = self.ok(key, len(self.registry))
+        return Views(key, self.recipe("views", key), rgb, depth, frame, poses, intrinsics, ok)
 
     def targets(self, ref: Ref, teacher: str | None = None) -> Targets:
         """Features of `teacher` (a name of the manifest); without a name the first one listed."""
@@ -292,7 +300,7 @@ class FeatureStore:
             lines += [f"{names[start + i]}:{lane}:{d}" for i, d in enumerate(receipt.digests) if receipt.ok[i]]
         return hashlib.sha256("\n".join([key, *sorted(lines)]).encode()).hexdigest()
 
-    def keys(self) -> list[tuple[str, str]]:
+    def list_keys(self) -> list[tuple[str, str]]:
         """Every (kind, key) the store holds."""
         found = []
         for kind in KINDS:
@@ -311,7 +319,7 @@ class FeatureStore:
     def kind_group(self, kind: str, key: str) -> zarr.Group:
         """The group of one key. UserError offers the keys there are."""
         if not (self.path / kind / key / "zarr.json").is_file():
-            there = [k for found, k in self.keys() if found == kind]
+            there = [k for found, k in self.list_keys() if found == kind]
             raise UserError(f"{self.path}: no {kind} under key {key!r}; it holds {', '.join(there) or 'none'}")
         return cast(zarr.Group, self.group[f"{kind}/{key}"])
 
@@ -332,7 +340,7 @@ class FeatureStore:
         return name, named[name]
 
     def _kind_of(self, key: str) -> str:
-        for kind, found in self.keys():
+        for kind, found in self.list_keys():
             if found == key:
                 return kind
         raise UserError(f"{self.path}: no key {key!r}; `recon-pipeline status` lists them")
@@ -365,10 +373,12 @@ class FeatureStore:
             append_text(group, {"prompt": fresh}, len(known))
         return len(known) + len(fresh)
 
-    def require_key(self, kind: str, key: str, recipe: dict[str, Any]) -> zarr.Group:
-        """The key's group, made with its recipe if it is new."""
+    def require_key(
+        self, kind: str, key: str, recipe: dict[str, Any], attributes: dict[str, Any] | None = None
+    ) -> zarr.Group:
+        """The key's group, made with its recipe (and what else to note of it) if it is new."""
         if not (self.path / kind / key / "zarr.json").is_file():
-            self.group.create_group(f"{kind}/{key}", attributes={"recipe": recipe})
+            self.group.create_group(f"{kind}/{key}", attributes={"recipe": recipe, **(attributes or {})})
         return self.kind_group(kind, key)
 
     def require_column(

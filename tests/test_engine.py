@@ -8,7 +8,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ class Squares:
     draws: int = 0
     kill: str = ""
     kind = "points"
+    attributes: ClassVar[dict[str, Any]] = {}
     shard_rows = 4
     columns = (Column("square", (3,), "int64"), Column("word", (), "str"))
 

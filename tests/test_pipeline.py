@@ -34,7 +34,7 @@ def run(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 def digests(path: Path) -> dict[str, str]:
     store = FeatureStore.open(path)
-    return {key: store.digest(key) for _, key in store}
+    return {key: store.digest(key) for _, key in store.list_keys()}
 
 
 def test_the_files_of_a_store(small_store: Path) -> None:
@@ -71,6 +71,28 @@ def test_what_a_reader_gets(small_store: Path) -> None:
     assert captions == [c for c in store.captions(ref)[row] if c]
     assert all("chair" in caption for caption in captions)
     assert store.facts(ref)[row]["category"] == "chair"
+
+
+def test_the_cameras_put_the_depth_back_onto_the_mesh(small_store: Path) -> None:
+    """Unproject the depth with the stored cameras alone: it must land on the shape's own sampled points."""
+    store = FeatureStore.open(small_store)
+    ref = store.ref()
+    views, points = store.views(ref), store.points(ref)
+    for row in (0, 5):
+        center, radius = views.frame[row, :3], float(views.frame[row, 3])
+        for view in range(2):
+            depth = np.asarray(views.depth[row, view], np.float64)
+            v, u = np.nonzero(depth)
+            pixels = np.stack([u + 0.5, v + 0.5, np.ones_like(u)])
+            rays = np.linalg.inv(views.intrinsics) @ pixels
+            camera = np.stack([rays[0], -rays[1], -rays[2]]) * depth[v, u]
+            pose = views.camera_to_world[view]
+            world = (pose[:3, :3] @ camera).T + pose[:3, 3]
+            surface = world * radius + center
+            distance = np.linalg.norm(surface[:, None] - points.xyz[row][None], axis=-1).min(1)
+            # 256 points lie a few hundredths of a radius apart on the surface
+            assert np.median(distance) < 0.12 * radius
+            assert distance.max() < 0.4 * radius
 
 
 def test_clean_and_augmented_draws_are_the_teachers_own(small_store: Path, small_manifest: Path) -> None:
@@ -185,10 +207,10 @@ def test_a_broken_mesh_is_set_aside_and_mended(
     targets = store.targets(store.ref())
     row = store.registry.uid.index("box/broken")
     assert [bool(ok) for ok in targets.ok[0]] == [i != row for i in range(3)]
-    good = {key: store.digest(key) for _, key in store}
+    good = {key: store.digest(key) for _, key in store.list_keys()}
 
     assert run(*words, capsys=capsys, monkeypatch=monkeypatch)[0] == cli.EXIT_QUARANTINE  # still said, not tried again
-    assert {key: store.digest(key) for _, key in store} == good
+    assert {key: store.digest(key) for _, key in store.list_keys()} == good
 
     trimesh.creation.icosphere().export(broken, file_type="obj")
     assert run(*words, capsys=capsys, monkeypatch=monkeypatch)[0] == 0

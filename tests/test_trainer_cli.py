@@ -46,7 +46,7 @@ def test_help_loads_no_torch() -> None:
         "import sys; from typer.testing import CliRunner; from trainer.cli import app\n"
         "result = CliRunner().invoke(app, ['pretrain', '--help'])\n"
         "assert result.exit_code == 0 and '--resume' in result.output, result.output\n"
-        "assert not {'torch', 'numpy', 'zarr', 'pydantic'} & set(sys.modules)"
+        "assert not {'torch', 'numpy', 'zarr'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "TERM": "dumb"})
 
@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line_on_standard_error(
 def test_ctrl_c_saves_and_resume_goes_on(store: str, recipe: str, tmp_path: Path) -> None:
     """Two processes and a real signal: the stopped and resumed run equals the one left alone."""
     command = [sys.executable, "-m", "trainer.cli", "pretrain", "--recipe", recipe, "--store", store]
-    command += ["--set", "optim.epochs=150", "--set", "run.log_every=1"]
+    command += ["--set", "optim.epochs=40", "--set", "run.log_every=1"]
     subprocess.run([*command, "--run", str(tmp_path / "whole")], cwd=ROOT, check=True)
     run = tmp_path / "run"
     process = subprocess.Popen([*command, "--run", str(run)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -113,6 +113,6 @@ def test_ctrl_c_saves_and_resume_goes_on(store: str, recipe: str, tmp_path: Path
     assert process.returncode == 130, shown
     assert "Traceback" not in shown and "stopped at step" in shown
     stopped = json.loads((run / "checkpoints" / "last.json").read_text())["step"]
-    assert 0 < stopped < 300
+    assert 0 < stopped < 80
     subprocess.run([*command, "--run", str(run), "--resume"], cwd=ROOT, check=True)
     assert_same_run(tmp_path / "whole", run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,7 @@ def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:
         body = classes[section.__name__]
         documented = {
             field.target.id
-            for field, text in zip(body, body[1:], strict=False)
+            for field, text in itertools.pairwise(body)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
         }
         assert documented == {field.name for field in dataclasses.fields(section)}

@@ -292,7 +292,10 @@ class ReCon(nn.Module):
         if self.contrast_projection is not None:
             if labels is None:
                 raise ValueError("labels: needed by model.self_contrastive, give the category id of every cloud")
-            losses["contrast"] = category_contrast_loss(self.contrast_projection(queries[:, 0]), labels)
+            # Early in training clouds differ by less than bfloat16 resolves, and the batch norms magnify what is left.
+            with torch.autocast(queries.device.type, enabled=False):
+                embedding = self.contrast_projection(queries[:, 0].to(self.encoder.cls_token.dtype))
+            losses["contrast"] = category_contrast_loss(embedding, labels)
         losses["total"] = torch.stack(list(losses.values())).sum()
         return losses
 

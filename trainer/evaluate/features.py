@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import sample_farthest_points
 from pipeline.engine import peak_bytes
+from pipeline.errors import UserError
 from pipeline.receipts import write_atomically
 from pipeline.store import FeatureStore
 from trainer.checkpoint import load_student
@@ -38,10 +39,14 @@ class Probe:
     config: Config
     store: FeatureStore
     device: torch.device
+    checkpoint: dict[str, Any]
+    """What `newest_checkpoint` says of the student's weights."""
 
     def split(self, name: str) -> Dataset:
         """The finished rows of one split."""
-        return load_dataset(self.store, replace(self.config.data, splits=(name,)))
+        # Probes look at clean pictures and class prompts alone, so a store without the draws or captions the run
+        # was trained with serves as well.
+        return load_dataset(self.store, replace(self.config.data, splits=(name,), captions="class", draws=()))
 
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""
@@ -49,11 +54,36 @@ class Probe:
 
 
 def load_probe(run: Path, store: Path, device: torch.device) -> Probe:
-    """The newest checkpoint of a run, and the weights its seed started from. UserError for a missing run or store."""
+    """The newest checkpoint of a run, and the weights its seed started from.
+
+    UserError for a missing run, checkpoint or store.
+    """
+    opened = FeatureStore.open(store)
+    checkpoint = newest_checkpoint(run)
     student, config = load_student(run)
-    torch.manual_seed(stream(config.run.seed, "weights"))
-    random_init = ReCon(config.model).eval()
-    return Probe(student.to(device), random_init.to(device), config, FeatureStore.open(store), device)
+    with torch.random.fork_rng(devices=[]):  # the caller's draws go on as if no model had been made here
+        torch.manual_seed(stream(config.run.seed, "weights"))
+        random_init = ReCon(config.model).eval()
+    return Probe(student.to(device), random_init.to(device), config, opened, device, checkpoint)
+
+
+def newest_checkpoint(run: Path) -> dict[str, Any]:
+    """Step and SHA-256 of the weights a run ended with: what a result says it was measured on.
+
+    UserError for a folder that holds no run, and for a run without a checkpoint.
+    """
+    if not (run / "config.json").is_file():
+        raise UserError(f"--run {run}: no run there; make one with `recon-train pretrain --run {run} --store S`")
+    path = run / "checkpoints" / "last.json"
+    try:
+        pointer = json.loads(path.read_text("utf-8"))
+        return {"step": int(pointer["step"]), "sha256": str(next(iter(pointer["files"].values())))}
+    except FileNotFoundError:
+        raise UserError(
+            f"--run {run}: has no checkpoint yet; train on with `recon-train pretrain --run {run} --store S --resume`"
+        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, StopIteration) as error:
+        raise UserError(f"{path}: unreadable ({error!r}); restore it, or train anew with --overwrite") from error
 
 
 def farthest_points(dataset: Dataset, num_points: int, device: torch.device) -> Tensor:
@@ -93,10 +123,14 @@ def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], num_classe
     return counts
 
 
-def write_result(run: Path, name: str, probe: Probe, result: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Write RUN/<name>.json: the result and what it was measured on."""
-    result |= {
+def write_result(
+    run: Path, name: str, probe: Probe, data: Dataset, result: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Write RUN/<name>.json, the result and what it was measured on, and return it. `data` is the test split."""
+    result = result | {
         "categories": probe.store.registry.categories,
+        "checkpoint": probe.checkpoint,
+        "digests": {kind: data.record[kind]["digest"] for kind in ("points", "image", "text")},
         "num_points": probe.config.data.num_points,
         "seed": probe.config.run.seed,
         "seconds": round(seconds, 2),

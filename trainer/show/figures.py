@@ -18,7 +18,7 @@ LOSSES = ("reconstruction", "image", "text", "contrast")
 
 
 def loss_curves(lines: Sequence[dict[str, Any]]) -> bytes:
-    """One panel a loss over epochs, from the lines of metrics.jsonl."""
+    """One panel a loss over training steps, from the lines of metrics.jsonl."""
     names = [name for name in LOSSES if name in lines[-1]]
     figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
     steps = [line["step"] for line in lines]

@@ -16,16 +16,36 @@ from pipeline.errors import UserError
 from pipeline.receipts import write_atomically
 from pipeline.store import FeatureStore, Ref
 from trainer.checkpoint import read_record
+from trainer.evaluate.features import newest_checkpoint
 from trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 
 SHAPES_A_CATEGORY = 5
 PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")
+COMMANDS = {
+    "training": "recon-train pretrain --run {run} --store S --resume",
+    "svm": "recon-train svm --run {run} --store S",
+    "zeroshot": "recon-train zeroshot --run {run} --store S",
+}
+"""What writes RUN/<name>.json."""
 
 
 def write_report(run: Path, store_path: Path) -> dict[str, Any]:
-    """Gather what training and probes left under `run`; returns the metrics. UserError for what is missing."""
+    """Gather what training and probes left under `run`; returns the metrics.
+
+    UserError for what is missing, and for probes of other weights than the run ended with or of two data sets.
+    """
+    checkpoint = newest_checkpoint(run)
     record = read_record(run)
-    svm, zero_shot, training = (_read(run, name) for name in ("svm", "zeroshot", "training"))
+    training, svm, zero_shot = (_read(run, name) for name in ("training", "svm", "zeroshot"))
+    for name, probe in (("svm", svm), ("zeroshot", zero_shot)):
+        if probe["checkpoint"] != checkpoint:
+            raise UserError(
+                f"{run / name}.json: measured on step {probe['checkpoint']['step']}, not on the newest checkpoint "
+                f"(step {checkpoint['step']}); run `{COMMANDS[name].format(run=run)}` again"
+            )
+    if svm["digests"] != zero_shot["digests"]:
+        raise UserError(f"{run}: svm.json and zeroshot.json were measured on different data; run both on one store")
+    lines = _read_lines(run)
     store = FeatureStore.open(store_path)
     ref = store.ref(record["data"]["ref"])
     logged = stage_log(store, ref)
@@ -45,13 +65,15 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         "seconds": seconds,
         "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
         "seed": record["config"]["run"]["seed"],
+        "step": checkpoint["step"],
+        "pretrain_splits": record["data"]["splits"],
         "digests": {name: record["data"][name]["digest"] for name in ("points", "image", "text")},
+        "probe_digests": svm["digests"],
         "git_commit": record["git_commit"],
         "versions": record["versions"],
         "machine": machine(),
     }
     write_atomically(run / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     figures = {
         "losses": loss_curves(lines),
         "views": contact_sheet(_sheet_rows(store, ref)),
@@ -96,11 +118,26 @@ def machine() -> dict[str, Any]:
 
 def _read(run: Path, name: str) -> dict[str, Any]:
     path = run / f"{name}.json"
-    command = {"training": "pretrain"}.get(name, name)
-    if not path.is_file():
-        raise UserError(f"{path}: missing; run `recon-train {command} --run {run}` first")
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    command = COMMANDS[name].format(run=run)
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run `{command}` first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable ({error}); run `{command}` again") from error
     return content
+
+
+def _read_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one at least."""
+    path = run / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable ({error}); train anew with --overwrite") from error
+    if not lines:
+        raise UserError(f"{path}: empty; train anew with --overwrite")
+    return lines
 
 
 def _sheet_rows(store: FeatureStore, ref: Ref) -> list[tuple[str, list[np.ndarray]]]:
@@ -110,6 +147,7 @@ def _sheet_rows(store: FeatureStore, ref: Ref) -> list[tuple[str, list[np.ndarra
     rows = []
     for index, name in enumerate(registry.categories):
         found = np.flatnonzero((registry.category == index) & views.ok)[:SHAPES_A_CATEGORY]
-        pictures: list[np.ndarray] = [np.asarray(views.rgb[int(row), i % 3]) for i, row in enumerate(found)]
+        num_views = views.rgb.shape[1]
+        pictures: list[np.ndarray] = [np.asarray(views.rgb[int(row), i % num_views]) for i, row in enumerate(found)]
         rows.append((name, pictures))
     return rows

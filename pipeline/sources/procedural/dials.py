@@ -84,18 +84,19 @@ def add_dial(d: Designer, radius: float, y: float, z: float, square: bool = Fals
 
 def _marks(kind: str, radius: float, tick: float, thin: float, square: bool) -> Geometry:
     """The hour (and minute) marks around the origin, the longest `tick` long."""
+    wide = tick * (0.16 if kind == "minutes" else 0.3)
+    shapes = {}
+    for size in (tick, 0.7 * tick, 0.35 * tick):
+        bar = g.box(wide, size, thin).move(y=-0.5 * size, z=0.5 * thin)
+        shapes[size] = disc(0.35 * size, thin, 8) if kind == "dots" else bar
     pieces = []
     for minute in range(0, 60, 15 if kind == "four" else 5 if kind != "minutes" else 1):
         if minute % 5 and minute % 2:  # every other minute is enough for the eye
             continue
         size = tick * (1.0 if minute % 15 == 0 else 0.7 if minute % 5 == 0 else 0.35)
-        wide = tick * (0.16 if kind == "minutes" else 0.3)
-        piece = (
-            disc(0.35 * size, thin, 8) if kind == "dots" else g.box(wide, size, thin).move(y=-0.5 * size, z=0.5 * thin)
-        )
         a = np.radians(6 * minute)
         out = 0.87 / max(abs(np.cos(a)), abs(np.sin(a))) if square else 0.9  # on a square dial they follow its edge
-        pieces.append(piece.move(y=out * radius).rotate("z", -6 * minute))
+        pieces.append(shapes[size].move(y=out * radius).rotate("z", -6 * minute))
     return merge(pieces)
 
 

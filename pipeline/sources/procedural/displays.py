@@ -36,7 +36,7 @@ def _flat_screen(d: Designer, width: float, height: float, finish: Material, cur
     )
     pieces: list[Piece] = [
         ("frame", strips[0] + strips[1] + side.with_mirror(), finish),
-        ("screen", _panel(w + bezel, h + 0.5 * min(bezel, chin), 0.6 * depth, 0).move(y=y), glass),
+        ("screen", _panel(w + bezel, h + 0.5 * min(bezel, chin), 0.45 * depth, 0).move(y=y), glass),
     ]
     rear = d.choice("rear", ["flat", "bulged"], (0.5, 0.5))
     bulge = depth * d.uniform("rear_bulge", 0.8, 2.2) if rear == "bulged" else 0.4 * depth

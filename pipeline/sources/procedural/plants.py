@@ -199,31 +199,23 @@ def _flowers(d: Designer, radius: float, size: float) -> None:
     head = size * d.uniform("blossom_size", 0.13, 0.26) * (1.5 if count == 1 else 1.0)
     lean = d.uniform("lean", 8, 32)
     azimuth = _spread(d, count)
+    around = np.linspace(0, 2 * np.pi, 8)[:-1]
+    daisy = _leaves(np.zeros((7, 3)), around, np.full(7, 0.25), head, 0.55, 0.15)
+    cup = [(0, -0.1), (0.35, 0), (0.5, 0.35), (0.45, 0.7), (0.5, 1.0), (0.38, 1.0), (0.3, 0.5), (0, 0.3)]
+    tulip = g.lathe(np.array(cup) * head, 8)
     stems, petals, hearts = [], [], []
     for i in range(count):
         angle = np.radians(90 - lean * np.sqrt(i / count))
         direction = np.array([np.cos(angle) * np.cos(azimuth[i]), np.sin(angle), np.cos(angle) * np.sin(azimuth[i])])
         top = size * d.rng.uniform(0.7, 1.05) * direction
-        stems.append(
-            g.tube(
-                g.smooth([0.2 * radius * direction * [1, 0, 1], 0.5 * top * [0.8, 1, 0.8], top], 5), 0.05 * radius, 6
-            )
-        )
+        bent = g.smooth([0.2 * radius * direction * [1, 0, 1], 0.5 * top * [0.8, 1, 0.8], top], 5)
+        stems.append(g.tube(bent, 0.05 * radius, 6))
         x, y, z = top
         if kind == "daisy":
-            around = np.linspace(0, 2 * np.pi, 8)[:-1]
-            flower = _leaves(np.zeros((7, 3)), around, np.full(7, 0.25), head, 0.55, 0.15).rotate(
-                "x", float(d.rng.uniform(15, 55))
-            )
+            flower = daisy.rotate("x", float(d.rng.uniform(15, 55)))
             hearts.append(g.ellipsoid(0.3 * head, 0.2 * head, 0.3 * head, 8).move(x, y + 0.05 * head, z))
         elif kind == "tulip":
-            flower = g.lathe(
-                np.array(
-                    [(0, -0.1), (0.35, 0), (0.5, 0.35), (0.45, 0.7), (0.5, 1.0), (0.38, 1.0), (0.3, 0.5), (0, 0.3)]
-                )
-                * head,
-                8,
-            )
+            flower = tulip
         else:
             flower = _ball(d, 0.6 * head, 0.55 * head, 0.6 * head)
         petals.append(flower.move(x, y, z))

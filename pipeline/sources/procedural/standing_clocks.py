@@ -70,7 +70,9 @@ def _mantel_trim(
             "column",
             bars
             + hoop
-            + g.rod((1.25 * margin, 0.5 * low, 0), (1.25 * margin, y + 0.1 * radius, 0), 0.05 * radius, sides=8).with_mirror(),
+            + g.rod(
+                (1.25 * margin, 0.5 * low, 0), (1.25 * margin, y + 0.1 * radius, 0), 0.05 * radius, sides=8
+            ).with_mirror(),
             d.material(METAL),
         )
     if shape == "disc":

@@ -46,7 +46,7 @@ class _TrainShape:
         self.gap = d.uniform("coupling_gap", 0.5, 0.9) * (0.6 if kind in ("fast", "tram") else 1.0)
         self.rounding = d.uniform("roof_rounding", 0.15, 0.55)
         self.top = self.floor + self.height
-        self.pitch = d.uniform("window_pitch", 0.9, 2.0)
+        self.pitch = d.uniform("window_pitch", 1.05, 2.0)
         self.pane = self.height * d.uniform("window_height", 0.26, 0.4)
 
     def section(self, shrink: float = 1.0) -> Floats:
@@ -60,11 +60,12 @@ def _bogies(d: Designer, s: _TrainShape, spots: list[float], dark: Material, met
     """Wheelsets in frames at every z of `spots`."""
     pitch, r = 2.5 * s.wheel, s.wheel
     x = 0.36 * s.width
-    wheel = cylinder(r, 0.14, segments=10).rotate("z", 90)
+    wheel = cylinder(r, 0.14, segments=8).rotate("z", 90)
     zs = [z + (i - (axles - 1) / 2) * pitch for z in spots for i in range(axles)]
     d.add("wheel", placed(wheel, [(side * x, r, z) for z in zs for side in (-1, 1)]), metal)
     frame = box(0.12, 0.5 * r, pitch * axles * 0.9).move(x=x + 0.14).with_mirror() + box(2 * x, 0.6 * r, 0.6 * r)
-    d.add("bogie", placed(frame, [(0, 1.15 * r, z) for z in spots]), dark)
+    pivot = box(0.7 * x, s.floor - 1.15 * r, 1.2 * r).move(y=0.5 * (s.floor - 1.15 * r))
+    d.add("bogie", placed(frame + pivot, [(0, 1.15 * r, z) for z in spots]), dark)
 
 
 def _windows(d: Designer, s: _TrainShape, start: float, stop: float, glass: Material) -> None:
@@ -105,9 +106,9 @@ def _goods(d: Designer, s: _TrainShape, kind: str, start: float, length: float, 
         end = length / 2 - 0.2
         profile = [(0, -end), (0.7 * r, -0.95 * end), (r, -0.86 * end), (r, 0.86 * end), (0.7 * r, 0.95 * end),
                    (0, end)]
-        d.add("tank", lathe(profile, 16).rotate("x", 90).move(0, s.floor + 0.1 + r, middle), paint)
+        d.add("tank", lathe(profile, 14).rotate("x", 90).move(0, s.floor + 0.1 + r, middle), paint)
         d.add("tank", cylinder(0.35 * r, 0.35 * r, segments=12).move(0, s.floor + 0.15 + 2 * r, middle), trim)
-        bands = [cylinder(1.015 * r, 0.14, segments=16).rotate("x", 90).move(0, s.floor + 0.1 + r, middle + f * end)
+        bands = [cylinder(1.02 * r, 0.14, segments=14).rotate("x", 90).move(0, s.floor + 0.1 + r, middle + f * end)
                  for f in (-0.55, 0.55)]
         d.add("tank", joined(bands), dark)
     elif kind == "hopper":
@@ -144,8 +145,8 @@ def _steam(d: Designer, s: _TrainShape, paint: Material, trim: Material, metal: 
     boiler = [(0, -0.5 * long + cab), (r, -0.5 * long + cab), (r, 0.2 * long), (1.04 * r, 0.2 * long),
               (1.04 * r, 0.46 * long), (0.7 * r, 0.485 * long), (0, 0.49 * long)]
     middle = -long / 2
-    d.add("body", lathe(boiler, 20).rotate("x", 90).move(0, axis, middle), paint)
-    bands = [cylinder(1.015 * r, 0.1, segments=18).rotate("x", 90).move(0, axis, middle + f * long)
+    d.add("body", lathe(boiler, 18).rotate("x", 90).move(0, axis, middle), paint)
+    bands = [cylinder(1.015 * r, 0.1, segments=14).rotate("x", 90).move(0, axis, middle + f * long)
              for f in (-0.14, 0.03)]
     d.add("band", joined(bands), metal)
     tall = d.uniform("chimney_height", 0.6, 1.3)
@@ -155,8 +156,8 @@ def _steam(d: Designer, s: _TrainShape, paint: Material, trim: Material, metal: 
                "flared": [(0.17, 0), (0.17, 0.3), (0.4, 1)],
                "diamond": [(0.16, 0), (0.18, 0.35), (0.46, 0.7), (0.28, 1)]}[stack]
     shape = [(0, -0.4), *[(x, y * tall) for x, y in profile], (0, tall)]
-    d.add("chimney", lathe(shape, 16).move(0, axis + 0.95 * r, -0.13 * long), dark)
-    dome = lathe([(0, -0.3), (0.3, -0.3), (0.3, 0.22), (0.2, 0.42), (0, 0.5)], 14)
+    d.add("chimney", lathe(shape, 12).move(0, axis + 0.95 * r, -0.13 * long), dark)
+    dome = lathe([(0, -0.3), (0.3, -0.3), (0.3, 0.22), (0.2, 0.42), (0, 0.5)], 10)
     num = d.integer("num_domes", 1, 2)
     d.add("dome", placed(dome, [(0, axis + 0.92 * r, -long * (0.36 + 0.2 * i)) for i in range(num)]), metal)
     back, roof = -long, axis + r + d.uniform("cab_height", 0.25, 0.7)
@@ -178,8 +179,8 @@ def _steam(d: Designer, s: _TrainShape, paint: Material, trim: Material, metal: 
     wheel = lathe([(0.82 * big, -0.06), (big, -0.06), (big, 0.06), (0.82 * big, 0.06)], 14,
                   closed=True).rotate("z", 90)
     bar = box(0.08, 1.7 * big, 0.1 * big)
-    star = joined([bar.rotate("x", 60 * i) for i in range(3)]) + cylinder(0.22 * big, 0.16,
-                                                                          segments=6).rotate("z", 90)
+    star = joined([bar.rotate("x", 90 * i + 45) for i in range(2)]) + cylinder(0.22 * big, 0.16,
+                                                                          segments=5).rotate("z", 90)
     d.add("wheel", placed(wheel + star, [(side * x, big, z) for z in zs for side in (-1, 1)]), trim)
     d.add("rod", box(0.08, 0.14 * big, zs[-1] - zs[0] + 1.6).move(x + 0.16, 0.8 * big, (zs[0] + zs[-1]) / 2
                                                                   + 0.6).with_mirror(), metal)

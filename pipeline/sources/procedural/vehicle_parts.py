@@ -126,7 +126,7 @@ def settle(d: Designer) -> None:
 
 
 def ellipse_loft(stations: ArrayLike, sides: int = 18, square: float = 2.0) -> Geometry:
-    """Skin through upright superellipses of exponent `square`; `stations` [R, 4]: z, centre y, half width and height."""
+    """Skin of upright superellipses, exponent `square`; `stations` [R, 4]: z, middle y, half width, half height."""
     rows = np.asarray(stations, dtype=np.float64)
     t = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     c, s = (np.sign(v) * np.abs(v) ** (2 / square) for v in (np.cos(t), np.sin(t)))
