@@ -1,4 +1,4 @@
-"""Views a CPU second of pipeline.render against pyrender's own loop, in one run and on the same shapes, cameras and sizes.
+"""Views a CPU second of pipeline.render against pyrender's own loop: one run, the same shapes, cameras and sizes.
 
 Run: python benchmarks/render.py [--shapes 24]. Writes benchmarks/results/render.json.
 

@@ -67,10 +67,19 @@ def describe(facts: Mapping[str, Any]) -> list[str]:
 
     subject = f"{main} {category}".strip()
     subject = f"{article(subject)} {subject}"
-    captions = [subject, *(f"{subject} {_listed(phrases[:count])}" for count in (1, len(phrases)) if phrases)]
+    captions = [subject, *(f"{subject} {_listed(_joined(phrases[:count]))}" for count in (1, len(phrases)) if phrases)]
     if len(materials) > 1:
         captions.append(f"{article(category)} {category} in {_listed(materials)}")
     return list(dict.fromkeys(captions))
+
+
+def _joined(phrases: Sequence[str]) -> list[str]:
+    """Phrases without a "with" that the one before has said already."""
+    previous = ["", *phrases]
+    return [
+        phrase.removeprefix("with ") if before.startswith("with ") else phrase
+        for before, phrase in zip(previous, phrases, strict=False)
+    ]
 
 
 def _listed(items: Sequence[str]) -> str:

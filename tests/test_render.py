@@ -232,6 +232,13 @@ def test_a_forked_process_is_told_to_spawn(renderer, monkeypatch):
         renderer.render(one(box(1, 1, 1)))
 
 
+def test_a_machine_without_the_device_is_sent_to_the_doctor(monkeypatch):
+    monkeypatch.setattr(rasterizer, "_context", None)
+    monkeypatch.setenv("EGL_DEVICE_ID", "99")
+    with pytest.raises(UserError, match="recon-pipeline doctor"):
+        Renderer(SIX)
+
+
 def test_poses_are_rigid_and_look_at_the_centre():
     for preset in (*PRESETS, "ring5"):
         config = RenderConfig(preset=preset)

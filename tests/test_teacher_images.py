@@ -102,10 +102,12 @@ def test_crops_keep_the_releases_share_of_the_area() -> None:
     top, left, height, width = boxes.T
     share = height * width / 200**2
     # Rounding to whole pixels moves either edge by at most half of one.
-    assert share.min() > 0.63 and share.max() <= 1.0
-    assert 0.64 < share.min() + 0.02 and share.max() > 0.95
-    assert (width / height).min() > 0.74 and (width / height).max() < 1.35
-    assert top.min() >= 0 and (top + height).max() <= 200 and (left + width).max() <= 200
+    assert 0.63 < share.min() < 0.66
+    assert 0.95 < share.max() <= 1.0
+    assert (width / height).min() > 0.74
+    assert (width / height).max() < 1.35
+    assert min(top.min(), left.min()) >= 0
+    assert max((top + height).max(), (left + width).max()) <= 200
 
 
 def test_a_long_narrow_picture_gets_its_central_crop() -> None:
@@ -151,13 +153,14 @@ def test_no_bits_depend_on_the_company() -> None:
     assert whole.shape == (len(batch), 33)
     assert whole.dtype == np.float32
     for rows in ([0], [5, 3], list(range(len(batch)))[::-1]):
-        assert np.array_equal(embed_pictures(batch[rows], [seeds[row] for row in rows], preprocess, layer), whole[rows])
+        some = embed_pictures(batch[rows], [seeds[row] for row in rows], preprocess, layer)
+        assert np.array_equal(some, whole[rows])
 
 
 @pytest.mark.parametrize(
     ("batch", "seeds", "message"),
     [(np.zeros((2, 8, 8, 3), np.float32), None, "uint8"), (np.zeros((8, 8, 3), np.uint8), None, "uint8"),
-     (np.zeros((2, 8, 8, 3), np.uint8), [1], "1 augmentation seeds"), (np.zeros((0, 8, 8, 3), np.uint8), None, "no pic")],
+     (np.zeros((2, 8, 8, 3), np.uint8), [1], "1 augmentation seeds"), (np.zeros((0, 8, 8, 3), np.uint8), None, "no p")],
 )
 def test_wrong_pictures_are_refused(batch: Any, seeds: list[int] | None, message: str) -> None:
     preprocess = Preprocess((8, 8), (8, 8), "squash", "bicubic", MEAN, STD)

@@ -124,12 +124,13 @@ def test_taps_of_open_clip(clip_folder: Path) -> None:
 
 
 def test_taps_of_timm(vit_folder: Path) -> None:
-    by_tap = {tap: load_teacher(spec(kind="timm", model=str(vit_folder), tap=tap)) for tap in ("pooled", "cls", "patch")}
+    taps = ("pooled", "cls", "patch")
+    by_tap = {tap: load_teacher(spec(kind="timm", model=str(vit_folder), tap=tap)) for tap in taps}
     features = {tap: teacher.embed_images(pictures(), None) for tap, teacher in by_tap.items()}
     assert np.allclose(features["pooled"], features["cls"], atol=1e-6)
-    tokens = by_tap["patch"]._model.forward_features(  # type: ignore[attr-defined]
-        torch.stack([by_tap["patch"]._preprocess.normalized(  # type: ignore[attr-defined]
-            by_tap["patch"]._preprocess.pixels(image, None)[None])[0] for image in pictures()]))  # type: ignore[attr-defined]
+    patch: Any = by_tap["patch"]
+    pixels = np.stack([patch._preprocess.pixels(image, None) for image in pictures()])
+    tokens = patch._model.forward_features(patch._preprocess.normalized(pixels))
     assert np.allclose(features["patch"], tokens[:, 1:].mean(1).numpy(), atol=1e-5)
 
 
@@ -265,7 +266,7 @@ def test_failed_fetch_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network\nand a long story")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(UserError, match=r"cannot fetch test_vit\.r160_in1k \(offline, name a weights file.*no network$"):
+    with pytest.raises(UserError, match=r"cannot fetch test_vit\.r160_in1k \(offline, name a weights.*no network$"):
         load_teacher(spec(kind="timm", model="test_vit", pretrained="r160_in1k"))
 
 

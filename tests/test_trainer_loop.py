@@ -406,7 +406,7 @@ def test_devices() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch's own compiler, on import
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch
 def test_a_compiled_run_is_near_and_the_same_twice(data: Dataset, tmp_path: Path) -> None:
     sums = []
     for name in ("one", "two", "plain"):

@@ -31,9 +31,9 @@ class DataConfig:
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     """Splits whose rows are trained on."""
     image_teacher: str = ""
-    """Teacher of the image targets by its name in the ref; empty takes the only one."""
+    """Teacher of the image targets by its name in the ref; empty takes the first one."""
     text_teacher: str = ""
-    """Teacher of the text targets by its name in the ref; empty takes the only one."""
+    """Teacher of the text targets by its name in the ref; empty takes the first one."""
     num_points: PositiveInt = 1024
     """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
     captions: Literal["class", "shape", "both"] = "class"

@@ -61,14 +61,13 @@ def check_one_space(run: Path, probe: Probe, data: Dataset) -> None:
             f"dimensions, its text teacher {data.text_dim}; train with both teachers of one CLIP"
         )
     image, text = data.record["image"], data.record["text"]
-    weights = [
-        probe.store.recipe(kind, key).get("teacher", {}).get("weights")
-        for kind, key in (("targets", image["key"]), ("text", text["key"]))
-    ]
-    if weights[0] != weights[1]:
+    seeing, reading = (
+        probe.store.recipe(kind, key)["teacher"] for kind, key in (("targets", image["key"]), ("text", text["key"]))
+    )
+    if seeing["weights"] != reading["weights"] or seeing["tap"] != "pooled":
         raise UserError(
-            f"zero-shot needs one space for pictures and words: teachers {image['teacher']!r} and {text['teacher']!r} "
-            "are different models; train with both teachers of one CLIP"
+            f"zero-shot needs one space for pictures and words: {image['teacher']!r} (tap {seeing['tap']!r}) and "
+            f"{text['teacher']!r} are not two towers of one CLIP; train with both of one, tap 'pooled'"
         )
     # A key of text depends on the teacher alone, not on the data set: equal keys are one encoder in any store.
     learnt = read_record(run)["data"]["text"]["key"]

@@ -51,7 +51,7 @@ def build(category: str, seed: int) -> Mesh:
     """The mesh of one category for one seed: same arguments, same mesh, bit for bit."""
     if category not in CATEGORIES:
         raise UserError(f"category {category!r} has no embedded shapes; there are {', '.join(CATEGORIES)}")
-    module = import_module(f"pipeline.sources.procedural.{CATEGORIES[category][1]}")
+    module = import_module(f"pipeline.sources.procedural.categories.{CATEGORIES[category][1]}")
     builder: Callable[[Designer], None] = module.BUILDERS[category]
     designer = Designer(category, seed)
     builder(designer)

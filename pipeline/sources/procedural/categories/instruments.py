@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import METAL, PAINT, PLASTIC, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, extrude, loft, ring, rounded_rectangle, smooth
-from pipeline.sources.procedural.vehicle_parts import joined, placed, rods, settle
+from pipeline.sources.procedural.categories.vehicle_parts import joined, placed, rods, settle
 
 # Right half of each body's outline from foot to neck: x over half the lower width, y over the body's length.
 ACOUSTIC = {

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.mesh import Material
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe
-from pipeline.sources.procedural.joinery import (
+from pipeline.sources.procedural.categories.joinery import (
     Span,
     at_corners,
     block,

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import Designer
 from pipeline.sources.procedural.geometry import Geometry, box, loft
-from pipeline.sources.procedural.vehicle_parts import panes, rods, side_profile, slabs
+from pipeline.sources.procedural.categories.vehicle_parts import panes, rods, side_profile, slabs
 
 # What a caption says, then: length, beam over length, depth over length, rise of the bow over depth.
 KINDS = {

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Material
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, extrude, lathe, ring, smooth
-from pipeline.sources.procedural.vehicle_parts import ellipse_loft, joined, rods, settle, wing
+from pipeline.sources.procedural.categories.vehicle_parts import ellipse_loft, joined, rods, settle, wing
 
 NOSES = {
     "cone": "with a pointed nose",

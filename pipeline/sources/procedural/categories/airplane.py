@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Material
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, RUBBER, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, ellipsoid, lathe
-from pipeline.sources.procedural.vehicle_parts import (
+from pipeline.sources.procedural.categories.vehicle_parts import (
     ellipse_loft,
     fin,
     joined,

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, STONE, WOOD, Designer
 from pipeline.sources.procedural.geometry import arc, box, lathe, rod, rounded_rectangle, smooth
-from pipeline.sources.procedural.joinery import (
+from pipeline.sources.procedural.categories.joinery import (
     at_corners,
     block,
     handle,

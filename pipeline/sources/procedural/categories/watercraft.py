@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.mesh import Material
 from pipeline.sources.procedural.designer import FABRIC, GLASS, METAL, PAINT, PLASTIC, RUBBER, WOOD, Designer
 from pipeline.sources.procedural.geometry import box, cylinder, loft, torus
-from pipeline.sources.procedural.hulls import KINDS, Hull, deckhouse, rails
-from pipeline.sources.procedural.vehicle_parts import joined, placed, rods, settle, side_profile
+from pipeline.sources.procedural.categories.hulls import KINDS, Hull, deckhouse, rails
+from pipeline.sources.procedural.categories.vehicle_parts import joined, placed, rods, settle, side_profile
 
 
 def _sail(d: Designer, corners: Sequence[tuple[float, float]], belly: float, cloth: Material) -> None:

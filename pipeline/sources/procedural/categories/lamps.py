@@ -18,7 +18,7 @@ from pipeline.sources.procedural.designer import (
     Finish,
 )
 from pipeline.sources.procedural.geometry import Geometry
-from pipeline.sources.procedural.joinery import merge, settle
+from pipeline.sources.procedural.categories.joinery import merge, settle
 
 LIGHT: dict[str, Finish] = {"warm light": ("ffe2a6", 0.0, 0.6), "white light": ("f4f4ee", 0.0, 0.6)}
 

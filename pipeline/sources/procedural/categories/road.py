@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, RUBBER, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, ellipsoid, smooth
-from pipeline.sources.procedural.vehicle_parts import add_wheels, joined, panes, placed, rods, side_profile, slabs
+from pipeline.sources.procedural.categories.vehicle_parts import add_wheels, joined, panes, placed, rods, side_profile, slabs
 
 # How a body style lays out its side view, as shares of the length from the nose: foot and head of the windscreen,
 # head and foot of the rear window; then, in metres, the roof over the belt line and the belt line over the wheels.

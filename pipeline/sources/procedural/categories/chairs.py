@@ -18,7 +18,7 @@ from pipeline.sources.procedural.geometry import (
     smooth,
     tube,
 )
-from pipeline.sources.procedural.joinery import (
+from pipeline.sources.procedural.categories.joinery import (
     at_corners,
     bent_panel,
     block,

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, extrude, lathe, loft
-from pipeline.sources.procedural.vehicle_parts import (
+from pipeline.sources.procedural.categories.vehicle_parts import (
     ellipse_loft,
     joined,
     panes,

@@ -20,7 +20,7 @@ from pipeline.sources.procedural.geometry import (
     torus,
     tube,
 )
-from pipeline.sources.procedural.vehicle_parts import joined, rods, side_profile, spokes
+from pipeline.sources.procedural.categories.vehicle_parts import joined, rods, side_profile, spokes
 
 # Per style: the caption's phrase, wheel base, rake of the fork in degrees, seat height, handlebar rise, tyre width.
 STYLES = {

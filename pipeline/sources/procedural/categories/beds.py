@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.mesh import Material
 from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe, rod
-from pipeline.sources.procedural.joinery import (
+from pipeline.sources.procedural.categories.joinery import (
     at_corners,
     block,
     cushion,

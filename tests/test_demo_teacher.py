@@ -1,0 +1,154 @@
+"""The shipped teacher: its files, what it knows, and the command that trained it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import caption
+from pipeline.render import RenderConfig, Renderer
+from pipeline.sources.procedural import CATEGORIES, build, shape_seed
+from pipeline.teachers import TeacherSpec, load_teacher, train_demo
+from pipeline.teachers.images import Preprocess
+from pipeline.teachers.open_clip_teacher import DEMO_CONFIG
+from pipeline.teachers.train_demo import Plan, Shapes, contrastive_loss, learn_merges, make_batch
+
+PREPROCESS = Preprocess((32, 32), (32, 32), "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)
+UNSEEN_SEED = 30_000_000  # neither trained nor judged on
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return load_teacher(TeacherSpec(name="demo", kind="open_clip", model="demo"))
+
+
+@pytest.fixture(scope="module")
+def toys() -> Shapes:
+    """Six one-view shapes of two classes: two pairs share a caption."""
+    rng = np.random.default_rng(0)
+    captions = [["a red mug"], ["a red mug"], ["a blue mug", "a blue mug with a lid"],
+                ["an oak lamp"], ["an oak lamp"], ["a steel lamp"]]
+    pictures = rng.integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
+    return Shapes(["mug"] * 3 + ["lamp"] * 3, captions, pictures, np.arange(6))
+
+
+def unit(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def test_the_card_is_of_these_weights(demo: Any) -> None:
+    folder = DEMO_CONFIG.parent
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10e6
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert demo.recipe()["weights"] in card
+    assert f"{demo.dim} dimensions" in card
+    # A card that names this machine's folders would say so here.
+    assert str(folder) not in card
+
+
+def test_open_clip_itself_loads_the_files(demo: Any) -> None:
+    model = open_clip.create_model(f"local-dir:{DEMO_CONFIG.parent}").eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{DEMO_CONFIG.parent}",
+                                        bpe_path=str(DEMO_CONFIG.parent / train_demo.VOCABULARY))
+    with torch.no_grad():
+        theirs = model.encode_text(tokenizer(caption.class_prompts("chair")[:32])).numpy()
+    assert np.array_equal(demo.embed_texts(caption.class_prompts("chair")[:32]), theirs)
+
+
+def test_classes_are_apart_and_raw_features_of_a_size_to_regress(demo: Any) -> None:
+    texts = np.stack([demo.embed_texts(caption.class_prompts(name)) for name in CATEGORIES])
+    norms = np.linalg.norm(texts, axis=-1)
+    assert norms.min() > 5
+    assert norms.max() < 20
+    means = unit(unit(texts).mean(1))
+    between = means @ means.T - 2 * np.eye(len(means))
+    # Every prompt is nearer to its own class than any other class's mean is.
+    assert between.max() < 0.8
+    assert ((unit(texts) @ means.T).argmax(-1) == np.arange(len(means))[:, None]).all()
+
+
+@pytest.mark.slow
+def test_unseen_shapes_are_recognised(demo: Any) -> None:
+    with Renderer(RenderConfig(preset="ring6", resolution=128)) as renderer:
+        meshes = [build(name, shape_seed(name, UNSEEN_SEED, index)) for name in CATEGORIES for index in range(3)]
+        pictures = np.concatenate([renderer.render(mesh).rgb for mesh in meshes])
+    owner = np.repeat(np.arange(len(meshes)), 6)
+    shapes = Shapes([mesh.facts["category"] for mesh in meshes], [[] for _ in meshes], pictures, owner)
+    assert train_demo.zero_shot(demo, shapes)["shapes"] >= 0.85
+    assert train_demo.zero_shot(demo, shapes, list(range(len(owner))))["shapes"] >= 0.75
+    features = demo.embed_images(pictures, None)
+    assert 5 < np.linalg.norm(features, axis=-1).mean() < 20
+    # Shapes of one class are told apart too: a target that held only the class would teach a student nothing more.
+    by_shape = features.reshape(len(meshes), 6, -1).mean(1).reshape(len(CATEGORIES), 3, -1)
+    assert by_shape.std(1).mean() > 0.1 * by_shape.std((0, 1)).mean()
+    # In another order and other company, the same bits.
+    order = np.random.default_rng(0).permutation(len(pictures))[:45]
+    assert np.array_equal(demo.embed_images(pictures[order], None), features[order])
+
+
+def test_several_true_captions_count_as_right() -> None:
+    images, texts = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    scale = torch.tensor(10.0)
+    single = contrastive_loss(images, texts, scale, torch.eye(5, dtype=torch.bool))
+    normal = [torch.nn.functional.normalize(x, dim=-1) for x in (images, texts)]
+    assert torch.allclose(single, open_clip.ClipLoss()(*normal, scale))
+    # Two equal captions cannot be told apart; with both marked as true, doing as well as possible is no loss but ln 2.
+    twice = torch.eye(2, 8).repeat_interleave(2, 0)
+    matches = torch.eye(2, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.allclose(contrastive_loss(twice, twice, torch.tensor(100.0), matches), torch.tensor(2.0).log())
+
+
+@given(step=st.integers(0, 1000))
+def test_a_batch_is_a_function_of_its_step_and_marks_what_is_true(toys: Shapes, step: int) -> None:
+    rows = np.array([5, 0, 1, 2, 3, 4])
+    batch, again = (make_batch(toys, rows, step, Plan(), PREPROCESS) for _ in range(2))
+    assert np.array_equal(batch.pixels, again.pixels)
+    assert batch.texts == again.texts
+    assert batch.matches.diagonal().all()
+    for column, text in enumerate(batch.texts):
+        for picture, row in enumerate(rows):
+            is_caption = any(text in lines for lines in toys.captions)
+            true = text in toys.captions[row] if is_caption else toys.category[row] in text
+            assert bool(batch.matches[picture, column]) is true
+
+
+@given(texts=st.lists(st.text("abcdef ,", min_size=1, max_size=30), min_size=1, max_size=6), count=st.integers(0, 40))
+def test_vocabulary_spells_any_text(tmp_path_factory: pytest.TempPathFactory, texts: list[str], count: int) -> None:
+    merges = learn_merges(texts, count)
+    assert len(merges) == len(set(merges)) <= count
+    folder = tmp_path_factory.mktemp("vocabulary")
+    config = train_demo.write_config(folder, texts, Plan())
+    tokenizer = open_clip.SimpleTokenizer(str(folder / train_demo.VOCABULARY), context_length=64)
+    assert tokenizer.vocab_size == config["text_cfg"]["vocab_size"]
+    for text in [*texts, "zebra Ü"]:
+        spelt = tokenizer.decode(tokenizer.encode(text))
+        assert spelt.replace(" ", "") == text.lower().replace(" ", "")
+
+
+def test_every_word_seen_often_becomes_one_token() -> None:
+    merges = learn_merges(["a red chair", "a red lamp"] * 5, 1000)
+    assert {"".join(pair) for pair in merges} >= {"red</w>", "chair</w>", "lamp</w>"}
+
+
+@pytest.mark.slow
+def test_training_twice_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_demo, "NUM_THREADS", torch.get_num_threads())
+    plan = Plan(shapes_per_category=1, held_out_per_category=1, presets=("ring1",), resolution=32, image_size=32,
+                backbone="test_resnet", steps=3, batch_size=16)
+    for name in ("first", "second"):
+        train_demo.main(tmp_path / name, plan)
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == ["MODEL_CARD.md", "open_clip_config.json", "open_clip_model.safetensors", "vocabulary.txt.gz"]
+    for file in files[1:]:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    teacher = load_teacher(TeacherSpec(name="t", kind="open_clip", model=str(tmp_path / "first" / DEMO_CONFIG.name)))
+    card = (tmp_path / "first" / "MODEL_CARD.md").read_text()
+    assert teacher.recipe()["weights"] in card and json.dumps(plan.batch_size) in card
