@@ -10,7 +10,7 @@ from kernels.checks import check_count, check_integers, check_lengths, check_lik
 
 # Distances held at once. On a CPU a chunk that stays in cache beats a larger one; on a GPU few launches do.
 # The most that either can cost, keys included, is 64 MB (2**22 x (4 + 4 + 8) bytes).
-CPU_CHUNK = 2**16
+CPU_CHUNK = 2**17
 GPU_CHUNK = 2**22
 LOW_WORD = 0xFFFFFFFF
 

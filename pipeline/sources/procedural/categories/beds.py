@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Material
-from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, WOOD, Designer
-from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe, rod
 from pipeline.sources.procedural.categories.joinery import (
     at_corners,
     block,
@@ -18,6 +16,8 @@ from pipeline.sources.procedural.categories.joinery import (
     plate,
     settle,
 )
+from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, WOOD, Designer
+from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe, rod
 
 HEADBOARDS = {
     "panel": "with a panelled headboard",

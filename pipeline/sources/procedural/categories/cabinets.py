@@ -7,8 +7,6 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.mesh import Material
-from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, WOOD, Designer
-from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe
 from pipeline.sources.procedural.categories.joinery import (
     Span,
     at_corners,
@@ -20,6 +18,8 @@ from pipeline.sources.procedural.categories.joinery import (
     plate,
     settle,
 )
+from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, WOOD, Designer
+from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe
 
 CROWN_WEIGHTS = {3: (0.6, 0.25, 0.15), 4: (0.5, 0.15, 0.15, 0.2), 5: (0.4, 0.12, 0.12, 0.17, 0.19)}  # by options
 MIRROR = Material("mirror", (0.62, 0.68, 0.72), 0.3, 0.1)

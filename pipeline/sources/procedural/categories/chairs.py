@@ -5,19 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
-from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, PLASTIC, RUBBER, WOOD, Designer
-from pipeline.sources.procedural.geometry import (
-    Geometry,
-    arc,
-    box,
-    cylinder,
-    ellipsoid,
-    lathe,
-    rod,
-    rounded_rectangle,
-    smooth,
-    tube,
-)
 from pipeline.sources.procedural.categories.joinery import (
     at_corners,
     bent_panel,
@@ -30,6 +17,19 @@ from pipeline.sources.procedural.categories.joinery import (
     plate,
     settle,
     sheet,
+)
+from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, PLASTIC, RUBBER, WOOD, Designer
+from pipeline.sources.procedural.geometry import (
+    Geometry,
+    arc,
+    box,
+    cylinder,
+    ellipsoid,
+    lathe,
+    rod,
+    rounded_rectangle,
+    smooth,
+    tube,
 )
 
 Piece = tuple[str, Geometry, Material]

@@ -6,10 +6,10 @@ import numpy as np
 
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural import geometry as g
-from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, WOOD, Designer, Finish
 from pipeline.sources.procedural.categories.dials import add_dial, bezel, digits, disc, pendulum
 from pipeline.sources.procedural.categories.joinery import merge, settle
 from pipeline.sources.procedural.categories.standing_clocks import mantel_clock, tall_clock
+from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, WOOD, Designer, Finish
 
 
 def _polygon(count: int, radius: float) -> Floats:

@@ -6,9 +6,9 @@ import numpy as np
 
 from pipeline.mesh import Material
 from pipeline.sources.procedural import geometry as g
+from pipeline.sources.procedural.categories.joinery import merge
 from pipeline.sources.procedural.designer import METAL, PAINT, Designer, Finish
 from pipeline.sources.procedural.geometry import Geometry
-from pipeline.sources.procedural.categories.joinery import merge
 
 DIAL: dict[str, Finish] = {
     "white dial": ("efece2", 0.0, 0.5),

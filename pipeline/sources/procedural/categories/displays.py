@@ -6,10 +6,10 @@ import numpy as np
 
 from pipeline.mesh import Material
 from pipeline.sources.procedural import geometry as g
-from pipeline.sources.procedural.designer import GLASS, METAL, PLASTIC, RUBBER, WOOD, Designer
 from pipeline.sources.procedural.categories.devices import LIT, Piece, copies, plate
-from pipeline.sources.procedural.geometry import Geometry
 from pipeline.sources.procedural.categories.joinery import settle
+from pipeline.sources.procedural.designer import GLASS, METAL, PLASTIC, RUBBER, WOOD, Designer
+from pipeline.sources.procedural.geometry import Geometry
 
 
 def _panel(width: float, height: float, depth: float, front: float) -> Geometry:

@@ -7,9 +7,9 @@ from numpy.typing import ArrayLike
 
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural import geometry as g
+from pipeline.sources.procedural.categories.joinery import settle
 from pipeline.sources.procedural.designer import CERAMIC, METAL, PAINT, PLASTIC, RUBBER, STONE, Designer
 from pipeline.sources.procedural.geometry import Geometry
-from pipeline.sources.procedural.categories.joinery import settle
 
 DARK = {**RUBBER, "steel": METAL["steel"]}
 

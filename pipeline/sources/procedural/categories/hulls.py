@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.mesh import Floats, Material
+from pipeline.sources.procedural.categories.vehicle_parts import panes, rods, side_profile, slabs
 from pipeline.sources.procedural.designer import Designer
 from pipeline.sources.procedural.geometry import Geometry, box, loft
-from pipeline.sources.procedural.categories.vehicle_parts import panes, rods, side_profile, slabs
 
 # What a caption says, then: length, beam over length, depth over length, rise of the bow over depth.
 KINDS = {
@@ -50,8 +50,11 @@ class Hull:
     def edge(self, share: Floats | float) -> Floats:
         """Height of the deck edge."""
         f = np.asarray(share, dtype=np.float64)
-        return np.asarray(self.depth + self.sheer * np.clip((f - 0.35) / 0.65, 0, 1) ** 2
-                          + 0.25 * self.sheer * np.clip((0.3 - f) / 0.3, 0, 1) ** 2)
+        return np.asarray(
+            self.depth
+            + self.sheer * np.clip((f - 0.35) / 0.65, 0, 1) ** 2
+            + 0.25 * self.sheer * np.clip((0.3 - f) / 0.3, 0, 1) ** 2
+        )
 
     def z(self, share: float) -> float:
         return (share - 0.5) * self.length
@@ -62,8 +65,11 @@ class Hull:
         rings = []
         for f in self.stations:
             wide, top = max(float(self.width(f)) - inset, 0.004 * self.length * 0.5), float(self.edge(f))
-            keel = bottom + (0.3 * self.depth * max(f - 0.8, 0) / 0.2 if f > 0.8
-                             else 0.0) + 0.25 * self.depth * max(0.1 - f, 0) / 0.1
+            keel = (
+                bottom
+                + (0.3 * self.depth * max(f - 0.8, 0) / 0.2 if f > 0.8 else 0.0)
+                + 0.25 * self.depth * max(0.1 - f, 0) / 0.1
+            )
             c = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** (2 / self.square)
             s = np.abs(np.sin(angle)) ** (2 / self.square)
             x = wide * c * (1 - self.flare * s)
@@ -84,24 +90,39 @@ class Hull:
         inner[-1, :, 2] -= 3 * thick
         return loft(np.concatenate([outer, inner[:, ::-1]], 1))
 
-    def level(self, start: float, stop: float, rise: float, low: float, inset: float = 0.0,
-              count: int = 7) -> Geometry:
+    def level(self, start: float, stop: float, rise: float, low: float, inset: float = 0.0, count: int = 7) -> Geometry:
         """A slab between two shares of the length, from `low` to `rise` metres above the deck's edge."""
         rings = []
         for f in np.linspace(start, stop, count):
             x, y = max(float(self.width(f)) - inset, 0.01), float(self.edge(f))
-            rings.append([(x, y + low, self.z(f)), (x, y + rise, self.z(f)), (-x, y + rise, self.z(f)),
-                          (-x, y + low, self.z(f))])
+            rings.append(
+                [(x, y + low, self.z(f)), (x, y + rise, self.z(f)), (-x, y + rise, self.z(f)), (-x, y + low, self.z(f))]
+            )
         return loft(rings)
 
 
-def deckhouse(d: Designer, h: Hull, share: tuple[float, float], width: float, base: float, tall: float, lean: float,
-              paint: Material, glass: Material, windows: int) -> float:
+def deckhouse(
+    d: Designer,
+    h: Hull,
+    share: tuple[float, float],
+    width: float,
+    base: float,
+    tall: float,
+    lean: float,
+    paint: Material,
+    glass: Material,
+    windows: int,
+) -> float:
     """A deckhouse with a band of windows right round, its front leaning back; returns the height of its roof."""
     rear, front = h.z(share[0]), h.z(share[1])
     top = base + tall
-    shape = [(rear, base - 0.3 * tall), (front, base - 0.3 * tall), (front, base + 0.1 * tall),
-             (front - lean * tall, top), (rear + 0.2 * lean * tall, top)]
+    shape = [
+        (rear, base - 0.3 * tall),
+        (front, base - 0.3 * tall),
+        (front, base + 0.1 * tall),
+        (front - lean * tall, top),
+        (rear + 0.2 * lean * tall, top),
+    ]
     d.add("cabin", side_profile(shape, width), paint)
     low, high = base + 0.5 * tall, base + 0.84 * tall
     tilt = lean / 0.9
@@ -118,8 +139,9 @@ def deckhouse(d: Designer, h: Hull, share: tuple[float, float], width: float, ba
     return top
 
 
-def rails(d: Designer, h: Hull, span: tuple[float, float], height: float, thick: float, metal: Material,
-          num: int = 7) -> None:
+def rails(
+    d: Designer, h: Hull, span: tuple[float, float], height: float, thick: float, metal: Material, num: int = 7
+) -> None:
     """Stanchions and one rail along both deck edges."""
     shares = np.linspace(*span, num)
     feet = [np.array([0.93 * float(h.width(f)), float(h.edge(f)), h.z(f)]) for f in shares]

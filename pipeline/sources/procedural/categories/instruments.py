@@ -5,51 +5,146 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
+from pipeline.sources.procedural.categories.vehicle_parts import joined, placed, rods, settle
 from pipeline.sources.procedural.designer import METAL, PAINT, PLASTIC, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, extrude, loft, ring, rounded_rectangle, smooth
-from pipeline.sources.procedural.categories.vehicle_parts import joined, placed, rods, settle
 
 # Right half of each body's outline from foot to neck: x over half the lower width, y over the body's length.
 ACOUSTIC = {
-    "dreadnought": ("as an acoustic guitar with square shoulders",
-        [(0.55, 0.0), (0.93, 0.1), (1.0, 0.26), (0.9, 0.44), (0.72, 0.62), (0.73, 0.78), (0.7, 0.93),
-         (0.45, 1.0)]),
-    "classical": ("as a narrow-waisted acoustic guitar",
-        [(0.5, 0.0), (0.9, 0.08), (1.0, 0.24), (0.88, 0.43), (0.62, 0.62), (0.68, 0.79), (0.6, 0.93),
-         (0.34, 1.0)]),
-    "cutaway": ("as an acoustic guitar with a cutaway",
-        [(0.5, 0.0), (0.92, 0.09), (1.0, 0.25), (0.88, 0.45), (0.65, 0.63), (0.72, 0.8), (0.6, 0.94),
-         (0.34, 1.0)]),
-    "archtop": ("as a hollow archtop guitar",
-        [(0.5, 0.0), (0.92, 0.09), (1.0, 0.26), (0.87, 0.45), (0.62, 0.62), (0.72, 0.78), (0.64, 0.93),
-         (0.34, 1.0)]),
-    "resonator": ("as a resonator guitar",
-        [(0.5, 0.0), (0.92, 0.09), (1.0, 0.25), (0.88, 0.45), (0.63, 0.62), (0.68, 0.79), (0.6, 0.93),
-         (0.34, 1.0)]),
-    "ukulele": ("as a short, stubby guitar",
-        [(0.5, 0.0), (0.95, 0.1), (1.0, 0.27), (0.85, 0.46), (0.7, 0.62), (0.77, 0.79), (0.65, 0.94),
-         (0.35, 1.0)]),
+    "dreadnought": (
+        "as an acoustic guitar with square shoulders",
+        [(0.55, 0.0), (0.93, 0.1), (1.0, 0.26), (0.9, 0.44), (0.72, 0.62), (0.73, 0.78), (0.7, 0.93), (0.45, 1.0)],
+    ),
+    "classical": (
+        "as a narrow-waisted acoustic guitar",
+        [(0.5, 0.0), (0.9, 0.08), (1.0, 0.24), (0.88, 0.43), (0.62, 0.62), (0.68, 0.79), (0.6, 0.93), (0.34, 1.0)],
+    ),
+    "cutaway": (
+        "as an acoustic guitar with a cutaway",
+        [(0.5, 0.0), (0.92, 0.09), (1.0, 0.25), (0.88, 0.45), (0.65, 0.63), (0.72, 0.8), (0.6, 0.94), (0.34, 1.0)],
+    ),
+    "archtop": (
+        "as a hollow archtop guitar",
+        [(0.5, 0.0), (0.92, 0.09), (1.0, 0.26), (0.87, 0.45), (0.62, 0.62), (0.72, 0.78), (0.64, 0.93), (0.34, 1.0)],
+    ),
+    "resonator": (
+        "as a resonator guitar",
+        [(0.5, 0.0), (0.92, 0.09), (1.0, 0.25), (0.88, 0.45), (0.63, 0.62), (0.68, 0.79), (0.6, 0.93), (0.34, 1.0)],
+    ),
+    "ukulele": (
+        "as a short, stubby guitar",
+        [(0.5, 0.0), (0.95, 0.1), (1.0, 0.27), (0.85, 0.46), (0.7, 0.62), (0.77, 0.79), (0.65, 0.94), (0.35, 1.0)],
+    ),
 }
 # The whole outline of a solid body: half the width is 1, the length is 1 up to the end of the neck's pocket.
 SOLID = {
-    "double-cut": ("as an electric guitar with two horns",
-        [(0.0, 0.0), (0.6, 0.03), (0.95, 0.16), (0.92, 0.36), (0.7, 0.55), (0.76, 0.75), (0.8, 0.93),
-         (0.6, 0.98), (0.4, 0.83), (0.16, 0.77), (-0.2, 0.78), (-0.46, 0.98), (-0.72, 1.1), (-0.86, 1.0),
-         (-0.76, 0.78), (-0.72, 0.55), (-0.95, 0.34), (-0.93, 0.14), (-0.55, 0.02)]),
-    "single-cut": ("as an electric guitar with one cutaway",
-        [(0.0, 0.0), (0.6, 0.04), (0.97, 0.2), (0.92, 0.42), (0.68, 0.6), (0.74, 0.76), (0.72, 0.9),
-         (0.52, 0.86), (0.34, 0.78), (0.16, 0.84), (0.1, 0.96), (-0.3, 1.0), (-0.66, 0.94), (-0.76, 0.8),
-         (-0.68, 0.6), (-0.92, 0.42), (-0.97, 0.2), (-0.6, 0.04)]),
-    "flying-v": ("as a V-shaped electric guitar",
-        [(0.0, 0.34), (0.5, 0.03), (0.72, -0.02), (1.0, 0.1), (0.72, 0.5), (0.4, 0.9), (0.2, 1.0),
-         (-0.2, 1.0), (-0.4, 0.9), (-0.72, 0.5), (-1.0, 0.1), (-0.72, -0.02), (-0.5, 0.03)]),
-    "angular": ("as an angular electric guitar",
-        [(-0.2, 0.1), (0.75, -0.06), (0.95, 0.06), (0.55, 0.48), (0.9, 0.92), (0.74, 0.98), (0.2, 0.8),
-         (-0.18, 0.82), (-0.75, 1.0), (-0.95, 0.92), (-0.72, 0.5), (-1.0, 0.22), (-0.92, 0.1)]),
-    "offset": ("as an electric guitar with an offset waist",
-        [(0.1, 0.0), (0.72, 0.06), (0.96, 0.24), (0.84, 0.42), (0.64, 0.58), (0.7, 0.78), (0.66, 0.96),
-         (0.46, 0.98), (0.28, 0.83), (0.0, 0.8), (-0.3, 0.86), (-0.6, 1.04), (-0.86, 0.98), (-0.84, 0.78),
-         (-0.66, 0.62), (-0.84, 0.46), (-1.0, 0.24), (-0.76, 0.04), (-0.3, -0.03)]),
+    "double-cut": (
+        "as an electric guitar with two horns",
+        [
+            (0.0, 0.0),
+            (0.6, 0.03),
+            (0.95, 0.16),
+            (0.92, 0.36),
+            (0.7, 0.55),
+            (0.76, 0.75),
+            (0.8, 0.93),
+            (0.6, 0.98),
+            (0.4, 0.83),
+            (0.16, 0.77),
+            (-0.2, 0.78),
+            (-0.46, 0.98),
+            (-0.72, 1.1),
+            (-0.86, 1.0),
+            (-0.76, 0.78),
+            (-0.72, 0.55),
+            (-0.95, 0.34),
+            (-0.93, 0.14),
+            (-0.55, 0.02),
+        ],
+    ),
+    "single-cut": (
+        "as an electric guitar with one cutaway",
+        [
+            (0.0, 0.0),
+            (0.6, 0.04),
+            (0.97, 0.2),
+            (0.92, 0.42),
+            (0.68, 0.6),
+            (0.74, 0.76),
+            (0.72, 0.9),
+            (0.52, 0.86),
+            (0.34, 0.78),
+            (0.16, 0.84),
+            (0.1, 0.96),
+            (-0.3, 1.0),
+            (-0.66, 0.94),
+            (-0.76, 0.8),
+            (-0.68, 0.6),
+            (-0.92, 0.42),
+            (-0.97, 0.2),
+            (-0.6, 0.04),
+        ],
+    ),
+    "flying-v": (
+        "as a V-shaped electric guitar",
+        [
+            (0.0, 0.34),
+            (0.5, 0.03),
+            (0.72, -0.02),
+            (1.0, 0.1),
+            (0.72, 0.5),
+            (0.4, 0.9),
+            (0.2, 1.0),
+            (-0.2, 1.0),
+            (-0.4, 0.9),
+            (-0.72, 0.5),
+            (-1.0, 0.1),
+            (-0.72, -0.02),
+            (-0.5, 0.03),
+        ],
+    ),
+    "angular": (
+        "as an angular electric guitar",
+        [
+            (-0.2, 0.1),
+            (0.75, -0.06),
+            (0.95, 0.06),
+            (0.55, 0.48),
+            (0.9, 0.92),
+            (0.74, 0.98),
+            (0.2, 0.8),
+            (-0.18, 0.82),
+            (-0.75, 1.0),
+            (-0.95, 0.92),
+            (-0.72, 0.5),
+            (-1.0, 0.22),
+            (-0.92, 0.1),
+        ],
+    ),
+    "offset": (
+        "as an electric guitar with an offset waist",
+        [
+            (0.1, 0.0),
+            (0.72, 0.06),
+            (0.96, 0.24),
+            (0.84, 0.42),
+            (0.64, 0.58),
+            (0.7, 0.78),
+            (0.66, 0.96),
+            (0.46, 0.98),
+            (0.28, 0.83),
+            (0.0, 0.8),
+            (-0.3, 0.86),
+            (-0.6, 1.04),
+            (-0.86, 0.98),
+            (-0.84, 0.78),
+            (-0.66, 0.62),
+            (-0.84, 0.46),
+            (-1.0, 0.24),
+            (-0.76, 0.04),
+            (-0.3, -0.03),
+        ],
+    ),
 }
 
 
@@ -80,8 +175,7 @@ def _mirrored(half: list[tuple[float, float]], waist: float) -> Floats:
     return smooth(np.concatenate([right, left]), 44, closed=True)
 
 
-def _acoustic_body(d: Designer, s: _GuitarShape, style: str, finish: Material, wood: Material,
-                   dark: Material) -> None:
+def _acoustic_body(d: Designer, s: _GuitarShape, style: str, finish: Material, wood: Material, dark: Material) -> None:
     """A hollow box: sides, a top plate with a hole or f-holes, binding, bridge."""
     outline = _mirrored(ACOUSTIC[style][1], s.waist) * [s.half, s.body]
     if style == "cutaway":
@@ -106,24 +200,38 @@ def _acoustic_body(d: Designer, s: _GuitarShape, style: str, finish: Material, w
     elif style == "resonator":
         cone = cylinder(0.58 * s.half, 0.02, 0.5 * s.half, 28).rotate("x", 90).move(0, 0.34 * s.body, top + 0.004)
         d.add("sound hole", cone, d.material(METAL))
-        d.add("sound hole", cylinder(0.13 * s.half, 0.006,
-                                     segments=16).rotate("x", 90).move(0.42 * s.half, 0.76 * s.body,
-                                                                       top).with_mirror(), dark)
+        d.add(
+            "sound hole",
+            cylinder(0.13 * s.half, 0.006, segments=16)
+            .rotate("x", 90)
+            .move(0.42 * s.half, 0.76 * s.body, top)
+            .with_mirror(),
+            dark,
+        )
     else:
         d.add("sound hole", cylinder(hole, 0.004, segments=24).rotate("x", 90).move(0, hole_y, top), dark)
-        d.add("rosette", ring(1.02 * hole, 1.2 * hole, 0.004, 24).rotate("x", 90).move(0, hole_y, top),
-              d.material(WOOD, PAINT))
+        d.add(
+            "rosette",
+            ring(1.02 * hole, 1.2 * hole, 0.004, 24).rotate("x", 90).move(0, hole_y, top),
+            d.material(WOOD, PAINT),
+        )
     if d.choice("pickguard", {"none": "", "guard": "with a pickguard"}) == "guard":
-        guard = smooth([(0.0, 0.0), (0.3, -0.25), (0.62, -0.2), (0.6, 0.1), (0.34, 0.26)], 16,
-                       closed=True) * [s.half, 0.55 * s.body]
+        guard = smooth([(0.0, 0.0), (0.3, -0.25), (0.62, -0.2), (0.6, 0.1), (0.34, 0.26)], 16, closed=True) * [
+            s.half,
+            0.55 * s.body,
+        ]
         d.add("pickguard", extrude(guard, 0.004).move(0.57 * hole + 0.01, hole_y - 0.03, top - 0.0005), dark)
     d.add("bridge", box(0.67 * s.half, 0.03, 0.012, 0.0025).move(0, s.bridge, top + 0.005), dark)
-    d.add("bridge", box(0.4 * s.half, 0.006, 0.02).move(0, s.bridge + 0.004, top + 0.006),
-          d.material({"white": PAINT["white"]}))
+    d.add(
+        "bridge",
+        box(0.4 * s.half, 0.006, 0.02).move(0, s.bridge + 0.004, top + 0.006),
+        d.material({"white": PAINT["white"]}),
+    )
 
 
-def _solid_body(d: Designer, s: _GuitarShape, style: str, bass: bool, finish: Material, dark: Material,
-                metal: Material) -> None:
+def _solid_body(
+    d: Designer, s: _GuitarShape, style: str, bass: bool, finish: Material, dark: Material, metal: Material
+) -> None:
     """A slab with pickups, knobs, bridge and perhaps a pickguard."""
     flat = np.array(SOLID[style][1])
     straight = style in ("flying-v", "angular")
@@ -133,10 +241,27 @@ def _solid_body(d: Designer, s: _GuitarShape, style: str, bass: bool, finish: Ma
     plastic = d.material(PLASTIC)
     if d.choice("pickguard", {"none": "", "guard": "with a pickguard"}) == "guard" and not straight:
         middle = np.array([0.0, 0.42 * s.body])
-        guard = smooth([(0.1, 0.22), (0.55, 0.3), (0.5, 0.52), (0.48, 0.72), (0.14, 0.76), (-0.2, 0.76),
-                        (-0.46, 0.86), (-0.5, 0.66), (-0.34, 0.45), (-0.2, 0.3)], 24, closed=True)
-        d.add("pickguard", extrude(middle + (guard * [s.half, s.body] - middle) * 0.98, 0.004).move(z=top + 0.001),
-              plastic)
+        guard = smooth(
+            [
+                (0.1, 0.22),
+                (0.55, 0.3),
+                (0.5, 0.52),
+                (0.48, 0.72),
+                (0.14, 0.76),
+                (-0.2, 0.76),
+                (-0.46, 0.86),
+                (-0.5, 0.66),
+                (-0.34, 0.45),
+                (-0.2, 0.3),
+            ],
+            24,
+            closed=True,
+        )
+        d.add(
+            "pickguard",
+            extrude(middle + (guard * [s.half, s.body] - middle) * 0.98, 0.004).move(z=top + 0.001),
+            plastic,
+        )
     num = d.integer("num_pickups", 1, 3)
     kind = d.choice("pickups", ["slim", "wide"])
     wide, tall = 0.085, 0.02 if kind == "slim" else 0.038
@@ -149,8 +274,9 @@ def _solid_body(d: Designer, s: _GuitarShape, style: str, bass: bool, finish: Ma
     places = [(x + 0.05 * s.half * i, s.body * (0.36 - 0.075 * i), top + 0.009) for i in range(num_knobs)]
     d.add("knob", placed(knob, places), metal)
     if d.choice("vibrato", {"none": "", "bar": "with a vibrato arm"}, [0.7, 0.3]) == "bar":
-        d.add("bridge", rods([[(0.03, s.bridge - 0.01, top + 0.012), (0.07, s.bridge + 0.13, top + 0.03)]], 0.003),
-              metal)
+        d.add(
+            "bridge", rods([[(0.03, s.bridge - 0.01, top + 0.012), (0.07, s.bridge + 0.13, top + 0.03)]], 0.003), metal
+        )
 
 
 def _neck(d: Designer, s: _GuitarShape, solid: bool, wood: Material, board: Material, metal: Material) -> None:
@@ -180,26 +306,51 @@ def _strings(num: int, s: _GuitarShape, offsets: Floats) -> Geometry:
     """Straight strings from the bridge over the nut."""
     wide = 0.775 * s.neck_width
     low = np.linspace(-wide / 2, wide / 2, num)
-    return rods([((low[i], s.bridge, s.action), (offsets[i], s.nut, s.face + 0.017)) for i in range(num)], 0.0012,
-                sides=3)
+    return rods(
+        [((low[i], s.bridge, s.action), (offsets[i], s.nut, s.face + 0.017)) for i in range(num)], 0.0012, sides=3
+    )
 
 
 def _head(d: Designer, s: _GuitarShape, num: int, finish: Material, metal: Material) -> None:
     """Headstock with tuners on both sides or in one row; leaning back from the nut."""
     half, long = 0.5 * s.neck_width, s.head
-    row = d.choice("headstock", {"both": "", "one": "with its tuners in one row",
-                                 "slotted": "with a slotted headstock"}, [0.5, 0.3, 0.2])
+    row = d.choice(
+        "headstock",
+        {"both": "", "one": "with its tuners in one row", "slotted": "with a slotted headstock"},
+        [0.5, 0.3, 0.2],
+    )
     holes: list[Floats] = []
     if row == "one":
-        outline = smooth([(0.9 * half, 0), (1.3 * half, 0.1 * long), (0.9 * half, 0.5 * long),
-                          (1.5 * half, 0.95 * long), (0.3 * half, 1.05 * long), (-1.5 * half, 0.86 * long),
-                          (-1.7 * half, 0.3 * long), (-1.0 * half, 0)], 20, closed=True)
+        outline = smooth(
+            [
+                (0.9 * half, 0),
+                (1.3 * half, 0.1 * long),
+                (0.9 * half, 0.5 * long),
+                (1.5 * half, 0.95 * long),
+                (0.3 * half, 1.05 * long),
+                (-1.5 * half, 0.86 * long),
+                (-1.7 * half, 0.3 * long),
+                (-1.0 * half, 0),
+            ],
+            20,
+            closed=True,
+        )
     else:
         flare = d.uniform("head_flare", 1.25, 1.75)
         crest = d.uniform("head_crest", 0.88, 1.08)
-        outline = np.array([(0.9 * half, 0), (flare * half, 0.16 * long), (0.92 * flare * half, 0.96 * long),
-                            (0.4 * half, crest * long), (0, 0.98 * long), (-0.4 * half, crest * long),
-                            (-0.92 * flare * half, 0.96 * long), (-flare * half, 0.16 * long), (-0.9 * half, 0)])
+        outline = np.array(
+            [
+                (0.9 * half, 0),
+                (flare * half, 0.16 * long),
+                (0.92 * flare * half, 0.96 * long),
+                (0.4 * half, crest * long),
+                (0, 0.98 * long),
+                (-0.4 * half, crest * long),
+                (-0.92 * flare * half, 0.96 * long),
+                (-flare * half, 0.16 * long),
+                (-0.9 * half, 0),
+            ]
+        )
         if row == "slotted":
             slot = rounded_rectangle(0.4 * half, 0.62 * long, 0.15 * half, 3)
             holes = [slot + np.array([side * 0.6 * half, 0.54 * long]) for side in (-1, 1)]
@@ -209,11 +360,14 @@ def _head(d: Designer, s: _GuitarShape, num: int, finish: Material, metal: Mater
     else:
         per = (num + 1) // 2
         shares = list(np.linspace(0.26, 0.84, per))
-        sides, rows = [-1] * per + [1] * (num - per), shares + shares[:num - per]
+        sides, rows = [-1] * per + [1] * (num - per), shares + shares[: num - per]
     edge = 1.55 * half if row == "one" else 1.35 * half
     peg = cylinder(0.004, 0.02, segments=6).rotate("x", 90)
-    right = (rods([[(0.8 * edge, 0, -0.004), (edge + 0.02, 0, -0.004)]], 0.003, sides=5)
-             + box(0.006, 0.018, 0.012).move(edge + 0.022, 0, -0.004) + peg.move(0.55 * edge, 0, 0.012))
+    right = (
+        rods([[(0.8 * edge, 0, -0.004), (edge + 0.02, 0, -0.004)]], 0.003, sides=5)
+        + box(0.006, 0.018, 0.012).move(edge + 0.022, 0, -0.004)
+        + peg.move(0.55 * edge, 0, 0.012)
+    )
     left = right.mirror()
     pegs = [(right if side > 0 else left).move(y=y * long) for side, y in zip(sides, rows, strict=True)]
     d.add("tuner", joined(pegs).rotate("x", -s.lean).move(0, s.nut, s.face - 0.004), metal)
@@ -233,9 +387,15 @@ def guitar(d: Designer) -> None:
         _solid_body(d, s, style, bass, finish, dark, metal)
     else:
         _acoustic_body(d, s, style, finish, wood, dark)
-    num = 4 if bass or small else int(d.choice("num_strings",
-                                               {"6": "", "7": "with seven strings", "12": "with twelve strings"},
-                                               [0.8, 0.08, 0.12]))
+    num = (
+        4
+        if bass or small
+        else int(
+            d.choice(
+                "num_strings", {"6": "", "7": "with seven strings", "12": "with twelve strings"}, [0.8, 0.08, 0.12]
+            )
+        )
+    )
     _neck(d, s, solid, wood, board, metal)
     _head(d, s, num, wood if d.choice("head_finish", ["wood", "body"]) == "wood" else finish, metal)
     d.add("string", _strings(num, s, np.linspace(-0.36, 0.36, num) * s.neck_width), metal)

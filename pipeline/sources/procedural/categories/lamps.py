@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural import geometry as g
+from pipeline.sources.procedural.categories.joinery import merge, settle
 from pipeline.sources.procedural.designer import (
     CERAMIC,
     FABRIC,
@@ -18,7 +19,6 @@ from pipeline.sources.procedural.designer import (
     Finish,
 )
 from pipeline.sources.procedural.geometry import Geometry
-from pipeline.sources.procedural.categories.joinery import merge, settle
 
 LIGHT: dict[str, Finish] = {"warm light": ("ffe2a6", 0.0, 0.6), "white light": ("f4f4ee", 0.0, 0.6)}
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.mesh import Floats, Material
+from pipeline.sources.procedural.categories.vehicle_parts import joined, rods, side_profile, spokes
 from pipeline.sources.procedural.designer import GLASS, LEATHER, METAL, PAINT, PLASTIC, RUBBER, Designer
 from pipeline.sources.procedural.geometry import (
     Geometry,
@@ -20,7 +21,6 @@ from pipeline.sources.procedural.geometry import (
     torus,
     tube,
 )
-from pipeline.sources.procedural.categories.vehicle_parts import joined, rods, side_profile, spokes
 
 # Per style: the caption's phrase, wheel base, rake of the fork in degrees, seat height, handlebar rise, tyre width.
 STYLES = {
@@ -85,16 +85,34 @@ def _front_end(d: Designer, s: _BikeShape, style: str, paint: Material, metal: M
     d.add("fork", legs + box(2 * gap + 0.06, 0.03, 0.07).move(0, top_y - 0.02, top_z), metal)
     bar_y, bar_z = top_y + s.bar, top_z - 0.05
     back = 0.06 if style in ("sport", "dirt") else 0.16
-    path = smooth([(0, top_y, top_z), (0.12, top_y + 0.4 * s.bar, top_z), (0.24, bar_y, bar_z),
-                   (s.half_bar, bar_y - 0.02, bar_z - back)], 5)
+    path = smooth(
+        [
+            (0, top_y, top_z),
+            (0.12, top_y + 0.4 * s.bar, top_z),
+            (0.24, bar_y, bar_z),
+            (s.half_bar, bar_y - 0.02, bar_z - back),
+        ],
+        5,
+    )
     d.add("handlebar", rods(list(pairwise(path)), 0.014).with_mirror(), metal)
-    grip = rods([[(0.72 * s.half_bar, bar_y - 0.01, bar_z - 0.62 * back),
-                  (s.half_bar + 0.03, bar_y - 0.02, bar_z - back - 0.01)]], 0.021, sides=8)
+    grip = rods(
+        [
+            [
+                (0.72 * s.half_bar, bar_y - 0.01, bar_z - 0.62 * back),
+                (s.half_bar + 0.03, bar_y - 0.02, bar_z - back - 0.01),
+            ]
+        ],
+        0.021,
+        sides=8,
+    )
     d.add("handlebar", grip.with_mirror(), dark)
     if d.choice("mirrors", {"two": "", "none": ""}, [0.75, 0.25]) == "two":
         stalk = rods([[(0.24, bar_y, bar_z), (0.3, bar_y + 0.15, bar_z - 0.02)]], 0.007, sides=5)
-        d.add("mirror",
-              (stalk + ellipsoid(0.06, 0.045, 0.015, 10).move(0.31, bar_y + 0.17, bar_z - 0.02)).with_mirror(), dark)
+        d.add(
+            "mirror",
+            (stalk + ellipsoid(0.06, 0.045, 0.015, 10).move(0.31, bar_y + 0.17, bar_z - 0.02)).with_mirror(),
+            dark,
+        )
     lamp = d.material({"white": PAINT["white"]})
     lamp_y, lamp_z = top_y - 0.08, top_z + 0.1
     if style == "dirt":
@@ -105,8 +123,7 @@ def _front_end(d: Designer, s: _BikeShape, style: str, paint: Material, metal: M
         d.add("light", ellipsoid(0.09, 0.09, 0.11, 12).move(0, lamp_y, lamp_z - 0.03), metal)
         d.add("light", cylinder(0.075, 0.05, segments=12).rotate("x", 90).move(0, lamp_y, lamp_z + 0.055), lamp)
     lift, span = (0.09, (35, 140)) if style == "dirt" else (0.025, (20, 165))
-    d.add("fender", _fender(s.front_radius + lift, 0.9 * s.tyre + 0.02, *span).move(0, s.front_radius, s.front),
-          paint)
+    d.add("fender", _fender(s.front_radius + lift, 0.9 * s.tyre + 0.02, *span).move(0, s.front_radius, s.front), paint)
 
 
 def _tank(d: Designer, s: _BikeShape, paint: Material) -> tuple[float, float]:
@@ -116,26 +133,35 @@ def _tank(d: Designer, s: _BikeShape, paint: Material) -> tuple[float, float]:
     swell = d.uniform("tank_swell", 0.1, 0.2)
     base = s.seat - 0.03
     rings = []
-    for share, wide, high in ((0, 0.45, 0.5), (0.12, 0.85, 0.95), (0.4, 1.0, 1.0), (0.7, 0.8, 0.75),
-                              (1.0, 0.4, 0.25)):
+    for share, wide, high in ((0, 0.45, 0.5), (0.12, 0.85, 0.95), (0.4, 1.0, 1.0), (0.7, 0.8, 0.75), (1.0, 0.4, 0.25)):
         t = np.linspace(0, 2 * np.pi, 12, endpoint=False)
         x, y = fat * wide * np.cos(t), (0.5 * np.sin(t) * (0.06 + swell * high))
         tilt = 0.06 * (1 - share)
-        rings.append(np.stack([x, base + tilt + 0.4 * swell * high + y, np.full(12, front + (rear - front) * share)],
-                              -1))
+        rings.append(
+            np.stack([x, base + tilt + 0.4 * swell * high + y, np.full(12, front + (rear - front) * share)], -1)
+        )
     d.add("gas tank", loft(rings), paint)
     return s.seat, rear + 0.06
 
 
-def _seat(d: Designer, s: _BikeShape, style: str, front: tuple[float, float], leather: Material,
-          paint: Material) -> None:
+def _seat(
+    d: Designer, s: _BikeShape, style: str, front: tuple[float, float], leather: Material, paint: Material
+) -> None:
     """Saddle, tail and rear fender."""
     y, z = front
     tail = {"sport": 0.2, "dirt": 0.14, "naked": 0.1}.get(style, 0.0)
     end = s.rear + (0.08 if style in ("cruiser", "scooter") else -0.1)
     kick = 0.08 if style in ("cruiser", "tourer") else 0.02
-    top = smooth([(z, y), (z - 0.2, y - 0.04), (z - 0.4, y - 0.01), (end + 0.05, y + kick + 0.5 * tail),
-                  (end, y + kick + 0.45 * tail)], 9)
+    top = smooth(
+        [
+            (z, y),
+            (z - 0.2, y - 0.04),
+            (z - 0.4, y - 0.01),
+            (end + 0.05, y + kick + 0.5 * tail),
+            (end, y + kick + 0.45 * tail),
+        ],
+        9,
+    )
     bottom = [(end, y + 0.4 * tail - 0.05), (z - 0.35, y - 0.12), (z, y - 0.1)]
     width = d.uniform("seat_width", 0.2, 0.32) * (0.7 if style == "dirt" else 1.0)
     d.add("seat", side_profile(np.concatenate([top, bottom]), width, bevel=0.06), leather)
@@ -143,12 +169,21 @@ def _seat(d: Designer, s: _BikeShape, style: str, front: tuple[float, float], le
         cowl = [(z - 0.3, y - 0.08), (end - 0.12, y + 0.16), (end - 0.14, y + 0.09), (z - 0.3, y - 0.18)]
         d.add("tail", side_profile(cowl, 0.16), paint)
     if d.choice("rear_fender", ["long", "short"]) == "long":
-        d.add("fender", _fender(s.rear_radius + 0.03, 1.1 * s.tyre + 0.02, 15,
-                                150).mirror("z").move(0, s.rear_radius, s.rear), paint)
+        d.add(
+            "fender",
+            _fender(s.rear_radius + 0.03, 1.1 * s.tyre + 0.02, 15, 150).mirror("z").move(0, s.rear_radius, s.rear),
+            paint,
+        )
     else:
         tip = s.rear - 0.75 * s.rear_radius
-        strip = [(end + 0.2, y - 0.1), (end, y - 0.07), (tip, y - 0.14), (tip, y - 0.165), (end, y - 0.1),
-                 (end + 0.2, y - 0.14)]
+        strip = [
+            (end + 0.2, y - 0.1),
+            (end, y - 0.07),
+            (tip, y - 0.14),
+            (tip, y - 0.165),
+            (end, y - 0.1),
+            (end + 0.2, y - 0.14),
+        ]
         d.add("fender", side_profile(strip, 0.16), paint)
     d.add("light", box(0.1, 0.05, 0.04).move(0, y - 0.02 + 0.3 * tail, end - 0.03), d.material({"red": PAINT["red"]}))
 
@@ -166,21 +201,50 @@ def _engine(d: Designer, s: _BikeShape, metal: Material, dark: Material, frame: 
         block = box(0.8 * wide, 0.26, 0.12).move(y=0.17) + joined(fins)
         d.add("engine", block.rotate("x", tilt).move(0, low, 0.02), metal if kind != "four" else dark)
     head = (0.0, s.crown_y - 0.06, s.crown_z)
-    spine = smooth([head, (0, s.seat + 0.0, s.crown_z - 0.3), (0, s.seat - 0.1, s.rear + 0.45),
-                    (0, s.seat - 0.1, s.rear + 0.1)], 6)
-    cradle = smooth([(0.05, head[1] - 0.04, head[2]), (0.11, low + 0.1, 0.3), (0.11, low - 0.14, 0.16),
-                     (0.11, low - 0.14, -0.2), (0.09, mid, s.rear + 0.42), (0.08, s.seat - 0.1, s.rear + 0.3)], 8)
+    spine = smooth(
+        [head, (0, s.seat + 0.0, s.crown_z - 0.3), (0, s.seat - 0.1, s.rear + 0.45), (0, s.seat - 0.1, s.rear + 0.1)], 6
+    )
+    cradle = smooth(
+        [
+            (0.05, head[1] - 0.04, head[2]),
+            (0.11, low + 0.1, 0.3),
+            (0.11, low - 0.14, 0.16),
+            (0.11, low - 0.14, -0.2),
+            (0.09, mid, s.rear + 0.42),
+            (0.08, s.seat - 0.1, s.rear + 0.3),
+        ],
+        8,
+    )
     arm = rods([[(0.5 * s.tyre + 0.04, s.rear_radius, s.rear), (0.5 * s.tyre + 0.03, low, -0.2)]], 0.024, sides=6)
-    shock = rods([[(0.5 * s.tyre + 0.05, s.rear_radius, s.rear + 0.06), (0.12, s.seat - 0.1, s.rear + 0.28)]], 0.026,
-                 sides=8)
-    d.add("frame", rods(list(pairwise(spine)), 0.024) + (rods(list(pairwise(cradle)), 0.018) + arm
-                                                         + shock).with_mirror(), frame)
+    shock = rods(
+        [[(0.5 * s.tyre + 0.05, s.rear_radius, s.rear + 0.06), (0.12, s.seat - 0.1, s.rear + 0.28)]], 0.026, sides=8
+    )
+    d.add(
+        "frame",
+        rods(list(pairwise(spine)), 0.024) + (rods(list(pairwise(cradle)), 0.018) + arm + shock).with_mirror(),
+        frame,
+    )
     rise = d.uniform("exhaust_rise", 0.0, 0.3)
     x = 0.5 * s.tyre + 0.1
-    pipe = smooth([(0.06, low + 0.2, 0.1), (0.1, low + 0.12, 0.26), (x, low - 0.12, 0.14), (x, low - 0.12, -0.2),
-                   (x, low - 0.08 + 0.3 * rise, s.rear + 0.3)], 7)
-    muffler = tube([(x, low - 0.09 + 0.25 * rise, s.rear + 0.36), (x, low - 0.07 + 0.4 * rise, s.rear + 0.22),
-                    (x, low - 0.02 + rise, s.rear - 0.2)], [0.025, 0.05, 0.055], 10)
+    pipe = smooth(
+        [
+            (0.06, low + 0.2, 0.1),
+            (0.1, low + 0.12, 0.26),
+            (x, low - 0.12, 0.14),
+            (x, low - 0.12, -0.2),
+            (x, low - 0.08 + 0.3 * rise, s.rear + 0.3),
+        ],
+        7,
+    )
+    muffler = tube(
+        [
+            (x, low - 0.09 + 0.25 * rise, s.rear + 0.36),
+            (x, low - 0.07 + 0.4 * rise, s.rear + 0.22),
+            (x, low - 0.02 + rise, s.rear - 0.2),
+        ],
+        [0.025, 0.05, 0.055],
+        10,
+    )
     pair = d.choice("exhaust", {"one": "", "two": "with twin exhausts"})
     both = tube(pipe, 0.022, 8) + muffler
     d.add("exhaust", both.with_mirror() if pair == "two" else both, metal)
@@ -189,24 +253,49 @@ def _engine(d: Designer, s: _BikeShape, metal: Material, dark: Material, frame: 
 def _scooter_body(d: Designer, s: _BikeShape, paint: Material, dark: Material, leather: Material) -> None:
     """Leg shield, footboard and the shell over the rear wheel."""
     floor = 0.3
-    shield = [(s.crown_z + 0.07, s.crown_y - 0.02), (s.crown_z, s.crown_y + 0.05),
-              (s.crown_z - 0.05, s.crown_y - 0.1), (s.crown_z - 0.03, floor + 0.1), (s.crown_z - 0.1, floor),
-              (-0.15, floor), (-0.2, floor - 0.07), (s.crown_z, floor - 0.07)]
+    shield = [
+        (s.crown_z + 0.07, s.crown_y - 0.02),
+        (s.crown_z, s.crown_y + 0.05),
+        (s.crown_z - 0.05, s.crown_y - 0.1),
+        (s.crown_z - 0.03, floor + 0.1),
+        (s.crown_z - 0.1, floor),
+        (-0.15, floor),
+        (-0.2, floor - 0.07),
+        (s.crown_z, floor - 0.07),
+    ]
     wide = d.uniform("shield_width", 0.32, 0.44)
     d.add("body", side_profile(shield, wide), paint)
     seat_z = -0.1
-    hump = smooth([(seat_z + 0.02, floor - 0.05), (seat_z - 0.02, s.seat - 0.12), (s.rear + 0.1, s.seat - 0.1),
-                   (s.rear - 0.3, s.seat - 0.26), (s.rear - 0.28, s.rear_radius + 0.06),
-                   (s.rear, s.rear_radius + 0.14), (s.rear + 0.25, s.rear_radius)], 18)
+    hump = smooth(
+        [
+            (seat_z + 0.02, floor - 0.05),
+            (seat_z - 0.02, s.seat - 0.12),
+            (s.rear + 0.1, s.seat - 0.1),
+            (s.rear - 0.3, s.seat - 0.26),
+            (s.rear - 0.28, s.rear_radius + 0.06),
+            (s.rear, s.rear_radius + 0.14),
+            (s.rear + 0.25, s.rear_radius),
+        ],
+        18,
+    )
     d.add("body", side_profile(hump, 0.34, bevel=0.1), paint)
     d.add("engine", box(0.24, 0.16, 0.34, 0.04).move(0.03, s.rear_radius + 0.02, s.rear + 0.1), dark)
-    d.add("exhaust", rods([[(0.14, s.rear_radius - 0.02, s.rear + 0.2), (0.15, s.rear_radius + 0.03, s.rear - 0.2)]],
-                          0.05, sides=10), dark)
+    d.add(
+        "exhaust",
+        rods(
+            [[(0.14, s.rear_radius - 0.02, s.rear + 0.2), (0.15, s.rear_radius + 0.03, s.rear - 0.2)]], 0.05, sides=10
+        ),
+        dark,
+    )
     _seat(d, s, "scooter", (s.seat, seat_z + 0.04), leather, paint)
-    d.add("light", ellipsoid(0.09, 0.09, 0.06, 12).move(0, s.crown_y + 0.5 * s.bar, s.crown_z + 0.05),
-          d.material({"white": PAINT["white"]}))
-    column = rods([[(0, s.front_radius + 0.1, s.front - 0.05), (0, s.crown_y + 0.5 * s.bar, s.crown_z)]], 0.05,
-                  sides=10)
+    d.add(
+        "light",
+        ellipsoid(0.09, 0.09, 0.06, 12).move(0, s.crown_y + 0.5 * s.bar, s.crown_z + 0.05),
+        d.material({"white": PAINT["white"]}),
+    )
+    column = rods(
+        [[(0, s.front_radius + 0.1, s.front - 0.05), (0, s.crown_y + 0.5 * s.bar, s.crown_z)]], 0.05, sides=10
+    )
     d.add("body", column, paint)
 
 
@@ -216,8 +305,16 @@ def _fairing(d: Designer, s: _BikeShape, style: str, paint: Material) -> None:
     z, y = s.crown_z, s.crown_y
     if style == "sport":
         reach = d.uniform("fairing_reach", 0.2, 0.34)
-        shell = [(z + reach, y - 0.12), (z + 0.12, y + 0.08), (z - 0.1, y + 0.02), (z - 0.3, y - 0.12), (-0.1, 0.42),
-                 (-0.26, 0.24), (0.25, 0.24), (z + 0.02, 0.5)]
+        shell = [
+            (z + reach, y - 0.12),
+            (z + 0.12, y + 0.08),
+            (z - 0.1, y + 0.02),
+            (z - 0.3, y - 0.12),
+            (-0.1, 0.42),
+            (-0.26, 0.24),
+            (0.25, 0.24),
+            (z + 0.02, 0.5),
+        ]
 
         def pinch(v: Floats) -> Floats:
             v[:, 0] *= 1 - 0.75 * np.clip((v[:, 2] - z) / reach, 0, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
+from pipeline.sources.procedural.categories.joinery import at_corners, block, cushion, leg, merge, pipe, plate, settle
 from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, extrude, rod, smooth
-from pipeline.sources.procedural.categories.joinery import at_corners, block, cushion, leg, merge, pipe, plate, settle
 
 OCTAVE = 0.165  # metres of keyboard an octave takes
 IVORY = Material("ivory", (0.84, 0.81, 0.72), 0.0, 0.4)

@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 
 from pipeline.mesh import Floats
 from pipeline.sources.procedural import geometry as g
+from pipeline.sources.procedural.categories.vessels import SEGMENTS
 from pipeline.sources.procedural.designer import PAINT, WOOD, Designer, Finish
 from pipeline.sources.procedural.geometry import Geometry
-from pipeline.sources.procedural.categories.vessels import SEGMENTS
 
 FOLIAGE: dict[str, Finish] = {
     "green leaves": ("3f7f35", 0.0, 0.7),

@@ -6,9 +6,9 @@ import numpy as np
 
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural import geometry as g
-from pipeline.sources.procedural.designer import CERAMIC, METAL, PLASTIC, STONE, WOOD, Designer, Finish
 from pipeline.sources.procedural.categories.plants import PLANTS
 from pipeline.sources.procedural.categories.vessels import SEGMENTS, squared, vessel
+from pipeline.sources.procedural.designer import CERAMIC, METAL, PLASTIC, STONE, WOOD, Designer, Finish
 
 SOIL: dict[str, Finish] = {
     "soil": ("3a2b21", 0.0, 0.95),

@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
+from pipeline.sources.procedural.categories.vehicle_parts import (
+    add_wheels,
+    joined,
+    panes,
+    placed,
+    rods,
+    side_profile,
+    slabs,
+)
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, PLASTIC, RUBBER, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, ellipsoid, smooth
-from pipeline.sources.procedural.categories.vehicle_parts import add_wheels, joined, panes, placed, rods, side_profile, slabs
 
 # How a body style lays out its side view, as shares of the length from the nose: foot and head of the windscreen,
 # head and foot of the rear window; then, in metres, the roof over the belt line and the belt line over the wheels.
@@ -54,11 +62,14 @@ class _CarShape:
         half, top = self.length / 2, []
         deck = self.belt - 0.02 if self.rear_foot > -0.44 * self.length else self.belt - 0.06
         tail = [(-half + 0.06, self.sill), (-half, 0.5 * (self.sill + deck)), (-half + 0.05, deck - 0.06)]
-        nose = [(half - 0.2, self.hood - 0.03), (half - 0.03, 0.62 * self.hood + 0.38 * self.sill),
-                (half, 0.4 * self.hood + 0.6 * self.sill), (half - 0.1, self.sill)]
+        nose = [
+            (half - 0.2, self.hood - 0.03),
+            (half - 0.03, 0.62 * self.hood + 0.38 * self.sill),
+            (half, 0.4 * self.hood + 0.6 * self.sill),
+            (half - 0.1, self.sill),
+        ]
         if floor is None:
-            top = [*tail, (-half + 0.14, deck), (self.rear_foot + 0.1, self.belt), (self.foot - 0.1, self.belt),
-                   *nose]
+            top = [*tail, (-half + 0.14, deck), (self.rear_foot + 0.1, self.belt), (self.foot - 0.1, self.belt), *nose]
             upper = [smooth(top, 30)]
         else:
             start, stop = self.sunk()
@@ -82,9 +93,15 @@ class _CarShape:
 def _glasshouse(d: Designer, s: _CarShape, paint: Material, glass: Material, num_panes: int, blind: bool) -> None:
     """Cabin with its windows; every pane is a slab through the cabin that stands out by a few millimetres."""
     belt, roof, width = s.belt - 0.06, s.roof, 0.94 * s.width
-    crown = [(s.rear_foot, belt), (s.rear_head - 0.06, roof - 0.07), (s.rear_head + 0.06, roof - 0.01),
-             ((s.head + s.rear_head) / 2, roof), (s.head - 0.1, roof - 0.015), (s.head + 0.05, roof - 0.07),
-             (s.foot, belt)]
+    crown = [
+        (s.rear_foot, belt),
+        (s.rear_head - 0.06, roof - 0.07),
+        (s.rear_head + 0.06, roof - 0.01),
+        ((s.head + s.rear_head) / 2, roof),
+        (s.head - 0.1, roof - 0.015),
+        (s.head + 0.05, roof - 0.07),
+        (s.foot, belt),
+    ]
     d.add("body", side_profile(crown, width).warp(s.taper), paint)
     low, high = s.belt + 0.035, roof - 0.1
 
@@ -107,16 +124,27 @@ def _open_cabin(d: Designer, s: _CarShape, floor: float, paint: Material, glass:
     """Doors, seats and a bare windscreen."""
     start, stop = s.sunk()
     seat = d.material(PLASTIC)
-    places = [(side * 0.22 * s.width, 0.0, z) for z in (stop - 0.75, stop - 1.45) if z > start + 0.35 or z > stop - 1
-              for side in (-1, 1)]
+    places = [
+        (side * 0.22 * s.width, 0.0, z)
+        for z in (stop - 0.75, stop - 1.45)
+        if z > start + 0.35 or z > stop - 1
+        for side in (-1, 1)
+    ]
     cushion = box(0.36 * s.width, 0.14, 0.42, 0.03).move(y=floor + 0.1)
     back = box(0.34 * s.width, 0.62, 0.13, 0.04).rotate("x", -14).move(y=floor + 0.42, z=-0.24)
     d.add("seat", placed(cushion + back, places), seat)
-    screen = [(s.foot - 0.02, s.belt - 0.05), (s.foot + 0.02, s.belt - 0.05), (s.head + 0.02, s.roof),
-              (s.head - 0.02, s.roof)]
+    screen = [
+        (s.foot - 0.02, s.belt - 0.05),
+        (s.foot + 0.02, s.belt - 0.05),
+        (s.head + 0.02, s.roof),
+        (s.head - 0.02, s.roof),
+    ]
     d.add("window", side_profile(screen, 0.82 * s.width).warp(s.taper), glass)
-    d.add("frame", side_profile(np.array(screen) + np.array([0, 0.02]),
-                                0.05).move(x=0.42 * s.width).with_mirror().warp(s.taper), paint)
+    d.add(
+        "frame",
+        side_profile(np.array(screen) + np.array([0, 0.02]), 0.05).move(x=0.42 * s.width).with_mirror().warp(s.taper),
+        paint,
+    )
 
 
 def _car_trim(d: Designer, s: _CarShape, paint: Material, dark: Material, metal: Material) -> None:
@@ -140,8 +168,11 @@ def _car_trim(d: Designer, s: _CarShape, paint: Material, dark: Material, metal:
 
 def _car_roof(d: Designer, s: _CarShape, paint: Material, dark: Material) -> None:
     """What the roof or the tail carries."""
-    extra = d.choice("roof", {"bare": "", "rack": "with a roof rack", "spoiler": "with a rear spoiler",
-                              "box": "with a roof box"}, [0.5, 0.18, 0.2, 0.12])
+    extra = d.choice(
+        "roof",
+        {"bare": "", "rack": "with a roof rack", "spoiler": "with a rear spoiler", "box": "with a roof box"},
+        [0.5, 0.18, 0.2, 0.12],
+    )
     middle, length = (s.head + s.rear_head) / 2, s.head - s.rear_head
     inner = s.width * (1 - s.tumble) / 2
     if extra == "rack":
@@ -171,8 +202,12 @@ def car(d: Designer) -> None:
     d.add("body", side_profile(s.outline(floor), s.width, bevel=0.035).warp(s.taper), paint)
     if floor is not None:
         start, stop = s.sunk()
-        wall = [(start - 0.05, floor - 0.1), (stop + 0.05, floor - 0.1), (stop + 0.05, s.belt - 0.015),
-                (start - 0.05, s.belt - 0.015)]
+        wall = [
+            (start - 0.05, floor - 0.1),
+            (stop + 0.05, floor - 0.1),
+            (stop + 0.05, s.belt - 0.015),
+            (start - 0.05, s.belt - 0.015),
+        ]
         d.add("door", side_profile(wall, 0.08).move(x=0.465 * s.width).with_mirror().warp(s.taper), paint)
     if style == "convertible":
         _open_cabin(d, s, floor or 0.0, paint, glass)
@@ -228,10 +263,19 @@ class _BusShape:
     def shell(self, rear: float, front: float, lean: float) -> Geometry:
         """The body from rear to front in z, its nose leaning back by `lean` at the roof."""
         knee, cut = self.floor + 0.38 * self.deck, 0.7 * self.corner
-        outline = [(rear + 0.06, self.floor), (front - 0.1, self.floor), (front, self.floor + 0.3), (front, knee),
-                   (front - 0.85 * lean, self.roof - cut), (front - 0.85 * lean - 0.35 * cut, self.roof - 0.4 * cut),
-                   (front - 0.85 * lean - cut, self.roof), (rear + cut, self.roof),
-                   (rear + 0.4 * cut, self.roof - 0.35 * cut), (rear + 0.1, self.roof - cut), (rear, knee)]
+        outline = [
+            (rear + 0.06, self.floor),
+            (front - 0.1, self.floor),
+            (front, self.floor + 0.3),
+            (front, knee),
+            (front - 0.85 * lean, self.roof - cut),
+            (front - 0.85 * lean - 0.35 * cut, self.roof - 0.4 * cut),
+            (front - 0.85 * lean - cut, self.roof),
+            (rear + cut, self.roof),
+            (rear + 0.4 * cut, self.roof - 0.35 * cut),
+            (rear + 0.1, self.roof - cut),
+            (rear, knee),
+        ]
         return side_profile(outline, self.width).warp(self.round_roof)
 
 
@@ -241,8 +285,10 @@ def _bus_windows(d: Designer, s: _BusShape, spans: list[tuple[float, float]], de
     quads: list[Floats] = []
     for deck in range(decks):
         rise = deck * 0.62 * s.deck + (0.08 if deck else 0.0)
-        heights = (s.sill + rise, min(s.head + rise - (0.16 * s.deck if decks == 2 else 0.0),
-                                      s.roof - 0.75 * s.corner - 0.05))
+        heights = (
+            s.sill + rise,
+            min(s.head + rise - (0.16 * s.deck if decks == 2 else 0.0), s.roof - 0.75 * s.corner - 0.05),
+        )
         for rear, front in spans:
             span = (rear + 0.3, front - 0.35 - s.lean)
             quads += panes(span, span, heights, max(2, round((span[1] - span[0]) / pitch)), gap)
@@ -251,21 +297,27 @@ def _bus_windows(d: Designer, s: _BusShape, spans: list[tuple[float, float]], de
         z = [s.front - 0.85 * s.lean * max(y - knee, 0.0) / (top - knee) for y in (low, heights[1])]
         screen = [(z[0] - 0.2, low), (z[0] + 0.015, low), (z[1] + 0.015, heights[1]), (z[1] - 0.2, heights[1])]
         d.add("window", side_profile(screen, 0.9 * s.width), glass)
-        tail = box(0.72 * s.width, heights[1] - heights[0], 0.3).move(0, (heights[0] + heights[1]) / 2, -s.half
-                                                                      + 0.13)
+        tail = box(0.72 * s.width, heights[1] - heights[0], 0.3).move(0, (heights[0] + heights[1]) / 2, -s.half + 0.13)
         d.add("window", tail, glass)
     d.add("window", slabs(quads, s.width + 0.03), glass)
 
 
-def _bus_trim(d: Designer, s: _BusShape, kind: str, second_door: float, dark: Material, trim: Material,
-              metal: Material) -> None:
+def _bus_trim(
+    d: Designer, s: _BusShape, kind: str, second_door: float, dark: Material, trim: Material, metal: Material
+) -> None:
     """Doors, lamps, mirrors, stripe and what stands on the roof."""
     if d.choice("livery", ["plain", "stripe", "skirt"]) == "stripe":
-        d.add("stripe", box(s.width + 0.025, 0.16, s.front + s.half - 0.5).move(0, s.sill - 0.28,
-                                                                                (s.front - s.half) / 2), trim)
+        d.add(
+            "stripe",
+            box(s.width + 0.025, 0.16, s.front + s.half - 0.5).move(0, s.sill - 0.28, (s.front - s.half) / 2),
+            trim,
+        )
     elif d.choices["livery"] == "skirt":
-        d.add("stripe", box(s.width + 0.025, 0.3, s.front + s.half - 0.7).move(0, s.floor + 0.2,
-                                                                               (s.front - s.half) / 2), trim)
+        d.add(
+            "stripe",
+            box(s.width + 0.025, 0.3, s.front + s.half - 0.7).move(0, s.floor + 0.2, (s.front - s.half) / 2),
+            trim,
+        )
     height = s.head - s.floor - 0.12
     doors = [s.front - 0.85 - s.lean] + ([second_door] if d.integer("num_doors", 1, 2) == 2 else [])
     leaf = box(0.2, height, 0.42)
@@ -280,20 +332,33 @@ def _bus_trim(d: Designer, s: _BusShape, kind: str, second_door: float, dark: Ma
     if kind != "school":
         board = box(0.6 * s.width, 0.24, 0.12).move(0, s.roof - 0.7 * s.corner - 0.02, s.front - 0.8 * s.lean)
         d.add("sign", board, dark)
-    arm = rods([[(0.46 * s.width, s.head, s.front - 0.5 * s.lean), (0.53 * s.width, s.head - 0.1, s.front + 0.22)]],
-               0.025)
+    arm = rods(
+        [[(0.46 * s.width, s.head, s.front - 0.5 * s.lean), (0.53 * s.width, s.head - 0.1, s.front + 0.22)]], 0.025
+    )
     glass = box(0.1, 0.38, 0.16, 0.03).move(0.54 * s.width, s.head - 0.25, s.front + 0.22)
     d.add("mirror", (arm + glass).with_mirror(), dark)
-    top = d.choice("roof", {"bare": "", "cooler": "with an air conditioner on the roof",
-                            "rack": "with a luggage rack on the roof", "hatches": ""}, [0.3, 0.3, 0.15, 0.25])
+    top = d.choice(
+        "roof",
+        {
+            "bare": "",
+            "cooler": "with an air conditioner on the roof",
+            "rack": "with a luggage rack on the roof",
+            "hatches": "",
+        },
+        [0.3, 0.3, 0.15, 0.25],
+    )
     if top == "cooler":
-        d.add("roof unit", box(0.66 * s.width, 0.26, 0.22 * s.length, 0.1).move(0, s.roof + 0.08, -0.2 * s.length),
-              trim)
+        d.add(
+            "roof unit", box(0.66 * s.width, 0.26, 0.22 * s.length, 0.1).move(0, s.roof + 0.08, -0.2 * s.length), trim
+        )
     elif top == "rack":
-        rails = [box(0.05, 0.05, 0.6 * s.length).move(x, s.roof + 0.2, -0.05 * s.length)
-                 for x in (-0.36 * s.width, 0.36 * s.width)]
-        bars = [box(0.77 * s.width, 0.04, 0.05).move(0, s.roof + 0.19, f * s.length)
-                for f in (-0.33, -0.14, 0.05, 0.23)]
+        rails = [
+            box(0.05, 0.05, 0.6 * s.length).move(x, s.roof + 0.2, -0.05 * s.length)
+            for x in (-0.36 * s.width, 0.36 * s.width)
+        ]
+        bars = [
+            box(0.77 * s.width, 0.04, 0.05).move(0, s.roof + 0.19, f * s.length) for f in (-0.33, -0.14, 0.05, 0.23)
+        ]
         feet = [box(0.05, 0.25, 0.05).move(0.36 * s.width, s.roof + 0.09, f * s.length) for f in (-0.33, -0.05, 0.23)]
         d.add("roof rack", joined(rails + bars) + joined(feet).with_mirror(), metal)
     elif top == "hatches":
@@ -311,16 +376,27 @@ def bus(d: Designer) -> None:
     if kind == "jointed":
         joint = d.uniform("joint", -0.1, 0.06) * s.length
         spans = [(joint + 0.45, s.front), (-s.half, joint - 0.45)]
-        slats = [box(s.width - (0.1 if i % 2 else 0.28), s.roof - s.floor - 0.35,
-                     0.17).move(0, (s.roof + s.floor) / 2, joint + f) for i,
-                 f in enumerate(np.linspace(-0.42, 0.42, 7))]
+        slats = [
+            box(s.width - (0.1 if i % 2 else 0.28), s.roof - s.floor - 0.35, 0.17).move(
+                0, (s.roof + s.floor) / 2, joint + f
+            )
+            for i, f in enumerate(np.linspace(-0.42, 0.42, 7))
+        ]
     for i, (rear, front) in enumerate(spans):
         d.add("body", s.shell(rear, front, s.lean if i == 0 else 0.0), paint)
     if kind == "jointed":
         d.add("joint", joined(slats), dark)
     if kind == "school":
-        nose = smooth([(s.front - 0.2, s.floor + 0.05), (s.half, s.floor + 0.1), (s.half, s.sill - 0.4),
-                       (s.half - 0.3, s.sill - 0.12), (s.front - 0.2, s.sill - 0.02)], 12)
+        nose = smooth(
+            [
+                (s.front - 0.2, s.floor + 0.05),
+                (s.half, s.floor + 0.1),
+                (s.half, s.sill - 0.4),
+                (s.half - 0.3, s.sill - 0.12),
+                (s.front - 0.2, s.sill - 0.02),
+            ],
+            12,
+        )
         d.add("bonnet", side_profile(nose, 0.86 * s.width, bevel=0.06), paint)
         d.add("grille", box(0.45 * s.width, 0.5, 0.1).move(0, s.floor + 0.6, s.half - 0.01), metal)
     _bus_windows(d, s, spans, 2 if kind == "double" else 1, glass)

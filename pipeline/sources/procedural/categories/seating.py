@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Material
+from pipeline.sources.procedural.categories.joinery import at_corners, block, cushion, leg, merge, pipe, plate, settle
 from pipeline.sources.procedural.designer import FABRIC, LEATHER, METAL, PAINT, STONE, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, box, rounded_rectangle
-from pipeline.sources.procedural.categories.joinery import at_corners, block, cushion, leg, merge, pipe, plate, settle
 
 SEATS = {"1": "for one", "2": "with two seats", "3": "with three seats", "4": "with four seats"}
 LAYOUTS = {"straight": "", "chaise": "with a chaise end"}

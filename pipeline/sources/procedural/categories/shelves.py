@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
-from pipeline.sources.procedural.designer import CERAMIC, FABRIC, METAL, PAINT, WOOD, Designer
-from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe, rod
 from pipeline.sources.procedural.categories.joinery import (
     Span,
     at_corners,
@@ -16,6 +14,8 @@ from pipeline.sources.procedural.categories.joinery import (
     plate,
     settle,
 )
+from pipeline.sources.procedural.designer import CERAMIC, FABRIC, METAL, PAINT, WOOD, Designer
+from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe, rod
 
 
 def _books(d: Designer, bays: list[tuple[Span, float, float]], depth: float, fill: float) -> None:

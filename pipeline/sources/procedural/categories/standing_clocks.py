@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 
 from pipeline.mesh import Material
 from pipeline.sources.procedural import geometry as g
-from pipeline.sources.procedural.designer import CERAMIC, GLASS, METAL, PAINT, STONE, WOOD, Designer
 from pipeline.sources.procedural.categories.dials import add_dial, bezel, disc, pendulum
+from pipeline.sources.procedural.designer import CERAMIC, GLASS, METAL, PAINT, STONE, WOOD, Designer
 
 
 def _mantel_outline(

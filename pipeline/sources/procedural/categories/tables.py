@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
-from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, STONE, WOOD, Designer
-from pipeline.sources.procedural.geometry import arc, box, lathe, rod, rounded_rectangle, smooth
 from pipeline.sources.procedural.categories.joinery import (
     at_corners,
     block,
@@ -17,6 +15,8 @@ from pipeline.sources.procedural.categories.joinery import (
     plate,
     settle,
 )
+from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, STONE, WOOD, Designer
+from pipeline.sources.procedural.geometry import arc, box, lathe, rod, rounded_rectangle, smooth
 
 # Kind of table -> (height, length) ranges in metres.
 TABLES = {

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
-from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, Designer
-from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, extrude, lathe, loft
 from pipeline.sources.procedural.categories.vehicle_parts import (
     ellipse_loft,
     joined,
@@ -17,6 +15,8 @@ from pipeline.sources.procedural.categories.vehicle_parts import (
     side_profile,
     slabs,
 )
+from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, Designer
+from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, extrude, lathe, loft
 
 KINDS = {
     "steam": "pulled by a steam locomotive",
@@ -77,8 +77,9 @@ def _windows(d: Designer, s: _TrainShape, start: float, stop: float, glass: Mate
     d.add("window", slabs(quads, s.width + 0.03), glass)
 
 
-def _coach(d: Designer, s: _TrainShape, start: float, length: float, paint: Material, trim: Material,
-           glass: Material) -> None:
+def _coach(
+    d: Designer, s: _TrainShape, start: float, length: float, paint: Material, trim: Material, glass: Material
+) -> None:
     """A passenger vehicle: rounded roof, windows, doors, a stripe."""
     middle = start - length / 2
     d.add("body", extrude(s.section(), length).move(z=middle), paint)
@@ -86,44 +87,61 @@ def _coach(d: Designer, s: _TrainShape, start: float, length: float, paint: Mate
     door = box(s.width + 0.02, 0.66 * s.height, 0.7).move(y=s.floor + 0.36 * s.height)
     d.add("door", placed(door, [(0, 0, start - 0.75), (0, 0, start - length + 0.75)]), trim)
     if d.choices["livery"] == "stripe":
-        d.add("stripe", box(s.width + 0.03, 0.14 * s.height, length - 2.4).move(0, s.floor + 0.2 * s.height, middle),
-              trim)
+        d.add(
+            "stripe", box(s.width + 0.03, 0.14 * s.height, length - 2.4).move(0, s.floor + 0.2 * s.height, middle), trim
+        )
 
 
-def _goods(d: Designer, s: _TrainShape, kind: str, start: float, length: float, paint: Material, trim: Material,
-           dark: Material) -> None:
+def _goods(
+    d: Designer, s: _TrainShape, kind: str, start: float, length: float, paint: Material, trim: Material, dark: Material
+) -> None:
     """A goods wagon on its frame."""
     middle, half = start - length / 2, 0.5 * s.width
     if kind == "box":
         d.add("wagon", extrude(s.section(0.96), length).move(z=middle), paint)
-        ribs = [box(s.width + 0.02, 0.72 * s.height, 0.1).move(0, s.floor + 0.38 * s.height, start - length * f)
-                for f in (0.04, 0.2, 0.8, 0.96)]
+        ribs = [
+            box(s.width + 0.02, 0.72 * s.height, 0.1).move(0, s.floor + 0.38 * s.height, start - length * f)
+            for f in (0.04, 0.2, 0.8, 0.96)
+        ]
         d.add("wagon", joined(ribs), trim)
-        d.add("door", box(s.width + 0.05, 0.7 * s.height, 0.3 * length).move(0, s.floor + 0.4 * s.height, middle),
-              trim)
+        d.add("door", box(s.width + 0.05, 0.7 * s.height, 0.3 * length).move(0, s.floor + 0.4 * s.height, middle), trim)
     elif kind == "tank":
         r = 0.46 * min(s.width, s.height)
         end = length / 2 - 0.2
-        profile = [(0, -end), (0.7 * r, -0.95 * end), (r, -0.86 * end), (r, 0.86 * end), (0.7 * r, 0.95 * end),
-                   (0, end)]
+        profile = [
+            (0, -end),
+            (0.7 * r, -0.95 * end),
+            (r, -0.86 * end),
+            (r, 0.86 * end),
+            (0.7 * r, 0.95 * end),
+            (0, end),
+        ]
         d.add("tank", lathe(profile, 14).rotate("x", 90).move(0, s.floor + 0.1 + r, middle), paint)
         d.add("tank", cylinder(0.35 * r, 0.35 * r, segments=12).move(0, s.floor + 0.15 + 2 * r, middle), trim)
-        bands = [cylinder(1.02 * r, 0.14, segments=14).rotate("x", 90).move(0, s.floor + 0.1 + r, middle + f * end)
-                 for f in (-0.55, 0.55)]
+        bands = [
+            cylinder(1.02 * r, 0.14, segments=14).rotate("x", 90).move(0, s.floor + 0.1 + r, middle + f * end)
+            for f in (-0.55, 0.55)
+        ]
         d.add("tank", joined(bands), dark)
     elif kind == "hopper":
         tall = 0.6 * s.height
         lean = 0.22 * length
-        ends = [(start - length + 0.1, s.floor + tall), (start - 0.1, s.floor + tall),
-                (start - 0.1 - lean, s.floor - 0.2), (start - length + 0.1 + lean, s.floor - 0.2)]
+        ends = [
+            (start - length + 0.1, s.floor + tall),
+            (start - 0.1, s.floor + tall),
+            (start - 0.1 - lean, s.floor - 0.2),
+            (start - length + 0.1 + lean, s.floor - 0.2),
+        ]
         inner = np.array(ends) + np.array([(0.12, -0.5), (-0.12, -0.5), (-0.12, 0.3), (0.12, 0.3)])
         d.add("wagon", side_profile(ends, 0.1).move(x=half - 0.05).with_mirror(), paint)
         wall, reach = box(s.width - 0.04, tall / np.cos(0.2), 0.1), length / 2 - 0.16 - 0.34 * lean
         walls = [wall.rotate("x", sign * 22).move(0, s.floor + 0.5 * tall, middle + sign * reach) for sign in (-1, 1)]
         d.add("wagon", joined(walls), paint)
         d.add("load", side_profile(inner, s.width - 0.15), trim)
-        posts = [box(0.1, tall, 0.1).move(half, s.floor + 0.5 * tall, middle + f * (length - 2.2 * lean))
-                 for f in (-0.45, -0.15, 0.15, 0.45)]
+        posts = [
+            box(0.1, tall, 0.1).move(half, s.floor + 0.5 * tall, middle + f * (length - 2.2 * lean))
+            for f in (-0.45, -0.15, 0.15, 0.45)
+        ]
         d.add("wagon", joined(posts).with_mirror(), trim)
     else:
         num = d.integer("num_containers", 1, 2)
@@ -132,29 +150,43 @@ def _goods(d: Designer, s: _TrainShape, kind: str, start: float, length: float, 
         for i in range(num):
             z = start - 0.2 - size * (i + 0.5)
             d.add("container", crate.move(0, s.floor + 0.06 + 0.39 * s.height, z), paint if i == 0 else trim)
-            ribs = [box(0.94 * s.width + 0.06, 0.7 * s.height, 0.1).move(0, s.floor + 0.42 * s.height, z + f * size)
-                    for f in (-0.3, -0.1, 0.1, 0.3)]
+            ribs = [
+                box(0.94 * s.width + 0.06, 0.7 * s.height, 0.1).move(0, s.floor + 0.42 * s.height, z + f * size)
+                for f in (-0.3, -0.1, 0.1, 0.3)
+            ]
             d.add("container", joined(ribs), paint if i == 0 else trim)
 
 
-def _steam(d: Designer, s: _TrainShape, paint: Material, trim: Material, metal: Material, dark: Material,
-           glass: Material) -> float:
+def _steam(
+    d: Designer, s: _TrainShape, paint: Material, trim: Material, metal: Material, dark: Material, glass: Material
+) -> float:
     """Boiler, chimney, domes, cab, driving wheels with rods; then the tender. Returns the locomotive's length."""
     long, r = s.length * 0.8, 0.34 * s.width * d.uniform("boiler_radius", 0.85, 1.2)
     axis, cab = s.floor + 0.35 + r, 0.2 * long
-    boiler = [(0, -0.5 * long + cab), (r, -0.5 * long + cab), (r, 0.2 * long), (1.04 * r, 0.2 * long),
-              (1.04 * r, 0.46 * long), (0.7 * r, 0.485 * long), (0, 0.49 * long)]
+    boiler = [
+        (0, -0.5 * long + cab),
+        (r, -0.5 * long + cab),
+        (r, 0.2 * long),
+        (1.04 * r, 0.2 * long),
+        (1.04 * r, 0.46 * long),
+        (0.7 * r, 0.485 * long),
+        (0, 0.49 * long),
+    ]
     middle = -long / 2
     d.add("body", lathe(boiler, 18).rotate("x", 90).move(0, axis, middle), paint)
-    bands = [cylinder(1.015 * r, 0.1, segments=14).rotate("x", 90).move(0, axis, middle + f * long)
-             for f in (-0.14, 0.03)]
+    bands = [
+        cylinder(1.015 * r, 0.1, segments=14).rotate("x", 90).move(0, axis, middle + f * long) for f in (-0.14, 0.03)
+    ]
     d.add("band", joined(bands), metal)
     tall = d.uniform("chimney_height", 0.6, 1.3)
-    stack = d.choice("chimney", {"straight": "", "flared": "with a flared chimney",
-                                 "diamond": "with a diamond chimney"})
-    profile = {"straight": [(0.2, 0), (0.2, 0.85), (0.27, 0.88), (0.27, 1)],
-               "flared": [(0.17, 0), (0.17, 0.3), (0.4, 1)],
-               "diamond": [(0.16, 0), (0.18, 0.35), (0.46, 0.7), (0.28, 1)]}[stack]
+    stack = d.choice(
+        "chimney", {"straight": "", "flared": "with a flared chimney", "diamond": "with a diamond chimney"}
+    )
+    profile = {
+        "straight": [(0.2, 0), (0.2, 0.85), (0.27, 0.88), (0.27, 1)],
+        "flared": [(0.17, 0), (0.17, 0.3), (0.4, 1)],
+        "diamond": [(0.16, 0), (0.18, 0.35), (0.46, 0.7), (0.28, 1)],
+    }[stack]
     shape = [(0, -0.4), *[(x, y * tall) for x, y in profile], (0, tall)]
     d.add("chimney", lathe(shape, 12).move(0, axis + 0.95 * r, -0.13 * long), dark)
     dome = lathe([(0, -0.3), (0.3, -0.3), (0.3, 0.22), (0.2, 0.42), (0, 0.5)], 10)
@@ -162,30 +194,44 @@ def _steam(d: Designer, s: _TrainShape, paint: Material, trim: Material, metal: 
     d.add("dome", placed(dome, [(0, axis + 0.92 * r, -long * (0.36 + 0.2 * i)) for i in range(num)]), metal)
     back, roof = -long, axis + r + d.uniform("cab_height", 0.25, 0.7)
     d.add("cab", box(0.92 * s.width, roof - s.floor, cab).move(0, (roof + s.floor) / 2, back + cab / 2), paint)
-    canopy = extrude(np.array([*arc(0.75 * s.width, 48, 132, 7), *(arc(0.75 * s.width - 0.1, 132, 48, 7))]),
-                     1.3 * cab)
+    canopy = extrude(np.array([*arc(0.75 * s.width, 48, 132, 7), *(arc(0.75 * s.width - 0.1, 132, 48, 7))]), 1.3 * cab)
     d.add("cab", canopy.move(0, roof - 0.75 * s.width * np.sin(np.radians(48)) + 0.05, back + 0.5 * cab), dark)
-    d.add("window", box(0.92 * s.width + 0.03, 0.3 * (roof - s.floor),
-                        0.55 * cab).move(0, roof - 0.27 * (roof - s.floor), back + cab / 2), glass)
-    d.add("window", box(0.22 * s.width, 0.24 * (roof - s.floor),
-                        0.2).move(0.33 * s.width, roof - 0.22 * (roof - s.floor), back + cab - 0.08).with_mirror(),
-          glass)
+    d.add(
+        "window",
+        box(0.92 * s.width + 0.03, 0.3 * (roof - s.floor), 0.55 * cab).move(
+            0, roof - 0.27 * (roof - s.floor), back + cab / 2
+        ),
+        glass,
+    )
+    d.add(
+        "window",
+        box(0.22 * s.width, 0.24 * (roof - s.floor), 0.2)
+        .move(0.33 * s.width, roof - 0.22 * (roof - s.floor), back + cab - 0.08)
+        .with_mirror(),
+        glass,
+    )
     d.add("frame", box(0.8 * s.width, 0.4, 0.98 * long).move(0, s.floor - 0.02, middle), dark)
     d.add("frame", box(0.96 * s.width, 0.07, 0.72 * long).move(0, s.floor + 0.3, -0.5 * long), trim)
     num_wheels, big = d.integer("num_driving_axles", 2, 4), s.floor * d.uniform("driving_wheel", 0.55, 0.78)
     pitch = 2.12 * big
     zs = [-0.92 * long + big + pitch * i for i in range(num_wheels) if -0.92 * long + big + pitch * i < -1.4]
     x = 0.38 * s.width
-    wheel = lathe([(0.82 * big, -0.06), (big, -0.06), (big, 0.06), (0.82 * big, 0.06)], 14,
-                  closed=True).rotate("z", 90)
+    wheel = lathe([(0.82 * big, -0.06), (big, -0.06), (big, 0.06), (0.82 * big, 0.06)], 14, closed=True).rotate("z", 90)
     bar = box(0.08, 1.7 * big, 0.1 * big)
-    star = joined([bar.rotate("x", 90 * i + 45) for i in range(2)]) + cylinder(0.22 * big, 0.16,
-                                                                          segments=5).rotate("z", 90)
+    star = joined([bar.rotate("x", 90 * i + 45) for i in range(2)]) + cylinder(0.22 * big, 0.16, segments=5).rotate(
+        "z", 90
+    )
     d.add("wheel", placed(wheel + star, [(side * x, big, z) for z in zs for side in (-1, 1)]), trim)
-    d.add("rod", box(0.08, 0.14 * big, zs[-1] - zs[0] + 1.6).move(x + 0.16, 0.8 * big, (zs[0] + zs[-1]) / 2
-                                                                  + 0.6).with_mirror(), metal)
-    d.add("piston", cylinder(0.28, 1.1, segments=14).rotate("x", 90).move(x + 0.14, 0.85 * s.floor,
-                                                                          -0.13 * long).with_mirror(), dark)
+    d.add(
+        "rod",
+        box(0.08, 0.14 * big, zs[-1] - zs[0] + 1.6).move(x + 0.16, 0.8 * big, (zs[0] + zs[-1]) / 2 + 0.6).with_mirror(),
+        metal,
+    )
+    d.add(
+        "piston",
+        cylinder(0.28, 1.1, segments=14).rotate("x", 90).move(x + 0.14, 0.85 * s.floor, -0.13 * long).with_mirror(),
+        dark,
+    )
     small = cylinder(0.6 * s.wheel, 0.12, segments=12).rotate("z", 90)
     d.add("wheel", placed(small, [(side * x, 0.6 * s.wheel, -0.06 * long) for side in (-1, 1)]), trim)
     catcher = _plough(0.86 * s.width, s.floor - 0.2, 0.9)
@@ -200,8 +246,9 @@ def _plough(width: float, height: float, reach: float) -> Geometry:
     """A plough: a wedge whose point looks to +Z, standing on y = 0."""
     outline = [(-width / 2, 0.0), (0.0, reach), (width / 2, 0.0)]
     wedge = extrude(outline, height).rotate("x", 90).scale(y=-1.0).move(y=height / 2)
-    return wedge.warp(lambda v: np.stack([v[:, 0], v[:, 1], np.where(v[:, 1] > height / 2, 0.2 * v[:, 2], v[:, 2])],
-                                         -1))
+    return wedge.warp(
+        lambda v: np.stack([v[:, 0], v[:, 1], np.where(v[:, 1] > height / 2, 0.2 * v[:, 2], v[:, 2])], -1)
+    )
 
 
 def _tender(d: Designer, s: _TrainShape, start: float, paint: Material, dark: Material, trim: Material) -> float:
@@ -209,30 +256,54 @@ def _tender(d: Designer, s: _TrainShape, start: float, paint: Material, dark: Ma
     long = 0.38 * s.length
     tall = 0.6 * s.height
     d.add("tender", box(0.88 * s.width, tall, long).move(0, s.floor + tall / 2, start - long / 2), paint)
-    coal = ellipse_loft([(start - 0.12 * long, s.floor + tall, 0.2 * s.width, 0.1),
-                         (start - 0.4 * long, s.floor + tall, 0.38 * s.width, 0.4),
-                         (start - 0.9 * long, s.floor + tall, 0.36 * s.width, 0.25)], 10)
+    coal = ellipse_loft(
+        [
+            (start - 0.12 * long, s.floor + tall, 0.2 * s.width, 0.1),
+            (start - 0.4 * long, s.floor + tall, 0.38 * s.width, 0.4),
+            (start - 0.9 * long, s.floor + tall, 0.36 * s.width, 0.25),
+        ],
+        10,
+    )
     d.add("load", coal, dark)
     _bogies(d, s, [start - 0.5 * long], dark, trim, 3 if long > 4 else 2)
     return long
 
 
-def _diesel(d: Designer, s: _TrainShape, hood: bool, paint: Material, trim: Material, dark: Material,
-            glass: Material) -> float:
+def _diesel(
+    d: Designer, s: _TrainShape, hood: bool, paint: Material, trim: Material, dark: Material, glass: Material
+) -> float:
     """A box-shaped locomotive with sloping screens, or a cab on a narrow hood with walkways."""
     long = s.length * 0.95
     if hood:
         at = d.uniform("cab_position", 0.12, 0.35) * long
         cab = 0.17 * long
         low = s.floor + 0.72 * s.height
-        d.add("body", box(0.6 * s.width, low - s.floor, 0.94 * long, 0.12).move(0, (low + s.floor) / 2, -0.52 * long),
-              paint)
-        d.add("cab", side_profile([(-at - cab, s.floor), (-at, s.floor), (-at - 0.02, s.top - 0.3),
-                                   (-at - 0.2, s.top), (-at - cab + 0.2, s.top), (-at - cab + 0.02, s.top - 0.3)],
-                                  0.96 * s.width), paint)
+        d.add(
+            "body",
+            box(0.6 * s.width, low - s.floor, 0.94 * long, 0.12).move(0, (low + s.floor) / 2, -0.52 * long),
+            paint,
+        )
+        d.add(
+            "cab",
+            side_profile(
+                [
+                    (-at - cab, s.floor),
+                    (-at, s.floor),
+                    (-at - 0.02, s.top - 0.3),
+                    (-at - 0.2, s.top),
+                    (-at - cab + 0.2, s.top),
+                    (-at - cab + 0.02, s.top - 0.3),
+                ],
+                0.96 * s.width,
+            ),
+            paint,
+        )
         pane = box(0.96 * s.width + 0.03, 0.24 * s.height, 0.6 * cab).move(0, low + 0.1 * s.height, -at - cab / 2)
-        d.add("window", pane + box(0.7 * s.width, 0.2 * s.height, cab
-                                   + 0.03).move(0, low + 0.11 * s.height, -at - cab / 2), glass)
+        d.add(
+            "window",
+            pane + box(0.7 * s.width, 0.2 * s.height, cab + 0.03).move(0, low + 0.11 * s.height, -at - cab / 2),
+            glass,
+        )
         d.add("frame", box(s.width, 0.16, long).move(0, s.floor + 0.02, -long / 2), trim)
         x, y = 0.48 * s.width, s.floor + 1.0
         posts = [((x, s.floor, z), (x, y, z)) for z in np.linspace(-0.03 * long, -0.97 * long, 8)]
@@ -242,26 +313,55 @@ def _diesel(d: Designer, s: _TrainShape, hood: bool, paint: Material, trim: Mate
         d.add("fan", placed(fans, [(0, low + 0.05, -long * f) for f in (0.6, 0.72, 0.84)]), dark)
     else:
         slope, knee = d.uniform("nose_slope", 0.2, 1.1), s.floor + 0.45 * s.height
-        outline = [(-long, s.floor), (0, s.floor), (0, knee), (-slope, s.top - 0.25), (-slope - 0.3, s.top),
-                   (-long + slope + 0.3, s.top), (-long + slope, s.top - 0.25), (-long, knee)]
-        d.add("body", side_profile(outline, s.width).warp(lambda v: v * np.where(v[:, 1:2] > s.top - 0.01,
-                                                                                 [0.72, 1, 1], 1)), paint)
+        outline = [
+            (-long, s.floor),
+            (0, s.floor),
+            (0, knee),
+            (-slope, s.top - 0.25),
+            (-slope - 0.3, s.top),
+            (-long + slope + 0.3, s.top),
+            (-long + slope, s.top - 0.25),
+            (-long, knee),
+        ]
+        d.add(
+            "body",
+            side_profile(outline, s.width).warp(lambda v: v * np.where(v[:, 1:2] > s.top - 0.01, [0.72, 1, 1], 1)),
+            paint,
+        )
         run = (s.top - 0.25) - knee
         for sign in (1, -1):
             z = [-slope * f for f in (0.2, 0.85)]
-            shape = np.array([(z[0] - 0.3, knee + 0.2 * run), (z[0] + 0.02, knee + 0.2 * run),
-                              (z[1] + 0.02, knee + 0.85 * run), (z[1] - 0.3, knee + 0.85 * run)])
+            shape = np.array(
+                [
+                    (z[0] - 0.3, knee + 0.2 * run),
+                    (z[0] + 0.02, knee + 0.2 * run),
+                    (z[1] + 0.02, knee + 0.85 * run),
+                    (z[1] - 0.3, knee + 0.85 * run),
+                ]
+            )
             d.add("window", side_profile(shape if sign == 1 else shape * [-1, 1] - [long, 0], 0.84 * s.width), glass)
-        d.add("window", box(s.width + 0.03, 0.2 * s.height, 0.7).move(0, s.top - 0.25 - 0.18 * s.height,
-                                                                      -slope - 0.7), glass)
-        vents = [box(s.width + 0.02, 0.3 * s.height, 0.09 * long).move(0, s.floor + 0.6 * s.height, -long * f)
-                 for f in (0.35, 0.5, 0.65)]
+        d.add(
+            "window",
+            box(s.width + 0.03, 0.2 * s.height, 0.7).move(0, s.top - 0.25 - 0.18 * s.height, -slope - 0.7),
+            glass,
+        )
+        vents = [
+            box(s.width + 0.02, 0.3 * s.height, 0.09 * long).move(0, s.floor + 0.6 * s.height, -long * f)
+            for f in (0.35, 0.5, 0.65)
+        ]
         d.add("vent", joined(vents), dark)
         if d.choices["livery"] == "stripe":
-            d.add("stripe", box(s.width + 0.04, 0.16 * s.height, 0.98 * long).move(0, s.floor + 0.2 * s.height,
-                                                                                   -long / 2), trim)
-    lamps = cylinder(0.13, 0.16, segments=10).rotate("x", 90).move(0.32 * s.width, s.floor + 0.24 * s.height,
-                                                                   -0.03 if not hood else -0.04 * long).with_mirror()
+            d.add(
+                "stripe",
+                box(s.width + 0.04, 0.16 * s.height, 0.98 * long).move(0, s.floor + 0.2 * s.height, -long / 2),
+                trim,
+            )
+    lamps = (
+        cylinder(0.13, 0.16, segments=10)
+        .rotate("x", 90)
+        .move(0.32 * s.width, s.floor + 0.24 * s.height, -0.03 if not hood else -0.04 * long)
+        .with_mirror()
+    )
     d.add("light", lamps, d.material({"white": PAINT["white"]}))
     return long
 
@@ -286,8 +386,11 @@ def _nose_car(d: Designer, s: _TrainShape, kind: str, paint: Material, trim: Mat
     d.add("body", loft([back, *rings(section, np.linspace(0, 1, 9), 1.0)]), paint)
     if fast:
         # The windscreen is a sleeve over the roof's arc, closed inside the body.
-        d.add("window", loft(rings(section[3:-1], np.linspace(0.25, 0.25 + d.uniform("screen_length", 0.25, 0.4), 5),
-                                   1.015)), glass)
+        d.add(
+            "window",
+            loft(rings(section[3:-1], np.linspace(0.25, 0.25 + d.uniform("screen_length", 0.25, 0.4), 5), 1.015)),
+            glass,
+        )
     else:
         low, high = s.floor + 0.4 * s.height, s.floor + 0.76 * s.height
         d.add("window", box(0.84 * 0.8 * s.width, high - low, 0.3).move(0, (low + high) / 2, -0.13), glass)
@@ -295,10 +398,16 @@ def _nose_car(d: Designer, s: _TrainShape, kind: str, paint: Material, trim: Mat
     d.add("door", box(s.width + 0.02, 0.66 * s.height, 0.7).move(0, s.floor + 0.36 * s.height, 0.8 - s.length), trim)
     if d.choices["livery"] == "stripe":
         length = s.length - nose - 1.4
-        d.add("stripe", box(s.width + 0.03, 0.14 * s.height, length).move(0, s.floor + 0.2 * s.height,
-                                                                          -nose - length / 2), trim)
-    lamp = cylinder(0.12, 0.3, segments=10).rotate("x", 90).move(0.5 * point * s.width * 0.6, s.floor
-                                                                 + 0.12 * s.height, -0.12)
+        d.add(
+            "stripe",
+            box(s.width + 0.03, 0.14 * s.height, length).move(0, s.floor + 0.2 * s.height, -nose - length / 2),
+            trim,
+        )
+    lamp = (
+        cylinder(0.12, 0.3, segments=10)
+        .rotate("x", 90)
+        .move(0.5 * point * s.width * 0.6, s.floor + 0.12 * s.height, -0.12)
+    )
     d.add("light", lamp.with_mirror(), d.material({"white": PAINT["white"]}))
     return s.length
 
@@ -310,8 +419,9 @@ def _pantograph(d: Designer, s: _TrainShape, z: float, metal: Material) -> None:
     lower = rods([[(x, y, z), (0.6 * x, y + 0.5 * tall, z - 0.9)]], 0.045, sides=5)
     upper = rods([[(0.6 * x, y + 0.5 * tall, z - 0.9), (0.8 * x, y + tall, z)]], 0.035, sides=5)
     shoe = box(0.66 * s.width, 0.06, 0.16).move(0, y + tall, z)
-    d.add("pantograph", (lower + upper).with_mirror() + shoe + box(0.6 * s.width, 0.08, 0.5).move(0, y + 0.02, z),
-          metal)
+    d.add(
+        "pantograph", (lower + upper).with_mirror() + shoe + box(0.6 * s.width, 0.08, 0.5).move(0, y + 0.02, z), metal
+    )
 
 
 def train(d: Designer) -> None:

@@ -20,8 +20,9 @@ def side_profile(outline: ArrayLike, width: float, bevel: float = 0.0) -> Geomet
     return extrude(outline, width, bevel=bevel).rotate("y", -90)
 
 
-def panes(bottom: tuple[float, float], top: tuple[float, float], heights: tuple[float, float], num: int,
-          gap: float) -> list[Floats]:
+def panes(
+    bottom: tuple[float, float], top: tuple[float, float], heights: tuple[float, float], num: int, gap: float
+) -> list[Floats]:
     """`num` quads [4, 2] in (z, y) filling the trapezoid between two z ranges, `gap` metres apart."""
     quads = []
     for i in range(num):
@@ -29,8 +30,7 @@ def panes(bottom: tuple[float, float], top: tuple[float, float], heights: tuple[
         b0, b1 = (bottom[0] + (bottom[1] - bottom[0]) * f for f in (low, high))
         t0, t1 = (top[0] + (top[1] - top[0]) * f for f in (low, high))
         g = min(gap, 0.4 * abs(b1 - b0), 0.4 * abs(t1 - t0)) / 2
-        quads.append(np.array([(b0 + g, heights[0]), (b1 - g, heights[0]), (t1 - g, heights[1]),
-                               (t0 + g, heights[1])]))
+        quads.append(np.array([(b0 + g, heights[0]), (b1 - g, heights[0]), (t1 - g, heights[1]), (t0 + g, heights[1])]))
     return quads
 
 
@@ -99,15 +99,30 @@ def spokes(radius: float, hub: float, num: int, thickness: float, depth: float) 
     return joined([bar.rotate("x", 360 * i / num) for i in range(num)])
 
 
-def add_wheels(d: Designer, positions: Sequence[Point], radius: float, width: float, rubber: Material,
-               metal: Material, num_spokes: int = 0, hub_ratio: float = 0.62) -> None:
+def add_wheels(
+    d: Designer,
+    positions: Sequence[Point],
+    radius: float,
+    width: float,
+    rubber: Material,
+    metal: Material,
+    num_spokes: int = 0,
+    hub_ratio: float = 0.62,
+) -> None:
     """Tyred wheels turning about x: a dished disc, or spokes before a dark well."""
     rim = hub_ratio * radius
     d.add("wheel", placed(tyre(radius, width, 0.97 * rim), positions), rubber)
     if num_spokes == 0:
         h = width / 2
-        dish = [(0, -0.6 * h), (0.55 * rim, -0.6 * h), (rim, -0.98 * h), (rim, 0.98 * h), (0.55 * rim, 0.6 * h),
-                (0.22 * rim, 1.04 * h), (0, 1.04 * h)]
+        dish = [
+            (0, -0.6 * h),
+            (0.55 * rim, -0.6 * h),
+            (rim, -0.98 * h),
+            (rim, 0.98 * h),
+            (0.55 * rim, 0.6 * h),
+            (0.22 * rim, 1.04 * h),
+            (0, 1.04 * h),
+        ]
         # The hub looks away from the vehicle's middle.
         left = lathe(dish, 16).rotate("z", 90)
         d.add("wheel", joined([(left if p[0] < 0 else left.mirror("x")).move(*p) for p in positions]), metal)

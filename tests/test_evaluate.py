@@ -1,0 +1,319 @@
+"""The probes on a real store and a real, if short, run: against plain numpy, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rich.console import Console
+
+from pipeline.errors import UserError
+from pipeline.store import FeatureStore
+from tests import trainer_store as tiny
+from trainer.config import load_config
+from trainer.data import Dataset, load_dataset
+from trainer.evaluate import features
+from trainer.evaluate.features import (
+    Probe,
+    confusion,
+    encode,
+    farthest_points,
+    load_probe,
+    newest_checkpoint,
+    random_points,
+    spare_points,
+)
+from trainer.evaluate.svm import fit_predict, run_svm
+from trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
+from trainer.loop import Trainer, pretrain
+
+CPU = torch.device("cpu")
+OVERRIDES = [
+    "model.width=12", "model.heads=3", "model.depth=2", "model.decoder_depth=1", "model.num_group=8",
+    "model.group_size=8", "data.num_points=64", "optim.epochs=2", "optim.batch_size=4", "optim.warmup_epochs=1",
+    "run.log_every=2", "run.seed=3",
+]  # fmt: skip
+MEASURED = {"seconds", "peak_memory_gb"}
+
+
+def train(store: Path, run: Path, *overrides: str) -> Path:
+    """Two epochs of a tiny model; returns `run`."""
+    assert pretrain(Console(quiet=True), store, run, "demo", [*OVERRIDES, *overrides], device="cpu") == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `small_store`; for reading only."""
+    return train(small_store, tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` to write to."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def probe(trained: Path, small_store: Path) -> Probe:
+    return load_probe(trained, small_store, CPU)
+
+
+@pytest.fixture(scope="module")
+def test_split(probe: Probe) -> Dataset:
+    return probe.split("test")
+
+
+def with_points(xyz: NDArray[np.float32]) -> Dataset:
+    """A data set of nothing but points [N, P, 3], its rows numbered from 5."""
+    empty = torch.zeros(0)
+    return Dataset(
+        torch.from_numpy(xyz), empty, empty, empty, empty, empty, torch.arange(5, 5 + len(xyz)), {"only": "points"}
+    )
+
+
+def farthest(cloud: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Farthest point sampling by its definition, every distance computed anew: cloud [P, 3] -> [count, 3]."""
+    chosen = [0]
+    while len(chosen) < count:
+        gaps = np.linalg.norm(cloud[:, None].astype(np.float64) - cloud[chosen].astype(np.float64), axis=2)
+        chosen.append(int(gaps.min(axis=1).argmax()))
+    return cloud[chosen]
+
+
+def test_farthest_points_are_the_definitions() -> None:
+    # More clouds than a batch, and not a multiple of it, so that a lost or repeated batch shows.
+    xyz = np.random.default_rng(0).normal(size=(features.BATCH + 3, 30, 3)).astype(np.float32)
+    found = farthest_points(with_points(xyz), 7, CPU)
+    np.testing.assert_array_equal(found, np.stack([farthest(cloud, 7) for cloud in xyz]))
+
+
+def test_random_points_are_a_row_s_own(probe: Probe) -> None:
+    config = replace(probe.config, data=replace(probe.config.data, num_points=20))
+    data = with_points(np.random.default_rng(1).normal(size=(4, 24, 3)).astype(np.float32))
+    drawn = random_points(data.xyz, data, config)
+    for cloud, subset in zip(data.xyz.tolist(), drawn.tolist(), strict=True):
+        assert len({tuple(point) for point in subset}) == 20  # without replacement
+        assert all(point in cloud for point in subset)
+    # What a row is given depends on its number in the store, not on which rows are measured with it.
+    last = replace(data, xyz=data.xyz[3:], row=data.row[3:])
+    assert torch.equal(random_points(last.xyz, last, config), drawn[3:])
+    other = replace(config, run=replace(config.run, seed=config.run.seed + 1))
+    assert not torch.equal(random_points(data.xyz, data, other), drawn)
+
+
+def test_spare_points_are_the_release_s(probe: Probe) -> None:
+    config = replace(probe.config, data=replace(probe.config.data, num_points=1024))
+    assert spare_points(config, 8192) == 1200
+    assert spare_points(config, 1100) == 1100  # a store that holds fewer
+
+
+def test_random_init_is_what_the_run_started_from(probe: Probe, small_store: Path, tmp_path: Path) -> None:
+    config = load_config("demo", OVERRIDES)
+    data = load_dataset(FeatureStore.open(small_store), config.data)
+    start = Trainer(config, data, tmp_path, CPU).model.state_dict()
+    found = probe.random_init.state_dict()
+    assert found.keys() == start.keys() and all(torch.equal(found[name], start[name]) for name in start)
+    student = probe.student.state_dict()
+    assert not torch.equal(student["image_projection.weight"], start["image_projection.weight"])
+
+
+def test_loading_a_probe_leaves_the_callers_random_numbers(trained: Path, small_store: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_probe(trained, small_store, CPU)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["svm_feature", "zero_shot_feature"])
+def test_features_do_not_depend_on_the_batch(
+    name: str, probe: Probe, test_split: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = getattr(probe.student, name)
+    points = farthest_points(test_split, 64, CPU)
+    whole = encode(function, points)
+    assert whole.shape[0] == len(test_split) == 3
+    monkeypatch.setattr(features, "BATCH", 2)
+    np.testing.assert_allclose(encode(function, points), whole, rtol=1e-4, atol=1e-6)
+    # Where a cloud lies and how large it is says nothing: points are normalised on the way in.
+    np.testing.assert_allclose(encode(function, points * 4 + 1), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_split_needs_no_more_than_the_probes_look_at(probe: Probe, test_split: Dataset) -> None:
+    # Trained on a draw and captions this store lacks: neither is looked at here.
+    data = replace(probe.config.data, draws=(9,), captions="shape")
+    found = replace(probe, config=replace(probe.config, data=data)).split("test")
+    assert torch.equal(found.row, test_split.row)
+
+
+def test_fit_predict_separates_what_can_be() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    centers = np.eye(3, 5) * 10
+    cloud = (centers[labels] + rng.normal(size=(90, 5))).astype(np.float32)
+    np.testing.assert_array_equal(fit_predict(cloud[:60], labels[:60], cloud[60:]), labels[60:])
+    # Labels dealt anew cannot be learnt: the probe does not see the answers.
+    dealt = rng.permutation(labels[:60])
+    assert np.mean(fit_predict(cloud[:60], dealt, cloud[60:]) == labels[60:]) < 0.9
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+def test_confusion_counts_every_shape_once(pairs: list[tuple[int, int]]) -> None:
+    truth, predicted = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    counts = confusion(truth, predicted, 5)
+    assert [[pairs.count((row, column)) for column in range(5)] for row in range(5)] == counts
+
+
+def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, test_split: Dataset) -> None:
+    store = probe.store
+    ref = store.ref()
+    text, targets = store.text(ref), store.targets(ref)
+    expected = np.zeros((len(store.registry.categories), text.feat.shape[1]), np.float32)
+    for category, rows in enumerate(text.class_prompts):
+        assert len(set(rows.tolist())) == 60
+        for row in rows:
+            expected[category] += text.feat[row].astype(np.float32)
+    np.testing.assert_allclose(class_embeddings(test_split), expected, rtol=1e-4, atol=1e-4)
+
+    rows = [row for row, split in enumerate(store.registry.split) if split == "test"]
+    clean = np.asarray(targets.feat[0])[rows].astype(np.float32)
+    directions = clean / np.linalg.norm(clean, axis=2, keepdims=True)
+    np.testing.assert_allclose(teacher_feature(test_split), directions.mean(axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_classify_takes_the_highest_cosine() -> None:
+    rng = np.random.default_rng(2)
+    points, classes = rng.normal(size=(20, 6)), rng.normal(size=(4, 6))
+    classes *= np.array([[1], [50], [0.1], [3]])  # lengths, which must not count
+    cosine = [[p @ c / np.linalg.norm(p) / np.linalg.norm(c) for c in classes] for p in points]
+    np.testing.assert_array_equal(
+        classify(torch.from_numpy(points), torch.from_numpy(classes)), np.argmax(cosine, axis=1)
+    )
+
+
+def test_svm_leaves_its_result(run: Path, small_store: Path) -> None:
+    result = run_svm(run, small_store, CPU)
+    assert json.loads((run / "svm.json").read_text()) == result
+    again = run_svm(run, small_store, CPU)
+    assert {k: v for k, v in again.items() if k not in MEASURED} == {
+        k: v for k, v in result.items() if k not in MEASURED
+    }
+    assert (result["num_train"], result["num_test"], result["seed"], result["num_points"]) == (9, 3, 3, 64)
+    assert_confusions(result, small_store, {"": "svm_accuracy", "_random_init": "svm_accuracy_random_init"})
+    assert result["checkpoint"] == newest_checkpoint(run) and result["checkpoint"]["step"] == 4
+
+
+def test_svm_s_numbers_are_those_of_its_parts(run: Path, probe: Probe, small_store: Path) -> None:
+    train_split, test_split = probe.split("train"), probe.split("test")
+    # By hand from the store's own points: the definition of FPS, the model, scikit-learn.
+    found = []
+    for data in (train_split, test_split):
+        clouds = torch.from_numpy(np.stack([farthest(cloud, 64) for cloud in data.xyz.numpy()]))
+        centered = clouds - clouds.mean(dim=1, keepdim=True)
+        with torch.no_grad():
+            found.append(probe.student.svm_feature(centered / centered.norm(dim=2).amax(dim=1)[:, None, None]).numpy())
+    predicted = fit_predict(found[0], train_split.category.numpy(), found[1])
+    expected = confusion(test_split.category.numpy(), predicted, 3)
+    assert run_svm(run, small_store, CPU)["confusion"] == expected
+
+
+def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path, test_split: Dataset) -> None:
+    result = run_zero_shot(run, small_store, CPU)
+    assert json.loads((run / "zeroshot.json").read_text()) == result
+    again = run_zero_shot(run, small_store, CPU)
+    assert {k: v for k, v in again.items() if k not in MEASURED} == {
+        k: v for k, v in result.items() if k not in MEASURED
+    }
+    assert result["num_test"] == 3 and result["chance"] == pytest.approx(1 / 3)
+    names = {"": "zero_shot_accuracy", "_random_init": "zero_shot_accuracy_random_init"}
+    assert_confusions(result, small_store, names | {"_teacher": "teacher_zero_shot_accuracy"})
+    expected = classify(teacher_feature(test_split), class_embeddings(test_split))
+    assert result["confusion_teacher"] == confusion(test_split.category.numpy(), expected, 3)
+
+
+def assert_confusions(result: dict[str, Any], store: Path, names: dict[str, str]) -> None:
+    """Every matrix holds each test shape once in its true class's row, and its diagonal is the accuracy."""
+    registry = FeatureStore.open(store).registry
+    truth = [c for c, split in zip(registry.category, registry.split, strict=True) if split == "test"]
+    assert result["categories"] == registry.categories
+    for suffix, name in names.items():
+        counts = np.array(result[f"confusion{suffix}"])
+        np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(truth, minlength=3))
+        assert result[name] == pytest.approx(np.trace(counts) / len(truth))
+
+
+def test_chance_counts_classes_without_a_test_shape(
+    run: Path, small_store: Path, test_split: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A guess is among all classes offered, whether or not a shape of each is there to be recognised.
+    one = test_split.category == test_split.category[0]
+    part = replace(
+        test_split, xyz=test_split.xyz[one], image=test_split.image[:, one], category=test_split.category[one],
+        row=test_split.row[one],
+    )  # fmt: skip
+    monkeypatch.setattr(Probe, "split", lambda self, name: part)
+    assert run_zero_shot(run, small_store, CPU)["chance"] == pytest.approx(1 / 3)
+
+
+def refusal(function: Any, *arguments: Any) -> str:
+    """The one line `function` refuses with."""
+    with pytest.raises(UserError) as refused:
+        function(*arguments, CPU)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("function", [run_svm, run_zero_shot])
+def test_missing_inputs_are_named(function: Any, run: Path, small_store: Path, tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    assert str(none) in refusal(function, run, none)
+    assert f"--run {none}" in refusal(function, none, small_store)
+    (run / "checkpoints" / "last.json").write_text("{}")
+    assert "last.json" in refusal(function, run, small_store)
+    shutil.rmtree(run / "checkpoints")
+    assert f"--run {run}: has no checkpoint" in refusal(function, run, small_store)
+    # A checkpoint's file is a student too, but there is no folder to leave a result in.
+    assert not list(run.glob("svm.json")) and not list(run.glob("zeroshot.json"))
+
+
+def test_checkpoint_file_is_no_run(trained: Path, small_store: Path) -> None:
+    (weights,) = (trained / "checkpoints").glob("step-????????.safetensors")
+    assert "no run there" in refusal(run_svm, weights, small_store)
+
+
+def test_svm_needs_two_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "CATEGORIES", ("chair", "chair", "chair"))
+    store = tiny.make_store(tmp_path / "tiny.zarr").path
+    assert "one category" in refusal(run_svm, train(store, tmp_path / "run"), store)
+
+
+def test_zero_shot_needs_one_space(run: Path, small_store: Path, tmp_path: Path) -> None:
+    # Six dimensions of pictures and five of words.
+    uneven = tiny.make_store(tmp_path / "tiny.zarr").path
+    assert "6 dimensions, its text teacher 5" in refusal(run_zero_shot, train(uneven, tmp_path / "uneven"), uneven)
+
+    # As many dimensions, other weights: spaces that only look alike.
+    other = tmp_path / "other.zarr"
+    shutil.copytree(small_store, other)
+    store = FeatureStore.open(other, write=True)
+    key = store.targets(store.ref()).key
+    recipe = store.recipe("targets", key)
+    store.kind_group("targets", key).attrs["recipe"] = recipe | {"teacher": recipe["teacher"] | {"weights": "other"}}
+    assert "not two towers of one CLIP" in refusal(run_zero_shot, run, other)
+
+    # One space in the store, but not the one the student learnt.
+    record = json.loads((run / "config.json").read_text())
+    record["data"]["text"]["key"] = "another"
+    (run / "config.json").write_text(json.dumps(record))
+    assert "another teacher" in refusal(run_zero_shot, run, small_store)
