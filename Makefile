@@ -47,9 +47,9 @@ pretrain: $(READY)  ## train RECIPE on STORE into RUN
 demo: $(READY)  ## from nothing to runs/demo/report.html: data, features, training, probes
 	$(call STAGE,all)
 	$(BIN)/recon-train pretrain --recipe $(RECIPE) --store $(STORE) --run $(RUN) --overwrite
-	$(BIN)/recon-train svm --run $(RUN)
-	$(BIN)/recon-train zeroshot --run $(RUN)
-	$(BIN)/recon-train report --run $(RUN)
+	$(BIN)/recon-train svm --store $(STORE) --run $(RUN)
+	$(BIN)/recon-train zeroshot --store $(STORE) --run $(RUN)
+	$(BIN)/recon-train report --store $(STORE) --run $(RUN)
 
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,6 +50,46 @@ def pretrain(
     console = Console(stderr=True)
     status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
     raise typer.Exit(status)
+
+
+StoreOption = Annotated[Path, typer.Option(help="The store the run was trained on.")]
+RunOption = Annotated[Path, typer.Option(help="The run's folder.")]
+ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")]
+
+
+@app.command()
+def svm(store: StoreOption, run: RunOption, device: ProbeDevice = DeviceChoice.auto) -> None:
+    """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
+    from trainer.evaluate.svm import run_svm
+    from trainer.loop import choose_device
+
+    _tell(run_svm(run, store, choose_device(device.value)))
+
+
+@app.command()
+def zeroshot(store: StoreOption, run: RunOption, device: ProbeDevice = DeviceChoice.auto) -> None:
+    """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
+    from trainer.evaluate.zero_shot import run_zero_shot
+    from trainer.loop import choose_device
+
+    _tell(run_zero_shot(run, store, choose_device(device.value)))
+
+
+@app.command()
+def report(store: StoreOption, run: RunOption) -> None:
+    """Write the run's metrics.json and report.html from what training and both probes left there."""
+    from trainer.show.report import write_report
+
+    _tell(write_report(run, store))
+    Console(stderr=True, soft_wrap=True).print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
+
+
+def _tell(result: dict[str, Any]) -> None:
+    """The headline numbers, one a line."""
+    console = Console(stderr=True, highlight=False)
+    for name, value in result.items():
+        if name.startswith(("svm_", "zero_shot_", "teacher_", "chance")):
+            console.print(f"{name:>30} {value:.4f}")
 
 
 @app.command()

@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from pipeline.engine import peak_bytes
 from pipeline.errors import UserError
+from pipeline.receipts import write_atomically
 from pipeline.store import FeatureStore
 from trainer.checkpoint import (
     begin_run,
@@ -84,6 +86,8 @@ def pretrain(
         markup=False,
     )
     status = trainer.train(console)
+    spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
+    write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
     told = "stopped" if status else "done"
     console.print(f"{told} at step {trainer.step}, {_describe(trainer.last_line)}", highlight=False, soft_wrap=True)
     return status
@@ -126,6 +130,10 @@ class Trainer:
         self.step = self._saved_step = checkpoint.step
         self.sums = {name: value.to(self.device) for name, value in checkpoint.extra.items() if name != "seconds"}
         self._started = time.monotonic() - checkpoint.extra["seconds"].item()
+
+    def seconds(self) -> float:
+        """Wall time of training so far, over all sessions of the run."""
+        return round(time.monotonic() - self._started, 2)
 
     def train(self, console: Console) -> int:
         """Train up to the last step. Returns 0, or 128 + the signal that stopped it, after saving a checkpoint.
@@ -191,7 +199,7 @@ class Trainer:
         }
         now, (step, then) = time.monotonic(), self._timed
         line["samples_per_second"] = round((self.step - step) * self.config.optim.batch_size / (now - then), 2)
-        line["seconds"] = round(now - self._started, 2)
+        line["seconds"] = self.seconds()
         with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.sums, self._timed = {}, (self.step, now)

@@ -61,9 +61,8 @@ def load_probe(run: Path, store: Path, device: torch.device) -> Probe:
     opened = FeatureStore.open(store)
     checkpoint = newest_checkpoint(run)
     student, config = load_student(run)
-    with torch.random.fork_rng(devices=[]):  # the caller's draws go on as if no model had been made here
-        torch.manual_seed(stream(config.run.seed, "weights"))
-        random_init = ReCon(config.model).eval()
+    torch.manual_seed(stream(config.run.seed, "weights"))
+    random_init = ReCon(config.model).eval()
     return Probe(student.to(device), random_init.to(device), config, opened, device, checkpoint)
 
 
