@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.executor import run_tasks
 from pipeline.receipts import Failure, Receipt, digest_of
-from pipeline.store import Column, FeatureStore
+from pipeline.records import Column
+from pipeline.store import FeatureStore
 
 Array = NDArray[Any]
 

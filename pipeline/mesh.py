@@ -58,3 +58,8 @@ class Mesh:
         """[2, 3] minimum and maximum corner over all vertices."""
         stacked = np.concatenate([p.vertices for p in self.primitives])
         return np.stack([stacked.min(0), stacked.max(0)])
+
+
+def srgb_to_linear(values: NDArray[Any]) -> NDArray[Any]:
+    """sRGB components in [0, 1] to linear ones (IEC 61966-2-1)."""
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)

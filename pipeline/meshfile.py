@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.mesh import Floats, Ints, Material, Mesh, Primitive
-from pipeline.sources.procedural.designer import srgb_to_linear
+from pipeline.mesh import Floats, Ints, Material, Mesh, Primitive, srgb_to_linear
 
 SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf")
 MAX_COORDINATE = 1e6

@@ -17,11 +17,12 @@ from pipeline.errors import UserError
 from pipeline.manifest import FolderSource, Manifest, ProceduralSource, SampleRecipe, load_shape
 from pipeline.mesh import Mesh
 from pipeline.receipts import Failure, digest_of, row_seed
+from pipeline.records import Column, Registry
 from pipeline.render import RenderConfig, Renderer, camera_poses, intrinsic_matrix
 from pipeline.render import recipe as render_recipe
 from pipeline.sample import sample_points
 from pipeline.sources import procedural
-from pipeline.store import Column, FeatureStore, Registry, read_column
+from pipeline.store import FeatureStore, read_column
 from pipeline.teachers import Teacher, TeacherSpec, TextTeacher, load_teacher
 
 Source = ProceduralSource | FolderSource

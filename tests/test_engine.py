@@ -19,7 +19,8 @@ from pipeline import engine
 from pipeline.engine import Block, Row, each_row, plan_stage, run_stage
 from pipeline.errors import UserError
 from pipeline.receipts import Receipt, canonical_json, digest_of, row_seed
-from pipeline.store import Column, FeatureStore
+from pipeline.records import Column
+from pipeline.store import FeatureStore
 
 
 @dataclass(frozen=True)

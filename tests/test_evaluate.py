@@ -70,7 +70,7 @@ def probe(trained: Path, small_store: Path) -> Probe:
 
 
 @pytest.fixture(scope="module")
-def test_split(probe: Probe) -> Dataset:
+def testing(probe: Probe) -> Dataset:
     return probe.split("test")
 
 
@@ -130,23 +130,23 @@ def test_random_init_is_what_the_run_started_from(probe: Probe, small_store: Pat
 
 @pytest.mark.parametrize("name", ["svm_feature", "zero_shot_feature"])
 def test_features_do_not_depend_on_the_batch(
-    name: str, probe: Probe, test_split: Dataset, monkeypatch: pytest.MonkeyPatch
+    name: str, probe: Probe, testing: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function = getattr(probe.student, name)
-    points = farthest_points(test_split, 64, CPU)
+    points = farthest_points(testing, 64, CPU)
     whole = encode(function, points)
-    assert whole.shape[0] == len(test_split) == 3
+    assert whole.shape[0] == len(testing) == 3
     monkeypatch.setattr(features, "BATCH", 2)
     np.testing.assert_allclose(encode(function, points), whole, rtol=1e-4, atol=1e-6)
     # Where a cloud lies and how large it is says nothing: points are normalised on the way in.
     np.testing.assert_allclose(encode(function, points * 4 + 1), whole, rtol=1e-3, atol=1e-4)
 
 
-def test_split_needs_no_more_than_the_probes_look_at(probe: Probe, test_split: Dataset) -> None:
+def test_split_needs_no_more_than_the_probes_look_at(probe: Probe, testing: Dataset) -> None:
     # Trained on a draw and captions this store lacks: neither is looked at here.
     data = replace(probe.config.data, draws=(9,), captions="shape")
     found = replace(probe, config=replace(probe.config, data=data)).split("test")
-    assert torch.equal(found.row, test_split.row)
+    assert torch.equal(found.row, testing.row)
 
 
 def test_fit_predict_separates_what_can_be() -> None:
@@ -167,7 +167,7 @@ def test_confusion_counts_every_shape_once(pairs: list[tuple[int, int]]) -> None
     assert [[pairs.count((row, column)) for column in range(5)] for row in range(5)] == counts
 
 
-def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, test_split: Dataset) -> None:
+def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, testing: Dataset) -> None:
     store = probe.store
     ref = store.ref()
     text, targets = store.text(ref), store.targets(ref)
@@ -176,12 +176,12 @@ def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, test_split:
         assert len(set(rows.tolist())) == 60
         for row in rows:
             expected[category] += text.feat[row].astype(np.float32)
-    np.testing.assert_allclose(class_embeddings(test_split), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(class_embeddings(testing), expected, rtol=1e-4, atol=1e-4)
 
     rows = [row for row, split in enumerate(store.registry.split) if split == "test"]
     clean = np.asarray(targets.feat[0])[rows].astype(np.float32)
     directions = clean / np.linalg.norm(clean, axis=2, keepdims=True)
-    np.testing.assert_allclose(teacher_feature(test_split), directions.mean(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(teacher_feature(testing), directions.mean(axis=1), rtol=1e-4, atol=1e-5)
 
 
 def test_classify_takes_the_highest_cosine() -> None:
@@ -207,20 +207,20 @@ def test_svm_leaves_its_result(run: Path, small_store: Path) -> None:
 
 
 def test_svm_s_numbers_are_those_of_its_parts(run: Path, probe: Probe, small_store: Path) -> None:
-    train_split, test_split = probe.split("train"), probe.split("test")
+    train_split, testing = probe.split("train"), probe.split("test")
     # By hand from the store's own points: the definition of FPS, the model, scikit-learn.
     found = []
-    for data in (train_split, test_split):
+    for data in (train_split, testing):
         clouds = torch.from_numpy(np.stack([farthest(cloud, 64) for cloud in data.xyz.numpy()]))
         centered = clouds - clouds.mean(dim=1, keepdim=True)
         with torch.no_grad():
             found.append(probe.student.svm_feature(centered / centered.norm(dim=2).amax(dim=1)[:, None, None]).numpy())
     predicted = fit_predict(found[0], train_split.category.numpy(), found[1])
-    expected = confusion(test_split.category.numpy(), predicted, 3)
+    expected = confusion(testing.category.numpy(), predicted, 3)
     assert run_svm(run, small_store, CPU)["confusion"] == expected
 
 
-def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path, test_split: Dataset) -> None:
+def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path, testing: Dataset) -> None:
     result = run_zero_shot(run, small_store, CPU)
     assert json.loads((run / "zeroshot.json").read_text()) == result
     again = run_zero_shot(run, small_store, CPU)
@@ -230,8 +230,8 @@ def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path,
     assert result["num_test"] == 3 and result["chance"] == pytest.approx(1 / 3)
     names = {"": "zero_shot_accuracy", "_random_init": "zero_shot_accuracy_random_init"}
     assert_confusions(result, small_store, names | {"_teacher": "teacher_zero_shot_accuracy"})
-    expected = classify(teacher_feature(test_split), class_embeddings(test_split))
-    assert result["confusion_teacher"] == confusion(test_split.category.numpy(), expected, 3)
+    expected = classify(teacher_feature(testing), class_embeddings(testing))
+    assert result["confusion_teacher"] == confusion(testing.category.numpy(), expected, 3)
 
 
 def assert_confusions(result: dict[str, Any], store: Path, names: dict[str, str]) -> None:
@@ -246,13 +246,13 @@ def assert_confusions(result: dict[str, Any], store: Path, names: dict[str, str]
 
 
 def test_chance_counts_classes_without_a_test_shape(
-    run: Path, small_store: Path, test_split: Dataset, monkeypatch: pytest.MonkeyPatch
+    run: Path, small_store: Path, testing: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A guess is among all classes offered, whether or not a shape of each is there to be recognised.
-    one = test_split.category == test_split.category[0]
+    one = testing.category == testing.category[0]
     part = replace(
-        test_split, xyz=test_split.xyz[one], image=test_split.image[:, one], category=test_split.category[one],
-        row=test_split.row[one],
+        testing, xyz=testing.xyz[one], image=testing.image[:, one], category=testing.category[one],
+        row=testing.row[one],
     )  # fmt: skip
     monkeypatch.setattr(Probe, "split", lambda self, name: part)
     assert run_zero_shot(run, small_store, CPU)["chance"] == pytest.approx(1 / 3)

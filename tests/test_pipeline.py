@@ -42,7 +42,8 @@ def test_the_files_of_a_store(small_store: Path) -> None:
     ref = store.ref()
     assert ref.name == "small"
     assert {p.name for p in small_store.iterdir()} == {
-        "zarr.json", "registry", "meshes", "points", "views", "captions", "targets", "text", "receipts", "refs", "log.jsonl",
+        "zarr.json", "registry", "meshes", "points", "views", "captions", "targets", "text", "receipts", "refs",
+        "log.jsonl",
     }  # fmt: skip
     keys = {*ref.keys.values(), *ref.targets.values(), *ref.text.values()}
     assert {p.name for p in (small_store / "receipts").iterdir()} == keys

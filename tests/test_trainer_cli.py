@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,3 +117,15 @@ def test_ctrl_c_saves_and_resume_goes_on(store: str, recipe: str, tmp_path: Path
     assert 0 < stopped < 80
     subprocess.run([*command, "--run", str(run), "--resume"], cwd=ROOT, check=True)
     assert_same_run(tmp_path / "whole", run)
+
+
+@pytest.mark.slow
+def test_a_store_the_pipeline_made(
+    small_store: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = shutil.copytree(small_store, tmp_path / "small.zarr")
+    arguments = ["pretrain", "--recipe", recipe, "--store", str(store), "--run", str(tmp_path / "run")]
+    settings = ["data.captions=both", 'data.splits=["train", "test"]', "optim.batch_size=4"]
+    assert run_main(monkeypatch, *arguments, *[part for s in settings for part in ("--set", s)]) == 0
+    assert "12 of 12 rows" in capsys.readouterr().err
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 5  # 9 steps, a line every 2

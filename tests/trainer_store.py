@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.caption import class_prompts
 from pipeline.receipts import Receipt
-from pipeline.store import Column, FeatureStore
+from pipeline.records import Column
+from pipeline.store import FeatureStore
 
 NUM_ROWS = 30
 NUM_POINTS = 96

@@ -33,7 +33,8 @@ from trainer.transforms import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.store import FeatureStore, Points, Targets
+    from pipeline.records import Points, Targets
+    from pipeline.store import FeatureStore
 
 CACHE_VERSION = 1
 _CRC_BLOCK = 1 << 24

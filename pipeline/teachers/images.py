@@ -199,8 +199,20 @@ def _identity(picture: Image.Image, strength: float) -> Image.Image:
 
 
 OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
-    _identity, _shear_x, _shear_y, _translate_x, _translate_y, _rotate, _brightness, _color, _contrast,
-    _sharpness, _posterize, _solarize, _autocontrast, _equalize,
+    _identity,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+    _rotate,
+    _brightness,
+    _color,
+    _contrast,
+    _sharpness,
+    _posterize,
+    _solarize,
+    _autocontrast,
+    _equalize,
 )
 
 

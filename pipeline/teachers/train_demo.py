@@ -141,12 +141,19 @@ def write_config(folder: Path, texts: Sequence[str], plan: Plan) -> dict[str, An
     config = {
         "embed_dim": EMBED_DIM,
         "vision_cfg": {
-            "timm_model_name": plan.backbone, "timm_model_pretrained": False, "timm_pool": "avg",
-            "timm_proj": "linear", "image_size": plan.image_size,
+            "timm_model_name": plan.backbone,
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": plan.image_size,
         },
         "text_cfg": {
-            "context_length": CONTEXT_LENGTH, "vocab_size": 2 * 256 + len(merges) + 2, "width": 128, "heads": 4,
-            "layers": 2, "tokenizer_kwargs": {"bpe_path": VOCABULARY},
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": 2 * 256 + len(merges) + 2,
+            "width": 128,
+            "heads": 4,
+            "layers": 2,
+            "tokenizer_kwargs": {"bpe_path": VOCABULARY},
         },
     }
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -167,10 +174,12 @@ class Batch:
 def make_batch(shapes: Shapes, rows: NDArray[np.int64], step: int, plan: Plan, preprocess: Preprocess) -> Batch:
     """Pictures `rows`, clean or augmented, each with a class prompt or a caption; drawn from (seed, step) alone."""
     rng = np.random.default_rng([plan.seed, step])
-    pixels = np.stack([
-        preprocess.pixels(shapes.pictures[row], int(rng.integers(2**62)) if augmented else None)
-        for row, augmented in zip(rows, rng.random(len(rows)) < plan.augmented_share, strict=True)
-    ])
+    pixels = np.stack(
+        [
+            preprocess.pixels(shapes.pictures[row], int(rng.integers(2**62)) if augmented else None)
+            for row, augmented in zip(rows, rng.random(len(rows)) < plan.augmented_share, strict=True)
+        ]
+    )
     owners = shapes.owner[rows]
     categories = [shapes.category[owner] for owner in owners]
     texts, described = [], rng.random(len(rows)) < 0.5
@@ -180,11 +189,15 @@ def make_batch(shapes: Shapes, rows: NDArray[np.int64], step: int, plan: Plan, p
     # A class prompt is true of every picture of its class, and a caption of every shape that has the same one: as
     # negatives they would teach the towers to tell equal things apart.
     true_of = [set(shapes.captions[owner]) for owner in owners]
-    matches = torch.tensor([
-        [text in lines if from_facts else category == other for text, from_facts, other in
-         zip(texts, described, categories, strict=True)]
-        for lines, category in zip(true_of, categories, strict=True)
-    ])
+    matches = torch.tensor(
+        [
+            [
+                text in lines if from_facts else category == other
+                for text, from_facts, other in zip(texts, described, categories, strict=True)
+            ]
+            for lines, category in zip(true_of, categories, strict=True)
+        ]
+    )
     return Batch(pixels, texts, matches)
 
 
@@ -205,8 +218,9 @@ def contrastive_loss(
 def _batches(shapes: Shapes, plan: Plan, preprocess: Preprocess) -> Iterator[Batch]:
     """`plan.steps` batches, epoch after epoch, each prepared while the one before is trained on."""
     rng = np.random.default_rng([plan.seed, 2**31])
-    order = np.concatenate([rng.permutation(len(shapes.owner))
-                            for _ in range(math.ceil(plan.steps * plan.batch_size / len(shapes.owner)))])
+    order = np.concatenate(
+        [rng.permutation(len(shapes.owner)) for _ in range(math.ceil(plan.steps * plan.batch_size / len(shapes.owner)))]
+    )
     rows = [order[step * plan.batch_size : (step + 1) * plan.batch_size] for step in range(plan.steps)]
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(make_batch, shapes, rows[0], 0, plan, preprocess)
@@ -228,12 +242,15 @@ def train(shapes: Shapes, folder: Path, plan: Plan) -> None:
     preprocess = Preprocess(size, size, "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)
 
     decayed = [p for p in model.parameters() if p.ndim >= 2]
-    groups = [{"params": decayed, "weight_decay": plan.weight_decay},
-              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": plan.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate)
     warmup = max(1, plan.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
-        (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / plan.steps))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
+    )
     # Twice as fast as the default layout for convolutions on a CPU.
     model.visual.to(memory_format=torch.channels_last)
     started = time.monotonic()
@@ -286,7 +303,10 @@ def _unit(features: Floats) -> Floats:
 
 
 def write_card(
-    folder: Path, plan: Plan, recipe: Mapping[str, Any], accuracy: Mapping[str, Mapping[str, float]],
+    folder: Path,
+    plan: Plan,
+    recipe: Mapping[str, Any],
+    accuracy: Mapping[str, Mapping[str, float]],
     seconds: Mapping[str, float],
 ) -> None:
     """MODEL_CARD.md beside the weights: what made them, on what, how good they are, and what they are not."""
@@ -295,7 +315,8 @@ def write_card(
     num_train = plan.shapes_per_category * len(CATEGORIES)
     num_held_out = plan.held_out_per_category * len(CATEGORIES)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_torch", "timm", "numpy", "pillow"))
-    (folder / "MODEL_CARD.md").write_text(f"""# The demo teacher
+    (folder / "MODEL_CARD.md").write_text(
+        f"""# The demo teacher
 
 A small open_clip model, image and text tower with one space of {recipe["dim"]} dimensions, that lets the whole pipeline
 run without a download. Written by `make demo-teacher` (`python -m pipeline.teachers.train_demo`); do not edit.
@@ -326,7 +347,9 @@ It is no general image encoder: it has seen renderings of embedded shapes on whi
 words of their captions, and says nothing about photographs, scanned objects or other categories. Numbers of students
 taught by it show that the system works, and compare with no published ones. Other processors round differently, so the
 command gives the same bytes only on the same machine and versions.
-""", encoding="utf-8")
+""",
+        encoding="utf-8",
+    )
 
 
 def main(folder: Path = DEMO_CONFIG.parent, plan: Plan | None = None) -> None:
@@ -349,8 +372,13 @@ def main(folder: Path = DEMO_CONFIG.parent, plan: Plan | None = None) -> None:
     clean = zero_shot(teacher, held_out)
     augmented = zero_shot(teacher, held_out, list(range(len(held_out.owner))))
     log.info("held out: clean %s, augmented %s", clean, augmented)
-    write_card(folder, plan, teacher.recipe(), {"clean": clean, "augmented": augmented},
-               {"rendering": rendered - started, "training": trained - rendered})
+    write_card(
+        folder,
+        plan,
+        teacher.recipe(),
+        {"clean": clean, "augmented": augmented},
+        {"rendering": rendered - started, "training": trained - rendered},
+    )
 
 
 if __name__ == "__main__":

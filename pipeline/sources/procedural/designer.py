@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.mesh import Material, Mesh, Primitive
+from pipeline.mesh import Material, Mesh, Primitive, srgb_to_linear
 from pipeline.sources.procedural.geometry import Geometry
 
 # A finish: what a caption calls it -> (sRGB hex, metallic, roughness).
@@ -65,11 +65,6 @@ STONE = {
 }
 
 Finish = tuple[str, float, float]
-
-
-def srgb_to_linear(values: np.ndarray) -> np.ndarray:
-    """sRGB components in [0, 1] to linear ones (IEC 61966-2-1)."""
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 class Designer:

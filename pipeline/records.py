@@ -1,0 +1,115 @@
+"""What readers of a store get: typed views of its arrays, one class a kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a stage: its shape and type a row. `dtype` "str" holds text."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Which shapes the store holds; all lists have one entry a row."""
+
+    uid: list[str]
+    category: NDArray[np.int64]
+    """Index into `categories`."""
+    categories: list[str]
+    split: list[str]
+    source: list[str]
+    fingerprint: list[str]
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The keys one experiment uses. `targets` and `text` map a teacher's name to a key."""
+
+    name: str
+    keys: dict[str, str]
+    targets: dict[str, str]
+    text: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Surface points, raw (neither centred nor scaled), +Y up, +Z front."""
+
+    key: str
+    xyz: zarr.Array[Any]
+    """[N, P, 3] float32"""
+    normal: zarr.Array[Any]
+    """[N, P, 3] float16, unit length"""
+    color: zarr.Array[Any]
+    """[N, P, 3] uint8, linear RGB times 255"""
+    part: zarr.Array[Any]
+    """[N, P] uint8, index into the shape's part names"""
+    ok: NDArray[np.bool_]
+    """[N]"""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Rendered views; see `pipeline.render` for the camera convention."""
+
+    key: str
+    recipe: dict[str, Any]
+    rgb: zarr.Array[Any]
+    """[N, V, H, W, 3] uint8 sRGB on white"""
+    depth: zarr.Array[Any]
+    """[N, V, H, W] float16 along the viewing axis in box radii, 0 = background"""
+    frame: zarr.Array[Any]
+    """[N, 4] float64: the box centre x, y, z and the box radius, in the mesh's own units"""
+    camera_to_world: NDArray[np.float64]
+    """[V, 4, 4] about the box centre, in box radii; OpenGL axes: a camera looks along its -Z"""
+    intrinsics: NDArray[np.float64]
+    """[3, 3] pinhole matrix in pixels, x right and y down"""
+    ok: NDArray[np.bool_]
+    """[N]"""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A frozen image teacher's raw features."""
+
+    key: str
+    teacher: str
+    recipe: dict[str, Any]
+    feat: zarr.Array[Any]
+    """[K, N, V, D] float16, not normalised; draw 0 is the clean picture"""
+    ok: NDArray[np.bool_]
+    """[K, N]: every view of the row embedded and finite"""
+
+    @property
+    def dim(self) -> int:
+        return int(self.feat.shape[-1])
+
+
+@dataclass(frozen=True)
+class Text:
+    """A frozen text teacher's raw features of every distinct prompt."""
+
+    key: str
+    teacher: str
+    recipe: dict[str, Any]
+    feat: NDArray[np.float16]
+    """[T, D]"""
+    prompts: list[str]
+    class_prompts: NDArray[np.int64]
+    """[num_categories, 60] rows of feat"""
+    captions: NDArray[np.int64]
+    """[N, C] rows of feat, -1 where a shape has fewer captions"""
