@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_like, check_points, working_dtype
-from kernels.knn import knn_gather, knn_points
+from kernels.knn import knn_points, take_rows
 
 
 def interpolate_three(known: Tensor, features: Tensor, query: Tensor) -> Tensor:
@@ -27,8 +27,14 @@ def interpolate_three(known: Tensor, features: Tensor, query: Tensor) -> Tensor:
     dists, idx, _ = knn_points(query, known, K=min(3, known.shape[1]))
     weights = 1 / (dists + 1e-8)
     total = weights.sum(2, keepdim=True)
-    weights = weights / torch.where(total > 0, total, 1)
-    near = knn_gather(features, idx).to(working_dtype(features))
-    # Not a product with 0 alone: a non-finite feature of a neighbour without weight must not reach the query.
-    near = near.masked_fill((weights == 0)[..., None], 0)
-    return (near * weights[..., None].to(near.dtype)).sum(2).to(features.dtype)
+    reached = total > 0
+    weights = weights / torch.where(reached, total, 1)
+    # A non-finite feature of a neighbour without weight must not reach the query: 0 x NaN is NaN.
+    idx = torch.where(weights > 0, idx, idx[..., :1])
+    dtype = working_dtype(features)
+    # One neighbour at a time: [B, N, 3, C] at once is three times the result, and slower to fill.
+    weights = weights.to(dtype)[..., None]
+    mean = take_rows(features, idx[..., 0]).to(dtype) * weights[:, :, 0]
+    for k in range(1, idx.shape[2]):
+        mean = torch.addcmul(mean, take_rows(features, idx[..., k]).to(dtype), weights[:, :, k])
+    return torch.where(reached, mean, 0).to(features.dtype)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import trainer_store as tiny
-from tests.test_trainer_loop import RECIPE, assert_same_run
+from tests.test_trainer_loop import assert_same_run
 from trainer.cli import main
 from trainer.config import list_recipes
 
@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "tiny.toml").write_text(tiny.RECIPE)
     return str(tmp_path / "tiny.toml")
 
 

@@ -157,7 +157,8 @@ def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:
             for field, text in itertools.pairwise(body)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
         }
-        assert documented == {field.name for field in dataclasses.fields(section)}
-    for section in (ModelConfig, DataConfig, OptimConfig, RunConfig):
-        for field in dataclasses.fields(section):
-            assert f"| `{field.name}` |" in guide, field.name
+        names = {field.name for field in dataclasses.fields(section)}
+        assert documented == names
+        assert all(f"| `{name}` |" in guide for name in names)
+    for field in dataclasses.fields(ModelConfig):
+        assert f"| `{field.name}` |" in guide, field.name

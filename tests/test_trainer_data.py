@@ -49,7 +49,7 @@ def rows_of(batch: Batch) -> list[int]:
 
 def by_row(batches: list[Batch]) -> dict[int, tuple[Tensor, ...]]:
     """Each sample's tensors under its row in the store."""
-    found = {}
+    found: dict[int, tuple[Tensor, ...]] = {}
     for batch in batches:
         for place, row in enumerate(rows_of(batch)):
             assert row not in found
@@ -67,8 +67,8 @@ def test_complete_rows_of_the_split_and_what_they_hold(store: FeatureStore) -> N
     data = load_dataset(store, DataConfig(num_points=32))
     assert data.row.tolist() == TRAINED
     ref = store.ref()
-    np.testing.assert_array_equal(data.xyz.numpy(), store.points(ref).xyz[:][TRAINED])
-    np.testing.assert_array_equal(data.image.numpy(), store.targets(ref).feat[:][:, TRAINED])
+    np.testing.assert_array_equal(data.xyz.numpy(), np.asarray(store.points(ref).xyz[:])[TRAINED])
+    np.testing.assert_array_equal(data.image.numpy(), np.asarray(store.targets(ref).feat[:])[:, TRAINED])
     assert (data.record["num_rows"], data.record["num_rows_in_splits"]) == (len(TRAINED), 24)
     assert data.record["num_rows_without_caption"] == 1
     assert (data.image_dim, data.text_dim) == (tiny.IMAGE_DIM, tiny.TEXT_DIM)
@@ -165,8 +165,8 @@ def test_points_are_a_fresh_subset_normalized_and_turned_about_y(store: FeatureS
     whole = dict(zip(data.row.tolist(), normalize(data.xyz), strict=True))
     for row, (points, *_) in by_row(epoch_of(Batches(data, everything, 8, 0, CPU), 0)).items():
         # With every point drawn only the order and the turn differ, and a turn about y keeps heights and radii.
-        for measure in (lambda p: p[:, 1], lambda p: p[:, [0, 2]].norm(dim=1)):
-            torch.testing.assert_close(measure(points).sort().values, measure(whole[row]).sort().values)
+        ours, stored = (torch.stack([p[:, 1], p[:, 0].hypot(p[:, 2])]) for p in (points, whole[row]))
+        torch.testing.assert_close(ours.sort(dim=1).values, stored.sort(dim=1).values)
         assert not torch.allclose(points.sort(dim=0).values, whole[row].sort(dim=0).values, atol=1e-3)
     sample = Batches(data, BOTH, 8, 0, CPU).batch(0).points
     assert sample.shape == (8, 32, 3)
@@ -181,7 +181,7 @@ def test_image_targets_are_of_the_row_and_every_draw_and_view_comes(
     config = replace(BOTH, draws=draws)
     data = load_dataset(store, config)
     batches = Batches(data, config, 8, 0, CPU)
-    feat = store.targets(store.ref()).feat[:].astype(np.float32)
+    feat = np.asarray(store.targets(store.ref()).feat[:], np.float32)
     found = set()
     for epoch in range(12):
         for row, (_, image, _, label) in by_row(epoch_of(batches, epoch)).items():

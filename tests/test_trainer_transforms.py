@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,14 @@ def test_split_mix_gives_its_published_first_number() -> None:
 
 
 def test_streams_are_apart_and_stay_what_they_are() -> None:
-    names = [(0, "points", 0), (0, "points", 1), (1, "points", 0), (0, "view", 0), (0, "points"), (0, "points", 0, 0)]
+    names: list[tuple[Any, ...]] = [
+        (0, "points", 0),
+        (0, "points", 1),
+        (1, "points", 0),
+        (0, "view", 0),
+        (0, "points"),
+        (0, "points", 0, 0),
+    ]
     assert len({stream(*name) for name in names}) == len(names)
     # A change here changes every run's numbers.
     assert stream(0, "points", 0) == stream(0, "points", 0)

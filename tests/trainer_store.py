@@ -26,6 +26,27 @@ BROKEN_POINTS, BROKEN_TARGETS = 4, 17
 """Rows without points, and without draw 1 of the targets."""
 NO_CAPTION = 10
 
+RECIPE = """
+[model]
+width = 12
+heads = 3
+depth = 2
+decoder_depth = 1
+num_group = 8
+group_size = 8
+[data]
+num_points = 64
+[optim]
+epochs = 3
+batch_size = 8
+warmup_epochs = 1
+lr = 1e-3
+[run]
+log_every = 2
+save_every = 4
+"""
+"""Two batches an epoch of this store, 6 steps in all; lines of metrics at 2, 4 and 6, checkpoints at 4 and 6."""
+
 
 def value_of(row: int, draw: int, view: int) -> float:
     """First channel of an image target: says which row, draw and view it is of, exactly in float16."""
@@ -33,7 +54,7 @@ def value_of(row: int, draw: int, view: int) -> float:
 
 
 def make_store(path: Path) -> FeatureStore:
-    """Every third row is of split "test". Features say what they are of, so a batch can be checked against them."""
+    """Every fifth row is of split "test". Features say what they are of, so a batch can be checked against them."""
     rng = np.random.default_rng(0)
     store = FeatureStore.create(path)
     category = [CATEGORIES[row % 3] for row in range(NUM_ROWS)]

@@ -1,7 +1,7 @@
 """What a run leaves on disk, but for its metrics: the record of what it was, and its checkpoints.
 
     RUN/config.json                                 settings, digests of the data, versions, git commit
-    RUN/metrics.jsonl                               written by `trainer.loop`
+    RUN/metrics.jsonl, RUN/training.json            written by `trainer.loop`
     RUN/checkpoints/step-00001000.safetensors       weights; their settings lie in the file's metadata
     RUN/checkpoints/step-00001000.state.safetensors what a resumed run needs besides
     RUN/checkpoints/last.json                       the newest pair and its sums
@@ -51,12 +51,14 @@ def check_run(run: Path, resume: bool, overwrite: bool) -> None:
 
 
 def begin_run(run: Path, config: Config, data: dict[str, Any]) -> None:
-    """Write config.json, in place of what an earlier run left there."""
+    """Write config.json, and delete what training, probes and report left of an earlier run."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").unlink(missing_ok=True)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        for path in run.iterdir():
+            # config.json is what makes this a run's folder: cut off here, the command must still accept it.
+            if path.suffix in (".json", ".jsonl", ".html") and path.name != "config.json":
+                path.unlink()
         record = {"config": config_to_dict(config), "data": data, "versions": versions(), "git_commit": _git_commit()}
         write_atomically(run / "config.json", json.dumps(record, indent=1) + "\n")
     except OSError as error:

@@ -88,8 +88,8 @@ def pretrain(
     status = trainer.train(console)
     spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
     write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
-    told = "stopped" if status else "done"
-    console.print(f"{told} at step {trainer.step}, {_describe(trainer.last_line)}", highlight=False, soft_wrap=True)
+    told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}"
+    console.print(f"{told}: {_describe(trainer.last_line)}", highlight=False, soft_wrap=True)
     return status
 
 
@@ -292,7 +292,7 @@ def _progress(console: Console, start: int, total: int) -> Iterator[Show]:
 
 def _describe(line: dict[str, float]) -> str:
     if not line:
-        return "training"
+        return "nothing logged yet"
     return f"epoch {line['epoch']}, loss {line['total']:.4f}, {line['samples_per_second']:.0f} samples/s"
 
 

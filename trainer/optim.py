@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from trainer.config import OptimConfig
 from trainer.model import no_weight_decay
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: those `no_weight_decay` names, without decay, and all others."""
     spared = no_weight_decay(model)
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,10 +24,12 @@ def loss_curves(lines: Sequence[dict[str, Any]]) -> bytes:
     figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
     steps = [line["step"] for line in lines]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        axes.plot(steps, [line[name] for line in lines], color="#2b6cb0")
+        # A run of one line is a point, which a line without a marker would not show.
+        axes.plot(steps, [line[name] for line in lines], color="#2b6cb0", marker="o" if len(lines) == 1 else "")
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.tick_params(labelsize=7, which="both")
         axes.grid(alpha=0.3)
     return _png(figure)
@@ -52,15 +55,15 @@ def confusion_matrix(counts: Sequence[Sequence[int]], categories: Sequence[str])
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], tile: int = 96, blocks: int = 2) -> bytes:
     """One line a label with its pictures [H, W, 3] beside it, the lines set in `blocks` columns."""
-    font = ImageFont.load_default(11)
-    label, per_block = 84, -(-len(rows) // blocks)
+    font = ImageFont.load_default(13)
+    label, per_block = 24 + round(max(font.getlength(name) for name, _ in rows)), -(-len(rows) // blocks)
     across = max(len(pictures) for _, pictures in rows)
     width = label + across * tile
     sheet = Image.new("RGB", (blocks * width, per_block * tile), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (name, pictures) in enumerate(rows):
         left, top = (i // per_block) * width, (i % per_block) * tile
-        draw.text((left + 4, top + tile // 2 - 6), name, fill="black", font=font)
+        draw.text((left + 12, top + tile // 2 - 7), name, fill="black", font=font)
         for j, picture in enumerate(pictures):
             small = Image.fromarray(picture).resize((tile, tile), Image.Resampling.LANCZOS)
             sheet.paste(small, (left + label + j * tile, top))

@@ -38,14 +38,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
     checkpoint = newest_checkpoint(run)
     record = read_record(run)
     training, svm, zero_shot = (_read(run, name) for name in ("training", "svm", "zeroshot"))
-    for name, probe in (("svm", svm), ("zeroshot", zero_shot)):
-        if probe["checkpoint"] != checkpoint:
-            raise UserError(
-                f"{run / name}.json: measured on step {probe['checkpoint']['step']}, not on the newest checkpoint "
-                f"(step {checkpoint['step']}); run `{COMMANDS[name].format(run=run)}` again"
-            )
-    if svm["digests"] != zero_shot["digests"]:
-        raise UserError(f"{run}: svm.json and zeroshot.json were measured on different data; run both on one store")
+    _check_one_run(run, checkpoint, training, {"svm": svm, "zeroshot": zero_shot})
     lines = _read_lines(run)
     store = FeatureStore.open(store_path)
     ref = store.ref(record["data"]["ref"])
@@ -127,6 +120,27 @@ def _read(run: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: unreadable ({error}); run `{command}` again") from error
     return content
+
+
+def _check_one_run(
+    run: Path, checkpoint: dict[str, Any], training: dict[str, Any], probes: dict[str, dict[str, Any]]
+) -> None:
+    """UserError unless training and probes tell of the newest checkpoint, and the probes of one data set."""
+    newest = f"the newest checkpoint (step {checkpoint['step']})"
+    # A session that was killed leaves checkpoints, but no account of itself.
+    if training.get("step") != checkpoint["step"]:
+        raise UserError(
+            f"{run / 'training.json'}: ends at step {training.get('step')}, before {newest}; finish the run with "
+            f"`{COMMANDS['training'].format(run=run)}`"
+        )
+    for name, probe in probes.items():
+        if probe.get("checkpoint") != checkpoint:
+            raise UserError(
+                f"{run / name}.json: measured on other weights than {newest}; run "
+                f"`{COMMANDS[name].format(run=run)}` again"
+            )
+    if probes["svm"]["digests"] != probes["zeroshot"]["digests"]:
+        raise UserError(f"{run}: svm.json and zeroshot.json were measured on different data; run both on one store")
 
 
 def _read_lines(run: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,113 @@
+"""Every command of the README and the manuals runs, on a small store in place of the real one and for a few steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trimesh
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = [
+    *("optim.epochs=3", "optim.warmup_epochs=1", "optim.batch_size=4", "data.num_points=64"),
+    *("model.width=24", "model.heads=3", "model.depth=1", "model.decoder_depth=1"),
+    *("model.num_group=8", "model.group_size=8"),
+]
+# What a manual's placeholder stands for.
+STANDS_FOR = {"S": "stores/demo.zarr", "R": "runs/other", "RUN": "runs/demo", "STORE": "stores/demo.zarr"}
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """The words of every command in a page's code blocks, comments left out."""
+    fenced = False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+            continue
+        text = line if fenced else line.removeprefix("    ") if line.startswith("    ") else ""
+        words = shlex.split(re.sub(r"\s#.*", "", text)) if re.match(r"(\.venv/bin/)?(make|recon-|python)", text) else []
+        if words:
+            yield [words[0].removeprefix(".venv/bin/"), *words[1:]]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_every_make_target_exists(path: Path) -> None:
+    for program, *targets in commands(path):
+        if program == "make":
+            done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, small_store: Path, small_manifest: Path, clip_config: Path
+) -> Path:
+    """A folder laid out as the manuals assume, with small things in it."""
+    from tests.test_pipeline import folder_manifest
+
+    place = tmp_path_factory.mktemp("docs")
+    shutil.copytree(small_store, place / "stores" / "demo.zarr")
+    (place / "stores" / "demo.zarr" / "refs" / "small.json").rename(
+        place / "stores" / "demo.zarr" / "refs" / "demo.json"
+    )
+    (place / "data_manifests").mkdir()
+    demo = small_manifest.read_text().replace('name = "small"', 'name = "demo"')
+    (place / "data_manifests" / "demo.toml").write_text(demo)
+    folder_manifest(place, clip_config).rename(place / "data_manifests" / "folder.toml")
+    for category in ("chairs", "tables"):
+        (place / "my" / "meshes" / category).mkdir(parents=True)
+        trimesh.creation.box((1, 1, 2)).export(place / "my" / "meshes" / category / "a.ply")
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    for program, *given in commands(path):
+        words = [STANDS_FOR.get(word, word) for word in given]
+        if program not in ("recon-pipeline", "recon-train"):
+            assert program == "make" or (ROOT / words[0]).is_file(), f"{path.name}: {program} {words}"
+            continue
+        if words[0] == "pretrain":
+            words += small_settings()
+        run = words[words.index("--run") + 1] if "--run" in words else ""
+        if run and not Path(run).exists() and (words[0] != "pretrain" or "--resume" in words):
+            # A page may begin with a run that another page trains.
+            succeeds(
+                "recon-train",
+                "pretrain",
+                "--recipe",
+                "demo",
+                "--store",
+                STANDS_FOR["S"],
+                "--run",
+                run,
+                *small_settings(),
+            )
+        if words[0] == "pretrain" and "--resume" not in words:
+            words.append("--overwrite")
+        succeeds(program, *words)
+
+
+def small_settings() -> list[str]:
+    return [word for setting in SMALL for word in ("--set", setting)]
+
+
+def succeeds(program: str, *words: str) -> None:
+    """Run a command line in this process."""
+    from pipeline import cli as pipeline_cli
+    from trainer import cli as trainer_cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *words])
+        with pytest.raises(SystemExit) as exit_:
+            (pipeline_cli if program == "recon-pipeline" else trainer_cli).main()
+    assert not exit_.value.code, f"{program} {' '.join(words)}"

@@ -1,0 +1,266 @@
+"""The report of a real run: the files it leaves, what is on the page, and what it refuses to put together."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.store import FeatureStore
+from tests.test_evaluate import train
+from trainer.evaluate.svm import run_svm
+from trainer.evaluate.zero_shot import run_zero_shot
+from trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
+from trainer.show.report import SHAPES_A_CATEGORY, _sheet_rows, stage_log, write_report
+
+CPU = torch.device("cpu")
+STAGES = ["meshes", "points", "views", "captions", "targets", "text", "pretrain", "svm", "zeroshot"]
+
+
+@pytest.fixture(scope="module")
+def measured(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `small_store` with both probes' results, no report yet; for reading only."""
+    run = train(small_store, tmp_path_factory.mktemp("runs") / "run <1> & co")
+    run_svm(run, small_store, CPU)
+    run_zero_shot(run, small_store, CPU)
+    return run
+
+
+@pytest.fixture
+def run(measured: Path, tmp_path: Path) -> Path:
+    """A copy of `measured` to write to."""
+    shutil.copytree(measured, tmp_path / measured.name)
+    return tmp_path / measured.name
+
+
+@pytest.fixture(scope="module")
+def report(measured: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `measured` with its report; for reading only."""
+    copy = tmp_path_factory.mktemp("reports") / measured.name
+    shutil.copytree(measured, copy)
+    write_report(copy, small_store)
+    return copy
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+def pictures(page: str) -> list[Image.Image]:
+    """Every embedded PNG, decoded."""
+    found = [
+        Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+        for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    ]
+    for picture in found:
+        picture.load()
+    return found
+
+
+def test_report_adds_two_files(report: Path, measured: Path) -> None:
+    assert files(report) - files(measured) == {"metrics.json", "report.html"}
+
+
+def test_metrics_are_what_was_measured(report: Path, small_store: Path) -> None:
+    metrics, svm, zero_shot = (read(report / f"{name}.json") for name in ("metrics", "svm", "zeroshot"))
+    for name in ("svm_accuracy", "svm_accuracy_random_init"):
+        assert metrics[name] == svm[name]
+    for name in ("zero_shot_accuracy", "zero_shot_accuracy_random_init", "teacher_zero_shot_accuracy", "chance"):
+        assert metrics[name] == zero_shot[name]
+    assert (metrics["num_train"], metrics["num_test"], metrics["num_categories"]) == (9, 3, 3)
+    assert (metrics["seed"], metrics["step"], metrics["pretrain_splits"]) == (3, 4, ["train"])
+
+    assert list(metrics["seconds"]) == STAGES
+    assert all(seconds >= 0 for seconds in metrics["seconds"].values())
+    training = read(report / "training.json")
+    assert metrics["seconds"]["pretrain"] == training["seconds"]
+    # Every stage ran in one process here, so none can have had more than the last.
+    peaks = [training["peak_memory_gb"], svm["peak_memory_gb"], zero_shot["peak_memory_gb"]]
+    assert metrics["peak_memory_gb"] >= max(peaks) > 0
+
+    store = FeatureStore.open(small_store)
+    ref = store.ref()
+    expected = {"points": ref.keys["points"], "image": ref.targets["tiny"], "text": ref.text["tiny"]}
+    assert metrics["digests"] == {name: store.digest(key) for name, key in expected.items()}
+    assert metrics["digests"] == metrics["probe_digests"]
+
+
+def test_page_needs_nothing_else(report: Path) -> None:
+    page = (report / "report.html").read_text("utf-8")
+    assert not re.search(r"https?:|<script|<link|<iframe|@import|url\(", page)
+    embedded = page.count('src="data:image/png;base64,')
+    assert embedded == page.count("<img") == page.count('alt="') == 5
+    for picture in pictures(page):
+        assert picture.format == "PNG" and 250 < picture.width < 2500 and 100 < picture.height < 2500
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 10  # something is drawn
+
+
+def test_page_says_the_numbers(report: Path) -> None:
+    page, metrics = (report / "report.html").read_text("utf-8"), read(report / "metrics.json")
+    assert "<h1>ReCon: run &lt;1&gt; &amp; co</h1>" in page  # a folder's name is no markup
+    cells = re.findall(r'<td class="number">([^<]*)</td>', page)
+    names = ["svm_accuracy", "svm_accuracy_random_init", "zero_shot_accuracy", "zero_shot_accuracy_random_init"]
+    names += ["teacher_zero_shot_accuracy", "chance"]
+    assert cells[: len(names)] == [f"{100 * metrics[name]:.1f} %" for name in names]
+    assert cells[len(names) :] == [f"{metrics['seconds'][stage]:.1f}" for stage in STAGES]
+    assert "the test shapes were among" not in page and "measured other data" not in page
+
+
+def test_page_warns_of_test_shapes_in_pretraining(run: Path, small_store: Path) -> None:
+    record = read(run / "config.json")
+    record["data"]["splits"] = ["train", "test"]
+    (run / "config.json").write_text(json.dumps(record))
+    write_report(run, small_store)
+    assert "the test shapes were among" in (run / "report.html").read_text("utf-8")
+    # On another data set the split's name means other shapes.
+    record["data"]["points"]["digest"] = "another"
+    (run / "config.json").write_text(json.dumps(record))
+    assert write_report(run, small_store)["digests"]["points"] == "another"
+    page = (run / "report.html").read_text("utf-8")
+    assert "the test shapes were among" not in page and "measured other data" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("config.json", "recon-train pretrain"),
+        ("checkpoints/last.json", "recon-train pretrain"),
+        ("training.json", "recon-train pretrain"),
+        ("metrics.jsonl", ""),
+        ("svm.json", "recon-train svm --run"),
+        ("zeroshot.json", "recon-train zeroshot --run"),
+    ],
+)
+def test_missing_and_broken_inputs_are_named(name: str, command: str, run: Path, small_store: Path) -> None:
+    (run / name).write_text("{")
+    assert name.split("/")[-1] in refusal(run, small_store)
+    (run / name).unlink()
+    told = refusal(run, small_store)
+    assert str(run) in told and command in told
+    assert not (run / "report.html").exists() and not (run / "metrics.json").exists()
+
+
+def test_missing_store_is_named(run: Path, tmp_path: Path) -> None:
+    assert str(tmp_path / "none") in refusal(run, tmp_path / "none")
+
+
+def test_empty_metrics_are_named(run: Path, small_store: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+    assert "metrics.jsonl: empty" in refusal(run, small_store)
+
+
+def test_probes_of_other_weights_are_refused(run: Path, small_store: Path) -> None:
+    # Trained again over the same folder: what the probes left there is of weights that are gone.
+    newest = read(run / "checkpoints" / "last.json")
+    name = next(iter(newest["files"]))
+    (run / "checkpoints" / "last.json").write_text(
+        json.dumps({"step": 4, "files": newest["files"] | {name: "another"}})
+    )
+    assert "svm.json: measured on other weights" in refusal(run, small_store)
+    svm = read(run / "svm.json")
+    svm["checkpoint"]["sha256"] = "another"
+    (run / "svm.json").write_text(json.dumps(svm))
+    assert "zeroshot.json: measured on other weights" in refusal(run, small_store)
+
+
+def test_unfinished_account_of_training_is_refused(run: Path, small_store: Path) -> None:
+    training = read(run / "training.json")
+    (run / "training.json").write_text(json.dumps(training | {"step": 2}))
+    assert "ends at step 2, before the newest checkpoint (step 4)" in refusal(run, small_store)
+
+
+def test_probes_of_two_data_sets_are_refused(run: Path, small_store: Path) -> None:
+    svm = read(run / "svm.json")
+    (run / "svm.json").write_text(json.dumps(svm | {"digests": svm["digests"] | {"points": "another"}}))
+    assert "different data" in refusal(run, small_store)
+
+
+def refusal(run: Path, store: Path) -> str:
+    """The one line a report is refused with."""
+    with pytest.raises(UserError) as refused:
+        write_report(run, store)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_stage_log_counts_a_ref_s_keys_only(small_store: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_store, tmp_path / "copy.zarr")
+    store = FeatureStore.open(tmp_path / "copy.zarr", write=True)
+    ref = store.ref()
+    before = stage_log(store, ref)
+    assert list(before) == STAGES[:6]
+    assert before["views"]["rows"] == 12 and before["targets"]["rows"] == 24  # two draws
+    entry = {"stage": "views", "rows": 5, "seconds": 1000.0, "peak_memory_gb": 99.0}
+    store.log(entry | {"key": "of another recipe"})
+    assert stage_log(store, ref) == before
+    store.log(entry | {"key": ref.keys["views"]})
+    after = stage_log(store, ref)["views"]
+    assert after["seconds"] == pytest.approx(before["views"]["seconds"] + 1000)
+    assert (after["rows"], after["peak_memory_gb"]) == (17, 99.0)
+
+
+def test_contact_sheet_holds_the_stores_views(report: Path, small_store: Path) -> None:
+    store = FeatureStore.open(small_store)
+    views, registry = store.views(store.ref()), store.registry
+    rows = _sheet_rows(store, store.ref())
+    assert [name for name, _ in rows] == registry.categories
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(rows, tile=32, blocks=2))))
+    # At the views' own size nothing is resampled, so each must lie somewhere on the sheet, bit for bit.
+    assert sheet.shape[0] == 2 * 32  # three lines in two columns
+    windows = np.lib.stride_tricks.sliding_window_view(sheet[::1], (32, 32, 3))[::32, :, 0]
+    for category, name in enumerate(registry.categories):
+        members = np.flatnonzero(registry.category == category)[:SHAPES_A_CATEGORY]
+        block, line = divmod(category, 2)
+        for i, row in enumerate(members):
+            picture = views.rgb[int(row), i % 2]
+            found = np.flatnonzero((windows[line] == picture).all(axis=(1, 2, 3)))
+            assert len(found) == 1 and (found[0] >= sheet.shape[1] // 2) == bool(block), (name, i)
+    # The page's sheet is the same, larger.
+    page = pictures((report / "report.html").read_text("utf-8"))[1]
+    expected = np.asarray(Image.open(io.BytesIO(contact_sheet(rows))))
+    np.testing.assert_array_equal(np.asarray(page), expected)
+
+
+def test_contact_sheet_makes_room_for_long_names_and_missing_shapes() -> None:
+    picture = np.zeros((16, 16, 3), np.uint8)
+    name = "an uncommonly long category name"
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet([(name, [picture]), ("none", [])], 64, 1))).convert("L"))
+    columns = np.flatnonzero((sheet[:64] < 128).any(axis=0))
+    # Words, a gap, the picture: nothing is drawn over.
+    gaps = np.diff(columns)
+    assert gaps.max() >= 6 and columns[gaps.argmax() + 1] == sheet.shape[1] - 64
+    assert (sheet[64:, -64:] == 255).all()
+
+
+def test_one_line_of_metrics_is_drawn() -> None:
+    line = {"step": 4, "reconstruction": 0.5, "image": 0.1, "text": 0.2}
+    pixels = np.asarray(Image.open(io.BytesIO(loss_curves([line]))).convert("RGB")).astype(int)
+    assert ((pixels[..., 2] - pixels[..., 0]) > 80).sum() > 30  # the curves' blue
+
+
+def test_confusion_matrix_grows_with_its_classes() -> None:
+    widths = []
+    for num_classes in (3, 24):
+        names = [f"class {i}" for i in range(num_classes)]
+        counts = np.eye(num_classes, dtype=int).tolist()
+        counts[0][0] = 0  # a class without a test shape has no share to shade
+        picture = Image.open(io.BytesIO(confusion_matrix(counts, names)))
+        widths.append(picture.width)
+        dark = (np.asarray(picture.convert("RGB")).astype(int)[..., 0] < 60).sum()
+        assert dark > 500  # the diagonal
+    assert widths[1] > 2 * widths[0]
