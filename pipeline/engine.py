@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -131,24 +132,20 @@ class StageResult:
     seconds: float
 
 
-def row_range(shard: int, shard_rows: int, rows: int) -> tuple[int, int]:
-    return shard * shard_rows, min((shard + 1) * shard_rows, rows)
-
-
 def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StagePlan:
-    """Compare the receipts with `rows` (a prefix of the row space): the shards to compute."""
+    """Compare the receipts with `rows` (ascending, not always all of the store's): the shards to compute."""
     key = digest_of(stage.recipe)
     tasks, todo, stale = [], 0, 0
+    shards = [(shard, list(group)) for shard, group in groupby(rows, lambda row: row.index // stage.shard_rows)]
     for lane in range(max(stage.lanes, 1)):
-        for shard in range(-(-len(rows) // stage.shard_rows)):
-            start, stop = row_range(shard, stage.shard_rows, len(rows))
+        for shard, wanted in shards:
             receipt = Receipt.read(store.receipt_path(key, lane, shard))
             done = dict(zip(range(*receipt.rows), receipt.inputs, strict=True)) if receipt else {}
-            missing = tuple(row for row in rows[start:stop] if done.get(row.index) != row.inputs)
+            missing = tuple(row for row in wanted if done.get(row.index) != row.inputs)
             if missing:
                 tasks.append(Task(stage, store.path, key, lane, shard, stage.shard_rows, missing))
                 todo += len(missing)
-                stale += sum(row.index in done for row in missing)
+                stale += sum(bool(done.get(row.index)) for row in missing)
     return StagePlan(key, tuple(tasks), len(rows) * max(stage.lanes, 1), todo, stale)
 
 
@@ -167,7 +164,7 @@ def run_stage(
     if plan.tasks:
         group = store.require_key(stage.kind, plan.key, stage.recipe, stage.attributes)
         for column in stage.columns:
-            store.require_column(group, column, len(rows), stage.lanes, stage.shard_rows)
+            store.require_column(group, column, rows[-1].index + 1, stage.lanes, stage.shard_rows)
         progress(0, plan.todo)
         for result in run_tasks(run_task, plan.tasks, workers):
             done += result.rows
@@ -251,7 +248,8 @@ def _sign(task: Task, old: Receipt | None, kept: dict[int, int], block: Block, s
         entries[row.index] = (row.inputs, digest, row.index in kept)
     ready = [row for row in task.rows if row.ready]
     failed |= {ready[position].name: failure for position, failure in block.failed.items()}
-    ordered = [entries[index] for index in range(start, max(entries) + 1)]
+    # Rows in between that no run has asked for yet belong to another manifest.
+    ordered = [entries.get(index, ("", "", False)) for index in range(start, max(entries) + 1)]
     inputs, digests, ok = (tuple(column) for column in zip(*ordered, strict=True))
     return Receipt(
         (start, start + len(ordered)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,9 +94,13 @@ class Flow:
 
     def plans(self) -> dict[str, StagePlan | None]:
         """What each stage still has to do, writing nothing; None where that depends on a stage before it."""
+        names = ("meshes", "points", "views", "captions")
         if "registry" not in self.store.group:
-            return dict.fromkeys(("meshes", "points", "views", "captions", "targets", "text"))
-        rows = shape_rows(self.store.registry, self._limit())
+            return dict.fromkeys(names)
+        registered = set(self.store.registry.uid)
+        if not all(shape.uid in registered for shape in self._shapes):
+            return dict.fromkeys(names)
+        rows = shape_rows(self.store.registry, self._shapes)
         meshes = Meshes(self._origin)
         plans: dict[str, StagePlan | None] = {"meshes": plan_stage(self.store, meshes, rows)}
         ready = plans["meshes"] is not None and not plans["meshes"].todo
@@ -117,6 +122,10 @@ class Flow:
 
     # ---- their parts
 
+    @cached_property
+    def _shapes(self) -> list[Shape]:
+        return list_shapes(self.manifest, self.root)[: self.limit]
+
     @property
     def _origin(self) -> Origin:
         return origin_of(self.manifest, self.root)
@@ -133,16 +142,12 @@ class Flow:
     def _captions(self) -> Captions:
         return Captions(self._origin)
 
-    def _limit(self) -> int:
-        rows = len(self.store.registry)
-        return rows if self.limit is None else min(self.limit, rows)
-
     def _mesh_rows(self) -> list[Row]:
         """The shapes with their meshes' digests; registers and reads them on the first call."""
         if self._rows is None:
-            register(self.store, list_shapes(self.manifest, self.root)[: self.limit])
+            register(self.store, self._shapes)
             meshes = Meshes(self._origin)
-            rows = shape_rows(self.store.registry, self._limit())
+            rows = shape_rows(self.store.registry, self._shapes)
             self._run(meshes, rows)
             self._rows = mesh_rows(self.store, meshes, rows)
         return self._rows

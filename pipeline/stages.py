@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import caption
 from pipeline.engine import Block, Row, each_row
 from pipeline.errors import UserError
-from pipeline.manifest import FolderSource, Manifest, ProceduralSource, SampleRecipe, load_shape
+from pipeline.manifest import FolderSource, Manifest, ProceduralSource, SampleRecipe, Shape, load_shape
 from pipeline.mesh import Mesh
 from pipeline.receipts import Failure, digest_of, row_seed
 from pipeline.records import Column, Registry
@@ -285,25 +285,23 @@ def finite_block(feat: np.ndarray) -> Block:
 # ---- rows: what goes into each stage, a row
 
 
-def shape_rows(registry: Registry, limit: int) -> list[Row]:
-    """The first `limit` shapes as rows of the meshes stage."""
-    columns = zip(registry.uid, registry.fingerprint, registry.source, strict=True)
-    rows = [Row(i, uid, digest_of([uid, print_]), True, source) for i, (uid, print_, source) in enumerate(columns)]
-    return rows[:limit]
+def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:
+    """A manifest's shapes as rows of the meshes stage, in the store's order."""
+    number = {uid: row for row, uid in enumerate(registry.uid)}
+    rows = [Row(number[s.uid], s.uid, digest_of([s.uid, s.fingerprint]), True, s.source) for s in shapes]
+    return sorted(rows, key=lambda row: row.index)
 
 
 def mesh_rows(store: FeatureStore, meshes: Meshes, rows: Sequence[Row]) -> list[Row]:
     """The same shapes as rows of a stage that works on meshes: what counts now is the mesh's digest."""
     key = digest_of(meshes.recipe)
-    digests = read_column(store.kind_group("meshes", key), "digest", len(rows))
-    return with_upstream(
-        store, key, [replace(r, inputs=digest_of([r.name, d])) for r, d in zip(rows, digests, strict=True)]
-    )
+    digests = read_column(store.kind_group("meshes", key), "digest", rows[-1].index + 1)
+    return with_upstream(store, key, [replace(row, inputs=digest_of([row.name, digests[row.index]])) for row in rows])
 
 
 def with_upstream(store: FeatureStore, key: str, rows: Sequence[Row]) -> list[Row]:
     """Rows of a stage that reads what `key` made: ready where that is there."""
-    ok = store.ok(key, len(rows))
+    ok = store.ok(key, rows[-1].index + 1)
     return [replace(r, inputs=r.inputs if ok[r.index] else "waiting", ready=bool(ok[r.index])) for r in rows]
 
 

@@ -150,7 +150,11 @@ class FeatureStore:
         row[""] = -1
         from pipeline.caption import class_prompts
 
-        classes = np.array([[row[p] for p in class_prompts(c)] for c in self.registry.categories], dtype=np.int64)
+        wanted = [class_prompts(category) for category in self.registry.categories]
+        for category, lines in zip(self.registry.categories, wanted, strict=True):
+            if not set(lines) <= set(row):
+                raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
+        classes = np.array([[row[prompt] for prompt in lines] for lines in wanted], dtype=np.int64)
         captions = self.captions(ref)
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
         return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)

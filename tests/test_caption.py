@@ -34,8 +34,19 @@ def test_class_prompts_take_the_article_and_spell_underscores_as_spaces() -> Non
 
 @pytest.mark.parametrize(
     ("phrase", "expected"),
-    [("oak table", "an"), ("chair", "a"), ("Airplane", "an"), ("uniform", "a"), ("umbrella", "an"), ("hourglass", "an"),
-     ("house", "a"), ("8-seat bench", "an"), ("euro", "a"), ("ukulele", "a"), ("earphone", "an")],
+    [
+        ("oak table", "an"),
+        ("chair", "a"),
+        ("Airplane", "an"),
+        ("uniform", "a"),
+        ("umbrella", "an"),
+        ("hourglass", "an"),
+        ("house", "a"),
+        ("8-seat bench", "an"),
+        ("euro", "a"),
+        ("ukulele", "a"),
+        ("earphone", "an"),
+    ],
 )
 def test_article_follows_the_sound(phrase: str, expected: str) -> None:
     assert article(phrase) == expected
@@ -54,7 +65,9 @@ def test_describe_starts_with_the_right_article() -> None:
     oak = {**CHAIR, "main_material": "oak", "materials": {"seat": "oak"}}
     assert all(line.startswith("an oak chair") for line in describe(oak))
     assert describe({"category": "airplane", "phrases": ["with two engines"]}) == [
-        "an airplane", "an airplane with two engines"]
+        "an airplane",
+        "an airplane with two engines",
+    ]
 
 
 def test_describe_knows_nothing_of_a_shape_without_facts() -> None:
@@ -68,7 +81,9 @@ def test_a_repeated_with_is_said_once() -> None:
 
 def test_describe_says_a_single_trait_once() -> None:
     assert describe({**CHAIR, "phrases": ["on a swivel base"], "materials": {}}) == [
-        "a red fabric chair", "a red fabric chair on a swivel base"]
+        "a red fabric chair",
+        "a red fabric chair on a swivel base",
+    ]
 
 
 words = st.text("abcdefghij ", min_size=1, max_size=12).map(lambda text: text.strip() or "x")
@@ -78,8 +93,12 @@ words = st.text("abcdefghij ", min_size=1, max_size=12).map(lambda text: text.st
 def test_captions_are_distinct_deterministic_and_true(
     category: str, main: str, phrases: list[str], materials: list[str]
 ) -> None:
-    facts = {"category": category, "main_material": main, "phrases": phrases,
-             "materials": {f"part{row}": name for row, name in enumerate(materials)}}
+    facts = {
+        "category": category,
+        "main_material": main,
+        "phrases": phrases,
+        "materials": {f"part{row}": name for row, name in enumerate(materials)},
+    }
     captions = describe(facts)
     assert captions == describe(dict(reversed(facts.items())))
     assert 1 <= len(captions) == len(set(captions)) <= 4

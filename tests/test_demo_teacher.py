@@ -34,8 +34,14 @@ def demo() -> Any:
 def toys() -> Shapes:
     """Six one-view shapes of two classes: two pairs share a caption."""
     rng = np.random.default_rng(0)
-    captions = [["a red mug"], ["a red mug"], ["a blue mug", "a blue mug with a lid"],
-                ["an oak lamp"], ["an oak lamp"], ["a steel lamp"]]
+    captions = [
+        ["a red mug"],
+        ["a red mug"],
+        ["a blue mug", "a blue mug with a lid"],
+        ["an oak lamp"],
+        ["an oak lamp"],
+        ["a steel lamp"],
+    ]
     pictures = rng.integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
     return Shapes(["mug"] * 3 + ["lamp"] * 3, captions, pictures, np.arange(6))
 
@@ -56,8 +62,9 @@ def test_the_card_is_of_these_weights(demo: Any) -> None:
 
 def test_open_clip_itself_loads_the_files(demo: Any) -> None:
     model = open_clip.create_model(f"local-dir:{DEMO_CONFIG.parent}").eval()
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{DEMO_CONFIG.parent}",
-                                        bpe_path=str(DEMO_CONFIG.parent / train_demo.VOCABULARY))
+    tokenizer = open_clip.get_tokenizer(
+        f"local-dir:{DEMO_CONFIG.parent}", bpe_path=str(DEMO_CONFIG.parent / train_demo.VOCABULARY)
+    )
     with torch.no_grad():
         theirs = model.encode_text(tokenizer(caption.class_prompts("chair")[:32])).numpy()
     assert np.array_equal(demo.embed_texts(caption.class_prompts("chair")[:32]), theirs)
@@ -100,6 +107,10 @@ def test_several_true_captions_count_as_right() -> None:
     single = contrastive_loss(images, texts, scale, torch.eye(5, dtype=torch.bool))
     normal = [torch.nn.functional.normalize(x, dim=-1) for x in (images, texts)]
     assert torch.allclose(single, open_clip.ClipLoss()(*normal, scale))
+    # A text that is true of no picture is one more wrong answer, and never asked for.
+    extra = torch.cat([texts, torch.randn(1, 8, generator=torch.Generator().manual_seed(1))])
+    more = contrastive_loss(images, extra, scale, torch.eye(5, 6, dtype=torch.bool))
+    assert single < more < single + 1
     # Two equal captions cannot be told apart; with both marked as true, doing as well as possible is no loss but ln 2.
     twice = torch.eye(2, 8).repeat_interleave(2, 0)
     matches = torch.eye(2, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)
@@ -109,14 +120,16 @@ def test_several_true_captions_count_as_right() -> None:
 @given(step=st.integers(0, 1000))
 def test_a_batch_is_a_function_of_its_step_and_marks_what_is_true(toys: Shapes, step: int) -> None:
     rows = np.array([5, 0, 1, 2, 3, 4])
-    batch, again = (make_batch(toys, rows, step, Plan(), PREPROCESS) for _ in range(2))
+    batch, again = (make_batch(toys, rows, step, Plan(num_captions=2), PREPROCESS) for _ in range(2))
     assert np.array_equal(batch.pixels, again.pixels)
     assert batch.texts == again.texts
-    assert batch.matches.diagonal().all()
+    assert len(set(batch.texts)) == len(batch.texts)
+    assert batch.matches.any(1).all()
+    # The first pictures' captions are there, whichever was drawn.
+    assert batch.matches[:2, 2:].any(1).all()
     for column, text in enumerate(batch.texts):
         for picture, row in enumerate(rows):
-            is_caption = any(text in lines for lines in toys.captions)
-            true = text in toys.captions[row] if is_caption else toys.category[row] in text
+            true = toys.category[row] in text if column < 2 else text in toys.captions[row]
             assert bool(batch.matches[picture, column]) is true
 
 
@@ -134,15 +147,25 @@ def test_vocabulary_spells_any_text(tmp_path_factory: pytest.TempPathFactory, te
 
 
 def test_every_word_seen_often_becomes_one_token() -> None:
-    merges = learn_merges(["a red chair", "a red lamp"] * 5, 1000)
-    assert {"".join(pair) for pair in merges} >= {"red</w>", "chair</w>", "lamp</w>"}
+    merges = learn_merges(["a red chair, with arms", "a red lamp, with 3 arms, lit"] * 5, 1000)
+    joined = {"".join(pair) for pair in merges}
+    assert joined >= {"red</w>", "chair</w>", "lamp</w>", "arms</w>"}
+    assert not any("," in word for word in joined)
 
 
 @pytest.mark.slow
 def test_training_twice_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_demo, "NUM_THREADS", torch.get_num_threads())
-    plan = Plan(shapes_per_category=1, held_out_per_category=1, presets=("ring1",), resolution=32, image_size=32,
-                backbone="test_resnet", steps=3, batch_size=16)
+    plan = Plan(
+        shapes_per_category=1,
+        held_out_per_category=1,
+        presets=("ring1",),
+        resolution=32,
+        image_size=32,
+        backbone="test_resnet",
+        steps=3,
+        batch_size=16,
+    )
     for name in ("first", "second"):
         train_demo.main(tmp_path / name, plan)
     files = sorted(path.name for path in (tmp_path / "first").iterdir())

@@ -234,6 +234,28 @@ def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path,
     assert result["confusion_teacher"] == confusion(testing.category.numpy(), expected, 3)
 
 
+def test_zero_shot_s_features_are_those_of_its_parts(
+    run: Path, probe: Probe, small_store: Path, testing: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A barely trained student may call everything by one name, so what is compared is what it is judged by.
+    seen = []
+
+    def recorded(*arguments: Any) -> NDArray[np.float32]:
+        seen.append(encode(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("trainer.evaluate.zero_shot.encode", recorded)
+    run_zero_shot(run, small_store, CPU)
+    assert len(seen) == 2
+    spare = torch.from_numpy(np.stack([farthest(cloud, 75) for cloud in testing.xyz.numpy()]))  # 64 x 1200 / 1024
+    clouds = random_points(spare, testing, probe.config)
+    centered = clouds - clouds.mean(dim=1, keepdim=True)
+    unit = centered / centered.norm(dim=2).amax(dim=1)[:, None, None]
+    for found, student in zip(seen, (probe.student, probe.random_init), strict=True):
+        with torch.no_grad():
+            np.testing.assert_allclose(found, student.zero_shot_feature(unit), rtol=1e-4, atol=1e-6)
+
+
 def assert_confusions(result: dict[str, Any], store: Path, names: dict[str, str]) -> None:
     """Every matrix holds each test shape once in its true class's row, and its diagonal is the accuracy."""
     registry = FeatureStore.open(store).registry

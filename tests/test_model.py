@@ -1,6 +1,9 @@
 """The model's own promises: block forms, stop-gradient, masks, determinism, and the forms that must be equal."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 
 from trainer.blocks import DropPath, PatchEmbed, ReConBlock, block_mask, random_mask
 from trainer.heads import Classifier, Segmenter
-from trainer.model import SIZES, ModelConfig, ReCon
+from trainer.model import SIZES, ModelConfig, ReCon, take
 from trainer.released import infer_config, load_weights
 
 CONFIG = ModelConfig(
@@ -334,3 +337,26 @@ def test_settings_are_read_off_the_weights(self_contrastive: bool) -> None:
     config = dataclasses.replace(CONFIG, self_contrastive=self_contrastive)
     state = ReCon(config).state_dict()
     assert infer_config(state, heads=3, num_group=10, drop_path=0.0) == config
+
+
+@pytest.mark.slow
+def test_encoder_and_decoder_compile_without_a_break() -> None:
+    model = build(dataclasses.replace(CONFIG, drop_path=0.2))
+    groups, centers = model.group(clouds())
+    visible, masked = model.split(model.draw_mask(centers, generator(0)))
+    scales = [stack.drop_path(4, generator(1)) for stack in (model.encoder, model.decoder)]
+
+    def rebuild(groups: Tensor) -> Tensor:
+        _, tokens = model.forward_encoder(groups, centers, visible, scales[0])
+        return model.decoder(tokens, take(centers, visible), take(centers, masked), scales[1])
+
+    compiled = torch.compile(rebuild, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(groups), rebuild(groups))
+
+
+@pytest.mark.slow
+def test_the_model_needs_torch_and_numpy_only() -> None:
+    # The speed benchmarks run it on machines without the pipeline's dependencies.
+    foreign = "{'pydantic', 'zarr', 'timm', 'open_clip', 'sklearn', 'safetensors', 'pipeline'}"
+    code = f"import sys, trainer.model, trainer.heads, trainer.released; assert not {foreign} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

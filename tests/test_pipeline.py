@@ -270,3 +270,27 @@ def test_status_says_what_is_left(
     words = ("status", "-m", str(other), "-s", str(small_store), "--json")
     lines = json.loads(run(*words, capsys=capsys, monkeypatch=monkeypatch)[1])
     assert (lines["points"]["done"], lines["views"]["done"]) == (0, 12)
+
+
+def test_two_manifests_share_a_store_and_leave_each_other_alone(
+    small_store: Path, small_manifest: Path, clip_config: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_store, tmp_path / "s.zarr")
+    for folder in ("one", "two"):
+        (tmp_path / folder / "box").mkdir(parents=True)
+        trimesh.creation.box((1, 1, len(folder))).export(tmp_path / folder / "box" / f"{folder}.ply")
+    manifest = load_manifest(folder_manifest(tmp_path, clip_config)).model_copy(update={"name": "boxes"})
+    before = digests(small_store)
+    for folder in ("one", "two", "one"):
+        store = FeatureStore.open(tmp_path / "s.zarr", write=True)
+        results = Flow(manifest, tmp_path / folder, store, workers=1).all()
+        assert not any(result.failed for result in results)
+        assert sum(result.computed for result in results[:4]) in (4, 0)
+    assert sum(result.computed for result in results) == 0
+    store = FeatureStore.open(tmp_path / "s.zarr", write=True)
+    assert len(store.registry) == 14
+    assert all(
+        store.digest(key) == digest for key, digest in before.items() if key not in store.ref("boxes").text.values()
+    )
+    assert store.targets(store.ref("boxes")).ok[0].tolist() == [False] * 12 + [True] * 2
+    assert all(r.computed == 0 for r in Flow(load_manifest(small_manifest), None, store, workers=1).all()[:5])

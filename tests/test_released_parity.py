@@ -4,25 +4,20 @@ Every folder of tests/golden is checked, and every folder inside the one RECON_G
 """
 
 import functools
-import json
-import math
 import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.released_goldens import GOLDEN, build_recon, config_of, recorded, weights
 from trainer.heads import Classifier, Segmenter
-from trainer.model import ReCon, take
-from trainer.released import from_released, infer_config, load_released, load_weights, to_released
+from trainer.model import take
+from trainer.released import from_released, infer_config, load_weights, to_released
 
-GOLDEN = Path(__file__).parent / "golden"
 INPUTS = {"points", "image_feature", "text_feature", "mask", "partseg.points", "partseg.onehot"}
 RTOL, ATOL = 1e-4, 1e-5
 # Below this, float32 cannot tell which side of a ReLU's kink an input of size one lies on.
@@ -38,60 +33,6 @@ def golden_folders() -> list[Path]:
 
 
 FOLDERS = golden_folders()
-
-
-@functools.cache
-def config_of(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
-
-
-@functools.cache
-def recorded(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "tensors.safetensors")
-
-
-@functools.cache
-def filled(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The weight the recordings were made with: a pure function of its released name and its shape."""
-    normal = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    if name.endswith("running_var"):
-        values = 0.5 + np.abs(normal)
-    elif name.endswith("running_mean"):
-        values = 0.1 * normal
-    elif len(shape) == 1:
-        values = 1 + 0.1 * normal if name.endswith("weight") else 0.05 * normal
-    elif name.endswith(("_token", "_pos")):
-        values = 0.5 * normal
-    else:
-        values = normal / math.sqrt(math.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))
-
-
-@functools.cache
-def weights(folder: Path, model: str) -> dict[str, Tensor]:
-    """The recorded `model`'s weights under our names. Fine-tuned ones are filled by their own, shorter names."""
-    shapes = config_of(folder)["state_dict"][model]
-    return from_released({name: filled(name, tuple(shape)) for name, shape in shapes.items()})
-
-
-def build_recon(folder: Path) -> ReCon:
-    config = config_of(folder)
-    state = weights(folder, "pretrain")
-    model = ReCon(
-        infer_config(
-            state,
-            heads=config["num_heads"],
-            num_group=config["num_group"],
-            mask_ratio=config["mask_ratio"],
-            drop_path=config["drop_path"],
-            reconstruction=config["reconstruction_loss"],
-        )
-    )
-    load_weights(model, state)
-    return model
 
 
 def labels_of(folder: Path) -> Tensor:
@@ -299,6 +240,7 @@ def slow_if(is_slow: bool) -> list[pytest.MarkDecorator]:
 
 
 EACH_FOLDER = [pytest.param(folder, id=folder.name, marks=slow_if(folder.name == "base")) for folder in FOLDERS]
+EACH_FOLDER_WHOLE = [pytest.param(folder, id=folder.name, marks=slow_if(folder.name != "small")) for folder in FOLDERS]
 EACH_GROUP = [
     pytest.param(folder, group, id=f"{folder.name}-{group}", marks=slow_if(folder.name == "base" or group == "partseg"))
     for folder in FOLDERS
@@ -328,14 +270,14 @@ def test_gradients(folder: Path) -> None:
     assert not gradient_faults(folder, computed)
 
 
-@pytest.mark.parametrize("folder", EACH_FOLDER)
+@pytest.mark.parametrize("folder", EACH_FOLDER_WHOLE)
 def test_every_recorded_tensor_is_compared(folder: Path) -> None:
     compared = {name for group in GROUPS for name in outputs(folder, group)}
     compared |= {f"grad.{name}" for name in config_of(folder)["grad_norms"]}
     assert set(recorded(folder)) - compared - INPUTS == set()
 
 
-@pytest.mark.parametrize("folder", EACH_FOLDER)
+@pytest.mark.parametrize("folder", EACH_FOLDER_WHOLE)
 def test_names_go_both_ways(folder: Path) -> None:
     for model, form in (
         ("pretrain", "pretrain"),
@@ -351,81 +293,3 @@ def test_names_go_both_ways(folder: Path) -> None:
         again = from_released(released)
         assert again.keys() == weights(folder, model).keys()
         assert all(torch.equal(value, weights(folder, model)[name]) for name, value in again.items())
-
-
-def test_released_checkpoint_holds_the_weights_of_the_recording() -> None:
-    folder = GOLDEN / "small"
-    state = load_released(folder / "released_format_pretrain.pth")
-    expected = weights(folder, "pretrain")
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], expected[name]) for name in expected)
-
-
-def checkpoint(path: Path, **changes: object) -> Path:
-    content = torch.load(GOLDEN / "small" / "released_format_pretrain.pth", weights_only=True)
-    torch.save({**content, **changes}, path)
-    return path
-
-
-def test_numpy_accuracies_do_not_stop_the_reader(tmp_path: Path) -> None:
-    metrics = {"acc": np.float64(91.2), "best": np.float32(93.0), "epoch": np.int64(7)}
-    assert load_released(checkpoint(tmp_path / "scalars.pth", metrics=metrics))
-
-
-def test_safetensors_hold_the_same(tmp_path: Path) -> None:
-    state = weights(GOLDEN / "small", "pretrain")
-    save_file(
-        {name: value.contiguous() for name, value in to_released(state, "pretrain").items()}, tmp_path / "a.safetensors"
-    )
-    assert all(torch.equal(value, state[name]) for name, value in load_released(tmp_path / "a.safetensors").items())
-
-
-def test_frozen_teachers_in_a_checkpoint_are_left_out(tmp_path: Path) -> None:
-    released = to_released(weights(GOLDEN / "small", "pretrain"), "pretrain")
-    teacher = {"module.img_encoder.model.cls_token": torch.zeros(1), "module.text_encoder.ln.weight": torch.zeros(1)}
-    path = checkpoint(tmp_path / "teachers.pth", base_model={**released, **teacher})
-    assert load_released(path).keys() == weights(GOLDEN / "small", "pretrain").keys()
-
-
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.marker),))
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "bad.pth", metrics=Malicious(tmp_path / "ran"))
-    with pytest.raises(ValueError, match=r"bad\.pth: not read, as the file could run code: asks for .*mkdir"):
-        load_released(path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_damaged_file_is_one_clear_error(tmp_path: Path, share: float, suffix: str) -> None:
-    source = (GOLDEN / "small" / "released_format_pretrain.pth").read_bytes()
-    path = tmp_path / f"cut{suffix}"
-    path.write_bytes(source[: int(share * len(source))])
-    with pytest.raises(ValueError, match=rf"cut\{suffix}: (cannot be read|not read)"):
-        load_released(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere\.pth"):
-        load_released(tmp_path / "nowhere.pth")
-
-
-def test_what_does_not_fit_is_named() -> None:
-    model, state = build_recon(GOLDEN / "small"), dict(weights(GOLDEN / "small", "pretrain"))
-    del state["decoder.norm.bias"]
-    state["extra.weight"] = torch.zeros(1)
-    state["encoder.norm.weight"] = torch.zeros(1)
-    expected = "missing: decoder.norm.bias; unknown: extra.weight; of another shape: encoder.norm.weight"
-    with pytest.raises(ValueError, match=expected):
-        load_weights(model, state)
-    with pytest.raises(ValueError, match=r"no place for MAE_encoder\.adapter\.weight"):
-        from_released({"MAE_encoder.norm.weight": torch.zeros(4), "MAE_encoder.adapter.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="not a released ReCon checkpoint"):
-        from_released({"conv1.weight": torch.zeros(1)})

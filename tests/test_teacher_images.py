@@ -41,8 +41,9 @@ def ours(preprocess: Preprocess, image: np.ndarray[Any, np.dtype[np.uint8]]) -> 
 def test_clean_picture_equals_open_clips(
     source: tuple[int, int], resize_mode: Literal["shortest", "longest", "squash"], interpolation: str
 ) -> None:
-    config = PreprocessCfg(size=(64, 64), mean=MEAN, std=STD, interpolation=interpolation, resize_mode=resize_mode,
-                           fill_color=7)
+    config = PreprocessCfg(
+        size=(64, 64), mean=MEAN, std=STD, interpolation=interpolation, resize_mode=resize_mode, fill_color=7
+    )
     theirs = image_transform_v2(config, is_train=False)(Image.fromarray(picture(*source)))
     mine = Preprocess((64, 64), (64, 64), resize_mode, interpolation, MEAN, STD, fill=(7, 7, 7))
     assert torch.equal(ours(mine, picture(*source)), theirs)
@@ -53,11 +54,15 @@ def test_clean_picture_equals_open_clips(
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
 @pytest.mark.parametrize("size", [(64, 64), (64, 48)])
 def test_clean_picture_equals_timms(
-    source: tuple[int, int], crop_mode: str, fit: Literal["shortest", "longest", "squash"], crop_pct: float,
+    source: tuple[int, int],
+    crop_mode: str,
+    fit: Literal["shortest", "longest", "squash"],
+    crop_pct: float,
     size: tuple[int, int],
 ) -> None:
     theirs = transforms_imagenet_eval(size, crop_pct, crop_mode, interpolation="bicubic", mean=MEAN, std=STD)(
-        Image.fromarray(picture(*source)))
+        Image.fromarray(picture(*source))
+    )
     scaled = (math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct))
     red, green, blue = (round(255 * value) if fit == "longest" else 0 for value in MEAN)
     mine = Preprocess(size, scaled, fit, "bicubic", MEAN, STD, fill=(red, green, blue))
@@ -144,8 +149,9 @@ def test_operations_are_the_usual_fourteen_at_magnitude_ten_of_thirty() -> None:
 
 
 def test_no_bits_depend_on_the_company() -> None:
-    layer = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, stride=3), torch.nn.GELU(), torch.nn.Flatten(),
-                                torch.nn.Linear(8 * 7 * 7, 33)).requires_grad_(False)
+    layer = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 5, stride=3), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(8 * 7 * 7, 33)
+    ).requires_grad_(False)
     preprocess = Preprocess((24, 24), (24, 24), "squash", "bicubic", MEAN, STD)
     batch = np.stack([picture(30, 30, seed) for seed in range(BATCH_SIZE + 9)])
     seeds = list(range(len(batch)))
@@ -159,8 +165,12 @@ def test_no_bits_depend_on_the_company() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "seeds", "message"),
-    [(np.zeros((2, 8, 8, 3), np.float32), None, "uint8"), (np.zeros((8, 8, 3), np.uint8), None, "uint8"),
-     (np.zeros((2, 8, 8, 3), np.uint8), [1], "1 augmentation seeds"), (np.zeros((0, 8, 8, 3), np.uint8), None, "no p")],
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), None, "uint8"),
+        (np.zeros((8, 8, 3), np.uint8), None, "uint8"),
+        (np.zeros((2, 8, 8, 3), np.uint8), [1], "1 augmentation seeds"),
+        (np.zeros((0, 8, 8, 3), np.uint8), None, "no p"),
+    ],
 )
 def test_wrong_pictures_are_refused(batch: Any, seeds: list[int] | None, message: str) -> None:
     preprocess = Preprocess((8, 8), (8, 8), "squash", "bicubic", MEAN, STD)

@@ -53,8 +53,9 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     model = open_clip.CLIP(**CONFIG)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()},
-              folder / "open_clip_model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}))
     return folder
 
@@ -164,8 +165,9 @@ def test_recipe_follows_content_not_files(clip_folder: Path, tmp_path: Path) -> 
     assert str(clip_folder) not in json.dumps(original)
 
 
-@pytest.mark.parametrize("change", [{"tap": "cls"}, {"channel_order": "bgr"}, {"normalize": "imagenet"},
-                                    {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "change", [{"tap": "cls"}, {"channel_order": "bgr"}, {"normalize": "imagenet"}, {"precision": "bf16"}]
+)
 def test_what_changes_features_changes_the_recipe(clip_folder: Path, change: dict[str, str]) -> None:
     base, changed = load_teacher(clip_spec(clip_folder)), load_teacher(clip_spec(clip_folder, **change))
     assert base.recipe() != changed.recipe()
@@ -187,8 +189,10 @@ def test_half_precision_is_near_and_leaves_as_float32(clip_folder: Path, vit_fol
 def test_weights_digest_sees_names_values_and_types() -> None:
     state = {"a": torch.arange(4.0), "b": torch.ones(2, 2)}
     variants = [
-        {"a": state["a"], "c": state["b"]}, {"a": state["a"] + 1e-6, "b": state["b"]},
-        {"a": state["a"].half(), "b": state["b"]}, {"a": state["a"], "b": torch.ones(4)},
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"] + 1e-6, "b": state["b"]},
+        {"a": state["a"].half(), "b": state["b"]},
+        {"a": state["a"], "b": torch.ones(4)},
     ]
     digests = {weights_digest(variant) for variant in variants}
     assert len(digests | {weights_digest(state)}) == 5
@@ -233,8 +237,10 @@ def test_timm_weights_file_with_and_without_classifier(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "five.pth")
     bare = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
     save_file(bare, tmp_path / "bare.safetensors")
-    teachers = [load_teacher(spec(kind="timm", model="test_vit", pretrained=str(tmp_path / name)))
-                for name in ("five.pth", "bare.safetensors")]
+    teachers = [
+        load_teacher(spec(kind="timm", model="test_vit", pretrained=str(tmp_path / name)))
+        for name in ("five.pth", "bare.safetensors")
+    ]
     assert teachers[0].recipe() == teachers[1].recipe()
     # timm itself would fill what is missing with random numbers and say nothing.
     del bare["blocks.0.attn.qkv.weight"]

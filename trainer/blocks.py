@@ -24,9 +24,9 @@ def position_mlp(width: int) -> nn.Sequential:
 class PatchEmbed(nn.Module):
     """A small PointNet: one token a group, whatever the order of the points inside it.
 
-    The release's 1x1 convolutions are linear layers here, over rows of points: the same function, about 1.7 times as
-    fast forward and backward. `conv3` sees the group's maximum in its first half of columns and the point's own
-    feature in the second; as W [g ; x] = Wg g + Wx x, the first product is formed once a group, not once a point.
+    The release's 1x1 convolutions are linear layers here, over rows of points: the same function with a quarter fewer
+    multiplications. `conv3` sees the group's maximum in its first half of columns and the point's own feature in the
+    second; as W [g ; x] = Wg g + Wx x, the first product is formed once a group, not once a point.
     """
 
     def __init__(self, width: int) -> None:
