@@ -5,16 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from kernels.checks import check_lengths, check_like, check_points, check_values, working_dtype
-from kernels.knn import (
-    check_norm,
-    chunk_size,
-    knn_gather,
-    matched_distance,
-    padded,
-    pair_distances,
-    planes,
-    search,
-)
+from kernels.knn import check_norm, chunk_size, knn_gather, matched_distance, padded, pair_distances, planes, search
 
 # Up to this many pairs a cloud, both directions share their distances.
 TINY = 2**12

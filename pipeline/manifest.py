@@ -167,9 +167,7 @@ def load_shape(source: ProceduralSource | FolderSource, root: Path | None, refer
     if isinstance(source, ProceduralSource):
         category, seed, index = reference.split(":")
         return procedural.build(category, procedural.shape_seed(category, int(seed), int(index)))
-    from pipeline.meshfile import (
-        load_mesh,  # trimesh takes half a second to import; procedural runs do without
-    )
+    from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; procedural runs do without
 
     assert root is not None
     return load_mesh(root / reference, root, up=source.up, front=source.front)

@@ -49,12 +49,7 @@ def pretrain_outputs(folder: Path, mode: str) -> dict[str, Tensor]:
         queries, tokens = model.forward_encoder(groups, centers, visible)
         predicted = model.decoder(tokens, take(centers, visible), take(centers, masked))
         losses = model.forward_losses(
-            predicted,
-            take(groups, masked),
-            queries,
-            given["image_feature"],
-            given["text_feature"],
-            labels_of(folder),
+            predicted, take(groups, masked), queries, given["image_feature"], given["text_feature"], labels_of(folder)
         )
     outputs = {
         "cls_token": queries[:, 0],
@@ -147,11 +142,7 @@ def kinked_gradients(folder: Path, kink: tuple[str, int] | None = None) -> dict[
 
         model.get_submodule(layer).register_forward_hook(push)
     losses = model(
-        given["points"],
-        given["image_feature"],
-        given["text_feature"],
-        labels=labels_of(folder),
-        mask=given["mask"],
+        given["points"], given["image_feature"], given["text_feature"], labels=labels_of(folder), mask=given["mask"]
     )
     losses["total"].backward()
     # The release recorded zeros for what no loss reaches: the cls query where the contrast is off.

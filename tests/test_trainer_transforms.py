@@ -10,15 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.transforms import (
-    normalize,
-    random_bits,
-    random_integers,
-    random_subset,
-    random_uniform,
-    rotate_y,
-    stream,
-)
+from trainer.transforms import normalize, random_bits, random_integers, random_subset, random_uniform, rotate_y, stream
 
 signed = st.integers(-(2**63), 2**63 - 1)
 

@@ -104,12 +104,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-_SECTIONS: dict[str, type[Any]] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "optim": OptimConfig,
-    "run": RunConfig,
-}
+_SECTIONS: dict[str, type[Any]] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "run": RunConfig}
 _ADAPTER = TypeAdapter(Config)
 
 

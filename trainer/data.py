@@ -22,15 +22,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.receipts import digest_of, sync_directory
 from trainer.config import DataConfig
-from trainer.transforms import (
-    normalize,
-    random_bits,
-    random_integers,
-    random_subset,
-    random_uniform,
-    rotate_y,
-    stream,
-)
+from trainer.transforms import normalize, random_bits, random_integers, random_subset, random_uniform, rotate_y, stream
 
 if TYPE_CHECKING:
     from pipeline.records import Points, Targets

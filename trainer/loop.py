@@ -27,15 +27,7 @@ from pipeline.engine import peak_bytes
 from pipeline.errors import UserError
 from pipeline.receipts import write_atomically
 from pipeline.store import FeatureStore
-from trainer.checkpoint import (
-    begin_run,
-    check_run,
-    check_same,
-    load_checkpoint,
-    read_record,
-    restore,
-    save_checkpoint,
-)
+from trainer.checkpoint import begin_run, check_run, check_same, load_checkpoint, read_record, restore, save_checkpoint
 from trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
 from trainer.data import Batch, Batches, Dataset, load_dataset
 from trainer.model import ReCon

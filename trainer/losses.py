@@ -20,8 +20,7 @@ def reconstruction_loss(predicted: Tensor, groups: Tensor, form: str) -> Tensor:
     """
     chamfer = ChamferL1() if form == "cdl1" else ChamferL2()
     loss: Tensor = chamfer(
-        _widened(predicted).reshape(-1, *predicted.shape[-2:]),
-        _widened(groups).reshape(-1, *groups.shape[-2:]),
+        _widened(predicted).reshape(-1, *predicted.shape[-2:]), _widened(groups).reshape(-1, *groups.shape[-2:])
     )
     return loss
 

@@ -175,11 +175,7 @@ class Decoder(nn.Module):
         self.blocks.apply(_init_decoder_layer)
 
     def forward(
-        self,
-        tokens: Tensor,
-        visible_centers: Tensor,
-        masked_centers: Tensor,
-        scales: Tensor | None = None,
+        self, tokens: Tensor, visible_centers: Tensor, masked_centers: Tensor, scales: Tensor | None = None
     ) -> Tensor:
         """Map `tokens [B, V, C]`, `visible_centers [B, V, 3]` and `masked_centers [B, M, 3]` to points `[B, M, S, 3]`.
 

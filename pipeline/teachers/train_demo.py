@@ -46,9 +46,9 @@ TRAIN_SEED = 10_000_000
 HELD_OUT_SEED = 20_000_000
 NUM_THREADS = 2
 EMBED_DIM = 256
-CONTEXT_LENGTH = 40
+CONTEXT_LENGTH = 44
 VOCABULARY = "vocabulary.txt.gz"
-NUM_MERGES = 1200
+NUM_MERGES = 1500
 # Raw features are the student's Smooth L1 targets: CLIP's own have about this norm.
 FEATURE_NORM = 10.0
 

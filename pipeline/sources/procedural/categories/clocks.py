@@ -74,13 +74,7 @@ def _wall_frame(d: Designer, shape: str, radius: float, frame: float, depth: flo
 def _drop_case(d: Designer, radius: float, frame: float, depth: float, finish: Material) -> None:
     """A glazed box for the pendulum below a round wall clock."""
     tall, half = radius * d.uniform("drop", 1.5, 2.6), 0.55 * radius
-    outline = [
-        (-half, -0.5 * radius),
-        (-half, -tall),
-        (0, -tall - 0.4 * radius),
-        (half, -tall),
-        (half, -0.5 * radius),
-    ]
+    outline = [(-half, -0.5 * radius), (-half, -tall), (0, -tall - 0.4 * radius), (half, -tall), (half, -0.5 * radius)]
     d.add("case", g.extrude(outline, 0.85 * depth).move(z=0.425 * depth), finish)
     low, high = -tall + 0.05 * radius, -1.05 * frame
     if high - low > 0.15 * radius:

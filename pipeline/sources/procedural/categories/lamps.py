@@ -7,17 +7,7 @@ import numpy as np
 from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural import geometry as g
 from pipeline.sources.procedural.categories.joinery import merge, settle
-from pipeline.sources.procedural.designer import (
-    CERAMIC,
-    FABRIC,
-    METAL,
-    PAINT,
-    PLASTIC,
-    STONE,
-    WOOD,
-    Designer,
-    Finish,
-)
+from pipeline.sources.procedural.designer import CERAMIC, FABRIC, METAL, PAINT, PLASTIC, STONE, WOOD, Designer, Finish
 from pipeline.sources.procedural.geometry import Geometry
 
 LIGHT: dict[str, Finish] = {"warm light": ("ffe2a6", 0.0, 0.6), "white light": ("f4f4ee", 0.0, 0.6)}

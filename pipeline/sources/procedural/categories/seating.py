@@ -271,12 +271,7 @@ def bench(d: Designer) -> None:
 
 
 def _bench_back(
-    d: Designer,
-    back: str,
-    padded: bool,
-    sizes: tuple[float, float, float, float],
-    finish: Material,
-    frame: Material,
+    d: Designer, back: str, padded: bool, sizes: tuple[float, float, float, float], finish: Material, frame: Material
 ) -> None:
     """Back and arms; `sizes` are the seat's length, depth, height and thickness."""
     length, depth, height, thick = sizes

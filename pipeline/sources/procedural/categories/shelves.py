@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
-from pipeline.sources.procedural.categories.joinery import (
-    Span,
-    at_corners,
-    block,
-    handle,
-    merge,
-    plate,
-    settle,
-)
+from pipeline.sources.procedural.categories.joinery import Span, at_corners, block, handle, merge, plate, settle
 from pipeline.sources.procedural.designer import CERAMIC, FABRIC, METAL, PAINT, WOOD, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, lathe, rod
 

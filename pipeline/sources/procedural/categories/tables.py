@@ -5,16 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.mesh import Floats, Material
-from pipeline.sources.procedural.categories.joinery import (
-    at_corners,
-    block,
-    handle,
-    leg,
-    merge,
-    pipe,
-    plate,
-    settle,
-)
+from pipeline.sources.procedural.categories.joinery import at_corners, block, handle, leg, merge, pipe, plate, settle
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, STONE, WOOD, Designer
 from pipeline.sources.procedural.geometry import arc, box, lathe, rod, rounded_rectangle, smooth
 
@@ -37,12 +28,7 @@ TABLE_PHRASES = {
 }
 
 
-TOPS = {
-    "rectangle": "",
-    "oval": "with a round top",
-    "octagon": "with an eight-sided top",
-    "boat": "with a bowed top",
-}
+TOPS = {"rectangle": "", "oval": "with a round top", "octagon": "with an eight-sided top", "boat": "with a bowed top"}
 SUPPORTS = {"legs": "", "trestle": "on trestles", "panels": "on solid ends", "frame": "on a metal frame"}
 
 
