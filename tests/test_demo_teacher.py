@@ -78,7 +78,7 @@ def test_classes_are_apart_and_raw_features_of_a_size_to_regress(demo: Any) -> N
     means = unit(unit(texts).mean(1))
     between = means @ means.T - 2 * np.eye(len(means))
     # Every prompt is nearer to its own class than any other class's mean is.
-    assert between.max() < 0.8
+    assert between.max() < 0.9
     assert ((unit(texts) @ means.T).argmax(-1) == np.arange(len(means))[:, None]).all()
 
 

@@ -21,8 +21,9 @@ from timm.data.transforms_factory import create_transform
 from timm.models import save_for_hf
 
 from pipeline.errors import UserError
-from pipeline.teachers import TeacherSpec, load_teacher, weights_digest
+from pipeline.teachers import TeacherSpec, load_teacher
 from pipeline.teachers.images import BATCH_SIZE
+from pipeline.teachers.weights import weights_digest
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 24,
@@ -229,6 +230,37 @@ def test_a_tag_trained_with_the_other_gelu_gets_it(monkeypatch: pytest.MonkeyPat
         with pytest.raises(UserError, match=r"cannot fetch ViT-B-32 .*no network; offline, name a weights file"):
             load_teacher(spec(model="ViT-B-32", pretrained=tag))
         assert asked["force_quick_gelu"] is quick
+
+
+def test_a_hub_without_weights_is_no_random_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deliver_config_only(*_: Any, **__: Any) -> None:
+        raise OSError("no weights here")
+
+    monkeypatch.setattr(
+        open_clip.factory, "_get_hf_config", lambda *_, **__: {"model_cfg": json.loads(json.dumps(CONFIG))}
+    )
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", deliver_config_only)
+    with pytest.raises(UserError, match="cannot fetch hf-hub:someone/clip"):
+        load_teacher(spec(model="hf-hub:someone/clip"))
+
+
+def test_coca_features_are_raw_too(tmp_path: Path) -> None:
+    text = {**CONFIG["text_cfg"], "embed_cls": True, "output_tokens": True}
+    vision = {**CONFIG["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    multimodal = {"context_length": 12, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1}
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": vision,
+        "text_cfg": text,
+        "multimodal_cfg": multimodal,
+        "custom_text": True,
+    }
+    (tmp_path / "coca.json").write_text(json.dumps(config))
+    model = open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"})
+    torch.save(model.state_dict(), tmp_path / "coca.pt")
+    teacher: Any = load_teacher(spec(model=str(tmp_path / "coca.json"), pretrained=str(tmp_path / "coca.pt")))
+    for features in (teacher.embed_images(pictures(), None), teacher.embed_texts(["a chair", "a lamp"])):
+        assert np.abs(np.linalg.norm(features, axis=-1) - 1).min() > 1e-3
 
 
 def test_timm_weights_file_with_and_without_classifier(tmp_path: Path) -> None:

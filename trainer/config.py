@@ -38,6 +38,8 @@ class DataConfig:
     """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
     captions: Literal["class", "shape", "both"] = "class"
     """Text target: a prompt of the row's class, a caption of the row, or either with even odds."""
+    rotate: bool = True
+    """Turn every sample by a random angle about y, as the release does; false where all shapes share one front."""
     draws: tuple[NonNegativeInt, ...] = ()
     """Picture draws to choose among (0 is the clean picture, 1 and up are augmented); empty takes all."""
     drop_last: bool = True

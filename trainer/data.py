@@ -191,10 +191,11 @@ class Batches:
         choices = torch.tensor(config.draws or range(data.image.shape[0]), device=row.device)
         draw = choices[random_integers(bits("draw"), len(choices))]
         view = random_integers(bits("view"), data.image.shape[2])
-        points = self._to_device(data.xyz[samples[:, None], subset])
-        angles = self._to_device(random_uniform(bits("angle")) * (2 * math.pi))
+        points = normalize(self._to_device(data.xyz[samples[:, None], subset]))
+        if config.rotate:
+            points = rotate_y(points, self._to_device(random_uniform(bits("angle")) * (2 * math.pi)))
         return Batch(
-            points=rotate_y(normalize(points), angles),
+            points=points,
             image=self._to_device(data.image[draw, samples, view]).float(),
             text=self._to_device(data.text[self._prompts(samples, bits)]).float(),
             labels=self._to_device(data.category[samples]),

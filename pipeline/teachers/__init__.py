@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,8 +14,6 @@ from pipeline.errors import UserError
 
 Floats = NDArray[np.float32]
 Pictures = NDArray[np.uint8]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TeacherSpec(BaseModel):
@@ -75,16 +71,6 @@ def load_teacher(spec: TeacherSpec, device: str = "cpu") -> Teacher:
     from pipeline.teachers.timm_teacher import TimmTeacher
 
     return TimmTeacher(spec, device)
-
-
-def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes in order of name: of the content, not of the file."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def one_line(error: Exception) -> str:

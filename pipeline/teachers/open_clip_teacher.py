@@ -15,8 +15,9 @@ import torch
 from open_clip.transform import PreprocessCfg
 
 from pipeline.errors import UserError
-from pipeline.teachers import DTYPES, Floats, Pictures, TeacherSpec, one_line, unknown, weights_digest
+from pipeline.teachers import Floats, Pictures, TeacherSpec, one_line, unknown
 from pipeline.teachers.images import BATCH_SIZE, IMAGENET_MEAN, IMAGENET_STD, Preprocess, embed_pictures
+from pipeline.teachers.weights import DTYPES, weights_digest
 
 DEMO_CONFIG = Path(__file__).parent / "demo" / "open_clip_config.json"
 HUB = "hf-hub:"
@@ -68,7 +69,7 @@ class OpenClipTeacher:
             # Full batches always: see embed_pictures.
             tokens = self._tokenizer([*chunk, *[""] * (BATCH_SIZE - len(chunk))]).to(self._device)
             with torch.inference_mode():
-                features.append(self._model.encode_text(tokens)[: len(chunk)].float().cpu().numpy())
+                features.append(self._model.encode_text(tokens, normalize=False)[: len(chunk)].float().cpu().numpy())
         if not features:
             raise ValueError("no texts to embed")
         return np.concatenate(features)
@@ -76,7 +77,8 @@ class OpenClipTeacher:
     def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
         pictures = pictures.to(self._device, self._dtype)
         if self._spec.tap == "pooled":
-            return self._model.encode_image(pictures)  # type: ignore[no-any-return]
+            # Said outright, because CoCa normalises unless told not to.
+            return self._model.encode_image(pictures, normalize=False)  # type: ignore[no-any-return]
         return _last_tokens(self._model.visual, pictures, self._spec)
 
 
@@ -123,7 +125,7 @@ def _load_named(spec: TeacherSpec) -> Loaded:
         elif not Path(spec.pretrained).is_file():
             raise unknown("pretrained", spec.pretrained, tags)
     try:
-        model = open_clip.create_model(spec.model, spec.pretrained, force_quick_gelu=quick_gelu)
+        model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu)
         config = open_clip.get_model_config(spec.model)
         tokenizer = open_clip.get_tokenizer(spec.model)
     except Exception as error:  # transports and formats raise what they like
@@ -160,6 +162,11 @@ def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
     return model, tokenizer, {**config, "text_cfg": text}
 
 
+def _create(name: str, pretrained: str | None = None, **options: Any) -> Any:
+    # Without the demand, weights that a hub does not deliver leave a random model and a line in a log.
+    return open_clip.create_model(name, pretrained, require_pretrained=True, **options)
+
+
 def _build(config: dict[str, Any], preprocess: dict[str, Any], weights: Path) -> Any:
     # open_clip reads a local config only from a folder laid out as the hub's. The other way, its global table of
     # names, could hide a built-in model.
@@ -168,7 +175,7 @@ def _build(config: dict[str, Any], preprocess: dict[str, Any], weights: Path) ->
         (Path(folder) / "open_clip_config.json").write_text(document, encoding="utf-8")
         name = "open_clip_model.safetensors" if weights.suffix == ".safetensors" else "pytorch_model.bin"
         (Path(folder) / name).symlink_to(weights.resolve())
-        return open_clip.create_model(f"local-dir:{folder}")
+        return _create(f"local-dir:{folder}")
 
 
 def _local_tokenizer(text: dict[str, Any], folder: Path) -> Any:

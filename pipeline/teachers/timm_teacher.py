@@ -13,8 +13,9 @@ import torch
 from timm.data.config import resolve_model_data_config
 
 from pipeline.errors import UserError
-from pipeline.teachers import DTYPES, Floats, Pictures, TeacherSpec, one_line, unknown, weights_digest
+from pipeline.teachers import Floats, Pictures, TeacherSpec, one_line, unknown
 from pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, embed_pictures
+from pipeline.teachers.weights import DTYPES, weights_digest
 
 HUB = "hf-hub:"
 FITS = {"center": "shortest", "squash": "squash", "border": "longest"}
