@@ -56,7 +56,14 @@ class StageProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
         )
-        self.bars = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+        self.bars = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self.tasks: dict[str, tuple[TaskID, float]] = {}
         self.last_line = time.monotonic()
 
