@@ -41,7 +41,8 @@ def test_the_files_of_a_store(small_store: Path) -> None:
     store = FeatureStore.open(small_store)
     ref = store.ref()
     assert ref.name == "small"
-    assert {p.name for p in small_store.iterdir()} == {
+    # Other tests train on this store, and the trainer keeps its memory maps in cache/.
+    assert {p.name for p in small_store.iterdir()} - {"cache"} == {
         "zarr.json", "registry", "meshes", "points", "views", "captions", "targets", "text", "receipts", "refs",
         "log.jsonl",
     }  # fmt: skip
