@@ -36,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="The data set's TOML file.")]
 StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The Zarr store to fill.")]
