@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a second of imports that `--help` and mistyped options do w
     from pipeline.flow import Flow
 
 EXIT_QUARANTINE = 3
+EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Renders meshes, samples points, writes captions and caches frozen teachers' features in a Zarr store.\n\n"
@@ -108,7 +109,11 @@ def run_stages(
     progress = StageProgress()
     with progress.bars:
         flow = Flow(settings, root, FeatureStore.create(store), workers or default_workers(), limit, progress)
-        results = stages(flow)
+        try:
+            results = stages(flow)
+        except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
+            console.print("interrupted: finished shards are kept; the same command goes on from there")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
     failed: dict[str, str] = {}
     for result in results:
         did = f"{result.computed} of {result.total} rows in {result.seconds:.1f} s" if result.computed else "up to date"
@@ -200,9 +205,6 @@ def main() -> None:
     except UserError as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted: finished shards are kept; the same command goes on from there")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import resource
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -39,7 +39,7 @@ class Row:
     """One row of a stage's work.
 
     `inputs` digests all that its result depends on beside the recipe; a row that is not `ready` lacks something
-    upstream and stays empty.
+    upstream, has no inputs ("") and stays empty.
     """
 
     index: int
@@ -122,7 +122,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a run of a stage did; `failed` holds every row set aside under the key, now or before."""
+    """What a run of a stage did; `failed` holds those of its rows that are set aside, now or before."""
 
     kind: str
     key: str
@@ -171,7 +171,8 @@ def run_stage(
             peaks[result.pid] = max(peaks.get(result.pid, 0), result.peak_bytes)
             progress(done, plan.todo)
     seconds = time.monotonic() - started
-    failed = store.failures(plan.key)
+    names = {row.name for row in rows}  # under the same key may lie another manifest's failures
+    failed = {name: failure for name, failure in store.failures(plan.key).items() if name in names}
     if plan.tasks:
         peaks[os.getpid()] = peak_bytes()
         store.log(
@@ -312,8 +313,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "-"
     return found
-
-
-def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -17,7 +17,6 @@ Result = TypeVar("Result")
 # One thread a worker: the cores are shared out between processes, and a matrix product split over another number of
 # threads would round differently.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
-MAX_ATTEMPTS = 2
 
 
 def default_workers() -> int:
@@ -42,31 +41,35 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
     """Yield `function(task)` for every task, in order of completion.
 
     With one worker the tasks run here; with more, in spawned processes (a fork after a GL context or a thread pool
-    hangs). A worker that dies (out of memory, a crash in the GL driver) loses the tasks in flight only: they run again
-    in a fresh pool, and a task that was in flight at `MAX_ATTEMPTS` deaths raises UserError.
+    hangs). A worker that dies (out of memory, a crash in the GL driver) loses the tasks in flight only: each of them
+    runs again in a process of its own, and the one that kills that too is named in a UserError.
     """
     set_thread_variables()
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
             yield function(task)
         return
-    waiting = list(reversed(tasks))
-    attempts: dict[int, int] = {}
+    waiting = list(tasks)
     while waiting:
-        waiting = yield from _run_pool(function, waiting, workers, attempts)
+        suspects, waiting = yield from _run_pool(function, waiting, workers, in_flight=2 * workers)
+        for suspect in suspects:
+            guilty, _ = yield from _run_pool(function, [suspect], workers=1, in_flight=1)
+            if guilty:
+                raise UserError(f"a worker died twice while it ran {suspect}; run it with --workers 1 to see why")
 
 
 def _run_pool(
-    function: Callable[[Task], Result], waiting: list[Task], workers: int, attempts: dict[int, int]
-) -> Generator[Result, None, list[Task]]:
-    """One pool's life; returns the tasks still to run (all of them done: none) after a worker's death."""
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, in_flight: int
+) -> Generator[Result, None, tuple[list[Task], list[Task]]]:
+    """One pool's life; returns the tasks in flight when a worker died and those not begun (both empty: all done)."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_start_worker)
+    waiting = list(reversed(tasks))
     running: dict[Future[Result], Task] = {}
     finished = False
     try:
         while waiting or running:
-            while waiting and len(running) < 2 * workers:
+            while waiting and len(running) < in_flight:
                 task = waiting.pop()
                 running[pool.submit(function, task)] = task
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -75,19 +78,11 @@ def _run_pool(
                 del running[future]
                 yield result
         finished = True
-        return []
-    except BrokenProcessPool as error:
-        for task in running.values():
-            attempts[id(task)] = attempts.get(id(task), 0) + 1
-            if attempts[id(task)] >= MAX_ATTEMPTS:
-                raise UserError(
-                    f"a worker died twice while it ran {task}; run it with --workers 1 to see why"
-                ) from error
-        return [*waiting, *running.values()]
+        return [], []
+    except BrokenProcessPool:
+        return list(running.values()), waiting[::-1]
     finally:
-        if (
-            not finished
-        ):  # interrupted or broken: nothing in flight has a receipt, so nothing is lost by stopping it now
+        if not finished:  # nothing in flight has a receipt, so nothing is lost by stopping it now
             for process in list((pool._processes or {}).values()):
                 process.terminate()
         pool.shutdown(wait=finished, cancel_futures=True)

@@ -30,7 +30,7 @@ from pipeline.stages import (
     text_recipe,
     with_upstream,
 )
-from pipeline.store import FeatureStore
+from pipeline.store import REGISTRY_COLUMNS, FeatureStore
 from pipeline.teachers import TeacherSpec, TextTeacher
 
 Progress = Callable[[str, int, int], None]
@@ -180,7 +180,7 @@ class Flow:
 
 
 def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
-    """Give every new shape a row, and note shapes whose source has changed since."""
+    """Give every new shape a row, and note what the manifest says differently now of those that have one."""
     seen: dict[str, Shape] = {}
     for shape in shapes:
         if shape.uid in seen:
@@ -189,21 +189,25 @@ def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
             )
         seen[shape.uid] = shape
     rows: dict[str, int] = {}
-    changed: dict[int, str] = {}
     if "registry" in store.group:
         registry = store.registry
         rows = {uid: row for row, uid in enumerate(registry.uid)}
-        for uid, row in rows.items():
-            if uid in seen and seen[uid].fingerprint != registry.fingerprint[row]:
-                changed[row] = seen[uid].fingerprint
+        held = {
+            "category": [registry.categories[i] for i in registry.category],
+            "split": registry.split,
+            "source": registry.source,
+            "fingerprint": registry.fingerprint,
+        }
+        for name, values in held.items():
+            now = {rows[uid]: cast(str, getattr(shape, name)) for uid, shape in seen.items() if uid in rows}
+            changed = {row: value for row, value in now.items() if value != values[row]}
+            if changed:
+                store.update_registry(name, changed)
     fresh = [shape for shape in shapes if shape.uid not in rows]
     if not rows and not fresh:
         raise UserError("the manifest lists no shape; look at its source and --root")
     if fresh:
-        names = ("uid", "category", "split", "source", "fingerprint")
-        store.append_registry({name: [cast(str, getattr(shape, name)) for shape in fresh] for name in names})
-    if changed:
-        store.set_fingerprints(changed)
+        store.append_registry({name: [getattr(shape, name) for shape in fresh] for name in REGISTRY_COLUMNS})
 
 
 def summary(results: Sequence[StageResult]) -> str:

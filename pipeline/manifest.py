@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,12 +134,12 @@ def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
     """Every shape of the data set, in an order that interleaves the categories so that any prefix is a fair sample."""
     source = manifest.source
     if isinstance(source, ProceduralSource):
-        every = max(round(1 / manifest.test_fraction), 1) if manifest.test_fraction else 0
+        share = Fraction(str(manifest.test_fraction))  # exactly as written: 0.2 is a fifth
         return [
             Shape(
                 uid=f"{category}-{source.seed}-{index:05d}",
                 category=category,
-                split="test" if every and index % every == every - 1 else "train",
+                split="test" if int((index + 1) * share) > int(index * share) else "train",
                 source=f"{category}:{source.seed}:{index}",
                 fingerprint=f"procedural-{procedural.VERSION}",
             )

@@ -302,7 +302,7 @@ def mesh_rows(store: FeatureStore, meshes: Meshes, rows: Sequence[Row]) -> list[
 def with_upstream(store: FeatureStore, key: str, rows: Sequence[Row]) -> list[Row]:
     """Rows of a stage that reads what `key` made: ready where that is there."""
     ok = store.ok(key, rows[-1].index + 1)
-    return [replace(r, inputs=r.inputs if ok[r.index] else "waiting", ready=bool(ok[r.index])) for r in rows]
+    return [replace(r, inputs=r.inputs if ok[r.index] else "", ready=bool(ok[r.index])) for r in rows]
 
 
 def prompt_rows(prompts: Sequence[str]) -> list[Row]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.errors import UserError
-from pipeline.receipts import Failure, Receipt, canonical_json, write_atomically
+from pipeline.receipts import Failure, Receipt, canonical_json, sync_directory, write_atomically
 from pipeline.records import Column, Points, Ref, Registry, Targets, Text, Views
 
 FORMAT = {"format": "recon-store", "version": 1}
@@ -253,12 +253,12 @@ class FeatureStore:
         append_text(group, {name: columns[name] for name in REGISTRY_COLUMNS}, rows)
         self.__dict__.pop("registry", None)
 
-    def set_fingerprints(self, changed: dict[int, str]) -> None:
-        """Record that the sources of some rows look different now."""
-        array = cast("zarr.Array[Any]", cast(zarr.Group, self.group["registry"])["fingerprint"])
+    def update_registry(self, column: str, changed: dict[int, str]) -> None:
+        """Replace a column's value in some rows: a source that looks different now, another split."""
+        array = cast("zarr.Array[Any]", cast(zarr.Group, self.group["registry"])[column])
         values: Any = array[:]
-        for row, fingerprint in changed.items():
-            values[row] = fingerprint
+        for row, value in changed.items():
+            values[row] = value
         array[:] = values
         self.__dict__.pop("registry", None)
 
@@ -309,11 +309,12 @@ class FeatureStore:
         )
 
     def sync_shard(self, array: zarr.Array[Any], lane: int, shard: int, lanes: int) -> None:
-        """fsync the one file a shard's block was written to."""
+        """fsync the one file a shard's block was written to, and its place in the folder."""
         grid = ((lane,) if lanes else ()) + (shard,) + (0,) * (array.ndim - 1 - bool(lanes))
         path = self.path / array.path / "c" / "/".join(map(str, grid))
         with path.open("rb") as file:
             os.fsync(file.fileno())
+        sync_directory(path.parent)
 
     def write_ref(self, name: str, kind: str, key: str, teacher: str | None = None) -> None:
         """Point `refs/<name>.json` at a key, keeping what it already names."""

@@ -25,11 +25,13 @@ from pipeline.store import FeatureStore
 
 @dataclass(frozen=True)
 class Squares:
-    """Rows named "<number>": their square, and a text. "bad" rows raise; a number at `kill` kills the process, once."""
+    """Rows named "<number>": their square, and a text. "bad" and "odd" rows raise; the number `kill` names kills the
+    process, once or `always`."""
 
     scale: int = 1
     draws: int = 0
     kill: str = ""
+    always: bool = False
     kind = "points"
     attributes: ClassVar[dict[str, Any]] = {}
     shard_rows = 4
@@ -50,7 +52,7 @@ class Squares:
             if row.name.startswith("odd"):
                 raise RuntimeError("a library's own words")
             flag = store.path.parent / "killed"
-            if row.name == self.kill and not flag.exists():
+            if row.name == self.kill and (self.always or not flag.exists()):
                 flag.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return np.full(3, self.scale * int(row.name) ** 2 + lane), f"word {row.name}"
@@ -142,11 +144,13 @@ def test_failed_rows_are_set_aside_with_their_reason(store: FeatureStore) -> Non
 
 
 def test_rows_that_wait_are_done_when_they_become_ready(store: FeatureStore) -> None:
-    rows = [Row(0, "3", "waiting", ready=False), Row(1, "4", digest_of("4"))]
+    rows = [Row(0, "3", "", ready=False), Row(1, "4", digest_of("4"))]
     key = run_stage(store, Squares(), rows, workers=1).key
     assert store.ok(key, 2).tolist() == [False, True]
     assert store.failures(key) == {}
+    assert run_stage(store, Squares(), rows, workers=1).computed == 0
     rows[0] = Row(0, "3", digest_of("3"))
+    assert plan_stage(store, Squares(), rows).stale == 0  # it was never done, so it is missing
     assert run_stage(store, Squares(), rows, workers=1).computed == 1
     assert numbers(store, key) == [9, 16]
 
@@ -195,6 +199,16 @@ def test_a_killed_worker_costs_its_shard_only(store: FeatureStore) -> None:
     assert (store.path.parent / "killed").exists()
     assert numbers(store, result.key) == [i * i for i in range(20)]
     assert store.ok(result.key, 20).all()
+
+
+@pytest.mark.slow
+def test_a_shard_that_always_kills_is_the_one_named(store: FeatureStore) -> None:
+    rows = rows_of([str(i) for i in range(20)])
+    with pytest.raises(UserError, match="twice while it ran points shard 3"):
+        run_stage(store, Squares(kill="13", always=True), rows, workers=2)
+    done = store.ok(digest_of(Squares().recipe), 20)
+    assert not done[12:16].any()
+    assert done[:12].all()  # what was in flight beside it is not lost with it
 
 
 @pytest.mark.slow

@@ -75,6 +75,13 @@ def test_the_demo_lists_its_shapes() -> None:
     assert {shape.category for shape in shapes[:24]} == set(procedural.CATEGORIES)
 
 
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.1, 4), (0.2, 8), (0.3, 12), (0.4, 16), (0.75, 30)])
+def test_the_test_split_has_the_share_asked_for(tmp_path: Path, fraction: float, expected: int) -> None:
+    manifest = load(tmp_path, GOOD).model_copy(update={"test_fraction": fraction})
+    counts = Counter((shape.category, shape.split) for shape in list_shapes(manifest, None))
+    assert {counts[name, "test"] for name in procedural.CATEGORIES} == {expected}
+
+
 def test_more_shapes_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
     manifest = load(tmp_path, GOOD)
     assert isinstance(manifest.source, ProceduralSource)

@@ -295,3 +295,42 @@ def test_two_manifests_share_a_store_and_leave_each_other_alone(
     )
     assert store.targets(store.ref("boxes")).ok[0].tolist() == [False] * 12 + [True] * 2
     assert all(r.computed == 0 for r in Flow(load_manifest(small_manifest), None, store, workers=1).all()[:5])
+
+
+def test_another_split_in_the_manifest_reaches_the_store(
+    small_store: Path, small_manifest: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_store, tmp_path / "s.zarr")
+    store = FeatureStore.open(tmp_path / "s.zarr", write=True)
+    manifest = load_manifest(small_manifest).model_copy(update={"test_fraction": 0.5})
+    assert all(
+        result.computed == 0 for result in Flow(manifest, None, store, workers=1).all()
+    )  # no feature depends on it
+    assert FeatureStore.open(tmp_path / "s.zarr").registry.split.count("test") == 6
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_so_and_keeps_what_is_finished(small_manifest: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "all",
+        "-m",
+        str(small_manifest),
+        "-s",
+        str(store),
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not list((store / "receipts").glob("*/*.json")):
+        assert process.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in output
+    assert "Traceback" not in output
+    assert list((store / "receipts").glob("*/*.json"))
