@@ -8,13 +8,12 @@ from pipeline.mesh import Floats, Material
 from pipeline.sources.procedural.categories.vehicle_parts import (
     ellipse_loft,
     joined,
-    panes,
     placed,
     rods,
     settle,
     side_profile,
-    slabs,
 )
+from pipeline.sources.procedural.categories.wagons import WAGONS, TrainShape, bogies, coach, goods, windows
 from pipeline.sources.procedural.designer import GLASS, METAL, PAINT, Designer
 from pipeline.sources.procedural.geometry import Geometry, arc, box, cylinder, extrude, lathe, loft
 
@@ -25,140 +24,10 @@ KINDS = {
     "tram": "as a tram",
     "hood": "pulled by a locomotive with a long hood",
 }
-WAGONS = {
-    "coach": "passenger coaches",
-    "box": "closed goods wagons",
-    "tank": "tank wagons",
-    "hopper": "open wagons",
-    "flat": "container wagons",
-}
-
-
-class _TrainShape:
-    """The drawn measures of a train, in metres; `z` walks back from the nose as vehicles are added."""
-
-    def __init__(self, d: Designer, kind: str) -> None:
-        self.width = d.uniform("width", 2.5, 3.1)
-        self.height = d.uniform("height", 2.5, 3.2)
-        self.floor = d.uniform("floor_height", 0.95, 1.25) * (0.6 if kind == "tram" else 1.0)
-        self.length = d.uniform("vehicle_length", 8.5, 15.0)
-        self.wheel = d.uniform("wheel_radius", 0.38, 0.5) * (0.75 if kind == "tram" else 1.0)
-        self.gap = d.uniform("coupling_gap", 0.5, 0.9) * (0.6 if kind in ("fast", "tram") else 1.0)
-        self.rounding = d.uniform("roof_rounding", 0.15, 0.55)
-        self.top = self.floor + self.height
-        self.pitch = d.uniform("window_pitch", 1.05, 2.0)
-        self.pane = self.height * d.uniform("window_height", 0.26, 0.4)
-
-    def section(self, shrink: float = 1.0) -> Floats:
-        """Cross-section [M, 2] in (x, y): straight sides, a rounded roof."""
-        half, crown = 0.5 * self.width * shrink, self.rounding * 0.5 * self.width
-        roof = [(half * np.cos(t), self.top - crown + crown * np.sin(t)) for t in np.linspace(0, np.pi, 9)]
-        return np.array([(-half, self.floor), (half, self.floor), *roof])
-
-
-def _bogies(d: Designer, s: _TrainShape, spots: list[float], dark: Material, metal: Material, axles: int = 2) -> None:
-    """Wheelsets in frames at every z of `spots`."""
-    pitch, r = 2.5 * s.wheel, s.wheel
-    x = 0.36 * s.width
-    wheel = cylinder(r, 0.14, segments=8).rotate("z", 90)
-    zs = [z + (i - (axles - 1) / 2) * pitch for z in spots for i in range(axles)]
-    d.add("wheel", placed(wheel, [(side * x, r, z) for z in zs for side in (-1, 1)]), metal)
-    frame = box(0.12, 0.5 * r, pitch * axles * 0.9).move(x=x + 0.14).with_mirror() + box(2 * x, 0.6 * r, 0.6 * r)
-    pivot = box(0.7 * x, s.floor - 1.15 * r, 1.2 * r).move(y=0.5 * (s.floor - 1.15 * r))
-    d.add("bogie", placed(frame + pivot, [(0, 1.15 * r, z) for z in spots]), dark)
-
-
-def _windows(d: Designer, s: _TrainShape, start: float, stop: float, glass: Material) -> None:
-    """A row of panes along both sides between two z, taller or lower by the train's draw."""
-    crown = s.top - s.rounding * 0.5 * s.width
-    high = crown - 0.06
-    low = high - s.pane
-    quads = panes((stop, start), (stop, start), (low, high), max(2, round((start - stop) / s.pitch)), 0.24 * s.pitch)
-    d.add("window", slabs(quads, s.width + 0.03), glass)
-
-
-def _coach(
-    d: Designer, s: _TrainShape, start: float, length: float, paint: Material, trim: Material, glass: Material
-) -> None:
-    """A passenger vehicle: rounded roof, windows, doors, a stripe."""
-    middle = start - length / 2
-    d.add("body", extrude(s.section(), length).move(z=middle), paint)
-    _windows(d, s, start - 1.35, start - length + 1.35, glass)
-    door = box(s.width + 0.02, 0.66 * s.height, 0.7).move(y=s.floor + 0.36 * s.height)
-    d.add("door", placed(door, [(0, 0, start - 0.75), (0, 0, start - length + 0.75)]), trim)
-    if d.choices["livery"] == "stripe":
-        d.add(
-            "stripe", box(s.width + 0.03, 0.14 * s.height, length - 2.4).move(0, s.floor + 0.2 * s.height, middle), trim
-        )
-
-
-def _goods(
-    d: Designer, s: _TrainShape, kind: str, start: float, length: float, paint: Material, trim: Material, dark: Material
-) -> None:
-    """A goods wagon on its frame."""
-    middle, half = start - length / 2, 0.5 * s.width
-    if kind == "box":
-        d.add("wagon", extrude(s.section(0.96), length).move(z=middle), paint)
-        ribs = [
-            box(s.width + 0.02, 0.72 * s.height, 0.1).move(0, s.floor + 0.38 * s.height, start - length * f)
-            for f in (0.04, 0.2, 0.8, 0.96)
-        ]
-        d.add("wagon", joined(ribs), trim)
-        d.add("door", box(s.width + 0.05, 0.7 * s.height, 0.3 * length).move(0, s.floor + 0.4 * s.height, middle), trim)
-    elif kind == "tank":
-        r = 0.46 * min(s.width, s.height)
-        end = length / 2 - 0.2
-        profile = [
-            (0, -end),
-            (0.7 * r, -0.95 * end),
-            (r, -0.86 * end),
-            (r, 0.86 * end),
-            (0.7 * r, 0.95 * end),
-            (0, end),
-        ]
-        d.add("tank", lathe(profile, 14).rotate("x", 90).move(0, s.floor + 0.1 + r, middle), paint)
-        d.add("tank", cylinder(0.35 * r, 0.35 * r, segments=12).move(0, s.floor + 0.15 + 2 * r, middle), trim)
-        bands = [
-            cylinder(1.02 * r, 0.14, segments=14).rotate("x", 90).move(0, s.floor + 0.1 + r, middle + f * end)
-            for f in (-0.55, 0.55)
-        ]
-        d.add("tank", joined(bands), dark)
-    elif kind == "hopper":
-        tall = 0.6 * s.height
-        lean = 0.22 * length
-        ends = [
-            (start - length + 0.1, s.floor + tall),
-            (start - 0.1, s.floor + tall),
-            (start - 0.1 - lean, s.floor - 0.2),
-            (start - length + 0.1 + lean, s.floor - 0.2),
-        ]
-        inner = np.array(ends) + np.array([(0.12, -0.5), (-0.12, -0.5), (-0.12, 0.3), (0.12, 0.3)])
-        d.add("wagon", side_profile(ends, 0.1).move(x=half - 0.05).with_mirror(), paint)
-        wall, reach = box(s.width - 0.04, tall / np.cos(0.2), 0.1), length / 2 - 0.16 - 0.34 * lean
-        walls = [wall.rotate("x", sign * 22).move(0, s.floor + 0.5 * tall, middle + sign * reach) for sign in (-1, 1)]
-        d.add("wagon", joined(walls), paint)
-        d.add("load", side_profile(inner, s.width - 0.15), trim)
-        posts = [
-            box(0.1, tall, 0.1).move(half, s.floor + 0.5 * tall, middle + f * (length - 2.2 * lean))
-            for f in (-0.45, -0.15, 0.15, 0.45)
-        ]
-        d.add("wagon", joined(posts).with_mirror(), trim)
-    else:
-        num = d.integer("num_containers", 1, 2)
-        size = (length - 0.4) / num
-        crate = box(0.94 * s.width, 0.78 * s.height, size - 0.15)
-        for i in range(num):
-            z = start - 0.2 - size * (i + 0.5)
-            d.add("container", crate.move(0, s.floor + 0.06 + 0.39 * s.height, z), paint if i == 0 else trim)
-            ribs = [
-                box(0.94 * s.width + 0.06, 0.7 * s.height, 0.1).move(0, s.floor + 0.42 * s.height, z + f * size)
-                for f in (-0.3, -0.1, 0.1, 0.3)
-            ]
-            d.add("container", joined(ribs), paint if i == 0 else trim)
 
 
 def _steam(
-    d: Designer, s: _TrainShape, paint: Material, trim: Material, metal: Material, dark: Material, glass: Material
+    d: Designer, s: TrainShape, paint: Material, trim: Material, metal: Material, dark: Material, glass: Material
 ) -> float:
     """Boiler, chimney, domes, cab, driving wheels with rods; then the tender. Returns the locomotive's length."""
     long, r = s.length * 0.8, 0.34 * s.width * d.uniform("boiler_radius", 0.85, 1.2)
@@ -251,7 +120,7 @@ def _plough(width: float, height: float, reach: float) -> Geometry:
     )
 
 
-def _tender(d: Designer, s: _TrainShape, start: float, paint: Material, dark: Material, trim: Material) -> float:
+def _tender(d: Designer, s: TrainShape, start: float, paint: Material, dark: Material, trim: Material) -> float:
     """The wagon of coal behind a steam locomotive."""
     long = 0.38 * s.length
     tall = 0.6 * s.height
@@ -265,12 +134,12 @@ def _tender(d: Designer, s: _TrainShape, start: float, paint: Material, dark: Ma
         10,
     )
     d.add("load", coal, dark)
-    _bogies(d, s, [start - 0.5 * long], dark, trim, 3 if long > 4 else 2)
+    bogies(d, s, [start - 0.5 * long], dark, trim, 3 if long > 4 else 2)
     return long
 
 
 def _diesel(
-    d: Designer, s: _TrainShape, hood: bool, paint: Material, trim: Material, dark: Material, glass: Material
+    d: Designer, s: TrainShape, hood: bool, paint: Material, trim: Material, dark: Material, glass: Material
 ) -> float:
     """A box-shaped locomotive with sloping screens, or a cab on a narrow hood with walkways."""
     long = s.length * 0.95
@@ -366,7 +235,7 @@ def _diesel(
     return long
 
 
-def _nose_car(d: Designer, s: _TrainShape, kind: str, paint: Material, trim: Material, glass: Material) -> float:
+def _nose_car(d: Designer, s: TrainShape, kind: str, paint: Material, trim: Material, glass: Material) -> float:
     """The leading car of a high-speed train or tram: its section shrinks towards the nose."""
     fast = kind == "fast"
     nose = d.uniform("nose_length", 2.4, 5.5) if fast else d.uniform("nose_length", 0.3, 1.2)
@@ -394,7 +263,7 @@ def _nose_car(d: Designer, s: _TrainShape, kind: str, paint: Material, trim: Mat
     else:
         low, high = s.floor + 0.4 * s.height, s.floor + 0.76 * s.height
         d.add("window", box(0.84 * 0.8 * s.width, high - low, 0.3).move(0, (low + high) / 2, -0.13), glass)
-    _windows(d, s, -nose - 0.5, 1.5 - s.length, glass)
+    windows(d, s, -nose - 0.5, 1.5 - s.length, glass)
     d.add("door", box(s.width + 0.02, 0.66 * s.height, 0.7).move(0, s.floor + 0.36 * s.height, 0.8 - s.length), trim)
     if d.choices["livery"] == "stripe":
         length = s.length - nose - 1.4
@@ -412,7 +281,7 @@ def _nose_car(d: Designer, s: _TrainShape, kind: str, paint: Material, trim: Mat
     return s.length
 
 
-def _pantograph(d: Designer, s: _TrainShape, z: float, metal: Material) -> None:
+def _pantograph(d: Designer, s: TrainShape, z: float, metal: Material) -> None:
     """The jointed current collector on the roof."""
     tall = d.uniform("pantograph_height", 0.7, 1.4)
     x, y = 0.24 * s.width, s.top - 0.03
@@ -429,7 +298,7 @@ def train(d: Designer) -> None:
     paint, trim, metal = d.material(PAINT, METAL), d.material(PAINT), d.material(METAL)
     dark, glass = d.material({"black": PAINT["black"]}), d.material({"dark glass": GLASS["dark glass"]})
     kind = d.choice("kind", KINDS, [0.28, 0.2, 0.22, 0.14, 0.16])
-    s = _TrainShape(d, kind)
+    s = TrainShape(d, kind)
     d.choice("livery", ["plain", "stripe"])
     own = kind in ("fast", "tram")
     if kind == "steam":
@@ -440,7 +309,7 @@ def train(d: Designer) -> None:
     else:
         z = -_diesel(d, s, kind == "hood", paint, trim, dark, glass)
     if kind != "steam":
-        _bogies(d, s, [0.2 * z, 0.8 * z], dark, metal, 2 if own else d.integer("num_bogie_axles", 2, 3))
+        bogies(d, s, [0.2 * z, 0.8 * z], dark, metal, 2 if own else d.integer("num_bogie_axles", 2, 3))
         d.add("frame", box(0.84 * s.width, 0.3, -0.7 * z).move(0, s.floor - 0.1, 0.5 * z), dark)
     if own and d.choice("current", ["pantograph", "none"]) == "pantograph":
         _pantograph(d, s, 0.6 * z, metal)
@@ -453,10 +322,10 @@ def train(d: Designer) -> None:
     for color in colors:
         z -= s.gap
         if load == "coach":
-            _coach(d, s, z, long, color, trim, glass)
+            coach(d, s, z, long, color, trim, glass)
         else:
-            _goods(d, s, load, z, long, color, trim, dark)
-        _bogies(d, s, [z - 0.18 * long, z - 0.82 * long], dark, metal)
+            goods(d, s, load, z, long, color, trim, dark)
+        bogies(d, s, [z - 0.18 * long, z - 0.82 * long], dark, metal)
         d.add("frame", box(0.8 * s.width, 0.3, long - 0.1).move(0, s.floor - 0.1, z - long / 2), dark)
         d.add("coupling", box(0.24, 0.2, s.gap + 0.4).move(0, s.floor - 0.14, z + s.gap / 2), dark)
         z -= long
