@@ -175,3 +175,22 @@ def test_training_twice_gives_the_same_files(tmp_path: Path, monkeypatch: pytest
     teacher = load_teacher(TeacherSpec(name="t", kind="open_clip", model=str(tmp_path / "first" / DEMO_CONFIG.name)))
     card = (tmp_path / "first" / "MODEL_CARD.md").read_text()
     assert teacher.recipe()["weights"] in card and json.dumps(plan.batch_size) in card
+
+
+def test_a_training_cut_short_leaves_the_old_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary is written before the weights exist: together with old weights it would spell nonsense."""
+
+    def stop(shapes: Shapes, folder: Path, plan: Plan) -> None:
+        train_demo.write_config(folder, ["a new vocabulary"], plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_demo, "NUM_THREADS", torch.get_num_threads())
+    monkeypatch.setattr(train_demo, "render_shapes", lambda seed, count, plan: Shapes([], [], np.empty(0), np.empty(0)))
+    monkeypatch.setattr(train_demo, "train", stop)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / train_demo.VOCABULARY).write_text("the old one")
+    with pytest.raises(KeyboardInterrupt):
+        train_demo.main(tmp_path / "demo")
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [train_demo.VOCABULARY]
+    assert (tmp_path / "demo" / train_demo.VOCABULARY).read_text() == "the old one"
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -366,8 +367,10 @@ command gives the same bytes only on the same machine and versions.
 
 
 def main(folder: Path = DEMO_CONFIG.parent, plan: Plan | None = None) -> None:
-    """Render, train, judge the files that were written, and write the card beside them."""
-    plan = plan or Plan()
+    """Render, train, judge the files that were written, and write the card beside them.
+
+    They replace what lies in `folder` at the end only: an interrupted training leaves the teacher there as it was.
+    """
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)
     log.propagate = False  # open_clip gives the root logger a handler of its own
@@ -375,6 +378,14 @@ def main(folder: Path = DEMO_CONFIG.parent, plan: Plan | None = None) -> None:
     # One thread a worker process for Mesa's rasteriser; read when the children start.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as unfinished:
+        make_teacher(Path(unfinished), plan or Plan())
+        for path in sorted(Path(unfinished).iterdir()):
+            path.replace(folder / path.name)
+
+
+def make_teacher(folder: Path, plan: Plan) -> None:
+    """Write a trained teacher's files and card into an empty folder."""
     started = time.monotonic()
     shapes = render_shapes(TRAIN_SEED, plan.shapes_per_category, plan)
     held_out = render_shapes(HELD_OUT_SEED, plan.held_out_per_category, plan)
@@ -386,13 +397,9 @@ def main(folder: Path = DEMO_CONFIG.parent, plan: Plan | None = None) -> None:
     clean = zero_shot(teacher, held_out)
     augmented = zero_shot(teacher, held_out, list(range(len(held_out.owner))))
     log.info("held out: clean %s, augmented %s", clean, augmented)
-    write_card(
-        folder,
-        plan,
-        teacher.recipe(),
-        {"clean": clean, "augmented": augmented},
-        {"rendering": rendered - started, "training": trained - rendered},
-    )
+    accuracy = {"clean": clean, "augmented": augmented}
+    seconds = {"rendering": rendered - started, "training": trained - rendered}
+    write_card(folder, plan, teacher.recipe(), accuracy, seconds)
 
 
 if __name__ == "__main__":
