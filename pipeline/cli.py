@@ -23,7 +23,7 @@ from rich.progress import (
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:  # a second of imports that `--help` and mistyped options do without
-    from pipeline.engine import StageResult
+    from pipeline.execution.engine import StageResult
     from pipeline.flow import Flow
 
 EXIT_QUARANTINE = 3
@@ -92,7 +92,7 @@ def run_stages(
     stages: Callable[[Flow], list[StageResult]],
 ) -> None:
     """Open what the options name, run the stages, say what was done; exits with the command's status."""
-    from pipeline.executor import default_workers, set_thread_variables
+    from pipeline.execution.executor import default_workers, set_thread_variables
 
     set_thread_variables()  # before numpy and torch start their threads
     from pipeline.flow import Flow, summary

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.caption import class_prompts
-from pipeline.engine import Row, Stage, StagePlan, StageResult, plan_stage, run_stage
 from pipeline.errors import UserError
+from pipeline.execution.engine import Row, Stage, StagePlan, StageResult, plan_stage, run_stage
 from pipeline.manifest import Manifest, Shape, list_shapes
-from pipeline.receipts import canonical_json, digest_of
 from pipeline.stages import (
     Captions,
     ImageTargets,
@@ -30,7 +29,8 @@ from pipeline.stages import (
     text_recipe,
     with_upstream,
 )
-from pipeline.store import REGISTRY_COLUMNS, FeatureStore
+from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore
+from pipeline.store.receipts import canonical_json, digest_of
 from pipeline.teachers import TeacherSpec, TextTeacher
 
 Progress = Callable[[str, int, int], None]

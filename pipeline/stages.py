@@ -12,17 +12,17 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from pipeline import caption
-from pipeline.engine import Block, Row, each_row
 from pipeline.errors import UserError
+from pipeline.execution.engine import Block, Row, each_row
 from pipeline.manifest import FolderSource, Manifest, ProceduralSource, SampleRecipe, Shape, load_shape
 from pipeline.mesh import Mesh
-from pipeline.receipts import Failure, digest_of, row_seed
-from pipeline.records import Column, Registry
 from pipeline.render import RenderConfig, Renderer, camera_poses, intrinsic_matrix
 from pipeline.render import recipe as render_recipe
 from pipeline.sample import sample_points
 from pipeline.sources import procedural
-from pipeline.store import FeatureStore, read_column
+from pipeline.store.feature_store import FeatureStore, read_column
+from pipeline.store.receipts import Failure, digest_of, row_seed
+from pipeline.store.records import Column, Registry
 from pipeline.teachers import Teacher, TeacherSpec, TextTeacher, load_teacher
 
 Source = ProceduralSource | FolderSource

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import engine
-from pipeline.engine import Block, Row, each_row, plan_stage, run_stage
 from pipeline.errors import UserError
-from pipeline.receipts import Receipt, canonical_json, digest_of, row_seed
-from pipeline.records import Column
+from pipeline.execution import engine
+from pipeline.execution.engine import Block, Row, each_row, plan_stage, run_stage
 from pipeline.store import FeatureStore
+from pipeline.store.receipts import Receipt, canonical_json, digest_of, row_seed
+from pipeline.store.records import Column
 
 
 @dataclass(frozen=True)

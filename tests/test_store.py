@@ -9,8 +9,8 @@ import pytest
 import zarr
 
 from pipeline.errors import UserError
-from pipeline.receipts import write_atomically
-from pipeline.store import FeatureStore, append_text
+from pipeline.store.feature_store import FeatureStore, append_text
+from pipeline.store.receipts import write_atomically
 
 COLUMNS = ("uid", "category", "split", "source", "fingerprint")
 

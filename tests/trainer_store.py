@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.caption import class_prompts
-from pipeline.receipts import Receipt
-from pipeline.records import Column
 from pipeline.store import FeatureStore
+from pipeline.store.receipts import Receipt
+from pipeline.store.records import Column
 
 NUM_ROWS = 30
 NUM_POINTS = 96

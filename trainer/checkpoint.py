@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline.engine import versions
 from pipeline.errors import UserError
-from pipeline.receipts import sync_directory, write_atomically
+from pipeline.execution.engine import versions
+from pipeline.store.receipts import sync_directory, write_atomically
 from trainer.config import Config, config_from_dict, config_to_dict
 from trainer.model import ReCon
 from trainer.released import infer_config, load_released, load_weights

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.receipts import digest_of, sync_directory
+from pipeline.store.receipts import digest_of, sync_directory
 from trainer.config import DataConfig
 from trainer.transforms import normalize, random_bits, random_integers, random_subset, random_uniform, rotate_y, stream
 
 if TYPE_CHECKING:
-    from pipeline.records import Points, Targets
     from pipeline.store import FeatureStore
+    from pipeline.store.records import Points, Targets
 
 CACHE_VERSION = 1
 _CRC_BLOCK = 1 << 24

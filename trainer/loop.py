@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pipeline.engine import peak_bytes
 from pipeline.errors import UserError
-from pipeline.receipts import write_atomically
+from pipeline.execution.engine import peak_bytes
 from pipeline.store import FeatureStore
+from pipeline.store.receipts import write_atomically
 from trainer.checkpoint import begin_run, check_run, check_same, load_checkpoint, read_record, restore, save_checkpoint
 from trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
 from trainer.data import Batch, Batches, Dataset, load_dataset

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import sample_farthest_points
-from pipeline.engine import peak_bytes
 from pipeline.errors import UserError
-from pipeline.receipts import write_atomically
+from pipeline.execution.engine import peak_bytes
 from pipeline.store import FeatureStore
+from pipeline.store.receipts import write_atomically
 from trainer.checkpoint import load_student
 from trainer.config import Config
 from trainer.data import Dataset, load_dataset

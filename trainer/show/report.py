@@ -13,9 +13,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipeline.errors import UserError
-from pipeline.receipts import write_atomically
-from pipeline.records import Ref
 from pipeline.store import FeatureStore
+from pipeline.store.receipts import write_atomically
+from pipeline.store.records import Ref
 from trainer.checkpoint import read_record
 from trainer.evaluate.features import newest_checkpoint
 from trainer.show.figures import confusion_matrix, contact_sheet, loss_curves

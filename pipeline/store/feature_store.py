@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.errors import UserError
-from pipeline.receipts import Failure, Receipt, canonical_json, sync_directory, write_atomically
-from pipeline.records import Column, Points, Ref, Registry, Targets, Text, Views
+from pipeline.store.receipts import Failure, Receipt, canonical_json, sync_directory, write_atomically
+from pipeline.store.records import Column, Points, Ref, Registry, Targets, Text, Views
 
 FORMAT = {"format": "recon-store", "version": 1}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")

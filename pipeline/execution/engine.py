@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.executor import run_tasks
-from pipeline.receipts import Failure, Receipt, digest_of
-from pipeline.records import Column
+from pipeline.execution.executor import run_tasks
 from pipeline.store import FeatureStore
+from pipeline.store.receipts import Failure, Receipt, digest_of
+from pipeline.store.records import Column
 
 Array = NDArray[Any]
 

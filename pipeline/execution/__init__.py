@@ -1,0 +1,1 @@
+"""Plans the work, shard by shard, and runs it: in this process, in worker processes or on a dask cluster."""
