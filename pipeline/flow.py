@@ -97,7 +97,7 @@ class Flow:
         names = ("meshes", "points", "views", "captions")
         if "registry" not in self.store.group:
             return dict.fromkeys(names)
-        registered = set(self.store.registry.uid)
+        registered = self.store.registry.numbers(self.manifest.name)
         if not all(shape.uid in registered for shape in self._shapes):
             return dict.fromkeys(names)
         rows = shape_rows(self.store.registry, self._shapes)
@@ -174,9 +174,12 @@ class Flow:
 
     def _prompts(self) -> list[str]:
         """Class prompts of every category, then every shape's captions, in row order."""
-        prompts = [prompt for name in self.store.registry.categories for prompt in class_prompts(name)]
-        ref = self.store.ref(self.manifest.name)
-        return prompts + [caption for line in self.store.captions(ref) for caption in line if caption]
+        registry, ref = self.store.registry, self.store.ref(self.manifest.name)
+        mine = self.store.rows(ref)
+        categories = sorted({registry.categories[number] for number in registry.category[mine]})
+        prompts = [prompt for name in categories for prompt in class_prompts(name)]
+        captions = self.store.captions(ref)
+        return prompts + [caption for row in mine for caption in captions[row] if caption]
 
 
 def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
@@ -191,7 +194,7 @@ def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
     rows: dict[str, int] = {}
     if "registry" in store.group:
         registry = store.registry
-        rows = {uid: row for row, uid in enumerate(registry.uid)}
+        rows = registry.numbers(shapes[0].dataset) if shapes else {}
         held = {
             "category": [registry.categories[i] for i in registry.category],
             "split": registry.split,
@@ -204,7 +207,7 @@ def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
             if changed:
                 store.update_registry(name, changed)
     fresh = [shape for shape in shapes if shape.uid not in rows]
-    if not rows and not fresh:
+    if not shapes:
         raise UserError("the manifest lists no shape; look at its source and --root")
     if fresh:
         store.append_registry({name: [getattr(shape, name) for shape in fresh] for name in REGISTRY_COLUMNS})

@@ -82,6 +82,7 @@ class Shape:
     """
 
     uid: str
+    dataset: str
     category: str
     split: str
     source: str
@@ -138,6 +139,7 @@ def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
         return [
             Shape(
                 uid=f"{category}-{source.seed}-{index:05d}",
+                dataset=manifest.name,
                 category=category,
                 split="test" if int((index + 1) * share) > int(index * share) else "train",
                 source=f"{category}:{source.seed}:{index}",
@@ -152,7 +154,7 @@ def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
     for uid, category, relative in listed:
         status = (root / relative).stat()
         split = folder.split_of(uid, manifest.test_fraction, source.split_seed)
-        shapes.append(Shape(uid, category, split, relative, f"{status.st_size}-{status.st_mtime_ns}"))
+        shapes.append(Shape(uid, manifest.name, category, split, relative, f"{status.st_size}-{status.st_mtime_ns}"))
     return shapes
 
 

@@ -287,7 +287,7 @@ def finite_block(feat: np.ndarray) -> Block:
 
 def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:
     """A manifest's shapes as rows of the meshes stage, in the store's order."""
-    number = {uid: row for row, uid in enumerate(registry.uid)}
+    number = registry.numbers(shapes[0].dataset)
     rows = [Row(number[s.uid], s.uid, digest_of([s.uid, s.fingerprint]), True, s.source) for s in shapes]
     return sorted(rows, key=lambda row: row.index)
 

@@ -72,7 +72,7 @@ def numbers(store: FeatureStore, key: str) -> list[int]:
 def store(tmp_path: Path) -> FeatureStore:
     store = FeatureStore.create(tmp_path / "s.zarr")
     names = [str(i) for i in range(20)]
-    columns = ("uid", "category", "split", "source", "fingerprint")
+    columns = ("uid", "dataset", "category", "split", "source", "fingerprint")
     store.append_registry(dict.fromkeys(columns, names))
     return store
 
@@ -217,7 +217,7 @@ def test_digests_do_not_depend_on_workers(tmp_path: Path) -> None:
     for workers in (1, 3):
         store = FeatureStore.create(tmp_path / f"{workers}.zarr")
         names = [str(i) for i in range(18)]
-        store.append_registry(dict.fromkeys(("uid", "category", "split", "source", "fingerprint"), names))
+        store.append_registry(dict.fromkeys(("uid", "dataset", "category", "split", "source", "fingerprint"), names))
         key = run_stage(store, Squares(draws=2), rows_of(names), workers).key
         digests.add(store.digest(key))
     assert len(digests) == 1
@@ -227,7 +227,7 @@ def test_the_digest_sees_one_changed_value(tmp_path: Path) -> None:
     digests = []
     for names in (["1", "2", "3"], ["1", "2", "3"], ["1", "2", "4"]):
         store = FeatureStore.create(tmp_path / f"{len(digests)}.zarr")
-        columns = ("uid", "category", "split", "source", "fingerprint")
+        columns = ("uid", "dataset", "category", "split", "source", "fingerprint")
         store.append_registry({c: ["a", "b", "c"] for c in columns})
         digests.append(store.digest(run_stage(store, Squares(), rows_of(names), 1).key))
     assert digests[0] == digests[1] != digests[2]
@@ -258,7 +258,7 @@ def test_any_order_of_partial_runs_ends_in_the_same_store(
     tmp_path_factory: pytest.TempPathFactory, values: list[int], data: st.DataObject
 ) -> None:
     names = [str(v) for v in values]
-    columns = ("uid", "category", "split", "source", "fingerprint")
+    columns = ("uid", "dataset", "category", "split", "source", "fingerprint")
     whole = FeatureStore.create(tmp_path_factory.mktemp("whole") / "s.zarr")
     parts = FeatureStore.create(tmp_path_factory.mktemp("parts") / "s.zarr")
     for store in (whole, parts):

@@ -170,7 +170,7 @@ def test_confusion_counts_every_shape_once(pairs: list[tuple[int, int]]) -> None
 def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, testing: Dataset) -> None:
     store = probe.store
     ref = store.ref()
-    text, targets = store.text(ref), store.targets(ref)
+    text, targets = store.text(ref=ref), store.targets(ref=ref)
     expected = np.zeros((len(store.registry.categories), text.feat.shape[1]), np.float32)
     for category, rows in enumerate(text.class_prompts):
         assert len(set(rows.tolist())) == 60
@@ -321,7 +321,7 @@ def test_zero_shot_needs_one_space(run: Path, small_store: Path, tmp_path: Path)
     other = tmp_path / "other.zarr"
     shutil.copytree(small_store, other)
     store = FeatureStore.open(other, write=True)
-    key = store.targets(store.ref()).key
+    key = store.targets().key
     recipe = store.recipe("targets", key)
     store.kind_group("targets", key).attrs["recipe"] = recipe | {"teacher": recipe["teacher"] | {"weights": "other"}}
     assert "not two towers of one CLIP" in refusal(run_zero_shot, run, other)

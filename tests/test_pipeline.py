@@ -58,7 +58,7 @@ def test_what_a_reader_gets(small_store: Path) -> None:
     ref = store.ref()
     assert len(store.registry) == 12
     assert store.registry.split.count("test") == 3
-    points, views, targets, text = store.points(ref), store.views(ref), store.targets(ref), store.text(ref)
+    points, views, targets, text = store.points(ref), store.views(ref), store.targets(ref=ref), store.text(ref=ref)
     assert points.ok.all()
     assert points.xyz.shape == (12, 256, 3)
     assert np.linalg.norm(np.asarray(points.normal[:], np.float32), axis=-1) == pytest.approx(1, abs=2e-3)
@@ -104,7 +104,7 @@ def test_clean_and_augmented_draws_are_the_teachers_own(small_store: Path, small
 
     store = FeatureStore.open(small_store)
     ref = store.ref()
-    targets, views = store.targets(ref), store.views(ref)
+    targets, views = store.targets(ref=ref), store.views(ref)
     teacher = teacher_of(load_manifest(small_manifest).features.teachers[0])
     pictures = np.asarray(views.rgb[7])
     assert np.array_equal(targets.feat[0, 7], teacher.embed_images(pictures, None).astype(np.float16))
@@ -206,7 +206,7 @@ def test_a_broken_mesh_is_set_aside_and_mended(
     assert status == cli.EXIT_QUARANTINE
     assert "set aside: box/broken" in output.replace("\n", " ")
     store = FeatureStore.open(tmp_path / "s.zarr")
-    targets = store.targets(store.ref())
+    targets = store.targets()
     row = store.registry.uid.index("box/broken")
     assert [bool(ok) for ok in targets.ok[0]] == [i != row for i in range(3)]
     good = {key: store.digest(key) for _, key in store.list_keys()}
@@ -217,7 +217,7 @@ def test_a_broken_mesh_is_set_aside_and_mended(
     trimesh.creation.icosphere().export(broken, file_type="obj")
     assert run(*words, capsys=capsys, monkeypatch=monkeypatch)[0] == 0
     store = FeatureStore.open(tmp_path / "s.zarr")
-    assert store.targets(store.ref()).ok.all()
+    assert store.targets().ok.all()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,8 @@ def test_two_manifests_share_a_store_and_leave_each_other_alone(
     assert all(
         store.digest(key) == digest for key, digest in before.items() if key not in store.ref("boxes").text.values()
     )
-    assert store.targets(store.ref("boxes")).ok[0].tolist() == [False] * 12 + [True] * 2
+    assert store.targets(ref="boxes").ok[0].tolist() == [False] * 12 + [True] * 2
+    assert store.targets(ref="small").ok[0].tolist() == [True] * 12 + [False] * 2  # a ref shows its own shapes
     assert all(r.computed == 0 for r in Flow(load_manifest(small_manifest), None, store, workers=1).all()[:5])
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.store.feature_store import FeatureStore, append_text
 from pipeline.store.receipts import write_atomically
 
-COLUMNS = ("uid", "category", "split", "source", "fingerprint")
+COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
 def registered(path: Path, names: list[str]) -> FeatureStore:

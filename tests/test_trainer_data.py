@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.caption import class_prompts
 from pipeline.errors import UserError
 from pipeline.store import FeatureStore
+from pipeline.store.receipts import Receipt
 from tests import trainer_store as tiny
 from trainer.config import DataConfig
 from trainer.data import Batch, Batches, Dataset, load_dataset
@@ -68,7 +69,7 @@ def test_complete_rows_of_the_split_and_what_they_hold(store: FeatureStore) -> N
     assert data.row.tolist() == TRAINED
     ref = store.ref()
     np.testing.assert_array_equal(data.xyz.numpy(), np.asarray(store.points(ref).xyz[:])[TRAINED])
-    np.testing.assert_array_equal(data.image.numpy(), np.asarray(store.targets(ref).feat[:])[:, TRAINED])
+    np.testing.assert_array_equal(data.image.numpy(), np.asarray(store.targets(ref=ref).feat[:])[:, TRAINED])
     assert (data.record["num_rows"], data.record["num_rows_in_splits"]) == (len(TRAINED), 24)
     assert data.record["num_rows_without_caption"] == 1
     assert (data.image_dim, data.text_dim) == (tiny.IMAGE_DIM, tiny.TEXT_DIM)
@@ -99,7 +100,9 @@ def test_the_copy_is_made_once_and_again_when_damaged(own_store: FeatureStore) -
 def test_the_copy_follows_the_store(own_store: FeatureStore) -> None:
     before = load_dataset(own_store, BOTH)
     changed = own_store.receipt_path("image-key", 0, 0)
-    changed.write_text(changed.read_text().replace("image-key-0-3", "image-key-0-3-anew"))
+    receipt = Receipt.read(changed)
+    assert receipt is not None
+    replace(receipt, digests=("anew", *receipt.digests[1:])).write(changed)
     after = load_dataset(FeatureStore.open(own_store.path), BOTH)
     assert before.record["image"]["digest"] != after.record["image"]["digest"]
     assert len(list((own_store.path / "cache").iterdir())) == 2
@@ -182,7 +185,7 @@ def test_image_targets_are_of_the_row_and_every_draw_and_view_comes(
     config = replace(BOTH, draws=draws)
     data = load_dataset(store, config)
     batches = Batches(data, config, 8, 0, CPU)
-    feat = np.asarray(store.targets(store.ref()).feat[:], np.float32)
+    feat = np.asarray(store.targets().feat[:], np.float32)
     found = set()
     for epoch in range(12):
         for row, (_, image, _, label) in by_row(epoch_of(batches, epoch)).items():
@@ -199,7 +202,7 @@ def test_text_targets(store: FeatureStore, captions: str) -> None:
     config = DataConfig(splits=("train", "test"), num_points=32, drop_last=False, captions=captions)  # type: ignore[arg-type]
     data = load_dataset(store, config)
     batches = Batches(data, config, 8, 0, CPU)
-    prompts = store.text(store.ref()).prompts
+    prompts = store.text().prompts
     by_class: list[int] = []
     seen: set[str] = set()
     for epoch in range(12):

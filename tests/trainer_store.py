@@ -61,6 +61,7 @@ def make_store(path: Path) -> FeatureStore:
     store.append_registry(
         {
             "uid": [f"shape-{row}" for row in range(NUM_ROWS)],
+            "dataset": ["tiny"] * NUM_ROWS,
             "category": category,
             "split": ["test" if row % 5 == 4 else "train" for row in range(NUM_ROWS)],
             "source": [""] * NUM_ROWS,

@@ -82,8 +82,8 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     a finished row, for non-finite features, and where more points, draws or captions are asked for than there are.
     """
     ref = store.ref(config.ref or None)
-    points, targets = store.points(ref), store.targets(ref, config.image_teacher or None)
-    text = store.text(ref, config.text_teacher or None)
+    points, targets = store.points(ref), store.targets(config.image_teacher or None, ref)
+    text = store.text(config.text_teacher or None, ref)
     registry = store.registry
     in_splits = np.isin(np.array(registry.split), config.splits)
     known = sorted(set(registry.split))

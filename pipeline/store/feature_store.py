@@ -1,7 +1,7 @@
 """The feature store: a Zarr v3 group that keeps what each stage made, under a key that says how it was made.
 
     store.zarr/
-      registry/                 one row a shape: uid, category, split, source, fingerprint
+      registry/                 one row a shape: uid, dataset, category, split, source, fingerprint
       <kind>/<key>/             columns of one stage under one recipe; kinds: meshes points views captions targets text
       receipts/<key>/*.json     one a shard: what went in, what came out, what failed. Only a receipt means done
       refs/<name>.json          the keys a manifest's last run uses
@@ -29,17 +29,17 @@ from pipeline.errors import UserError
 from pipeline.store.receipts import Failure, Receipt, canonical_json, sync_directory, write_atomically
 from pipeline.store.records import Column, Points, Ref, Registry, Targets, Text, Views
 
-FORMAT = {"format": "recon-store", "version": 1}
+FORMAT = {"format": "recon-store", "version": 2}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
-REGISTRY_COLUMNS = ("uid", "category", "split", "source", "fingerprint")
+REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
 class FeatureStore:
     """Opens a store for reading; `pipeline.stages` writes through the methods at the end.
 
     >>> store = FeatureStore.open("stores/demo.zarr")          # doctest: +SKIP
-    >>> targets = store.targets(store.ref())                   # doctest: +SKIP
+    >>> targets = store.targets("demo")                        # doctest: +SKIP
     >>> targets.feat[0, :8].shape                              # doctest: +SKIP
     (8, 6, 256)
     """
@@ -102,8 +102,10 @@ class FeatureStore:
         category = np.array([index[name] for name in columns.pop("category")], dtype=np.int64)
         return Registry(category=category, categories=categories, **columns)
 
-    def ref(self, name: str | None = None) -> Ref:
-        """The keys under `refs/<name>.json`; without a name the store's only ref."""
+    def ref(self, name: str | Ref | None = None) -> Ref:
+        """The keys under `refs/<name>.json`; without a name the store's only ref. UserError when there is none."""
+        if isinstance(name, Ref):
+            return name
         names = sorted(p.stem for p in (self.path / "refs").glob("*.json"))
         if name is None and len(names) == 1:
             name = names[0]
@@ -111,32 +113,39 @@ class FeatureStore:
             asked = "has no finished stage" if not names else f"holds {', '.join(names)}: choose one"
             raise UserError(f"{self.path}: {asked}" + (f" (no ref {name!r})" if name else ""))
         data = json.loads((self.path / "refs" / f"{name}.json").read_text(encoding="utf-8"))
-        return Ref(name, data["keys"], data["targets"], data["text"])
+        return Ref(name, data["dataset"], data["keys"], data["targets"], data["text"])
 
-    def points(self, ref: Ref) -> Points:
-        """UserError names the stage to run when the ref has none."""
+    def rows(self, ref: Ref | str | None = None) -> NDArray[np.int64]:
+        """Registry rows of the ref's shapes, ascending."""
+        return np.flatnonzero(np.array(self.registry.dataset) == self.ref(ref).dataset)
+
+    def points(self, ref: Ref | str | None = None) -> Points:
+        """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
+        ref = self.ref(ref)
         key, group = self._of_ref("points", ref, "sample")
         xyz, normal, color, part = (cast("zarr.Array[Any]", group[name]) for name in ("xyz", "normal", "color", "part"))
-        return Points(key, xyz, normal, color, part, self.ok(key, len(self.registry)))
+        return Points(key, xyz, normal, color, part, self._finished(ref, key))
 
-    def views(self, ref: Ref) -> Views:
-        """UserError names the stage to run when the ref has none."""
+    def views(self, ref: Ref | str | None = None) -> Views:
+        """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
+        ref = self.ref(ref)
         key, group = self._of_ref("views", ref, "render")
         rgb, depth, frame = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "depth", "frame"))
         poses, intrinsics = (np.array(group.attrs[name]) for name in ("camera_to_world", "intrinsics"))
-        ok = self.ok(key, len(self.registry))
+        ok = self._finished(ref, key)
         return Views(key, self.recipe("views", key), rgb, depth, frame, poses, intrinsics, ok)
 
-    def targets(self, ref: Ref, teacher: str | None = None) -> Targets:
+    def targets(self, teacher: str | None = None, ref: Ref | str | None = None) -> Targets:
         """Features of `teacher` (a name of the manifest); without a name the first one listed."""
+        ref = self.ref(ref)
         name, key = self._teacher(ref.targets, teacher)
         feat = cast("zarr.Array[Any]", self.kind_group("targets", key)["feat"])
-        rows = len(self.registry)
-        ok = np.stack([self.ok(key, rows, lane) for lane in range(feat.shape[0])])
+        ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
         return Targets(key, name, self.recipe("targets", key), feat, ok)
 
-    def text(self, ref: Ref, teacher: str | None = None) -> Text:
+    def text(self, teacher: str | None = None, ref: Ref | str | None = None) -> Text:
         """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`."""
+        ref = self.ref(ref)
         name, key = self._teacher(ref.text, teacher)
         group = self.kind_group("text", key)
         prompts = self.prompts(key)
@@ -150,22 +159,26 @@ class FeatureStore:
         row[""] = -1
         from pipeline.caption import class_prompts
 
+        used = set(self.registry.category[self.rows(ref)].tolist())
         wanted = [class_prompts(category) for category in self.registry.categories]
-        for category, lines in zip(self.registry.categories, wanted, strict=True):
-            if not set(lines) <= set(row):
+        for number in used:
+            if not set(wanted[number]) <= set(row):
+                category = self.registry.categories[number]
                 raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
-        classes = np.array([[row[prompt] for prompt in lines] for lines in wanted], dtype=np.int64)
+        classes = np.array([[row[p] if n in used else -1 for p in lines] for n, lines in enumerate(wanted)], np.int64)
         captions = self.captions(ref)
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
         return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
 
-    def captions(self, ref: Ref) -> list[list[str]]:
+    def captions(self, ref: Ref | str | None = None) -> list[list[str]]:
         """Shape-specific captions a row, padded with "" to one length."""
+        ref = self.ref(ref)
         _, group = self._of_ref("captions", ref, "caption")
         return cast(list[list[str]], read_column(group, "caption", len(self.registry)))
 
-    def facts(self, ref: Ref) -> list[dict[str, Any]]:
+    def facts(self, ref: Ref | str | None = None) -> list[dict[str, Any]]:
         """What the source knows of each shape ({} for a plain file)."""
+        ref = self.ref(ref)
         _, group = self._of_ref("meshes", ref, "ingest")
         return [json.loads(text) if text else {} for text in read_column(group, "facts", len(self.registry))]
 
@@ -178,6 +191,12 @@ class FeatureStore:
             start, stop = receipt.rows
             ok[start:stop] = receipt.ok[: max(min(stop, rows) - start, 0)]
         return ok
+
+    def _finished(self, ref: Ref, key: str, lane: int = 0) -> NDArray[np.bool_]:
+        ok = self.ok(key, len(self.registry), lane)
+        mine = np.zeros_like(ok)
+        mine[self.rows(ref)] = True
+        return ok & mine
 
     def failures(self, key: str) -> dict[str, Failure]:
         """Rows set aside under a key, by uid."""
@@ -319,7 +338,7 @@ class FeatureStore:
     def write_ref(self, name: str, kind: str, key: str, teacher: str | None = None) -> None:
         """Point `refs/<name>.json` at a key, keeping what it already names."""
         path = self.path / "refs" / f"{name}.json"
-        data: dict[str, dict[str, str]] = {"keys": {}, "targets": {}, "text": {}}
+        data: dict[str, Any] = {"dataset": name, "keys": {}, "targets": {}, "text": {}}
         if path.is_file():
             data = json.loads(path.read_text(encoding="utf-8"))
         before = json.dumps(data)

@@ -53,6 +53,13 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+MEND = "`recon-pipeline retry` has its shard computed again"
+
+
+class DamagedReceipt(UserError):
+    """A receipt that cannot be trusted."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a row was set aside."""
@@ -77,22 +84,24 @@ class Receipt:
 
     @classmethod
     def read(cls, path: Path) -> Receipt | None:
-        """The receipt at `path`, or None. UserError for a file that is no receipt."""
+        """The receipt at `path`, or None. DamagedReceipt for a file that is no receipt, or not as it was written."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: unreadable receipt ({error}); delete it to have its shard computed again"
-            ) from error
+            raise DamagedReceipt(f"{path}: unreadable receipt ({error}); {MEND}") from error
         try:
+            if data.pop("sum") != digest_of(data):
+                raise DamagedReceipt(f"{path}: a receipt that does not match its own sum; {MEND}")
             data["failed"] = {uid: Failure(**value) for uid, value in data["failed"].items()}
             for name in ("rows", "inputs", "digests", "ok"):
                 data[name] = tuple(data[name])
             return cls(**data)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a receipt ({error}); delete it to have its shard computed again") from error
+            raise DamagedReceipt(f"{path}: not a receipt ({error}); {MEND}") from error
 
     def write(self, path: Path) -> None:
-        write_atomically(path, canonical_json(asdict(self)) + "\n")
+        """The file holds a digest of the rest under "sum", so that a flipped bit in it shows."""
+        data = asdict(self)
+        write_atomically(path, canonical_json(data | {"sum": digest_of(data)}) + "\n")

@@ -24,6 +24,9 @@ class Registry:
     """Which shapes the store holds; all lists have one entry a row."""
 
     uid: list[str]
+    """Unique within a dataset."""
+    dataset: list[str]
+    """The manifest that lists the shape."""
     category: NDArray[np.int64]
     """Index into `categories`."""
     categories: list[str]
@@ -34,12 +37,19 @@ class Registry:
     def __len__(self) -> int:
         return len(self.uid)
 
+    def numbers(self, dataset: str) -> dict[str, int]:
+        """Rows of a dataset's shapes by uid."""
+        pairs = enumerate(zip(self.uid, self.dataset, strict=True))
+        return {uid: row for row, (uid, its) in pairs if its == dataset}
+
 
 @dataclass(frozen=True)
 class Ref:
     """The keys one experiment uses. `targets` and `text` map a teacher's name to a key."""
 
     name: str
+    dataset: str
+    """Which of the store's shapes: those of this manifest."""
     keys: dict[str, str]
     targets: dict[str, str]
     text: dict[str, str]
@@ -59,7 +69,7 @@ class Points:
     part: zarr.Array[Any]
     """[N, P] uint8, index into the shape's part names"""
     ok: NDArray[np.bool_]
-    """[N]"""
+    """[N] finished, and one of the ref's dataset"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Views:
     intrinsics: NDArray[np.float64]
     """[3, 3] pinhole matrix in pixels, x right and y down"""
     ok: NDArray[np.bool_]
-    """[N]"""
+    """[N] finished, and one of the ref's dataset"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Targets:
     feat: zarr.Array[Any]
     """[K, N, V, D] float16, not normalised; draw 0 is the clean picture"""
     ok: NDArray[np.bool_]
-    """[K, N]: every view of the row embedded and finite"""
+    """[K, N] every view of the row embedded and finite, and the row one of the ref's dataset"""
 
     @property
     def dim(self) -> int:
@@ -110,6 +120,6 @@ class Text:
     """[T, D]"""
     prompts: list[str]
     class_prompts: NDArray[np.int64]
-    """[num_categories, 60] rows of feat"""
+    """[num_categories, 60] rows of feat; -1 for a category that the ref's dataset does not have"""
     captions: NDArray[np.int64]
     """[N, C] rows of feat, -1 where a shape has fewer captions"""
