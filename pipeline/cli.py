@@ -2,129 +2,169 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from pipeline import store_cli
 from pipeline.errors import UserError
+from pipeline.terminal import (
+    JsonOption,
+    LimitOption,
+    ManifestOption,
+    RootOption,
+    StageProgress,
+    StoreOption,
+    console,
+    emit,
+    human,
+    say,
+)
 
 if TYPE_CHECKING:  # a second of imports that `--help` and mistyped options do without
     from pipeline.execution.engine import StageResult
     from pipeline.flow import Flow
 
 EXIT_QUARANTINE = 3
+EXIT_TODO = 4
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Renders meshes, samples points, writes captions and caches frozen teachers' features in a Zarr store.\n\n"
-    "Every stage first runs the stages it needs; a finished stage does nothing. "
-    "Exit status: 0 done, 3 done with shapes set aside, 1 failed, 130 interrupted.",
+    "Every stage first runs the stages it needs; a finished stage does nothing. Exit status: 0 done, 3 done with "
+    "shapes set aside, 1 failed (or: damage found, a difference found), 4 work left (`--quiet`), 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="The data set's TOML file.")]
-StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The Zarr store to fill.")]
-RootOption = Annotated[Path | None, typer.Option(help="Where the data set's files lie.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: the cores.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the manifest's first N shapes.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
-class StageProgress:
-    """A bar a stage on a terminal; one line a minute in a log."""
+class Cluster(StrEnum):
+    """Clusters that dask can start for us."""
 
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description:>16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        self.bars = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.tasks: dict[str, tuple[TaskID, float]] = {}
-        self.last_line = time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage not in self.tasks:
-            self.tasks[stage] = (self.bars.add_task(stage, total=total, rate=""), now)
-        task, started = self.tasks[stage]
-        rate = done / max(now - started, 1e-9)
-        self.bars.update(task, completed=done, rate=f"{rate:.1f}/s" if done else "")
-        if not console.is_terminal and now - self.last_line >= 60:
-            self.last_line = now
-            left = (total - done) / rate if done else float("nan")
-            console.print(f"{stage}: {done}/{total}, {rate:.1f}/s, about {left:.0f} s left")
+    local = "local"
+    slurm = "slurm"
+    ssh = "ssh"
 
 
-def run_stages(
-    manifest: Path,
-    store: Path,
-    root: Path | None,
-    workers: int | None,
-    limit: int | None,
-    as_json: bool,
-    teachers: bool,
-    stages: Callable[[Flow], list[StageResult]],
-) -> None:
-    """Open what the options name, run the stages, say what was done; exits with the command's status."""
-    from pipeline.execution.executor import default_workers, set_thread_variables
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes; default: by cores and memory. 0: this process.")
+]
+SchedulerOption = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://host:port.")]
+ClusterOption = Annotated[Cluster | None, typer.Option(help="Start a dask cluster of --workers workers.")]
+HostsOption = Annotated[str, typer.Option(help="For --cluster ssh: the scheduler's host, then the workers'.")]
+ShardOption = Annotated[str, typer.Option(help="i/n: every n-th shape from the i-th on, for a store of its own.")]
+MaxOption = Annotated[float | None, typer.Option("--max-gb", min=0, help="Refuse to let the store grow beyond this.")]
+SecondsOption = Annotated[float, typer.Option("--row-seconds", min=0.1, help="Set a shape aside that takes longer.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing; exit status 4 when work is left.")]
 
-    set_thread_variables()  # before numpy and torch start their threads
-    from pipeline.flow import Flow, summary
-    from pipeline.manifest import list_shapes, load_manifest
-    from pipeline.store import FeatureStore
 
-    settings = load_manifest(manifest)
-    list_shapes(settings, root)  # a wrong root must not leave an empty store behind
-    if teachers:  # nor should a mistyped teacher come to light after hours of rendering
-        from pipeline.stages import teacher_of
+@dataclass(frozen=True)
+class Run:
+    """The options of a command that computes."""
 
-        for spec in settings.features.teachers:
-            teacher_of(spec)
-    progress = StageProgress()
-    with progress.bars:
-        flow = Flow(settings, root, FeatureStore.create(store), workers or default_workers(), limit, progress)
-        try:
-            results = stages(flow)
-        except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
-            console.print("interrupted: finished shards are kept; the same command goes on from there")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-    failed: dict[str, str] = {}
-    for result in results:
-        did = f"{result.computed} of {result.total} rows in {result.seconds:.1f} s" if result.computed else "up to date"
-        aside = f", {len(result.failed)} set aside" if result.failed else ""
-        console.print(f"{result.kind:>9} {result.key}: {did}{aside}")
-        failed |= {uid: failure.reason for uid, failure in result.failed.items()}
-    for uid, reason in failed.items():
-        console.print(f"set aside: {uid}: {reason}", style="yellow", markup=False)
-    if as_json:
-        typer.echo(summary(results))
-    raise typer.Exit(EXIT_QUARANTINE if failed else 0)
+    manifest: Path
+    store: Path
+    root: Path | None
+    workers: int | None
+    scheduler: str | None
+    cluster: str | None
+    hosts: str
+    limit: int | None
+    shard: str
+    max_gb: float | None
+    row_seconds: float
+    as_json: bool
+
+    def stages(self, what: str, run: Callable[[Flow], list[StageResult]], teachers: bool) -> None:
+        """Open what the options name, run the stages, say what was done; exits with the command's status."""
+        from pipeline.execution.executor import open_executor, set_thread_variables
+
+        set_thread_variables()  # before numpy and torch start their threads
+        from pipeline.flow import Flow, summary
+        from pipeline.manifest import list_shapes, load_manifest
+        from pipeline.store.session import writing
+
+        settings = load_manifest(self.manifest)
+        list_shapes(settings, self.root)  # a wrong root must not leave an empty store behind
+        shard = parse_shard(self.shard)
+        if teachers:  # nor should a mistyped teacher come to light after hours of rendering
+            from pipeline.stages import teacher_of
+
+            for spec in settings.features.teachers:
+                teacher_of(spec)
+        progress = StageProgress()
+        with ExitStack() as stack:
+            hosts = [host for host in self.hosts.split(",") if host]
+            executor = stack.enter_context(open_executor(self.workers, self.scheduler, self.cluster, hosts))
+            store = stack.enter_context(writing(self.store, what))
+            flow = Flow(settings, self.root, store, executor, self.limit, shard, self.row_seconds)
+            budget = self._budget(flow, executor.workers)
+
+            def note(stage: str, done: int, total: int, written: int) -> None:
+                budget(stage, written)
+                progress(stage, done, total)
+
+            flow.progress = note
+            stack.enter_context(progress.bars)
+            try:
+                results = run(flow)
+            except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
+                console.print("interrupted: finished shards are kept; the same command goes on from there")
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+        failed: dict[str, str] = {}
+        for result in results:
+            did = "up to date"
+            if result.computed:
+                did = f"{result.computed} of {result.total} rows in {result.seconds:.1f} s"
+            aside = f", {len(result.failed)} set aside" if result.failed else ""
+            console.print(f"{result.kind:>9} {result.key}: {did}{aside}")
+            failed |= {uid: failure.reason for uid, failure in result.failed.items()}
+        say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
+        if self.as_json:
+            typer.echo(summary(results))
+        raise typer.Exit(EXIT_QUARANTINE if failed else 0)
+
+    def _budget(self, flow: Flow, workers: int) -> Callable[[str, int], None]:
+        """Says what the run will add; the function that then stops it where --max-gb would be passed."""
+        from pipeline.report import disk_usage, report
+
+        if self.max_gb is None and not console.is_terminal:
+            return lambda stage, written: None
+        to_come = sum(line.bytes_to_come for line in report(flow, workers))
+        if to_come:
+            console.print(f"the store will grow by about {human(to_come)} (views and points uncompressed until known)")
+        if self.max_gb is None:
+            return lambda stage, written: None
+        most, held = self.max_gb * 1e9, disk_usage(self.store)
+        if held + to_come > most:
+            raise UserError(
+                f"{self.store}: {human(held)} there and about {human(to_come)} to come are more than --max-gb "
+                f"{self.max_gb:g}; nothing was computed"
+            )
+        by_stage: dict[str, int] = {}
+
+        def check(stage: str, written: int) -> None:
+            by_stage[stage] = written
+            if held + sum(by_stage.values()) > most:
+                raise UserError(f"{self.store}: has reached --max-gb {self.max_gb:g}; finished shards are kept")
+
+        return check
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "1/3" -> (1, 3). UserError unless 0 <= i < n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/3, 1/3 and 2/3")
+    return int(match[1]), int(match[2])
 
 
 def stage_command(name: str, doc: str) -> None:
@@ -135,11 +175,18 @@ def stage_command(name: str, doc: str) -> None:
         store: StoreOption,
         root: RootOption = None,
         workers: WorkersOption = None,
+        scheduler: SchedulerOption = None,
+        cluster: ClusterOption = None,
+        hosts: HostsOption = "",
         limit: LimitOption = None,
+        shard: ShardOption = "0/1",
+        max_gb: MaxOption = None,
+        row_seconds: SecondsOption = 120.0,
         as_json: JsonOption = False,
     ) -> None:
-        teachers = name in ("features", "all")
-        run_stages(manifest, store, root, workers, limit, as_json, teachers, lambda flow: getattr(flow, name)())
+        where = (workers, scheduler, cluster.value if cluster else None, hosts)
+        options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
+        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all", "retry"))
 
     app.command(name, help=doc)(command)
 
@@ -150,38 +197,47 @@ stage_command("render", "Render views: RGB, depth, cameras.")
 stage_command("caption", "Write captions from what the source knows of each shape.")
 stage_command("features", "Embed views and words with every frozen teacher of the manifest.")
 stage_command("all", "Every stage, in order.")
+stage_command("retry", "Check the whole store, mend what is damaged, and do every stage again where it failed.")
 
 
-@app.command()
-def status(
-    manifest: ManifestOption,
-    store: StoreOption,
-    root: RootOption = None,
-    limit: LimitOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what is done, missing or stale in each stage; writes nothing."""
-    import json
+def plan_command(name: str, doc: str, only_todo: bool) -> None:
+    """Register `plan` or `status`: one report, the first without what is finished."""
 
-    from pipeline.flow import Flow
-    from pipeline.manifest import load_manifest
-    from pipeline.store import FeatureStore
+    def command(
+        manifest: ManifestOption,
+        store: StoreOption,
+        root: RootOption = None,
+        workers: WorkersOption = None,
+        limit: LimitOption = None,
+        shard: ShardOption = "0/1",
+        quiet: QuietOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        from pipeline.execution.executor import default_workers, set_thread_variables
 
-    flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), 1, limit)
-    lines: dict[str, dict[str, Any] | None] = {}
-    for name, plan in flow.plans().items():
-        lines[name] = None
-        text = "waits for the stages before it"
-        if plan is not None:
-            failed = len(flow.store.failures(plan.key))
-            done = plan.total - plan.todo
-            lines[name] = {"key": plan.key, "rows": plan.total, "done": done, "stale": plan.stale, "failed": failed}
-            text = f"{plan.key}: {done} of {plan.total} done, {plan.todo - plan.stale} missing, "
-            text += f"{plan.stale} stale, {failed} set aside"
-        if not as_json:
-            console.print(f"{name:>16} {text}")
-    if as_json:
-        typer.echo(json.dumps(lines))
+        set_thread_variables()
+        from pipeline.execution.executor import InProcess
+        from pipeline.flow import Flow
+        from pipeline.manifest import load_manifest
+        from pipeline.report import describe, report
+        from pipeline.store import FeatureStore
+
+        flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
+        lines = report(flow, default_workers() if workers is None else workers)
+        left = any(line.todo for line in lines)
+        shown = [line for line in lines if line.todo] if only_todo else lines
+        if as_json:
+            emit([{**vars(line), "todo": line.todo} for line in shown])
+        elif not quiet:
+            say(describe(shown) if shown else ["nothing to do"])
+        raise typer.Exit(EXIT_TODO if quiet and left else 0)
+
+    app.command(name, help=doc)(command)
+
+
+plan_command("plan", "Say what a run would do: rows, why, bytes, time. Writes nothing.", only_todo=True)
+plan_command("status", "Say what is done, missing or stale in each stage, and why. Writes nothing.", only_todo=False)
+store_cli.register(app)
 
 
 @app.command()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.caption import class_prompts
 from pipeline.errors import UserError
-from pipeline.execution.engine import Row, Stage, StagePlan, StageResult, plan_stage, run_stage
+from pipeline.execution.engine import ROW_SECONDS, StageResult, run_stage
+from pipeline.execution.executor import Executor, InProcess
+from pipeline.execution.planning import plan_stage
+from pipeline.execution.stage import Row, Stage
 from pipeline.manifest import Manifest, Shape, list_shapes
 from pipeline.stages import (
     Captions,
@@ -33,7 +36,7 @@ from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore
 from pipeline.store.receipts import canonical_json, digest_of
 from pipeline.teachers import TeacherSpec, TextTeacher
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int, int], None]
 
 
 @dataclass
@@ -41,19 +44,23 @@ class Flow:
     """The stages of a manifest over a store.
 
     Every method first runs what it builds on, which costs nothing when that is done. `limit` keeps to the manifest's
-    first shapes; `progress` is told (stage, rows done, rows to do).
+    first shapes, `shard` (i, n) to every n-th of them from the i-th on; `row_seconds`: what a row may take in a
+    worker; `progress` is told (stage, rows done, rows to do, bytes written).
     """
 
     manifest: Manifest
     root: Path | None
     store: FeatureStore
-    workers: int
+    executor: Executor = field(default_factory=InProcess)
     limit: int | None = None
-    progress: Progress = lambda stage, done, total: None
+    shard: tuple[int, int] = (0, 1)
+    row_seconds: float = ROW_SECONDS
+    progress: Progress = lambda stage, done, total, written: None
 
     def __post_init__(self) -> None:
         self._rows: list[Row] | None = None
         self._results: dict[str, StageResult] = {}
+        self.mended: list[str] = []
 
     # ---- the commands
 
@@ -83,7 +90,7 @@ class Flow:
             results.append(self._run(images, seen, spec.name))
             if text is not None:
                 key = digest_of(text.recipe)
-                self.store.require_key("text", key, text.recipe, text.attributes)
+                self.store.require_key("text", key, text.recipe, text.columns, text.attributes)
                 self.store.append_prompts(key, self._prompts())
                 results.append(self._run(text, prompt_rows(self.store.prompts(key)), spec.name))
         return results
@@ -92,39 +99,61 @@ class Flow:
         """Every stage."""
         return [*self.sample(), *self.features()[1:]]
 
-    def plans(self) -> dict[str, StagePlan | None]:
-        """What each stage still has to do, writing nothing; None where that depends on a stage before it."""
-        names = ("meshes", "points", "views", "captions")
-        if "registry" not in self.store.group:
-            return dict.fromkeys(names)
-        registered = self.store.registry.numbers(self.manifest.name)
-        if not all(shape.uid in registered for shape in self._shapes):
-            return dict.fromkeys(names)
-        rows = shape_rows(self.store.registry, self._shapes)
+    def retry(self) -> list[StageResult]:
+        """Every stage, after everything in the store was checked: what is damaged or was set aside is done again."""
+        from pipeline.store.verify import mend, verify
+
+        self.mended = mend(self.store.path, verify(self.store, full=True).damages)
+        self.store = FeatureStore.open(self.store.path, write=True)
+        for _, key in self.store.list_keys():
+            self.store.withdraw_failures(key)
+        return self.all()
+
+    def upstream(self) -> tuple[Stage, ...]:
+        """The stages that others build on."""
+        return Meshes(self._origin), self._views
+
+    def stages(self) -> Iterator[tuple[str, Stage, Sequence[Row] | None]]:
+        """Every stage's name, itself and its rows as far as they can be told now, writing nothing.
+
+        A stage whose rows depend on one that is not finished has None for them; text towers of which no key exists
+        yet have no prompts registered.
+        """
+        rows = self._registered_rows()
         meshes = Meshes(self._origin)
-        plans: dict[str, StagePlan | None] = {"meshes": plan_stage(self.store, meshes, rows)}
-        ready = plans["meshes"] is not None and not plans["meshes"].todo
-        after = mesh_rows(self.store, meshes, rows) if ready else []
+        yield "meshes", meshes, rows
+        after = mesh_rows(self.store, meshes, rows) if rows and self._done(meshes, rows) else None
         for stage in (self._points, self._views, self._captions):
-            plans[stage.kind] = plan_stage(self.store, stage, after) if ready else None
-        viewed = plans["views"] is not None and not plans["views"].todo
+            yield stage.kind, stage, after
+        seen = None
+        if after and self._done(self._views, after):
+            seen = with_upstream(self.store, digest_of(self._views.recipe), after)
         for spec in self.manifest.features.teachers:
             images, text = self._teacher_stages(spec)
-            seen = with_upstream(self.store, digest_of(self._views.recipe), after) if viewed else []
-            plans[f"targets {spec.name}"] = plan_stage(self.store, images, seen) if viewed else None
+            yield f"targets {spec.name}", images, seen
             if text is not None:
                 key = digest_of(text.recipe)
                 there = (self.store.path / "text" / key).is_dir()
-                plans[f"text {spec.name}"] = (
-                    plan_stage(self.store, text, prompt_rows(self.store.prompts(key))) if there else None
-                )
-        return plans
+                yield f"text {spec.name}", text, prompt_rows(self.store.prompts(key)) if there else None
 
     # ---- their parts
 
     @cached_property
-    def _shapes(self) -> list[Shape]:
-        return list_shapes(self.manifest, self.root)[: self.limit]
+    def shapes(self) -> list[Shape]:
+        """The manifest's shapes that this flow is about."""
+        part, parts = self.shard
+        return list_shapes(self.manifest, self.root)[: self.limit][part::parts]
+
+    def _registered_rows(self) -> list[Row] | None:
+        """The shapes' rows, or None while one of them is not registered."""
+        if "registry" not in self.store.group:
+            return None
+        registry = self.store.registry
+        known = registry.numbers(self.manifest.name)
+        return shape_rows(registry, self.shapes) if all(shape.uid in known for shape in self.shapes) else None
+
+    def _done(self, stage: Stage, rows: Sequence[Row]) -> bool:
+        return not plan_stage(self.store, stage, rows).todo
 
     @property
     def _origin(self) -> Origin:
@@ -145,9 +174,9 @@ class Flow:
     def _mesh_rows(self) -> list[Row]:
         """The shapes with their meshes' digests; registers and reads them on the first call."""
         if self._rows is None:
-            register(self.store, self._shapes)
+            register(self.store, self.shapes)
             meshes = Meshes(self._origin)
-            rows = shape_rows(self.store.registry, self._shapes)
+            rows = shape_rows(self.store.registry, self.shapes)
             self._run(meshes, rows)
             self._rows = mesh_rows(self.store, meshes, rows)
         return self._rows
@@ -156,8 +185,8 @@ class Flow:
         """Run a stage once a flow and note its key under the manifest's name."""
         name = stage.kind if teacher is None else f"{stage.kind} {teacher}"
         if name not in self._results:
-            report = lambda done, total: self.progress(name, done, total)  # noqa: E731
-            self._results[name] = run_stage(self.store, stage, rows, self.workers, report)
+            report = lambda done, total, written: self.progress(name, done, total, written)  # noqa: E731
+            self._results[name] = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report)
             self.store.write_ref(self.manifest.name, stage.kind, self._results[name].key, teacher)
         return self._results[name]
 

@@ -151,7 +151,11 @@ def _shared_context() -> _Context:
 
 
 class Rasterizer:
-    """Draws triangles into `num_views` square pictures that lie side by side in one framebuffer."""
+    """Draws triangles into `num_views` square pictures, side by side in one framebuffer that is read back at once.
+
+    Each is drawn in a small framebuffer of its own and then copied to its place. Drawn in place, its rounding would
+    depend on where that is, and a picture's bytes on which others are taken with it.
+    """
 
     def __init__(self, resolution: int, num_views: int, samples: int) -> None:
         self.resolution, self.num_views, self.samples = resolution, num_views, samples
@@ -168,8 +172,8 @@ class Rasterizer:
                 gl.glVertexAttribPointer(location, size, gl.GL_FLOAT, gl.GL_FALSE, 4 * NUM_FLOATS, pointer)
                 offset += size
             self._programs = {textured: _compile(gl, textured) for textured in (False, True)}
-            self._resolved, self._resolved_buffers = self._framebuffer(gl, 0)
-            self._drawn, self._drawn_buffers = self._framebuffer(gl, samples) if samples > 1 else (self._resolved, [])
+            self._resolved, self._resolved_buffers = self._framebuffer(gl, self.views_a_pass, 0)
+            self._drawn, self._drawn_buffers = self._framebuffer(gl, 1, samples if samples > 1 else 0)
 
     def draw(
         self,
@@ -185,7 +189,7 @@ class Rasterizer:
         1 = background.
         """
         assert corners.dtype == np.float32 and corners.flags.c_contiguous and corners.shape[1] == NUM_FLOATS
-        assert len(camera_to_world) == self.num_views
+        assert 1 <= len(camera_to_world) <= self.num_views
         with self.context.current() as gl:
             gl.glBindVertexArray(self._vertex_array)
             gl.glBindBuffer(gl.GL_ARRAY_BUFFER, self._buffer)
@@ -196,7 +200,7 @@ class Rasterizer:
             textures = [names.get(id(r.texture)) for r in ranges]
             passes = [
                 self._draw_pass(gl, ranges, textures, camera_to_world[i : i + self.views_a_pass], projection)
-                for i in range(0, self.num_views, self.views_a_pass)
+                for i in range(0, len(camera_to_world), self.views_a_pass)
             ]
             if names:
                 gl.glDeleteTextures(list(names.values()))
@@ -212,14 +216,13 @@ class Rasterizer:
         with self.context.current() as gl:
             for program, _ in self._programs.values():
                 gl.glDeleteProgram(program)
-            gl.glDeleteFramebuffers(2, [self._resolved, self._drawn])  # a name given twice is ignored
-            gl.glDeleteRenderbuffers(len(self._resolved_buffers), self._resolved_buffers)
-            if self._drawn_buffers:
-                gl.glDeleteRenderbuffers(len(self._drawn_buffers), self._drawn_buffers)
+            gl.glDeleteFramebuffers(2, [self._resolved, self._drawn])
+            for buffers in (self._resolved_buffers, self._drawn_buffers):
+                gl.glDeleteRenderbuffers(len(buffers), buffers)
             gl.glDeleteBuffers(1, [self._buffer])
             gl.glDeleteVertexArrays(1, [self._vertex_array])
 
-    def _framebuffer(self, gl: Any, samples: int) -> tuple[int, list[int]]:
+    def _framebuffer(self, gl: Any, num_views: int, samples: int) -> tuple[int, list[int]]:
         framebuffer = gl.glGenFramebuffers(1)
         gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, framebuffer)
         buffers = []
@@ -227,7 +230,7 @@ class Rasterizer:
         for storage, attachment in formats:
             buffer = gl.glGenRenderbuffers(1)
             gl.glBindRenderbuffer(gl.GL_RENDERBUFFER, buffer)
-            size = (storage, self.views_a_pass * self.resolution, self.resolution)
+            size = (storage, num_views * self.resolution, self.resolution)
             gl.glRenderbufferStorageMultisample(gl.GL_RENDERBUFFER, samples, *size)
             gl.glFramebufferRenderbuffer(gl.GL_FRAMEBUFFER, attachment, gl.GL_RENDERBUFFER, buffer)
             buffers.append(buffer)
@@ -247,19 +250,18 @@ class Rasterizer:
         projection: NDArray[np.float64],
     ) -> tuple[NDArray[np.uint8], Floats32]:
         side, width = self.resolution, self.views_a_pass * self.resolution
-        gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._drawn)
         gl.glEnable(gl.GL_DEPTH_TEST)
         gl.glDisable(gl.GL_CULL_FACE)
         gl.glClearColor(1.0, 1.0, 1.0, 1.0)
-        gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
+        gl.glViewport(0, 0, side, side)
         for i, pose in enumerate(poses):
-            gl.glViewport(i * side, 0, side, side)
+            gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._drawn)
+            gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
             self._draw_view(gl, ranges, textures, pose, projection)
-        if self._drawn != self._resolved:
-            gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self._drawn)
             gl.glBindFramebuffer(gl.GL_DRAW_FRAMEBUFFER, self._resolved)
             for bit in (gl.GL_COLOR_BUFFER_BIT, gl.GL_DEPTH_BUFFER_BIT):
-                gl.glBlitFramebuffer(0, 0, width, side, 0, 0, width, side, bit, gl.GL_NEAREST)
+                place = (i * side, 0, (i + 1) * side, side)
+                gl.glBlitFramebuffer(0, 0, side, side, *place, bit, gl.GL_NEAREST)
         gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self._resolved)
         color = np.empty((side, self.views_a_pass, side, 4), np.uint8)
         depth = np.empty((side, self.views_a_pass, side), np.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.meshfile import MeshError
 from pipeline.rasterizer import DrawRange, Rasterizer
 from pipeline.sample import Normalisation, normalisation, triangles
 
-VERSION = 1  # raise it when the same mesh and settings give other pixels
+VERSION = 2  # raise it when the same mesh and settings give other pixels
 MIN_FOREGROUND = 0.005
 MARGIN = 0.05  # of near and far plane beyond the unit sphere, which rounding may leave
 
@@ -98,6 +99,17 @@ class Views:
         return float((self.depth > 0).mean())
 
 
+def check_visible(depth: NDArray[np.float16]) -> None:
+    """Raises MeshError ("blank") when fewer than 0.5% of the pixels of all views, [V, H, W], show the shape."""
+    foreground = float((depth > 0).mean())
+    if foreground < MIN_FOREGROUND:
+        raise MeshError(
+            "blank",
+            f"the shape covers {100 * foreground:.2f}% of its pictures (less than "
+            f"{100 * MIN_FOREGROUND}%): it is too thin or transparent to see, or a stray face makes its box too large",
+        )
+
+
 def camera_angles(config: RenderConfig) -> NDArray[np.float32]:
     """[V, 3] azimuth and elevation in degrees and distance in box radii."""
     return np.array([(a, e, config.distance) for a, e in _angles(config.preset)], np.float32)
@@ -137,7 +149,6 @@ def recipe(config: RenderConfig) -> dict[str, Any]:
     return {
         "stage": "render",
         "version": VERSION,
-        "preset": config.preset,
         "cameras": [[a, e] for a, e in _angles(config.preset)],
         "distance": round(config.distance, 9),
         "fov_degrees": config.fov_degrees,
@@ -169,20 +180,18 @@ class Renderer:
 
     def render(self, mesh: Mesh) -> Views:
         """All views of one mesh. Raises MeshError ("blank") when fewer than 0.5% of the pixels show it."""
-        frame = normalisation(mesh)
-        rgb, buffer = self._rasterizer.draw(*_corners(mesh, frame), self.poses, self.projection)
+        views = self.render_some(mesh, range(self.config.num_views))
+        check_visible(views.depth)
+        return views
+
+    def render_some(self, mesh: Mesh, chosen: Sequence[int]) -> Views:
+        """The chosen views of one mesh, blank or not: the same bytes as among all of them."""
+        frame, poses = normalisation(mesh), self.poses[list(chosen)]
+        rgb, buffer = self._rasterizer.draw(*_corners(mesh, frame), poses, self.projection)
         near, far = _planes(self.config)
         depth = near * far / (far - buffer * (far - near))
         depth[buffer == 1.0] = 0.0
-        views = Views(rgb, depth.astype(np.float16), self.poses.astype(np.float32), frame)
-        if views.foreground < MIN_FOREGROUND:
-            raise MeshError(
-                "blank",
-                f"the shape covers {100 * views.foreground:.2f}% of its pictures (less than "
-                f"{100 * MIN_FOREGROUND}%): it is too thin or transparent to see, or "
-                "a stray face makes its box too large",
-            )
-        return views
+        return Views(rgb, depth.astype(np.float16), poses.astype(np.float32), frame)
 
     def driver(self) -> str:
         """The OpenGL driver's name and version."""

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from pipeline import caption
+from pipeline import caption, reuse
 from pipeline.errors import UserError
-from pipeline.execution.engine import Block, Row, each_row
+from pipeline.execution.stage import Block, Row, each_row
 from pipeline.manifest import FolderSource, Manifest, ProceduralSource, SampleRecipe, Shape, load_shape
 from pipeline.mesh import Mesh
-from pipeline.render import RenderConfig, Renderer, camera_poses, intrinsic_matrix
+from pipeline.render import RenderConfig, Renderer, camera_poses, check_visible, intrinsic_matrix
 from pipeline.render import recipe as render_recipe
 from pipeline.sample import sample_points
 from pipeline.sources import procedural
@@ -56,6 +56,7 @@ class Meshes:
 
     origin: Origin
     kind = "meshes"
+    gpu = False
     attributes: ClassVar[dict[str, Any]] = {}
     lanes = 0
     shard_rows = 64
@@ -69,6 +70,9 @@ class Meshes:
     @property
     def recipe(self) -> dict[str, Any]:
         return {"stage": "meshes", "version": MESHES_VERSION, "origin": self.origin.recipe()}
+
+    def by_content(self, lane: int) -> bool:
+        return False  # its inputs say whether a file changed, not what it holds
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         from pipeline.meshfile import check_mesh, mesh_digest
@@ -89,6 +93,7 @@ class PointClouds:
     origin: Origin
     sample: SampleRecipe
     kind = "points"
+    gpu = False
     attributes: ClassVar[dict[str, Any]] = {}
     lanes = 0
     shard_rows = 32
@@ -108,6 +113,9 @@ class PointClouds:
         meshes = digest_of(Meshes(self.origin).recipe)
         return {"stage": "points", "version": POINTS_VERSION, "meshes": meshes, **self.sample.model_dump()}
 
+    def by_content(self, lane: int) -> bool:
+        return False  # points are drawn from a seed of the uid
+
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         def one(row: Row) -> tuple[Any, ...]:
             points = sample_points(self.origin.load(row), self.sample.num_points, row_seed(key, row.name))
@@ -123,6 +131,7 @@ class RenderedViews:
     origin: Origin
     config: RenderConfig
     kind = "views"
+    gpu = False
     lanes = 0
     shard_rows = 32
 
@@ -139,20 +148,38 @@ class RenderedViews:
     def attributes(self) -> dict[str, Any]:
         """The cameras, for readers that do not know the presets."""
         poses, intrinsics = camera_poses(self.config), intrinsic_matrix(self.config)
-        return {"camera_to_world": poses.tolist(), "intrinsics": intrinsics.tolist()}
+        names = {"preset": self.config.preset}
+        return {**names, "camera_to_world": poses.tolist(), "intrinsics": intrinsics.tolist()}
 
     @property
     def recipe(self) -> dict[str, Any]:
         meshes = digest_of(Meshes(self.origin).recipe)
         return {"stage": "views", "version": VIEWS_VERSION, "meshes": meshes, "render": render_recipe(self.config)}
 
-    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        def one(row: Row) -> tuple[Any, ...]:
-            views = _renderer(self.config).render(self.origin.load(row))
-            frame = [*views.normalisation.box_center, views.normalisation.box_radius]
-            return views.rgb, views.depth, np.array(frame, dtype=np.float64)
+    def by_content(self, lane: int) -> bool:
+        return True
 
-        return each_row(rows, [c.name for c in self.columns], one)
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """Views that another preset's key holds of the same camera are taken from there."""
+        names = [c.name for c in self.columns]
+        donors = reuse.donors(store, "views", self.recipe, self.shard_rows)
+
+        def one(row: Row) -> tuple[Any, ...]:
+            held = donors.views_of(row, 0)
+            missing = [view for view in range(self.num_views) if view not in held]
+            rgb, depth = (np.zeros(c.shape, c.dtype) for c in self.columns[:2])
+            for view, (key, there) in held.items():
+                rgb[view], depth[view] = (donors.column(key, name)[row.index, there] for name in names[:2])
+            if missing:
+                drawn = _renderer(self.config).render_some(self.origin.load(row), missing)
+                rgb[missing], depth[missing] = drawn.rgb, drawn.depth
+                frame = np.array([*drawn.normalisation.box_center, drawn.normalisation.box_radius], np.float64)
+            else:
+                frame = donors.column(next(iter(held.values()))[0], names[2])[row.index]
+            check_visible(depth)
+            return rgb, depth, frame
+
+        return each_row(rows, names, one)
 
 
 @lru_cache(maxsize=1)
@@ -167,6 +194,7 @@ class Captions:
 
     origin: Origin
     kind = "captions"
+    gpu = False
     attributes: ClassVar[dict[str, Any]] = {}
     lanes = 0
     shard_rows = 1024
@@ -175,6 +203,9 @@ class Captions:
     @property
     def recipe(self) -> dict[str, Any]:
         return {"stage": "captions", "version": CAPTIONS_VERSION, "meshes": digest_of(Meshes(self.origin).recipe)}
+
+    def by_content(self, lane: int) -> bool:
+        return False  # cheaper than looking for a twin
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         group = store.kind_group("meshes", self.recipe["meshes"])
@@ -210,6 +241,7 @@ class ImageTargets:
     teacher_recipe: str
     """Canonical JSON of the teacher's recipe: it needs the weights, so it is read once, in the parent."""
     kind = "targets"
+    gpu = True
     shard_rows = 128
 
     @property
@@ -231,16 +263,31 @@ class ImageTargets:
         views = digest_of(self.views.recipe)
         return {"stage": "targets", "version": TARGETS_VERSION, "views": views, "teacher": teacher, "seed": self.seed}
 
+    def by_content(self, lane: int) -> bool:
+        return lane == 0  # augmentations are drawn from seeds of the uid
+
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        rgb: Any = store.kind_group("views", self.recipe["views"])["rgb"]
+        """Features that a key of another preset holds of the same camera and draw are taken from there."""
+        recipe = self.recipe
+        views = store.recipe("views", recipe["views"])
+        donors = reuse.donors(store, "targets", recipe, self.shard_rows)
+        rgb: Any = store.kind_group("views", recipe["views"])["rgb"]
         start, stop = rows[0].index, rows[-1].index + 1
         pictures = np.asarray(rgb[start:stop])[[row.index - start for row in rows]]
-        num_views = pictures.shape[1]
-        seeds = None
-        if lane > 0:
-            seeds = [row_seed(key, row.name, self.seed, view, lane) for row in rows for view in range(num_views)]
-        flat = pictures.reshape(-1, *pictures.shape[2:])
-        feat = teacher_of(self.teacher).embed_images(flat, seeds).reshape(len(rows), num_views, -1)
+        feat = np.zeros((len(rows), pictures.shape[1], self.dim), np.float32)
+        cells = []
+        for at, row in enumerate(rows):
+            held = donors.views_of(row, lane)
+            for view, (key, there) in held.items():
+                feat[at, view] = donors.column(key, "feat")[lane, row.index, there]
+            cells += [(at, view) for view in range(pictures.shape[1]) if view not in held]
+        if cells:
+            where = tuple(np.array(cells).T)
+            # Of the camera, not of its place in the preset: the same draw whatever other views are taken.
+            base = digest_of(reuse.without_cameras(store, "targets", recipe))
+            names = [digest_of([base, camera]) for camera in views["render"]["cameras"]]
+            seeds = [row_seed(names[view], rows[at].name, lane) for at, view in cells] if lane else None
+            feat[where] = teacher_of(self.teacher).embed_images(pictures[where], seeds)
         return finite_block(feat)
 
 
@@ -252,6 +299,7 @@ class TextTargets:
     dim: int
     teacher_recipe: str
     kind = "text"
+    gpu = True
     lanes = 0
     shard_rows = 1024
 
@@ -267,6 +315,9 @@ class TextTargets:
     @property
     def recipe(self) -> dict[str, Any]:
         return {"stage": "text", "version": TEXT_VERSION, "teacher": json.loads(self.teacher_recipe)}
+
+    def by_content(self, lane: int) -> bool:
+        return False  # prompts are distinct as it is
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         teacher = cast(TextTeacher, teacher_of(self.teacher))
@@ -288,7 +339,7 @@ def finite_block(feat: np.ndarray) -> Block:
 def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:
     """A manifest's shapes as rows of the meshes stage, in the store's order."""
     number = registry.numbers(shapes[0].dataset)
-    rows = [Row(number[s.uid], s.uid, digest_of([s.uid, s.fingerprint]), True, s.source) for s in shapes]
+    rows = [Row(number[s.uid], s.uid, digest_of(s.fingerprint), True, s.source) for s in shapes]
     return sorted(rows, key=lambda row: row.index)
 
 
@@ -296,7 +347,7 @@ def mesh_rows(store: FeatureStore, meshes: Meshes, rows: Sequence[Row]) -> list[
     """The same shapes as rows of a stage that works on meshes: what counts now is the mesh's digest."""
     key = digest_of(meshes.recipe)
     digests = read_column(store.kind_group("meshes", key), "digest", rows[-1].index + 1)
-    return with_upstream(store, key, [replace(row, inputs=digest_of([row.name, digests[row.index]])) for row in rows])
+    return with_upstream(store, key, [replace(row, inputs=digests[row.index]) for row in rows])
 
 
 def with_upstream(store: FeatureStore, key: str, rows: Sequence[Row]) -> list[Row]:

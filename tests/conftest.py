@@ -71,6 +71,6 @@ def small_store(small_manifest: Path, tmp_path_factory: pytest.TempPathFactory) 
     from pipeline.store import FeatureStore
 
     path = tmp_path_factory.mktemp("store") / "small.zarr"
-    results = Flow(load_manifest(small_manifest), None, FeatureStore.create(path), workers=1).all()
+    results = Flow(load_manifest(small_manifest), None, FeatureStore.create(path)).all()
     assert not any(result.failed for result in results)
     return path

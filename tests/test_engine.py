@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,23 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.execution import engine
-from pipeline.execution.engine import Block, Row, each_row, plan_stage, run_stage
-from pipeline.store import FeatureStore
-from pipeline.store.receipts import Receipt, canonical_json, digest_of, row_seed
+from pipeline.execution import work
+from pipeline.execution.engine import run_stage
+from pipeline.execution.executor import InProcess, Processes
+from pipeline.execution.planning import plan_stage
+from pipeline.execution.stage import Block, Row, each_row
+from pipeline.store import FeatureStore, shards
+from pipeline.store.receipts import Receipt, canonical_json, digest_of, row_digest, row_seed
 from pipeline.store.records import Column
 
 
 @dataclass(frozen=True)
 class Squares:
-    """Rows named "<number>": their square, and a text. "bad" and "odd" rows raise; the number `kill` names kills the
-    process, once or `always`."""
+    """Rows named "<number>": their square, and a text. "bad" and "odd" rows raise."""
 
     scale: int = 1
     draws: int = 0
-    kill: str = ""
-    always: bool = False
+    contents: bool = False
     kind = "points"
+    gpu = False
     attributes: ClassVar[dict[str, Any]] = {}
     shard_rows = 4
     columns = (Column("square", (3,), "int64"), Column("word", (), "str"))
@@ -45,19 +45,32 @@ class Squares:
     def recipe(self) -> dict[str, Any]:
         return {"stage": "squares", "scale": self.scale}
 
+    def by_content(self, lane: int) -> bool:
+        return self.contents
+
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         def one(row: Row) -> tuple[Any, str]:
             if row.name.startswith("bad"):
                 raise UserError(f"{row.name} is bad")
             if row.name.startswith("odd"):
                 raise RuntimeError("a library's own words")
-            flag = store.path.parent / "killed"
-            if row.name == self.kill and (self.always or not flag.exists()):
-                flag.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
             return np.full(3, self.scale * int(row.name) ** 2 + lane), f"word {row.name}"
 
         return each_row(rows, [c.name for c in self.columns], one)
+
+
+@dataclass(frozen=True)
+class Batched(Squares):
+    """The same in one go: one odd row, or a broken machine, fails them all."""
+
+    broken: bool = False
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        if self.broken:
+            raise RuntimeError("nothing works")
+        if any(row.name == "odd" for row in rows):
+            raise RuntimeError(f"odd among {len(rows)} rows")
+        return super().compute(store, key, rows, lane)
 
 
 def rows_of(names: Sequence[str], version: str = "v1") -> list[Row]:
@@ -66,6 +79,12 @@ def rows_of(names: Sequence[str], version: str = "v1") -> list[Row]:
 
 def numbers(store: FeatureStore, key: str) -> list[int]:
     return [int(v) for v in store.kind_group("points", key)["square"][:, 0]]  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Processes]:
+    with Processes(2) as executor:
+        yield executor
 
 
 @pytest.fixture
@@ -79,16 +98,16 @@ def store(tmp_path: Path) -> FeatureStore:
 
 def test_a_stage_is_computed_once(store: FeatureStore) -> None:
     rows = rows_of([str(i) for i in range(10)])
-    first = run_stage(store, Squares(), rows, workers=1)
+    first = run_stage(store, Squares(), rows, InProcess())
     assert (first.computed, first.total) == (10, 10)
     assert numbers(store, first.key) == [i * i for i in range(10)]
     files = {p: p.stat().st_mtime_ns for p in store.path.rglob("*") if p.is_file()}
-    assert run_stage(store, Squares(), rows, workers=1).computed == 0
+    assert run_stage(store, Squares(), rows, InProcess()).computed == 0
     assert {p: p.stat().st_mtime_ns for p in store.path.rglob("*") if p.is_file()} == files
 
 
 def test_growth_computes_only_the_new_rows(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = run_stage(store, Squares(), rows_of([str(i) for i in range(6)]), workers=1).key
+    key = run_stage(store, Squares(), rows_of([str(i) for i in range(6)]), InProcess()).key
     before = Receipt.read(store.receipt_path(key, 0, 1))
     asked: list[str] = []
     compute = Squares.compute
@@ -98,7 +117,7 @@ def test_growth_computes_only_the_new_rows(store: FeatureStore, monkeypatch: pyt
         return compute(self, store, key, rows, lane)
 
     monkeypatch.setattr(Squares, "compute", spy)
-    run_stage(store, Squares(), rows_of([str(i) for i in range(11)]), workers=1)
+    run_stage(store, Squares(), rows_of([str(i) for i in range(11)]), InProcess())
     assert asked == ["6", "7", "8", "9", "10"]
     assert numbers(store, key) == [i * i for i in range(11)]
     after = Receipt.read(store.receipt_path(key, 0, 1))
@@ -107,24 +126,24 @@ def test_growth_computes_only_the_new_rows(store: FeatureStore, monkeypatch: pyt
 
 
 def test_a_smaller_run_forgets_nothing(store: FeatureStore) -> None:
-    key = run_stage(store, Squares(), rows_of([str(i) for i in range(10)]), workers=1).key
-    assert run_stage(store, Squares(), rows_of([str(i) for i in range(3)]), workers=1).computed == 0
+    key = run_stage(store, Squares(), rows_of([str(i) for i in range(10)]), InProcess()).key
+    assert run_stage(store, Squares(), rows_of([str(i) for i in range(3)]), InProcess()).computed == 0
     assert store.ok(key, 10).all()
 
 
 def test_a_changed_input_is_stale_and_computed_again(store: FeatureStore) -> None:
     rows = rows_of([str(i) for i in range(10)])
-    key = run_stage(store, Squares(), rows, workers=1).key
+    key = run_stage(store, Squares(), rows, InProcess()).key
     rows[5] = Row(5, "7", digest_of("another mesh"))
     plan = plan_stage(store, Squares(), rows)
-    assert (plan.todo, plan.stale, [t.shard for t in plan.tasks]) == (1, 1, [1])
-    run_stage(store, Squares(), rows, workers=1)
+    assert (plan.todo, plan.stale, [t.shard.number for t in plan.tasks]) == (1, 1, [1])
+    run_stage(store, Squares(), rows, InProcess())
     assert numbers(store, key)[5] == 49
 
 
 def test_another_recipe_is_another_key(store: FeatureStore) -> None:
     rows = rows_of(["1", "2"])
-    one, two = (run_stage(store, Squares(scale=s), rows, workers=1).key for s in (1, 2))
+    one, two = (run_stage(store, Squares(scale=s), rows, InProcess()).key for s in (1, 2))
     assert one != two
     assert numbers(store, one) == [1, 4]
     assert numbers(store, two) == [2, 8]
@@ -132,34 +151,69 @@ def test_another_recipe_is_another_key(store: FeatureStore) -> None:
 
 def test_failed_rows_are_set_aside_with_their_reason(store: FeatureStore) -> None:
     rows = rows_of(["0", "bad-1", "2", "odd-3", "4"])
-    result = run_stage(store, Squares(), rows, workers=1)
+    result = run_stage(store, Squares(), rows, InProcess())
     assert result.failed["bad-1"].reason == "bad-1 is bad"
     assert result.failed["bad-1"].traceback == ""
     assert result.failed["odd-3"].reason == "RuntimeError: a library's own words"
     assert "raise RuntimeError" in result.failed["odd-3"].traceback
     assert store.ok(result.key, 5).tolist() == [True, False, True, False, True]
-    again = run_stage(store, Squares(), rows, workers=1)
+    again = run_stage(store, Squares(), rows, InProcess())
     assert again.computed == 0
     assert set(again.failed) == {"bad-1", "odd-3"}  # still said on every later run
 
 
+def test_equal_inputs_are_computed_once_and_copied(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    compute = Squares.compute
+
+    def spy(self: Squares, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        asked.extend(row.name for row in rows)
+        return compute(self, store, key, rows, lane)
+
+    monkeypatch.setattr(Squares, "compute", spy)
+    stage = Squares(contents=True)
+    names = ["3", "4", "3", "bad-5", "5", "4", "6", "bad-5", "4", "7", "3"]
+    rows = [Row(i, name, digest_of(name)) for i, name in enumerate(names)]
+    key = run_stage(store, stage, rows[:8], InProcess()).key
+    assert asked == ["3", "4", "bad-5", "5", "6", "bad-5"]  # a row whose twin failed fails for itself
+    result = run_stage(store, stage, rows, InProcess())
+    assert asked[6:] == ["7"]  # the others have a twin from the run before
+    assert numbers(store, key) == [9, 16, 9, 0, 25, 16, 36, 0, 16, 49, 9]
+    assert set(result.failed) == {"bad-5"}
+    assert store.ok(key, 11).tolist() == [name != "bad-5" for name in names]
+    assert run_stage(store, stage, rows, InProcess()).computed == 0
+
+
+def test_a_bad_row_is_found_in_a_batch_that_fails(store: FeatureStore) -> None:
+    result = run_stage(store, Batched(), rows_of(["1", "2", "odd", "4", "5"]), InProcess())
+    assert set(result.failed) == {"odd"}
+    assert result.failed["odd"].reason == "RuntimeError: odd among 1 rows"
+    assert numbers(store, result.key) == [1, 4, 0, 16, 25]
+
+
+def test_an_error_that_all_rows_meet_stops_the_run(store: FeatureStore) -> None:
+    with pytest.raises(UserError, match="nothing works"):
+        run_stage(store, Batched(broken=True), rows_of(["1", "2", "3"]), InProcess())
+    assert not store.ok(digest_of(Batched(broken=True).recipe), 3).any()
+
+
 def test_rows_that_wait_are_done_when_they_become_ready(store: FeatureStore) -> None:
     rows = [Row(0, "3", "", ready=False), Row(1, "4", digest_of("4"))]
-    key = run_stage(store, Squares(), rows, workers=1).key
+    key = run_stage(store, Squares(), rows, InProcess()).key
     assert store.ok(key, 2).tolist() == [False, True]
     assert store.failures(key) == {}
-    assert run_stage(store, Squares(), rows, workers=1).computed == 0
+    assert run_stage(store, Squares(), rows, InProcess()).computed == 0
     rows[0] = Row(0, "3", digest_of("3"))
     assert plan_stage(store, Squares(), rows).stale == 0  # it was never done, so it is missing
-    assert run_stage(store, Squares(), rows, workers=1).computed == 1
+    assert run_stage(store, Squares(), rows, InProcess()).computed == 1
     assert numbers(store, key) == [9, 16]
 
 
 def test_more_draws_leave_the_old_ones(store: FeatureStore) -> None:
     rows = rows_of([str(i) for i in range(6)])
-    key = run_stage(store, Squares(draws=2), rows, workers=1).key
+    key = run_stage(store, Squares(draws=2), rows, InProcess()).key
     old = {p: p.stat().st_mtime_ns for p in store.path.rglob("*") if p.is_file() and "square/c" in str(p)}
-    assert run_stage(store, Squares(draws=3), rows, workers=1).computed == 6
+    assert run_stage(store, Squares(draws=3), rows, InProcess()).computed == 6
     square = store.kind_group("points", key)["square"]
     assert [int(v) for v in square[:, 2, 0]] == [4, 5, 6]  # type: ignore[index]
     assert {p: p.stat().st_mtime_ns for p in old} == old
@@ -171,12 +225,12 @@ def test_a_shard_without_its_receipt_does_not_count(store: FeatureStore, monkeyp
 
     rows = rows_of([str(i) for i in range(4)])
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_sign", stop)  # the data is written, the receipt is not
+        patch.setattr(work, "_sign", stop)  # the data is written, the receipt is not
         with pytest.raises(KeyboardInterrupt):
-            run_stage(store, Squares(), rows, workers=1)
+            run_stage(store, Squares(), rows, InProcess())
     key = digest_of(Squares().recipe)
     assert not store.ok(key, 4).any()
-    assert run_stage(store, Squares(), rows, workers=1).computed == 4
+    assert run_stage(store, Squares(), rows, InProcess()).computed == 4
     assert store.ok(key, 4).all()
 
 
@@ -184,41 +238,22 @@ def test_a_rewrite_cut_short_leaves_no_old_receipt_for_new_data(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of([str(i) for i in range(4)])
-    key = run_stage(store, Squares(), rows, workers=1).key
+    key = run_stage(store, Squares(), rows, InProcess()).key
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureStore, "sync_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shards, "_flush", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run_stage(store, Squares(), rows_of([str(i) for i in range(4)], "v2"), workers=1)
+            run_stage(store, Squares(), rows_of([str(i) for i in range(4)], "v2"), InProcess())
     assert not store.ok(key, 4).any()
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_its_shard_only(store: FeatureStore) -> None:
-    rows = rows_of([str(i) for i in range(20)])
-    result = run_stage(store, Squares(kill="9"), rows, workers=2)
-    assert (store.path.parent / "killed").exists()
-    assert numbers(store, result.key) == [i * i for i in range(20)]
-    assert store.ok(result.key, 20).all()
-
-
-@pytest.mark.slow
-def test_a_shard_that_always_kills_is_the_one_named(store: FeatureStore) -> None:
-    rows = rows_of([str(i) for i in range(20)])
-    with pytest.raises(UserError, match="twice while it ran points shard 3"):
-        run_stage(store, Squares(kill="13", always=True), rows, workers=2)
-    done = store.ok(digest_of(Squares().recipe), 20)
-    assert not done[12:16].any()
-    assert done[:12].all()  # what was in flight beside it is not lost with it
-
-
-@pytest.mark.slow
-def test_digests_do_not_depend_on_workers(tmp_path: Path) -> None:
+def test_digests_do_not_depend_on_workers(tmp_path: Path, two: Processes) -> None:
     digests = set()
-    for workers in (1, 3):
-        store = FeatureStore.create(tmp_path / f"{workers}.zarr")
+    for executor in (InProcess(), two):
+        store = FeatureStore.create(tmp_path / f"{executor.workers}.zarr")
         names = [str(i) for i in range(18)]
         store.append_registry(dict.fromkeys(("uid", "dataset", "category", "split", "source", "fingerprint"), names))
-        key = run_stage(store, Squares(draws=2), rows_of(names), workers).key
+        key = run_stage(store, Squares(draws=2), rows_of(names), executor).key
         digests.add(store.digest(key))
     assert len(digests) == 1
 
@@ -229,23 +264,23 @@ def test_the_digest_sees_one_changed_value(tmp_path: Path) -> None:
         store = FeatureStore.create(tmp_path / f"{len(digests)}.zarr")
         columns = ("uid", "dataset", "category", "split", "source", "fingerprint")
         store.append_registry({c: ["a", "b", "c"] for c in columns})
-        digests.append(store.digest(run_stage(store, Squares(), rows_of(names), 1).key))
+        digests.append(store.digest(run_stage(store, Squares(), rows_of(names), InProcess()).key))
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_the_digest_is_that_of_the_stored_bytes(store: FeatureStore) -> None:
     """A receipt must sign what a reader gets, not what the stage handed over."""
-    key = run_stage(store, Squares(), rows_of(["5", "6"]), workers=1).key
+    key = run_stage(store, Squares(), rows_of(["5", "6"]), InProcess()).key
     group = store.kind_group("points", key)
     receipt = Receipt.read(store.receipt_path(key, 0, 0))
     assert receipt is not None
     for row in range(2):
         values = [group["square"][row], group["word"][row]]  # type: ignore[index]
-        assert engine._row_digest(values) == receipt.digests[row]
+        assert row_digest(values) == receipt.digests[row]
 
 
 def test_an_unreadable_receipt_is_named(store: FeatureStore) -> None:
-    key = run_stage(store, Squares(), rows_of(["1"]), workers=1).key
+    key = run_stage(store, Squares(), rows_of(["1"]), InProcess()).key
     path = store.receipt_path(key, 0, 0)
     path.write_text(path.read_text()[:40])
     with pytest.raises(UserError, match=r"000000\.json: unreadable receipt"):
@@ -263,10 +298,10 @@ def test_any_order_of_partial_runs_ends_in_the_same_store(
     parts = FeatureStore.create(tmp_path_factory.mktemp("parts") / "s.zarr")
     for store in (whole, parts):
         store.append_registry(dict.fromkeys(columns, names))
-    key = run_stage(whole, Squares(), rows_of(names), workers=1).key
+    key = run_stage(whole, Squares(), rows_of(names), InProcess()).key
     for limit in data.draw(st.lists(st.integers(1, len(names)), max_size=3)):
-        run_stage(parts, Squares(), rows_of(names)[:limit], workers=1)
-    run_stage(parts, Squares(), rows_of(names), workers=1)
+        run_stage(parts, Squares(), rows_of(names)[:limit], InProcess())
+    run_stage(parts, Squares(), rows_of(names), InProcess())
     assert parts.digest(key) == whole.digest(key)
 
 

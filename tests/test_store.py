@@ -94,7 +94,7 @@ def test_refs(tmp_path: Path) -> None:
 
 def test_an_unknown_key_offers_those_there_are(tmp_path: Path) -> None:
     store = registered(tmp_path / "s.zarr", ["a"])
-    store.require_key("points", "abc", {"stage": "points"})
+    store.require_key("points", "abc", {"stage": "points"}, ())
     with pytest.raises(UserError, match="'abd'; it holds abc"):
         store.kind_group("points", "abd")
     with pytest.raises(UserError, match="no key"):
@@ -103,7 +103,7 @@ def test_an_unknown_key_offers_those_there_are(tmp_path: Path) -> None:
 
 def test_prompts_are_kept_once_in_order(tmp_path: Path) -> None:
     store = registered(tmp_path / "s.zarr", ["a"])
-    store.require_key("text", "k", {"stage": "text"})
+    store.require_key("text", "k", {"stage": "text"}, ())
     store.append_prompts("k", ["one", "two", "one"])
     store.append_prompts("k", ["two", "three"])
     assert store.prompts("k") == ["one", "two", "three"]

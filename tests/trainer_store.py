@@ -24,7 +24,12 @@ SHARD_ROWS = 8  # so that rows lie in four shards, the last of them not full
 CATEGORIES = ("chair", "lamp", "table")
 BROKEN_POINTS, BROKEN_TARGETS = 4, 17
 """Rows without points, and without draw 1 of the targets."""
+OTHER_ROWS, OTHER_CATEGORIES = 15, ("lamp", "mug")
+"""Of the data set "other" in a store of two, behind the rows of "tiny". One of its categories is one of tiny's too."""
 NO_CAPTION = 10
+
+RECIPE_OF_KEYS = {"teacher": {"weights": "none", "tap": "pooled"}}
+"""Pictures and words count as embedded by two towers of one CLIP, so the zero-shot probe takes the store."""
 
 RECIPE = """
 [model]
@@ -53,22 +58,28 @@ def value_of(row: int, draw: int, view: int) -> float:
     return row + draw / 4 + view / 16
 
 
-def make_store(path: Path) -> FeatureStore:
-    """Every fifth row is of split "test". Features say what they are of, so a batch can be checked against them."""
+def make_store(path: Path, other: bool = False, text_dim: int = TEXT_DIM) -> FeatureStore:
+    """Every fifth row is of split "test". Features say what they are of, so a batch can be checked against them.
+
+    With `other` the store holds that data set too, under the same keys and with the ref "other".
+    """
     rng = np.random.default_rng(0)
     store = FeatureStore.create(path)
     category = [CATEGORIES[row % 3] for row in range(NUM_ROWS)]
+    if other:
+        category += [OTHER_CATEGORIES[row % 2] for row in range(OTHER_ROWS)]
+    num_rows = len(category)
     store.append_registry(
         {
-            "uid": [f"shape-{row}" for row in range(NUM_ROWS)],
-            "dataset": ["tiny"] * NUM_ROWS,
+            "uid": [f"shape-{row}" for row in range(num_rows)],
+            "dataset": ["tiny" if row < NUM_ROWS else "other" for row in range(num_rows)],
             "category": category,
-            "split": ["test" if row % 5 == 4 else "train" for row in range(NUM_ROWS)],
-            "source": [""] * NUM_ROWS,
-            "fingerprint": [""] * NUM_ROWS,
+            "split": ["test" if row % 5 == 4 else "train" for row in range(num_rows)],
+            "source": [""] * num_rows,
+            "fingerprint": [""] * num_rows,
         }
     )
-    xyz = rng.normal(size=(NUM_ROWS, NUM_POINTS, 3)).astype(np.float32)
+    xyz = rng.normal(size=(num_rows, NUM_POINTS, 3)).astype(np.float32)
     xyz[:, :, 1] *= 2
     columns: dict[str, NDArray[Any]] = {
         "xyz": xyz,
@@ -77,26 +88,27 @@ def make_store(path: Path) -> FeatureStore:
         "part": np.zeros(xyz.shape[:2], np.uint8),
     }
     write_columns(store, "points", "points-key", columns, missing={0: [BROKEN_POINTS]})
-    feat = rng.normal(size=(NUM_DRAWS, NUM_ROWS, NUM_VIEWS, IMAGE_DIM)).astype(np.float16)
+    feat = rng.normal(size=(NUM_DRAWS, num_rows, NUM_VIEWS, IMAGE_DIM)).astype(np.float16)
     for draw, row, view in np.ndindex(feat.shape[:3]):
         feat[draw, row, view, 0] = value_of(row, draw, view)
     write_columns(store, "targets", "image-key", {"feat": feat}, NUM_DRAWS, missing={1: [BROKEN_TARGETS]})
-    captions = np.array([[f"shape {row}", f"no. {row}" if row % 2 else ""] for row in range(NUM_ROWS)])
+    captions = np.array([[f"shape {row}", f"no. {row}" if row % 2 else ""] for row in range(num_rows)])
     captions[NO_CAPTION] = ""
     write_columns(store, "captions", "captions-key", {"caption": captions.astype(np.dtypes.StringDType())})
 
-    store.require_key("text", "text-key", {"stage": "text"})
-    prompts = [prompt for name in CATEGORIES for prompt in class_prompts(name)]
+    store.require_key("text", "text-key", RECIPE_OF_KEYS | {"stage": "text"}, [Column("feat", (text_dim,), "float16")])
+    prompts = [prompt for name in sorted({*category}) for prompt in class_prompts(name)]
     prompts += [caption for line in captions for caption in line if caption]
     num_prompts = store.append_prompts("text-key", prompts)
-    text = rng.normal(size=(num_prompts, TEXT_DIM)).astype(np.float16)
+    text = rng.normal(size=(num_prompts, text_dim)).astype(np.float16)
     text[:, 0] = np.arange(num_prompts)
     write_columns(store, "text", "text-key", {"feat": text}, shard_rows=num_prompts)
 
-    for kind in ("points", "captions"):
-        store.write_ref("tiny", kind, f"{kind}-key")
-    store.write_ref("tiny", "targets", "image-key", teacher="toy")
-    store.write_ref("tiny", "text", "text-key", teacher="toy")
+    for ref in ("tiny", "other") if other else ("tiny",):
+        for kind in ("points", "captions"):
+            store.write_ref(ref, kind, f"{kind}-key")
+        store.write_ref(ref, "targets", "image-key", teacher="toy")
+        store.write_ref(ref, "text", "text-key", teacher="toy")
     return FeatureStore.open(path)
 
 
@@ -110,15 +122,20 @@ def write_columns(
     missing: dict[int, list[int]] | None = None,
 ) -> None:
     """Write whole columns, [rows, ...] or with a leading axis of lanes, and their shards' receipts."""
-    group = store.require_key(kind, key, {"stage": kind})
-    for name, values in columns.items():
-        rows, shape = values.shape[bool(lanes)], values.shape[1 + bool(lanes) :]
-        dtype = "str" if values.dtype.kind == "T" else str(values.dtype)
-        store.require_column(group, Column(name, shape, dtype), rows, lanes, shard_rows)[...] = values
+    dtypes = {name: "str" if values.dtype.kind == "T" else str(values.dtype) for name, values in columns.items()}
+    listed = [Column(name, values.shape[1 + bool(lanes) :], dtypes[name]) for name, values in columns.items()]
+    group = store.require_key(kind, key, RECIPE_OF_KEYS | {"stage": kind}, listed)
+    for column, values in zip(listed, columns.values(), strict=True):
+        rows = values.shape[bool(lanes)]
+        array = store.require_column(group, column, rows, lanes, shard_rows)
+        array.with_config({"write_empty_chunks": True})[...] = values
     for lane in range(max(lanes, 1)):
         for start in range(0, rows, shard_rows):
             stop = min(start + shard_rows, rows)
             ok = tuple(row not in (missing or {}).get(lane, []) for row in range(start, stop))
             digests = tuple(f"{key}-{lane}-{row}" for row in range(start, stop))
-            receipt = Receipt((start, stop), digests, digests, ok, {}, 0, 0.0, "", {})
+            receipt = Receipt(
+                rows=(start, stop), inputs=digests, digests=digests, ok=ok, failed={},
+                nonfinite=0, bytes=0, seconds=0.0, host="", versions={},
+            )  # fmt: skip
             receipt.write(store.receipt_path(key, lane, start // shard_rows))

@@ -1,27 +1,48 @@
-"""Runs shard tasks in this process or in spawned worker processes, a bounded number at a time."""
+"""Runs shard tasks in this process, in worker processes of its own, or (see cluster.py) on dask's workers.
+
+A worker may die: out of memory, a crash in a GL driver, a watchdog's exit. Its task is then given out again, to another
+process; a function that is to get past the cause keeps notes of its own. Only a task that kills MAX_DEATHS workers ends
+the run.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+import pickle
+import signal
+import threading
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import connection, resource_tracker
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pipeline.errors import UserError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+T = TypeVar("T")
+R = TypeVar("R")
 
 # One thread a worker: the cores are shared out between processes, and a matrix product split over another number of
 # threads would round differently.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
+WORKER_BYTES = 1.5e9  # torch with a teacher, or a scene and its pictures
+RETRIES = 2  # file systems hiccup
+MAX_DEATHS = 24  # room for a function to halve a shard down to its worst rows
+MAX_BARREN = 5  # workers in a row that die with no task in hand
+GRACE_SECONDS = 5.0
 
 
 def default_workers() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many as there are cores this process may use and memory for, at least one."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(psutil.virtual_memory().available // WORKER_BYTES)))
 
 
 def set_thread_variables() -> None:
@@ -30,59 +51,340 @@ def set_thread_variables() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _start_worker() -> None:
-    """Workers leave Ctrl-C to the parent, which stops them after their results are in."""
-    import signal
+def open_executor(
+    workers: int | None,
+    scheduler: str | None = None,
+    cluster: Literal["local", "slurm", "ssh"] | None = None,
+    hosts: Sequence[str] = (),
+) -> Executor:
+    """What the options ask for; close it after use.
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Args:
+        workers: 0 runs tasks in this process, None starts `default_workers()` processes; with `cluster` how many
+            workers that has, for "ssh" on each host.
+        scheduler: address of a dask scheduler that runs already, as tcp://host:port.
+        cluster: a dask cluster to start and to stop again.
+        hosts: for "ssh": the scheduler's host, then the workers'.
 
-
-def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """Yield `function(task)` for every task, in order of completion.
-
-    With one worker the tasks run here; with more, in spawned processes (a fork after a GL context or a thread pool
-    hangs). A worker that dies (out of memory, a crash in the GL driver) loses the tasks in flight only: each of them
-    runs again in a process of its own, and the one that kills that too is named in a UserError.
+    Raises:
+        UserError: options that do not go together; a scheduler or a cluster that cannot be had.
     """
-    set_thread_variables()
-    if workers <= 1 or len(tasks) <= 1:
+    if scheduler is not None and cluster is not None:
+        raise UserError(
+            "--scheduler and --cluster exclude each other: the one uses a dask cluster, the other starts one"
+        )
+    if scheduler is not None and workers is not None:
+        raise UserError("--scheduler has the workers it has: leave out --workers")
+    if hosts and cluster != "ssh":
+        raise UserError("--hosts goes with --cluster ssh")
+    if cluster is not None and workers == 0:
+        raise UserError(f"--cluster {cluster} needs at least one worker: --workers 0 means this process")
+    if scheduler is not None or cluster is not None:
+        from pipeline.execution.cluster import connect, start_cluster  # half a second of imports
+
+        return connect(scheduler) if scheduler is not None else start_cluster(cluster, workers, hosts)
+    return InProcess() if workers == 0 else Processes(workers or default_workers())
+
+
+class Executor(Protocol):
+    """Where tasks run. A context manager: leaving it closes it."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time."""
+        ...
+
+    @property
+    def isolated(self) -> bool:
+        """Whether tasks run in processes whose death, or suicide, does not end this one."""
+        ...
+
+    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        """Yield `function(task)` for every task, in order of completion.
+
+        `tasks` is read as workers come free, at most 2 * workers ahead of what was yielded. An exception is tried
+        RETRIES times more; a UserError, the last trial's exception or the MAX_DEATHS-th death of a worker over one task
+        is raised as a UserError at once, and what is in flight then is dropped, as it is when the iterator is closed.
+        One run at a time: a new one ends one that was left unfinished.
+
+        Args:
+            function: a module's function, picklable by name; its results are picklable too.
+            tasks: picklable; `str(task)` is what errors call it.
+            gpu: whether the tasks gain by a GPU, which a cluster may have on some workers only.
+        """
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class Closing:
+    """Closed on leaving a `with`."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class InProcess(Closing):
+    """Tasks run here, one after the other."""
+
+    workers = 1
+    isolated = False
+
+    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        set_thread_variables()
         for task in tasks:
-            yield function(task)
-        return
-    waiting = list(tasks)
-    while waiting:
-        suspects, waiting = yield from _run_pool(function, waiting, workers, in_flight=2 * workers)
-        for suspect in suspects:
-            guilty, _ = yield from _run_pool(function, [suspect], workers=1, in_flight=1)
-            if guilty:
-                raise UserError(f"a worker died twice while it ran {suspect}; run it with --workers 1 to see why")
+            failures = 0
+            while True:
+                try:
+                    result = function(task)
+                    break
+                except UserError:
+                    raise
+                except Exception as error:
+                    failures += 1
+                    if failures > RETRIES:
+                        raise UserError(f"{task} failed {failures} times: {one_line(error)}") from error
+            yield result
 
 
-def _run_pool(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, in_flight: int
-) -> Generator[Result, None, tuple[list[Task], list[Task]]]:
-    """One pool's life; returns the tasks in flight when a worker died and those not begun (both empty: all done)."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_start_worker)
-    waiting = list(reversed(tasks))
-    running: dict[Future[Result], Task] = {}
-    finished = False
+def one_line(error: Exception) -> str:
+    """What an exception says, with its type where a user would not expect it."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+# ---- one task on its way through workers
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An exception on its way home, as text: not every exception can be pickled, or be unpickled again."""
+
+    users: bool
+    text: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Trouble:
+        return cls(isinstance(error, UserError), one_line(error), traceback.format_exc())
+
+
+@dataclass(eq=False)
+class Job:
+    """One task on its way through workers, and how often it has gone wrong."""
+
+    name: str
+    payload: bytes
+    failures: int = 0
+    deaths: int = 0
+
+    @classmethod
+    def of(cls, function: Callable[[T], R], task: T) -> Job:
+        return cls(str(task), pickle.dumps((function, task)))
+
+    def settle(self, reply: bytes) -> tuple[Any] | None:
+        """A worker's reply: the result, in a tuple, or None where the task has to be given out again."""
+        value, trouble = pickle.loads(reply)  # noqa: S301 - from a process that this one started or was told to trust
+        if trouble is None:
+            return (value,)
+        self.failures += 1
+        if not trouble.users and self.failures <= RETRIES:
+            return None
+        error = UserError(
+            trouble.text if trouble.users else f"{self.name} failed {self.failures} times: {trouble.text}"
+        )
+        error.add_note(trouble.traceback)
+        raise error
+
+    def died(self, how: str, times: int = 1) -> None:
+        self.deaths += times
+        if self.deaths >= MAX_DEATHS:
+            raise UserError(
+                f"{self.name} killed {self.deaths} workers ({how}); run it with --workers 0 to see why, "
+                "with more memory or without the shapes that cause it"
+            )
+
+
+def attempt(payload: bytes) -> bytes:
+    """The worker's side of a job: its reply, whatever the function does short of ending the process."""
     try:
-        while waiting or running:
-            while waiting and len(running) < in_flight:
-                task = waiting.pop()
-                running[pool.submit(function, task)] = task
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                result = future.result()
-                del running[future]
-                yield result
-        finished = True
-        return [], []
-    except BrokenProcessPool:
-        return list(running.values()), waiting[::-1]
-    finally:
-        if not finished:  # nothing in flight has a receipt, so nothing is lost by stopping it now
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-        pool.shutdown(wait=finished, cancel_futures=True)
+        function, task = pickle.loads(payload)  # noqa: S301 - from the process that started this one, or dask's client
+        return pickle.dumps((function(task), None))
+    except Exception as error:
+        return pickle.dumps((None, Trouble.of(error)))
+
+
+# ---- worker processes
+
+
+class Processes(Closing):
+    """Tasks run in spawned processes (a fork after a GL context or a thread pool hangs).
+
+    They start on the first run, one by one as there is work, and stay for the next: importing torch takes seconds.
+    """
+
+    isolated = True
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._crew: list[_Worker] = []
+        self._current: weakref.ref[Generator[Any, None, None]] | None = None
+
+    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        self._abandon()
+        running = self._run(function, tasks)
+        self._current = weakref.ref(running)
+        return running
+
+    def close(self) -> None:
+        self._abandon()
+        for worker in self._crew:
+            worker.dismiss()
+        for worker in self._crew:
+            worker.bury(GRACE_SECONDS)
+        self._crew.clear()
+
+    def _abandon(self) -> None:
+        """End a run that nobody finished; an exception's traceback may keep it alive."""
+        running = self._current() if self._current is not None else None
+        if running is not None:
+            running.close()
+
+    def _run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R, None, None]:
+        set_thread_variables()
+        source = (Job.of(function, task) for task in tasks)
+        waiting: deque[Job] = deque()
+        done: deque[R] = deque()
+        barren = 0
+        try:
+            while True:
+                waiting.extend(islice(source, 2 * self.workers - len(waiting) - len(self._busy())))
+                self._give_out(waiting)
+                while done:  # after the workers have new tasks, for the caller may take its time
+                    yield done.popleft()
+                if not waiting and not self._busy():
+                    return
+                for worker, reply in self._listen():
+                    job, worker.job = worker.job, None
+                    if reply is None:
+                        how = worker.bury(GRACE_SECONDS)
+                        self._crew.remove(worker)
+                        if job is not None:
+                            job.died(how)
+                            waiting.appendleft(job)
+                        elif (barren := barren + 1) >= MAX_BARREN:
+                            raise UserError(f"worker processes end before they begin a task ({how})")
+                    elif job is not None:
+                        barren = 0
+                        result = job.settle(reply)
+                        if result is None:
+                            waiting.appendleft(job)
+                        else:
+                            done.append(result[0])
+        finally:
+            for worker in self._busy():  # its shard has no receipt, so nothing is lost
+                worker.process.kill()
+                worker.bury(GRACE_SECONDS)
+                self._crew.remove(worker)
+
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._crew if worker.job is not None]
+
+    def _give_out(self, waiting: deque[Job]) -> None:
+        """Put the waiting jobs into idle hands; start workers where there are not enough."""
+        for worker in self._crew:
+            if waiting and worker.ready and worker.job is None and worker.take(waiting[0]):
+                waiting.popleft()
+        for _ in range(min(self.workers, len(self._busy()) + len(waiting)) - len(self._crew)):
+            self._crew.append(_Worker())
+
+    def _listen(self) -> list[tuple[_Worker, bytes | None]]:
+        """Wait for workers; the replies and, as None, the deaths."""
+        whose = {handle: worker for worker in self._crew for handle in (worker.pipe, worker.process.sentinel)}
+        heard = []
+        for worker in {whose[handle] for handle in connection.wait(list(whose))}:
+            reply = worker.read()
+            if reply is None or worker.ready:
+                heard.append((worker, reply))
+            worker.ready = True
+        return heard
+
+
+class _Worker:
+    """One spawned process and the job it has in hand."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.job: Job | None = None
+        self.ready = False
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        # Ctrl-C reaches the whole process group; this process stops its workers itself. They inherit the mask, so that
+        # not even a starting one prints a traceback. The tracker would clear it, so it comes first.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+
+    def take(self, job: Job) -> bool:
+        """Whether it took the job; one that has just died did not."""
+        try:
+            self.pipe.send_bytes(job.payload)
+        except OSError:
+            return False
+        self.job = job
+        return True
+
+    def read(self) -> bytes | None:
+        """What it said; None when it is dead and has nothing more to say."""
+        with suppress(EOFError, OSError):
+            if self.pipe.poll():
+                return self.pipe.recv_bytes()
+        return None
+
+    def dismiss(self) -> None:
+        """An idle worker leaves when its pipe closes; one that is still importing would take its time."""
+        self.pipe.close()
+        if not self.ready:
+            self.process.kill()
+
+    def bury(self, seconds: float) -> str:
+        """Wait for its end, by force after `seconds`; says how it ended."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        code = self.process.exitcode or 0
+        self.pipe.close()
+        self.process.close()
+        if code >= 0:
+            return f"exit status {code}"
+        name = next((s.name for s in signal.Signals if s == -code), "unknown")
+        return f"signal {-code} ({name})"
+
+
+def _serve(pipe: connection.Connection) -> None:
+    """A worker's life: until its parent closes the pipe or dies."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    with suppress(EOFError, OSError):
+        pipe.send_bytes(b"ready")
+        while True:
+            pipe.send_bytes(attempt(pipe.recv_bytes()))
+
+
+def _follow_parent() -> None:
+    """End with the parent even in the middle of a task: another run may be about to write the same shard."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -5,6 +5,8 @@
       <kind>/<key>/             columns of one stage under one recipe; kinds: meshes points views captions targets text
       receipts/<key>/*.json     one a shard: what went in, what came out, what failed. Only a receipt means done
       refs/<name>.json          the keys a manifest's last run uses
+      twins/                    second copies of the small files that cannot be computed again
+      lock.json                 who is writing
       log.jsonl                 one line a run of a stage: seconds, rows, peak memory, versions
 
 Rows are shapes in registry order (for `text`: distinct prompts), `targets` have a leading axis of augmentation draws.
@@ -14,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,12 +28,14 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.errors import UserError
-from pipeline.store.receipts import Failure, Receipt, canonical_json, sync_directory, write_atomically
+from pipeline.store import twins
+from pipeline.store.receipts import Failure, Receipt, canonical_json, digest_of, write_atomically
 from pipeline.store.records import Column, Points, Ref, Registry, Targets, Text, Views
 
 FORMAT = {"format": "recon-store", "version": 2}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
+COMPRESSORS = [ZstdCodec(level=1), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
 REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
@@ -79,6 +83,9 @@ class FeatureStore:
             raise UserError(f"{path}: exists and is no feature store; name an empty or new folder")
         try:
             group = zarr.create_group(str(path), attributes=FORMAT, zarr_format=3)
+            twins.save(path, ["zarr.json"])
+        except zarr.errors.ContainsGroupError:  # another process was faster
+            return cls.open(path, write=True)
         except OSError as error:
             raise UserError(f"{path}: cannot make a store there ({error.strerror or error})") from error
         return cls(path, group)
@@ -270,6 +277,7 @@ class FeatureStore:
         group = self.group.require_group("registry")
         rows = int(cast(int, group.attrs.get("rows", 0)))
         append_text(group, {name: columns[name] for name in REGISTRY_COLUMNS}, rows)
+        self._save_twins("registry")
         self.__dict__.pop("registry", None)
 
     def update_registry(self, column: str, changed: dict[int, str]) -> None:
@@ -279,6 +287,7 @@ class FeatureStore:
         for row, value in changed.items():
             values[row] = value
         array[:] = values
+        self._save_twins("registry")
         self.__dict__.pop("registry", None)
 
     def append_prompts(self, key: str, prompts: Iterable[str]) -> int:
@@ -289,15 +298,31 @@ class FeatureStore:
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in held]
         if fresh:
             append_text(group, {"prompt": fresh}, len(known))
+            self._save_twins(f"text/{key}/prompt")
+            twins.save(self.path, [f"text/{key}/zarr.json"])
         return len(known) + len(fresh)
 
     def require_key(
-        self, kind: str, key: str, recipe: dict[str, Any], attributes: dict[str, Any] | None = None
+        self,
+        kind: str,
+        key: str,
+        recipe: dict[str, Any],
+        columns: Sequence[Column],
+        attributes: dict[str, Any] | None = None,
     ) -> zarr.Group:
-        """The key's group, made with its recipe (and what else to note of it) if it is new."""
+        """The key's group, made with its recipe, its columns and what else to note of it if it is new."""
         if not (self.path / kind / key / "zarr.json").is_file():
-            self.group.create_group(f"{kind}/{key}", attributes={"recipe": recipe, **(attributes or {})})
+            listed = [[column.name, list(column.shape), column.dtype] for column in columns]
+            notes = {"recipe": recipe, "columns": listed, **(attributes or {})}
+            self.group.create_group(f"{kind}/{key}", attributes=notes)
+            twins.save(self.path, (name for name in (f"{kind}/zarr.json",) if (self.path / name).is_file()))
+            twins.save(self.path, [f"{kind}/{key}/zarr.json"])
         return self.kind_group(kind, key)
+
+    def columns(self, kind: str, key: str) -> tuple[Column, ...]:
+        """The columns of a key, in the order its rows' digests are taken in."""
+        listed = cast(list[Any], self.kind_group(kind, key).attrs["columns"])
+        return tuple(Column(name, tuple(shape), dtype) for name, shape, dtype in listed)
 
     def require_column(
         self, group: zarr.Group, column: Column, rows: int, lanes: int, shard_rows: int
@@ -309,31 +334,40 @@ class FeatureStore:
             wanted = tuple(max(a, b) for a, b in zip(array.shape, shape, strict=True))
             if wanted != array.shape:
                 array.resize(wanted)
+                twins.save(self.path, [f"{array.path}/zarr.json"])
             return array
         lead = (1,) if lanes else ()
         shard = (*lead, shard_rows, *column.shape)
         if column.dtype == "str":  # Zarr shards hold fixed-size types only, so a chunk is the shard
-            return group.create_array(column.name, shape=shape, chunks=shard, dtype=str)
+            array = group.create_array(column.name, shape=shape, chunks=shard, dtype=str, compressors=COMPRESSORS)
+            twins.save(self.path, [f"{array.path}/zarr.json"])
+            return array
         chunk_rows = shard_rows
         row_bytes = int(np.prod(column.shape, dtype=np.int64)) * np.dtype(column.dtype).itemsize
         while chunk_rows > 1 and chunk_rows * row_bytes > CHUNK_BYTES:
             chunk_rows //= 2
-        return group.create_array(
+        array = group.create_array(
             column.name,
             shape=shape,
             chunks=(*lead, chunk_rows, *column.shape),
             shards=shard,
             dtype=column.dtype,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            compressors=COMPRESSORS,
         )
+        twins.save(self.path, [f"{array.path}/zarr.json"])
+        return array
 
-    def sync_shard(self, array: zarr.Array[Any], lane: int, shard: int, lanes: int) -> None:
-        """fsync the one file a shard's block was written to, and its place in the folder."""
-        grid = ((lane,) if lanes else ()) + (shard,) + (0,) * (array.ndim - 1 - bool(lanes))
-        path = self.path / array.path / "c" / "/".join(map(str, grid))
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        sync_directory(path.parent)
+    def withdraw_failures(self, key: str) -> int:
+        """Let the rows that are set aside under a key count as not done; their number."""
+        count = 0
+        for path in sorted((self.path / "receipts" / key).glob("*.json")):
+            receipt = Receipt.read(path)
+            if receipt and receipt.failed:
+                # A failed row has inputs and no data; one that waits for a stage before it has neither.
+                inputs = tuple(i if ok else "" for i, ok in zip(receipt.inputs, receipt.ok, strict=True))
+                replace(receipt, inputs=inputs, failed={}).write(path)
+                count += len(receipt.failed)
+        return count
 
     def write_ref(self, name: str, kind: str, key: str, teacher: str | None = None) -> None:
         """Point `refs/<name>.json` at a key, keeping what it already names."""
@@ -348,11 +382,20 @@ class FeatureStore:
             data[kind][teacher] = key
         if json.dumps(data) != before:
             write_atomically(path, json.dumps(data, indent=1) + "\n")
+            twins.save(self.path, [f"refs/{name}.json"])
+
+    def _save_twins(self, folder: str) -> None:
+        """Second copies of all files in a folder of the store."""
+        files = (path for path in (self.path / folder).rglob("*") if path.is_file())
+        twins.save(self.path, (path.relative_to(self.path) for path in files))
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one line to the store's log."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(canonical_json(entry) + "\n")
+        """Append one line to the store's log, with a digest of itself."""
+        path = self.path / "log.jsonl"
+        with path.open("ab") as file:
+            torn = file.tell() > 0 and path.read_bytes()[-1:] != b"\n"  # by a run that was killed at this point
+            line = canonical_json(entry | {"sum": digest_of(entry)}) + "\n"
+            file.write(("\n" * torn + line).encode())
 
 
 def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
@@ -371,6 +414,6 @@ def append_text(group: zarr.Group, columns: dict[str, Sequence[str]], rows: int)
             array = cast("zarr.Array[Any]", group[name])
             array.resize((rows + count,))
         else:
-            array = group.create_array(name, shape=(rows + count,), chunks=(4096,), dtype=str)
+            array = group.create_array(name, shape=(rows + count,), chunks=(4096,), dtype=str, compressors=COMPRESSORS)
         array[rows : rows + count] = np.array(values, dtype=np.dtypes.StringDType())
     group.attrs["rows"] = rows + count

@@ -5,21 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.errors import UserError
 
 
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def digest_of(value: Any) -> str:
     """16 hex digits of the SHA-256 of a JSON value: keys and row digests."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def row_digest(values: Iterable[Any]) -> str:
+    """16 hex digits over a row's values, one a column, byte for byte."""
+    digest = hashlib.sha256()
+    for value in values:
+        array = np.asarray(value)
+        texts = array.dtype.kind in "UOT"
+        digest.update(
+            "\0".join(map(str, array.ravel().tolist())).encode() if texts else np.ascontiguousarray(array).tobytes()
+        )
+    return digest.hexdigest()[:16]
 
 
 def row_seed(key: str, uid: str, *draw: int) -> int:
@@ -78,6 +96,8 @@ class Receipt:
     ok: tuple[bool, ...]
     failed: dict[str, Failure]
     nonfinite: int
+    bytes: int
+    """Of the shard's files."""
     seconds: float
     host: str
     versions: dict[str, str]
@@ -86,13 +106,14 @@ class Receipt:
     def read(cls, path: Path) -> Receipt | None:
         """The receipt at `path`, or None. DamagedReceipt for a file that is no receipt, or not as it was written."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            data = json.loads(text)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise DamagedReceipt(f"{path}: unreadable receipt ({error}); {MEND}") from error
         try:
-            if data.pop("sum") != digest_of(data):
+            if text != _sealed(text[_SEAL:-1]) or not data.pop("sum"):
                 raise DamagedReceipt(f"{path}: a receipt that does not match its own sum; {MEND}")
             data["failed"] = {uid: Failure(**value) for uid, value in data["failed"].items()}
             for name in ("rows", "inputs", "digests", "ok"):
@@ -102,6 +123,13 @@ class Receipt:
             raise DamagedReceipt(f"{path}: not a receipt ({error}); {MEND}") from error
 
     def write(self, path: Path) -> None:
-        """The file holds a digest of the rest under "sum", so that a flipped bit in it shows."""
-        data = asdict(self)
-        write_atomically(path, canonical_json(data | {"sum": digest_of(data)}) + "\n")
+        """The file's first field, "sum", digests the text after it, so that a flipped bit shows."""
+        write_atomically(path, _sealed(canonical_json(asdict(self))[1:]))
+
+
+_SEAL = len('{"sum":"0123456789abcdef",')
+
+
+def _sealed(rest: str) -> str:
+    """A receipt's text: a digest of `rest`, all but its opening brace, goes in front."""
+    return f'{{"sum":"{hashlib.sha256(rest.encode()).hexdigest()[:16]}",{rest}\n'

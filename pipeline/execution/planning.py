@@ -1,0 +1,116 @@
+"""Plans a stage: which of its shards lack rows, which rows can be copied, what the shards there have cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+from pipeline.execution.stage import Row, Stage
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.receipts import Failure, Receipt, digest_of
+from pipeline.store.shards import Shard
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard of one stage. `copies` maps rows to the finished rows of equal inputs they are copied from."""
+
+    stage: Stage
+    store: Path
+    shard: Shard
+    rows: tuple[Row, ...]
+    copies: dict[int, int] = field(default_factory=dict)
+    run: str = ""
+    limit: float | None = None
+    """Seconds a row may take, in a process that may be ended for it."""
+
+    def __str__(self) -> str:
+        return str(self.shard)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage still has to do."""
+
+    key: str
+    tasks: tuple[Task, ...]
+    total: int
+    todo: int
+    stale: int
+    """Rows of `todo` that were done from other inputs."""
+    failed: dict[str, Failure]
+    """Rows set aside that are not to be done again."""
+    held_bytes: int
+    held_rows: int
+    held_seconds: float
+    """What all shards there cost: bytes on disk, rows, seconds."""
+
+
+def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StagePlan:
+    """Compare the receipts with `rows` (ascending, not always all of the store's): the shards to compute.
+
+    Reads every receipt of the key once and keeps none of them.
+    """
+    key = digest_of(stage.recipe)
+    tasks: list[Task] = []
+    copying: list[Task] = []
+    failed: dict[str, Failure] = {}
+    todo = stale = held_bytes = held_rows = 0
+    held_seconds = 0.0
+    shards = [(number, list(group)) for number, group in groupby(rows, lambda row: row.index // stage.shard_rows)]
+    there = receipts_there(store, key)
+    for lane in range(max(stage.lanes, 1)):
+        made: dict[str, int] = {}  # inputs -> the row that has or gets their values
+        missing_of: dict[int, list[Row]] = {}
+        for number, wanted in shards:
+            done: dict[int, str] = {}
+            if f"{lane}-{number:06d}.json" in there:
+                receipt = cast(Receipt, Receipt.read(store.receipt_path(key, lane, number)))
+                done = dict(zip(range(*receipt.rows), receipt.inputs, strict=True))
+                held_bytes, held_seconds = held_bytes + receipt.bytes, held_seconds + receipt.seconds
+                held_rows += sum(receipt.ok)
+                current = {row.name for row in wanted if done.get(row.index) == row.inputs}
+                failed |= {name: failure for name, failure in receipt.failed.items() if name in current}
+                if stage.by_content(lane):
+                    lines = zip(range(*receipt.rows), receipt.inputs, receipt.ok, strict=True)
+                    made |= {inputs: index for index, inputs, ok in lines if ok}
+            missing = [row for row in wanted if done.get(row.index) != row.inputs]
+            if missing:
+                missing_of[number] = missing
+                stale += sum(bool(done.get(row.index)) for row in missing)
+        for number, missing in missing_of.items():
+            shard = Shard(stage.kind, key, lane, number, stage.shard_rows, stage.lanes)
+            todo += len(missing)
+            copies = _copies(missing, made) if stage.by_content(lane) else {}
+            first = tuple(row for row in missing if row.index not in copies)
+            if first:
+                tasks.append(Task(stage, store.path, shard, first))
+            if copies:
+                copied = tuple(row for row in missing if row.index in copies)
+                copying.append(Task(stage, store.path, shard, copied, copies))
+    total = len(rows) * max(stage.lanes, 1)
+    return StagePlan(
+        key, (*tasks, *copying), total, todo, stale, failed, held_bytes, held_rows, held_seconds
+    )  # fmt: skip
+
+
+def receipts_there(store: FeatureStore, key: str) -> set[str]:
+    """File names of a key's receipts."""
+    try:
+        return {entry.name for entry in os.scandir(store.path / "receipts" / key) if not entry.name.startswith(".")}
+    except FileNotFoundError:
+        return set()
+
+
+def _copies(missing: Sequence[Row], made: dict[str, int]) -> dict[int, int]:
+    """The rows whose values another row has or will have; those that come first are added to `made`."""
+    copies = {}
+    for row in missing:
+        source = made.setdefault(row.inputs, row.index)
+        if row.ready and source != row.index:
+            copies[row.index] = source
+    return copies

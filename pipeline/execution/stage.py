@@ -1,0 +1,96 @@
+"""What a stage is: rows go in, a value a column comes out, and a row that cannot be done is set aside."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.errors import UserError
+from pipeline.execution.hazards import in_hand
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.receipts import Failure
+from pipeline.store.records import Column
+
+# What the disk or the machine refuses is no fault of a shape.
+MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a stage's work.
+
+    `inputs` digests all that its result depends on beside the recipe and its name; a row that is not `ready` lacks
+    something upstream, has no inputs ("") and stays empty.
+    """
+
+    index: int
+    name: str  # the shape's uid, or the prompt
+    inputs: str
+    ready: bool = True
+    source: str = ""
+
+
+@dataclass
+class Block:
+    """What a stage made of some rows: per column one value a row, in the rows' order; None where the row failed."""
+
+    columns: dict[str, list[Any]]
+    failed: dict[int, Failure] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """A column group of the store and how to fill it. Instances are small and picklable; models live in the worker."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def recipe(self) -> dict[str, Any]: ...
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Kept beside the recipe for those who read it; never part of the key."""
+        ...
+
+    @property
+    def columns(self) -> tuple[Column, ...]: ...
+    @property
+    def lanes(self) -> int:
+        """Length of a leading axis (augmentation draws), 0 for none."""
+        ...
+
+    @property
+    def shard_rows(self) -> int: ...
+    @property
+    def gpu(self) -> bool:
+        """Whether it wants a worker with a GPU where there are such."""
+        ...
+
+    def by_content(self, lane: int) -> bool:
+        """Whether rows of equal inputs get equal values, whatever their names: those are computed once."""
+        ...
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block: ...
+
+
+def each_row(rows: Sequence[Row], names: Sequence[str], compute: Callable[[Row], Sequence[Any]]) -> Block:
+    """A block from a function of one row: a row that raises is set aside, the others go on."""
+    block = Block({name: [] for name in names})
+    for position, row in enumerate(rows):
+        in_hand([row.index])
+        try:
+            values = compute(row)
+        except UserError as error:
+            block.failed[position] = Failure(str(error))
+        except Exception as error:  # one bad mesh must not stop the others, whatever it does to a library
+            if isinstance(error, OSError) and error.errno in MACHINE:
+                raise
+            block.failed[position] = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        else:
+            for name, value in zip(names, values, strict=True):
+                block.columns[name].append(value)
+            continue
+        for name in names:
+            block.columns[name].append(None)
+    return block

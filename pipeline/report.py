@@ -1,0 +1,179 @@
+"""What each stage of a manifest has done and still has to do in a store, why, and what that will cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.execution.planning import StagePlan, plan_stage
+from pipeline.execution.stage import Stage
+from pipeline.flow import Flow
+from pipeline.store.compare import recipe_diff_expanded
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.receipts import digest_of
+from pipeline.terminal import human
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of a manifest. Rows are shapes, or prompts, times augmentation draws."""
+
+    stage: str
+    key: str
+    total: int
+    done: int
+    missing: int
+    stale: int
+    """Done, but from other inputs than there are now."""
+    failed: int
+    """Of `done`: set aside."""
+    why: tuple[str, ...]
+    """What the missing and stale rows are due to, a line each."""
+    bytes: int
+    """On disk under the key."""
+    bytes_to_come: int
+    """For the missing rows: by the shards there are, else uncompressed."""
+    seconds_to_come: float | None
+    """By what rows have taken, on the workers asked for; None before the first."""
+
+    @property
+    def todo(self) -> int:
+        return self.missing + self.stale
+
+
+def report(flow: Flow, workers: int) -> list[StageStatus]:
+    """One entry a stage, in order. Writes nothing."""
+    store = flow.store
+    speeds = _past_speeds(store)
+    lines = []
+    for name, stage, rows in flow.stages():
+        key = digest_of(stage.recipe)
+        plan = None if rows is None else plan_stage(store, stage, rows)
+        waiting = 0 if plan or stage.kind == "text" else len(flow.shapes) * max(stage.lanes, 1)
+        todo = plan.todo if plan else waiting
+        lines.append(
+            StageStatus(
+                stage=name,
+                key=key,
+                total=plan.total if plan else waiting,
+                done=plan.total - plan.todo if plan else 0,
+                missing=todo - (plan.stale if plan else 0),
+                stale=plan.stale if plan else 0,
+                failed=len(plan.failed) if plan else 0,
+                why=tuple(_reasons(flow, name, stage, key, plan)),
+                bytes=plan.held_bytes if plan else 0,
+                bytes_to_come=int(todo * _bytes_a_row(stage, plan)),
+                seconds_to_come=_seconds(plan, todo, workers, speeds.get(stage.kind)),
+            )
+        )
+    return lines
+
+
+def _reasons(flow: Flow, name: str, stage: Stage, key: str, plan: StagePlan | None) -> list[str]:
+    reasons = []
+    held = _held_key(flow, name, stage.kind)
+    if held and held != key:
+        changed = recipe_diff_expanded(flow.store.recipe(stage.kind, held), stage.recipe, _resolver(flow, stage))
+        reasons += [f"differs from {held}: {line}" for line in changed]
+    if plan is None:
+        waits = "its prompts are not registered" if stage.kind == "text" else "waits for the stages before it"
+        unregistered = name == "meshes"
+        reasons.append("shapes that are not registered yet" if unregistered else waits)
+    elif plan.stale:
+        what = "file changed" if stage.kind == "meshes" else "mesh changed"
+        reasons.append(f"{plan.stale} rows whose {what}")
+    elif plan.todo and plan.todo < plan.total:
+        reasons.append(f"{plan.todo} rows not begun or withdrawn")
+    return reasons
+
+
+def _held_key(flow: Flow, name: str, kind: str) -> str | None:
+    """The key this stage had when the manifest last ran."""
+    path = flow.store.path / "refs" / f"{flow.manifest.name}.json"
+    if not path.is_file():
+        return None
+    ref = flow.store.ref(flow.manifest.name)
+    teacher = name.removeprefix(f"{kind} ")
+    held = {"targets": ref.targets, "text": ref.text}[kind].get(teacher) if teacher != name else ref.keys.get(kind)
+    there = held is not None and (flow.store.path / kind / held / "zarr.json").is_file()
+    return held if there else None
+
+
+def _resolver(flow: Flow, stage: Stage) -> Any:
+    """Recipes by (kind, key): those of the store, and those this flow's stages would make."""
+    asked = {(s.kind, digest_of(s.recipe)): s.recipe for s in flow.upstream()}
+
+    def resolve(kind: str, key: str) -> dict[str, Any] | None:
+        if (kind, key) in asked:
+            return asked[kind, key]
+        there = (flow.store.path / kind / key / "zarr.json").is_file()
+        return flow.store.recipe(kind, key) if there else None
+
+    return resolve
+
+
+def _bytes_a_row(stage: Stage, plan: StagePlan | None) -> float:
+    if plan and plan.held_rows:
+        return plan.held_bytes / plan.held_rows
+    sizes = (64 if c.dtype == "str" else np.dtype(c.dtype).itemsize for c in stage.columns)
+    return float(sum(size * int(np.prod(c.shape)) for size, c in zip(sizes, stage.columns, strict=True)))
+
+
+def _seconds(plan: StagePlan | None, todo: int, workers: int, speed: float | None) -> float | None:
+    if todo == 0:
+        return 0.0
+    if plan and plan.held_rows and plan.held_seconds:
+        speed = plan.held_seconds / plan.held_rows
+    return None if speed is None else todo * speed / max(workers, 1)
+
+
+def _past_speeds(store: FeatureStore) -> dict[str, float]:
+    """Worker seconds a row of each kind in the last run that the log tells of."""
+    speeds: dict[str, float] = {}
+    path = store.path / "log.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            speeds[entry["stage"]] = entry["seconds"] * max(entry["workers"], 1) / max(entry["rows"], 1)
+        except (ValueError, KeyError, TypeError):
+            continue  # the log is for people; `verify` tells of damage in it
+    return speeds
+
+
+def disk_usage(path: Path) -> int:
+    """Bytes of all files under a folder."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += (Path(folder) / name).lstat().st_size
+            except FileNotFoundError:
+                continue  # a temporary file that has been renamed meanwhile
+    return total
+
+
+def describe(lines: Sequence[StageStatus]) -> list[str]:
+    """The report for people, a line a stage and one for each reason."""
+    said = []
+    for line in lines:
+        text = f"{line.stage:>16} {line.key}: {line.done} of {line.total} done"
+        text += f", {line.missing} missing" * bool(line.missing) + f", {line.stale} stale" * bool(line.stale)
+        text += f", {line.failed} set aside" * bool(line.failed) + f", {human(line.bytes)}"
+        if line.todo:
+            text += f"; to come: about {human(line.bytes_to_come)}, {_duration(line.seconds_to_come)}"
+        said += [text, *(f"{'':>16}   {reason}" for reason in line.why)]
+    return said
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "time unknown before the first shard"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

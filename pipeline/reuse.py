@@ -1,0 +1,75 @@
+"""More views without computing the old ones again: what another preset's key holds of the same camera is copied.
+
+A key names all of its cameras, so a preset with more views is another key. Its rows take over whatever a finished row
+of a key that differs in nothing but the cameras has of theirs; the bits are those that computing would give.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, cast
+
+from pipeline.execution.stage import Row
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.receipts import Receipt, canonical_json, digest_of
+
+
+def without_cameras(store: FeatureStore, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of views or targets with the list of cameras, direct or upstream, left out."""
+    if kind == "targets":
+        return {**recipe, "views": without_cameras(store, "views", store.recipe("views", recipe["views"]))}
+    return {**recipe, "render": {name: value for name, value in recipe["render"].items() if name != "cameras"}}
+
+
+def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], shard_rows: int) -> Donors:
+    """The other keys of `kind` whose recipe differs in its cameras only."""
+    own, wanted = digest_of(recipe), canonical_json(without_cameras(store, kind, recipe))
+    found = []
+    for there, key in store.list_keys():
+        if there == kind and key != own:
+            other = store.recipe(kind, key)
+            if canonical_json(without_cameras(store, kind, other)) == wanted:
+                found.append((key, _cameras(store, kind, other)))
+    return Donors(store, kind, found, _cameras(store, kind, recipe), shard_rows)
+
+
+class Donors:
+    """Where single views of a row can be copied from."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        kind: str,
+        found: list[tuple[str, list[list[float]]]],
+        cameras: list[list[float]],
+        shard_rows: int,
+    ) -> None:
+        self.store, self.kind, self.shard_rows = store, kind, shard_rows
+        # (donor, [(own view, the donor's view)])
+        self.shared = [
+            (key, [(cameras.index(camera), there) for there, camera in enumerate(held) if camera in cameras])
+            for key, held in found
+        ]
+        self.column = lru_cache(maxsize=None)(self._column)
+        self._receipt = lru_cache(maxsize=4)(self._read_receipt)
+
+    def views_of(self, row: Row, lane: int) -> dict[int, tuple[str, int]]:
+        """Own view -> (donor key, its view), for those a donor has finished from the same inputs."""
+        held: dict[int, tuple[str, int]] = {}
+        for key, pairs in self.shared:
+            receipt = self._receipt(key, lane, row.index // self.shard_rows)
+            at = row.index - receipt.rows[0] if receipt else -1
+            if receipt and at < len(receipt.ok) and receipt.ok[at] and receipt.inputs[at] == row.inputs:
+                held |= {own: (key, there) for own, there in pairs}
+        return held
+
+    def _column(self, key: str, name: str) -> Any:
+        return self.store.kind_group(self.kind, key)[name]
+
+    def _read_receipt(self, key: str, lane: int, shard: int) -> Receipt | None:
+        return Receipt.read(self.store.receipt_path(key, lane, shard))
+
+
+def _cameras(store: FeatureStore, kind: str, recipe: dict[str, Any]) -> list[list[float]]:
+    views = store.recipe("views", recipe["views"]) if kind == "targets" else recipe
+    return cast(list[list[float]], views["render"]["cameras"])

@@ -1,0 +1,104 @@
+"""Writes one shard of a key: every column's block in one piece, flushed, after the old receipt is withdrawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.receipts import sync_directory
+from pipeline.store.records import Column
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where a shard lies: `shard_rows` rows of one lane of a key (`lanes` 0: the key's columns have no such axis)."""
+
+    kind: str
+    key: str
+    lane: int
+    number: int
+    shard_rows: int
+    lanes: int
+
+    @property
+    def start(self) -> int:
+        """The first row."""
+        return self.number * self.shard_rows
+
+    def __str__(self) -> str:
+        lane = f" of draw {self.lane}" if self.lanes else ""
+        return f"{self.kind} shard {self.number}{lane}"
+
+
+def write_shard(
+    store: FeatureStore, shard: Shard, columns: Sequence[Column], rows: Mapping[int, Sequence[Any] | None]
+) -> int:
+    """Write rows of a shard and flush them to the disk; the bytes of its files.
+
+    `rows` maps a row of the store to its values, one a column, or to None: left empty. The shard's other rows stay as
+    they are. From here to its next receipt the shard counts as not done.
+    """
+    receipt = store.receipt_path(shard.key, shard.lane, shard.number)
+    partial = receipt.exists()  # without one there is nothing to keep, so a damaged shard is never read
+    receipt.unlink(missing_ok=True)
+    group = store.kind_group(shard.kind, shard.key)
+    written = 0
+    for position, column in enumerate(columns):
+        # Not a property of the array on disk: opened plainly, it would skip a shard of zeros, which is then no shard.
+        array = cast(Any, group[column.name]).with_config({"write_empty_chunks": True})
+        stop = min(shard.start + shard.shard_rows, array.shape[1 if shard.lanes else 0])
+        where = block_of(shard, stop)
+        values = _empty(column, stop - shard.start)
+        if partial and len(rows) < len(values):
+            values = _kept(store, shard, array, where)
+        for row, cells in rows.items():
+            blank = "" if column.dtype == "str" else 0
+            values[row - shard.start] = blank if cells is None else cells[position]
+        array[where] = values
+        written += _flush(store, array, shard)
+    return written
+
+
+def block_of(shard: Shard, stop: int) -> Any:
+    """The index of a shard's rows in a column, up to row `stop`."""
+    rows = slice(shard.start, stop)
+    return (shard.lane, rows) if shard.lanes else rows
+
+
+def shard_file(array: zarr.Array[Any], shard: Shard) -> str:
+    """The one file a shard's block of a column lies in, relative to the store."""
+    grid = ((shard.lane,) if shard.lanes else ()) + (shard.number,) + (0,) * (array.ndim - 1 - bool(shard.lanes))
+    return f"{array.path}/c/" + "/".join(map(str, grid))
+
+
+def _kept(store: FeatureStore, shard: Shard, array: zarr.Array[Any], where: Any) -> NDArray[Any]:
+    try:
+        return np.array(array[where])
+    except Exception as error:  # codecs raise what they like
+        raise UserError(
+            f"{store.path}: {shard} cannot be read ({error}); its receipt is withdrawn: the same command computes it anew"
+        ) from error
+
+
+def _empty(column: Column, rows: int) -> NDArray[Any]:
+    dtype = np.dtypes.StringDType() if column.dtype == "str" else np.dtype(column.dtype)
+    return np.zeros((rows, *column.shape), dtype)
+
+
+def _flush(store: FeatureStore, array: zarr.Array[Any], shard: Shard) -> int:
+    """fsync the shard's file and its place in the folder; its size."""
+    path: Path = store.path / shard_file(array, shard)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+    sync_directory(path.parent)
+    return size

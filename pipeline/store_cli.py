@@ -1,0 +1,239 @@
+"""recon-pipeline's commands on a store itself: what it holds, whether it is sound, what leaves it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import UserError
+from pipeline.terminal import JsonOption, RefOption, RootOption, StageProgress, console, emit, human, say
+
+StoreArgument = Annotated[Path, typer.Argument(help="The Zarr store.")]
+OutArgument = Annotated[Path, typer.Argument(help="A new file or folder.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the rows that are drawn.")]
+
+
+class Form(StrEnum):
+    """What `export` writes."""
+
+    memmap = "memmap"
+    webdataset = "webdataset"
+    parquet = "parquet"
+    safetensors = "safetensors"
+    openshape = "openshape"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (ls, stats, digest, verify, diff, gc, merge, export, preview):
+        app.command(command.__name__)(command)
+
+
+def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """List the keys a store holds: rows, bytes, age, what they were made with."""
+    from pipeline.store import FeatureStore
+    from pipeline.store.stats import list_store
+
+    lines = list_store(FeatureStore.open(store))
+    if as_json:
+        emit(lines)
+        return
+    for line in lines:
+        refs = ", ".join(line.refs) or "no ref"
+        aside = f", {line.failed} set aside" if line.failed else ""
+        say([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} rows{aside}, {human(line.bytes)}, {refs}"])
+        say([f"{'':>8} {line.summary}"])
+
+
+def stats(
+    store: StoreArgument,
+    ref: RefOption = None,
+    sample: Annotated[int, typer.Option(min=2, help="Rows that are read of each key.")] = 1024,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what the data look like: shapes, failures by reason, seconds, extents, feature norms and similarities."""
+    from pipeline.store import FeatureStore
+    from pipeline.store.stats import describe, statistics
+
+    found = statistics(FeatureStore.open(store), ref, sample, seed)
+    if as_json:
+        emit(found)
+    else:
+        say(describe(found))
+
+
+def digest(
+    store: StoreArgument,
+    key: Annotated[str, typer.Option(help="A key, its beginning, or a kind such as points or targets/NAME.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """One line a key: a digest of its logical contents, whatever the chunks, the workers and their order."""
+    from pipeline.store import FeatureStore
+    from pipeline.store.compare import resolve_key
+
+    opened = FeatureStore.open(store)
+    keys = [resolve_key(opened, key)] if key else opened.list_keys()
+    lines = [{"kind": kind, "key": name, "digest": opened.digest(name)} for kind, name in keys]
+    if as_json:
+        emit(lines)
+    else:
+        for line in lines:
+            typer.echo(f"{line['digest']}  {line['kind']}/{line['key']}")
+
+
+def verify(
+    store: StoreArgument,
+    full: Annotated[bool, typer.Option("--full", help="Read every shard and compare its rows' digests.")] = False,
+    recompute: Annotated[int, typer.Option(min=0, help="Compute N random rows of each stage again.")] = 0,
+    manifest: Annotated[Path | None, typer.Option("--manifest", "-m", help="For --recompute.")] = None,
+    root: RootOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check receipts, keys, refs and second copies; with --full all data. Exit status 1 when something is damaged."""
+    from pipeline.execution.executor import set_thread_variables
+
+    set_thread_variables()
+    from pipeline.store.verify import verify_path
+
+    progress = StageProgress()
+    with progress.bars:
+        report = verify_path(store, full, lambda done, total: progress("verify", done, total))
+    repeated = _recomputed(store, manifest, root, recompute, seed) if recompute else []
+    if as_json:
+        emit({**asdict(report), "recomputed": repeated})
+    else:
+        say([f"damaged: {d.path}: {d.what}; {d.mend}" for d in report.damages])
+        say([f"note: {note}" for note in report.notes])
+        say([f"{line['stage']:>16} {line['name']}: {line['text']}" for line in repeated])
+        found = f"{len(report.damages)} damaged" if report.damages else "sound"
+        read = f", {human(report.bytes)} read" if full else ""
+        console.print(f"{report.keys} keys, {report.shards} shards, {report.rows} rows{read}: {found}")
+    raise typer.Exit(1 if report.damages else 0)
+
+
+def _recomputed(
+    store: Path, manifest: Path | None, root: Path | None, count: int, seed: int
+) -> list[dict[str, object]]:
+    """Random rows of every stage computed again, beside what the store holds."""
+    from pipeline.flow import Flow
+    from pipeline.manifest import load_manifest
+    from pipeline.store import FeatureStore
+    from pipeline.store.verify import recompute
+
+    if manifest is None:
+        raise UserError("--recompute needs --manifest: it says where the meshes lie and which teachers see them")
+    lines: list[dict[str, object]] = []
+    flow = Flow(load_manifest(manifest), root, FeatureStore.open(store))
+    for name, stage, rows in flow.stages():
+        for found in recompute(flow.store, stage, rows or [], count, seed):
+            same = "the same bits" if found.equal else f"max error {found.max_error:.3g}"
+            cosine = "" if found.cosine is None else f", cosine {found.cosine:.6f}"
+            lines.append({"stage": name, "text": f"{found.column}: {same}{cosine}", **asdict(found)})
+    return lines
+
+
+def diff(
+    a: Annotated[str, typer.Argument(help="STORE or STORE:KEY; KEY may be abbreviated, or a kind, or targets/NAME.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    sample: Annotated[int, typer.Option(min=1, help="Rows that are compared value by value.")] = 2048,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare recipes, rows and values of two keys, or of two stores' refs. Exit status 1: they differ."""
+    from pipeline.store.compare import compare, describe
+
+    found = compare(a, b, sample, seed)
+    if as_json:
+        emit(found)
+    else:
+        say([line for pair in found for line in describe(pair)])
+    raise typer.Exit(0 if all(pair.same for pair in found) else 1)
+
+
+def gc(
+    store: StoreArgument,
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; without this, only say what would go.")] = False,
+    grace_days: Annotated[float, typer.Option(min=0, help="Keep what is younger.")] = 7.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find (and with --delete drop) keys that no ref reaches, caches and leftovers."""
+    from pipeline.store import FeatureStore
+    from pipeline.store.gc import collect, plan_gc
+    from pipeline.store.session import writing
+
+    if delete:
+        with writing(store, "gc") as opened:
+            plan = plan_gc(opened, grace_days)
+            collect(opened, plan)
+    else:
+        plan = plan_gc(FeatureStore.open(store), grace_days)
+    if as_json:
+        emit(plan)
+        return
+    say([f"{item.path}: {human(item.bytes)}: {item.reason}" for item in plan.items])
+    say([f"kept, younger than {grace_days:g} days: {item.path}" for item in plan.young])
+    what = "freed" if delete else "would be freed; --delete does it"
+    console.print(f"{human(plan.bytes)} {what}")
+
+
+def merge(
+    out: OutArgument,
+    parts: Annotated[list[Path], typer.Argument(help="Stores that --shard i/n filled.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Put stores of equal recipes and disjoint shapes together into a new one."""
+    from pipeline.store.merge import merge as merge_stores
+
+    progress = StageProgress()
+    with progress.bars:
+        result = merge_stores(out, parts, lambda done, total: progress("merge", done, total))
+    if as_json:
+        emit(result)
+    else:
+        console.print(f"{out}: {result.shapes} shapes, {result.keys} keys of {len(parts)} stores")
+
+
+def export(
+    store: StoreArgument,
+    out: OutArgument,
+    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.memmap,
+    ref: RefOption = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only these splits; may be given again.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write finished shapes with their targets as files other programs read."""
+    from pipeline.store import FeatureStore
+    from pipeline.store.export import export as export_rows
+
+    progress = StageProgress()
+    with progress.bars:
+        report = lambda done, total: progress("export", done, total)  # noqa: E731
+        result = export_rows(FeatureStore.open(store), out, form.value, ref, split or (), progress=report)
+    if as_json:
+        emit(result)
+    else:
+        console.print(f"{out}: {result.rows} shapes in {len(result.files)} files, {human(result.bytes)}")
+
+
+def preview(
+    store: StoreArgument,
+    out: OutArgument,
+    ref: RefOption = None,
+    per_class: Annotated[int, typer.Option(min=1, help="Shapes a class.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw contact sheets (PNG) of the rendered shapes by class, and of what was set aside."""
+    from pipeline.store import FeatureStore
+    from pipeline.store.preview import contact_sheet
+
+    result = contact_sheet(FeatureStore.open(store), out, ref, per_class)
+    if as_json:
+        emit(result)
+    else:
+        say([f"{path}" for path in result.files])
