@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +29,7 @@ from pipeline.terminal import (
 
 if TYPE_CHECKING:  # a second of imports that `--help` and mistyped options do without
     from pipeline.execution.engine import StageResult
+    from pipeline.execution.planning import StagePlan
     from pipeline.flow import Flow
 
 EXIT_QUARANTINE = 3
@@ -46,14 +46,7 @@ app = typer.Typer(
 )
 
 
-class Cluster(StrEnum):
-    """Clusters that dask can start for us."""
-
-    local = "local"
-    slurm = "slurm"
-    ssh = "ssh"
-
-
+Cluster = Literal["local", "slurm", "ssh"]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Worker processes; default: by cores and memory. 0: this process.")
 ]
@@ -75,7 +68,7 @@ class Run:
     root: Path | None
     workers: int | None
     scheduler: str | None
-    cluster: str | None
+    cluster: Cluster | None
     hosts: str
     limit: int | None
     shard: str
@@ -106,19 +99,24 @@ class Run:
             executor = stack.enter_context(open_executor(self.workers, self.scheduler, self.cluster, hosts))
             store = stack.enter_context(writing(self.store, what))
             flow = Flow(settings, self.root, store, executor, self.limit, shard, self.row_seconds)
-            budget = self._budget(flow, executor.workers)
+            check = self._size_check(flow, executor.workers)
+
+            def begin(stage: str, plan: StagePlan) -> None:
+                more = human(plan.todo * plan.bytes_a_row)
+                console.print(f"{stage}: {plan.todo} of {plan.total} rows to do, about {more}", markup=False)
 
             def note(stage: str, done: int, total: int, written: int) -> None:
-                budget(stage, written)
+                check(stage, written)
                 progress(stage, done, total)
 
-            flow.progress = note
+            flow.begin, flow.progress = begin, note
             stack.enter_context(progress.bars)
             try:
                 results = run(flow)
             except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
                 console.print("interrupted: finished shards are kept; the same command goes on from there")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
+        say(flow.mended)
         failed: dict[str, str] = {}
         for result in results:
             did = "up to date"
@@ -132,18 +130,14 @@ class Run:
             typer.echo(summary(results))
         raise typer.Exit(EXIT_QUARANTINE if failed else 0)
 
-    def _budget(self, flow: Flow, workers: int) -> Callable[[str, int], None]:
-        """Says what the run will add; the function that then stops it where --max-gb would be passed."""
-        from pipeline.report import disk_usage, report
-
-        if self.max_gb is None and not console.is_terminal:
-            return lambda stage, written: None
-        to_come = sum(line.bytes_to_come for line in report(flow, workers))
-        if to_come:
-            console.print(f"the store will grow by about {human(to_come)} (views and points uncompressed until known)")
+    def _size_check(self, flow: Flow, workers: int) -> Callable[[str, int], None]:
+        """UserError when the run would pass --max-gb; the function that stops it where the prediction was too low."""
         if self.max_gb is None:
             return lambda stage, written: None
+        from pipeline.report import disk_usage, report
+
         most, held = self.max_gb * 1e9, disk_usage(self.store)
+        to_come = sum(line.bytes_to_come for line in report(flow, workers))
         if held + to_come > most:
             raise UserError(
                 f"{self.store}: {human(held)} there and about {human(to_come)} to come are more than --max-gb "
@@ -184,7 +178,7 @@ def stage_command(name: str, doc: str) -> None:
         row_seconds: SecondsOption = 120.0,
         as_json: JsonOption = False,
     ) -> None:
-        where = (workers, scheduler, cluster.value if cluster else None, hosts)
+        where = (workers, scheduler, cluster, hosts)
         options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
         options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all", "retry"))
 

@@ -13,7 +13,7 @@ from pipeline.caption import class_prompts
 from pipeline.errors import UserError
 from pipeline.execution.engine import ROW_SECONDS, StageResult, run_stage
 from pipeline.execution.executor import Executor, InProcess
-from pipeline.execution.planning import plan_stage
+from pipeline.execution.planning import StagePlan, plan_stage
 from pipeline.execution.stage import Row, Stage
 from pipeline.manifest import Manifest, Shape, list_shapes
 from pipeline.stages import (
@@ -33,10 +33,22 @@ from pipeline.stages import (
     with_upstream,
 )
 from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore
+from pipeline.store.mend import mend
 from pipeline.store.receipts import canonical_json, digest_of
+from pipeline.store.verify import verify
 from pipeline.teachers import TeacherSpec, TextTeacher
 
 Progress = Callable[[str, int, int, int], None]
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """A stage of a flow, the rows whose inputs are known, and how many more there will be (None: nobody knows yet)."""
+
+    name: str
+    stage: Stage
+    rows: Sequence[Row]
+    unknown: int | None
 
 
 @dataclass
@@ -45,7 +57,8 @@ class Flow:
 
     Every method first runs what it builds on, which costs nothing when that is done. `limit` keeps to the manifest's
     first shapes, `shard` (i, n) to every n-th of them from the i-th on; `row_seconds`: what a row may take in a
-    worker; `progress` is told (stage, rows done, rows to do, bytes written).
+    worker; `begin` is told (stage, plan) before a stage with work to do, `progress` (stage, rows done, rows to do,
+    bytes written) after every shard.
     """
 
     manifest: Manifest
@@ -56,6 +69,7 @@ class Flow:
     shard: tuple[int, int] = (0, 1)
     row_seconds: float = ROW_SECONDS
     progress: Progress = lambda stage, done, total, written: None
+    begin: Callable[[str, StagePlan], None] = lambda stage, plan: None
 
     def __post_init__(self) -> None:
         self._rows: list[Row] | None = None
@@ -101,8 +115,6 @@ class Flow:
 
     def retry(self) -> list[StageResult]:
         """Every stage, after everything in the store was checked: what is damaged or was set aside is done again."""
-        from pipeline.store.verify import mend, verify
-
         self.mended = mend(self.store.path, verify(self.store, full=True).damages)
         self.store = FeatureStore.open(self.store.path, write=True)
         for _, key in self.store.list_keys():
@@ -113,28 +125,25 @@ class Flow:
         """The stages that others build on."""
         return Meshes(self._origin), self._views
 
-    def stages(self) -> Iterator[tuple[str, Stage, Sequence[Row] | None]]:
-        """Every stage's name, itself and its rows as far as they can be told now, writing nothing.
-
-        A stage whose rows depend on one that is not finished has None for them; text towers of which no key exists
-        yet have no prompts registered.
-        """
+    def stages(self) -> Iterator[StageRows]:
+        """Every stage with what can be said of its rows now; writes nothing."""
         rows = self._registered_rows()
         meshes = Meshes(self._origin)
-        yield "meshes", meshes, rows
-        after = mesh_rows(self.store, meshes, rows) if rows and self._done(meshes, rows) else None
+        yield StageRows("meshes", meshes, rows, len(self.shapes) - len(rows))
+        rows = self._up_to_date(meshes, rows)
+        after = mesh_rows(self.store, meshes, rows) if rows else []
         for stage in (self._points, self._views, self._captions):
-            yield stage.kind, stage, after
-        seen = None
-        if after and self._done(self._views, after):
-            seen = with_upstream(self.store, digest_of(self._views.recipe), after)
+            yield StageRows(stage.kind, stage, after, len(self.shapes) - len(after))
+        seen = self._up_to_date(self._views, after)
+        seen = with_upstream(self.store, digest_of(self._views.recipe), seen) if seen else []
         for spec in self.manifest.features.teachers:
             images, text = self._teacher_stages(spec)
-            yield f"targets {spec.name}", images, seen
+            yield StageRows(f"targets {spec.name}", images, seen, len(self.shapes) - len(seen))
             if text is not None:
                 key = digest_of(text.recipe)
                 there = (self.store.path / "text" / key).is_dir()
-                yield f"text {spec.name}", text, prompt_rows(self.store.prompts(key)) if there else None
+                prompts = prompt_rows(self.store.prompts(key)) if there else []
+                yield StageRows(f"text {spec.name}", text, prompts, None if len(after) < len(self.shapes) else 0)
 
     # ---- their parts
 
@@ -144,16 +153,18 @@ class Flow:
         part, parts = self.shard
         return list_shapes(self.manifest, self.root)[: self.limit][part::parts]
 
-    def _registered_rows(self) -> list[Row] | None:
-        """The shapes' rows, or None while one of them is not registered."""
+    def _registered_rows(self) -> list[Row]:
+        """Those of the shapes that have a row."""
         if "registry" not in self.store.group:
-            return None
-        registry = self.store.registry
-        known = registry.numbers(self.manifest.name)
-        return shape_rows(registry, self.shapes) if all(shape.uid in known for shape in self.shapes) else None
+            return []
+        known = self.store.registry.numbers(self.manifest.name)
+        shapes = [shape for shape in self.shapes if shape.uid in known]
+        return shape_rows(self.store.registry, shapes) if shapes else []
 
-    def _done(self, stage: Stage, rows: Sequence[Row]) -> bool:
-        return not plan_stage(self.store, stage, rows).todo
+    def _up_to_date(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
+        """The rows that the stage has nothing more to do for."""
+        todo = {row.index for task in plan_stage(self.store, stage, rows).tasks for row in task.rows}
+        return [row for row in rows if row.index not in todo]
 
     @property
     def _origin(self) -> Origin:
@@ -186,7 +197,8 @@ class Flow:
         name = stage.kind if teacher is None else f"{stage.kind} {teacher}"
         if name not in self._results:
             report = lambda done, total, written: self.progress(name, done, total, written)  # noqa: E731
-            self._results[name] = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report)
+            begin = lambda plan: self.begin(name, plan)  # noqa: E731
+            self._results[name] = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report, begin)
             self.store.write_ref(self.manifest.name, stage.kind, self._results[name].key, teacher)
         return self._results[name]
 

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.execution.planning import StagePlan, plan_stage
-from pipeline.execution.stage import Stage
-from pipeline.flow import Flow
-from pipeline.store.compare import recipe_diff_expanded
+from pipeline.flow import Flow, StageRows
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import digest_of
+from pipeline.store.recipes import Resolve, recipe_diff_expanded
 from pipeline.terminal import human
 
 
@@ -38,7 +35,7 @@ class StageStatus:
     bytes: int
     """On disk under the key."""
     bytes_to_come: int
-    """For the missing rows: by the shards there are, else uncompressed."""
+    """For the missing rows: by the shards there are, else by what is usual."""
     seconds_to_come: float | None
     """By what rows have taken, on the workers asked for; None before the first."""
 
@@ -52,44 +49,45 @@ def report(flow: Flow, workers: int) -> list[StageStatus]:
     store = flow.store
     speeds = _past_speeds(store)
     lines = []
-    for name, stage, rows in flow.stages():
-        key = digest_of(stage.recipe)
-        plan = None if rows is None else plan_stage(store, stage, rows)
-        waiting = 0 if plan or stage.kind == "text" else len(flow.shapes) * max(stage.lanes, 1)
-        todo = plan.todo if plan else waiting
+    for entry in flow.stages():
+        stage, key = entry.stage, digest_of(entry.stage.recipe)
+        plan = plan_stage(store, stage, entry.rows)
+        unknown = (entry.unknown or 0) * max(stage.lanes, 1)
+        todo = plan.todo + unknown
         lines.append(
             StageStatus(
-                stage=name,
+                stage=entry.name,
                 key=key,
-                total=plan.total if plan else waiting,
-                done=plan.total - plan.todo if plan else 0,
-                missing=todo - (plan.stale if plan else 0),
-                stale=plan.stale if plan else 0,
-                failed=len(plan.failed) if plan else 0,
-                why=tuple(_reasons(flow, name, stage, key, plan)),
-                bytes=plan.held_bytes if plan else 0,
-                bytes_to_come=int(todo * _bytes_a_row(stage, plan)),
+                total=plan.total + unknown,
+                done=plan.total - plan.todo,
+                missing=todo - plan.stale,
+                stale=plan.stale,
+                failed=len(plan.failed),
+                why=tuple(_reasons(flow, entry, key, plan)),
+                bytes=plan.held_bytes,
+                bytes_to_come=int(todo * plan.bytes_a_row),
                 seconds_to_come=_seconds(plan, todo, workers, speeds.get(stage.kind)),
             )
         )
     return lines
 
 
-def _reasons(flow: Flow, name: str, stage: Stage, key: str, plan: StagePlan | None) -> list[str]:
-    reasons = []
-    held = _held_key(flow, name, stage.kind)
+def _reasons(flow: Flow, entry: StageRows, key: str, plan: StagePlan) -> list[str]:
+    stage, reasons = entry.stage, []
+    held = _held_key(flow, entry.name, stage.kind)
     if held and held != key:
-        changed = recipe_diff_expanded(flow.store.recipe(stage.kind, held), stage.recipe, _resolver(flow, stage))
+        changed = recipe_diff_expanded(flow.store.recipe(stage.kind, held), stage.recipe, _resolver(flow))
         reasons += [f"differs from {held}: {line}" for line in changed]
-    if plan is None:
-        waits = "its prompts are not registered" if stage.kind == "text" else "waits for the stages before it"
-        unregistered = name == "meshes"
-        reasons.append("shapes that are not registered yet" if unregistered else waits)
-    elif plan.stale:
+    if plan.stale:
         what = "file changed" if stage.kind == "meshes" else "mesh changed"
         reasons.append(f"{plan.stale} rows whose {what}")
-    elif plan.todo and plan.todo < plan.total:
-        reasons.append(f"{plan.todo} rows not begun or withdrawn")
+    if entry.unknown is None:
+        reasons.append("prompts of shapes that are not ingested yet come on top")
+    elif entry.unknown:
+        waits = "are not registered yet" if stage.kind == "meshes" else "wait for the stages before"
+        reasons.append(f"{entry.unknown} shapes {waits}")
+    if plan.held_rows and plan.todo > plan.stale:
+        reasons.append(f"{plan.todo - plan.stale} rows not begun, or withdrawn")
     return reasons
 
 
@@ -105,7 +103,7 @@ def _held_key(flow: Flow, name: str, kind: str) -> str | None:
     return held if there else None
 
 
-def _resolver(flow: Flow, stage: Stage) -> Any:
+def _resolver(flow: Flow) -> Resolve:
     """Recipes by (kind, key): those of the store, and those this flow's stages would make."""
     asked = {(s.kind, digest_of(s.recipe)): s.recipe for s in flow.upstream()}
 
@@ -118,17 +116,10 @@ def _resolver(flow: Flow, stage: Stage) -> Any:
     return resolve
 
 
-def _bytes_a_row(stage: Stage, plan: StagePlan | None) -> float:
-    if plan and plan.held_rows:
-        return plan.held_bytes / plan.held_rows
-    sizes = (64 if c.dtype == "str" else np.dtype(c.dtype).itemsize for c in stage.columns)
-    return float(sum(size * int(np.prod(c.shape)) for size, c in zip(sizes, stage.columns, strict=True)))
-
-
-def _seconds(plan: StagePlan | None, todo: int, workers: int, speed: float | None) -> float | None:
+def _seconds(plan: StagePlan, todo: int, workers: int, speed: float | None) -> float | None:
     if todo == 0:
         return 0.0
-    if plan and plan.held_rows and plan.held_seconds:
+    if plan.held_rows and plan.held_seconds:
         speed = plan.held_seconds / plan.held_rows
     return None if speed is None else todo * speed / max(workers, 1)
 

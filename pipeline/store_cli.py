@@ -124,17 +124,17 @@ def _recomputed(
     from pipeline.flow import Flow
     from pipeline.manifest import load_manifest
     from pipeline.store import FeatureStore
-    from pipeline.store.verify import recompute
+    from pipeline.store.recompute import recompute
 
     if manifest is None:
         raise UserError("--recompute needs --manifest: it says where the meshes lie and which teachers see them")
     lines: list[dict[str, object]] = []
     flow = Flow(load_manifest(manifest), root, FeatureStore.open(store))
-    for name, stage, rows in flow.stages():
-        for found in recompute(flow.store, stage, rows or [], count, seed):
+    for entry in flow.stages():
+        for found in recompute(flow.store, entry.stage, entry.rows, count, seed):
             same = "the same bits" if found.equal else f"max error {found.max_error:.3g}"
             cosine = "" if found.cosine is None else f", cosine {found.cosine:.6f}"
-            lines.append({"stage": name, "text": f"{found.column}: {same}{cosine}", **asdict(found)})
+            lines.append({"stage": entry.name, "text": f"{found.column}: {same}{cosine}", **asdict(found)})
     return lines
 
 
@@ -218,7 +218,8 @@ def export(
     if as_json:
         emit(result)
     else:
-        console.print(f"{out}: {result.rows} shapes in {len(result.files)} files, {human(result.bytes)}")
+        left = f", {result.left_out} unfinished ones left out" if result.left_out else ""
+        console.print(f"{out}: {result.rows} shapes in {len(result.files)} files, {human(result.bytes)}{left}")
 
 
 def preview(
@@ -226,13 +227,14 @@ def preview(
     out: OutArgument,
     ref: RefOption = None,
     per_class: Annotated[int, typer.Option(min=1, help="Shapes a class.")] = 8,
+    views: Annotated[bool, typer.Option("--views", help="Every view of a shape, not the first alone.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw contact sheets (PNG) of the rendered shapes by class, and of what was set aside."""
     from pipeline.store import FeatureStore
     from pipeline.store.preview import contact_sheet
 
-    result = contact_sheet(FeatureStore.open(store), out, ref, per_class)
+    result = contact_sheet(FeatureStore.open(store), out, ref, per_class, views=views)
     if as_json:
         emit(result)
     else:

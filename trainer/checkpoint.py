@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.execution.engine import versions
+from pipeline.execution.work import versions
 from pipeline.store.receipts import sync_directory, write_atomically
 from trainer.config import Config, config_from_dict, config_to_dict
 from trainer.model import ReCon

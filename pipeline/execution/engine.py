@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline.execution.executor import Executor
-from pipeline.execution.planning import plan_stage
+from pipeline.execution.planning import StagePlan, plan_stage
 from pipeline.execution.stage import Row, Stage
 from pipeline.execution.work import peak_bytes, run_task, versions
 from pipeline.store.feature_store import FeatureStore
@@ -43,12 +43,17 @@ def run_stage(
     executor: Executor,
     limit: float = ROW_SECONDS,
     progress: Callable[[int, int, int], None] = lambda done, total, written: None,
+    begin: Callable[[StagePlan], None] = lambda plan: None,
 ) -> StageResult:
-    """Bring a stage up to date. `progress` is told (rows done, rows to do, bytes written) after every shard."""
+    """Bring a stage up to date. `progress` is told (rows done, rows to do, bytes written) after every shard.
+
+    `begin` is told the plan before anything is written, and may refuse it by a UserError.
+    """
     started = time.monotonic()
     plan = plan_stage(store, stage, rows)
     if not plan.tasks:
         return StageResult(stage.kind, plan.key, plan.total, 0, plan.failed, time.monotonic() - started)
+    begin(plan)
     group = store.require_key(stage.kind, plan.key, stage.recipe, stage.columns, stage.attributes)
     for column in stage.columns:
         store.require_column(group, column, rows[-1].index + 1, stage.lanes, stage.shard_rows)

@@ -70,9 +70,7 @@ def open_executor(
         UserError: options that do not go together; a scheduler or a cluster that cannot be had.
     """
     if scheduler is not None and cluster is not None:
-        raise UserError(
-            "--scheduler and --cluster exclude each other: the one uses a dask cluster, the other starts one"
-        )
+        raise UserError("--scheduler uses a dask cluster that runs, --cluster starts one: leave one of them out")
     if scheduler is not None and workers is not None:
         raise UserError("--scheduler has the workers it has: leave out --workers")
     if hosts and cluster != "ssh":
@@ -194,12 +192,12 @@ class Job:
         value, trouble = pickle.loads(reply)  # noqa: S301 - from a process that this one started or was told to trust
         if trouble is None:
             return (value,)
+        if trouble.users:
+            raise UserError(trouble.text)
         self.failures += 1
-        if not trouble.users and self.failures <= RETRIES:
+        if self.failures <= RETRIES:
             return None
-        error = UserError(
-            trouble.text if trouble.users else f"{self.name} failed {self.failures} times: {trouble.text}"
-        )
+        error = UserError(f"{self.name} failed {self.failures} times: {trouble.text}")
         error.add_note(trouble.traceback)
         raise error
 
@@ -265,7 +263,7 @@ class Processes(Closing):
         barren = 0
         try:
             while True:
-                waiting.extend(islice(source, 2 * self.workers - len(waiting) - len(self._busy())))
+                waiting.extend(islice(source, 2 * self.workers - len(waiting) - len(self._busy()) - len(done)))
                 self._give_out(waiting)
                 while done:  # after the workers have new tasks, for the caller may take its time
                     yield done.popleft()
@@ -307,7 +305,9 @@ class Processes(Closing):
 
     def _listen(self) -> list[tuple[_Worker, bytes | None]]:
         """Wait for workers; the replies and, as None, the deaths."""
-        whose = {handle: worker for worker in self._crew for handle in (worker.pipe, worker.process.sentinel)}
+        whose: dict[Any, _Worker] = {
+            handle: worker for worker in self._crew for handle in (worker.pipe, worker.process.sentinel)
+        }
         heard = []
         for worker in {whose[handle] for handle in connection.wait(list(whose))}:
             reply = worker.read()
