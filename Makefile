@@ -18,7 +18,7 @@ OPTIONS := --manifest $(MANIFEST) --store $(STORE) $(if $(ROOT),--root $(ROOT)) 
 STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor render features pretrain demo test test-fast lint bench demo-teacher
+.PHONY: help setup doctor render features pretrain demo test test-fast soak lint bench demo-teacher
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test: $(READY)  ## the whole suite
 
 test-fast: $(READY)  ## what takes under two minutes
 	$(BIN)/python -m pytest -m "not slow"
+
+soak: $(READY)  ## kill runs 1000 times, flip 1000 bits: nothing may be lost (over an hour)
+	$(BIN)/python -m tests.soak --kills 1000 --flips 1000 --seed 1
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -155,7 +155,7 @@ class Flow:
 
     def _registered_rows(self) -> list[Row]:
         """Those of the shapes that have a row."""
-        if "registry" not in self.store.group:
+        if not self.store.has_registry:
             return []
         known = self.store.registry.numbers(self.manifest.name)
         shapes = [shape for shape in self.shapes if shape.uid in known]
@@ -233,7 +233,7 @@ def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
             )
         seen[shape.uid] = shape
     rows: dict[str, int] = {}
-    if "registry" in store.group:
+    if store.has_registry:
         registry = store.registry
         rows = registry.numbers(shapes[0].dataset) if shapes else {}
         held = {

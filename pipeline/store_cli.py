@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import UserError
 from pipeline.terminal import JsonOption, RefOption, RootOption, StageProgress, console, emit, human, say
+
+if TYPE_CHECKING:
+    from pipeline.store.recompute import Recomputed
 
 StoreArgument = Annotated[Path, typer.Argument(help="The Zarr store.")]
 OutArgument = Annotated[Path, typer.Argument(help="A new file or folder.")]
@@ -132,10 +135,18 @@ def _recomputed(
     flow = Flow(load_manifest(manifest), root, FeatureStore.open(store))
     for entry in flow.stages():
         for found in recompute(flow.store, entry.stage, entry.rows, count, seed):
-            same = "the same bits" if found.equal else f"max error {found.max_error:.3g}"
-            cosine = "" if found.cosine is None else f", cosine {found.cosine:.6f}"
-            lines.append({"stage": entry.name, "text": f"{found.column}: {same}{cosine}", **asdict(found)})
+            lines.append({"stage": entry.name, "text": f"{found.column}: {_told(found)}", **asdict(found)})
     return lines
+
+
+def _told(found: Recomputed) -> str:
+    if found.reason:
+        return found.reason
+    if found.equal:
+        return "the same bits"
+    if found.cosine is None:
+        return f"max error or cells that differ: {found.max_error:g}"
+    return f"max error {found.max_error:.3g}, cosine {found.cosine:.6f}"
 
 
 def diff(
@@ -150,7 +161,7 @@ def diff(
 
     found = compare(a, b, sample, seed)
     if as_json:
-        emit(found)
+        emit([{**asdict(pair), "same": pair.same} for pair in found])
     else:
         say([line for pair in found for line in describe(pair)])
     raise typer.Exit(0 if all(pair.same for pair in found) else 1)
@@ -170,16 +181,18 @@ def gc(
     if delete:
         with writing(store, "gc") as opened:
             plan = plan_gc(opened, grace_days)
-            collect(opened, plan)
+            dropped = collect(opened, plan)
     else:
         plan = plan_gc(FeatureStore.open(store), grace_days)
+        dropped = plan.items
     if as_json:
-        emit(plan)
+        emit({**asdict(plan), "dropped": [item.path for item in dropped] if delete else []})
         return
-    say([f"{item.path}: {human(item.bytes)}: {item.reason}" for item in plan.items])
+    say([f"{item.path}: {human(item.bytes)}: {item.reason}" for item in dropped])
     say([f"kept, younger than {grace_days:g} days: {item.path}" for item in plan.young])
+    say([f"left alone, behind a link: {path}" for path in plan.skipped])
     what = "freed" if delete else "would be freed; --delete does it"
-    console.print(f"{human(plan.bytes)} {what}")
+    console.print(f"{human(sum(item.bytes for item in dropped))} {what}")
 
 
 def merge(

@@ -33,7 +33,7 @@ class Hazardous(Squares):
     always: bool = True
     batched: bool = False
 
-    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:  # noqa: F811
         def one(row: Row) -> tuple[Any, str]:
             flag = store.path.parent / "hit"
             if row.name == self.row and (self.always or not flag.exists()):

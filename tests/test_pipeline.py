@@ -276,7 +276,9 @@ def test_status_says_what_is_left(
     words = ("status", "-m", str(other), "-s", str(small_store), "--json")
     lines = {line["stage"]: line for line in json.loads(run(*words, capsys=capsys, monkeypatch=monkeypatch)[1])}
     assert (lines["points"]["done"], lines["views"]["done"]) == (0, 12)
-    assert lines["points"]["why"] == [f"differs from {FeatureStore.open(small_store).points().key}: num_points: 256 -> 128"]
+    assert lines["points"]["why"] == [
+        f"differs from {FeatureStore.open(small_store).points().key}: num_points: 256 -> 128"
+    ]
 
 
 def test_two_manifests_share_a_store_and_leave_each_other_alone(

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 from torch import Tensor
 
 from pipeline.caption import class_prompts
 from pipeline.errors import UserError
 from pipeline.store import FeatureStore
-from pipeline.store.receipts import Receipt
 from tests import trainer_store as tiny
+from trainer.batches import Batch, Batches, draw_points, workers
+from trainer.cache import LOCK
 from trainer.config import DataConfig
-from trainer.data import Batch, Batches, Dataset, load_dataset
-from trainer.transforms import normalize
+from trainer.data import Dataset, load_dataset
+from trainer.evaluate.svm import run_svm
+from trainer.evaluate.zero_shot import run_zero_shot
+from trainer.loop import pretrain
+from trainer.transforms import normalize, random_bits, random_subset, stream
 
 CPU = torch.device("cpu")
 BOTH = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
@@ -37,6 +45,11 @@ def own_store(store: FeatureStore, tmp_path: Path) -> FeatureStore:
     """A copy to damage."""
     shutil.copytree(store.path, tmp_path / "own.zarr", ignore=shutil.ignore_patterns("cache"))
     return FeatureStore.open(tmp_path / "own.zarr")
+
+
+def copies(store: FeatureStore) -> list[Path]:
+    """What lies in the folder of copies, but for the lock."""
+    return [path for path in (store.path / "cache").glob("*") if path.name != LOCK]
 
 
 def epoch_of(batches: Batches, epoch: int) -> list[Batch]:
@@ -75,45 +88,54 @@ def test_complete_rows_of_the_split_and_what_they_hold(store: FeatureStore) -> N
     assert (data.image_dim, data.text_dim) == (tiny.IMAGE_DIM, tiny.TEXT_DIM)
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """A store of two data sets, whose probes can read words."""
+    return tiny.make_store(tmp_path_factory.mktemp("stores") / "two.zarr", other=True, text_dim=tiny.IMAGE_DIM)
+
+
+@pytest.mark.parametrize(
+    ("ref", "categories", "rows"),
+    [
+        ("tiny", ["chair", "lamp", "table"], TRAINED),
+        ("other", ["lamp", "mug"], [row for row in range(30, 45) if row % 5 != 4]),
+    ],
+)
+def test_a_data_set_beside_another_in_one_store(
+    two: FeatureStore, ref: str, categories: list[str], rows: list[int]
+) -> None:
+    data = load_dataset(two, DataConfig(num_points=32, ref=ref))
+    assert two.registry.categories == ["chair", "lamp", "mug", "table"]
+    assert data.categories == categories and data.row.tolist() == rows
+    assert [categories[i] for i in data.category] == [two.registry.categories[two.registry.category[r]] for r in rows]
+    prompts = two.text(ref=ref).prompts
+    assert [[prompts[i] for i in line] for line in data.class_prompts] == [class_prompts(name) for name in categories]
+    assert data.record["num_rows_in_splits"] == {"tiny": 24, "other": 12}[ref]
+
+
+def test_a_split_that_only_the_other_data_set_has(two: FeatureStore, tmp_path: Path) -> None:
+    shutil.copytree(two.path, tmp_path / "own.zarr")
+    own = FeatureStore.open(tmp_path / "own.zarr", write=True)
+    own.update_registry("split", {44: "extra"})
+    with pytest.raises(UserError, match=r"no split 'extra'; it has test, train"):
+        load_dataset(own, DataConfig(num_points=32, ref="tiny", splits=("extra",)))
+
+
+@pytest.mark.slow
+def test_probes_speak_of_the_ref_s_own_categories(two: FeatureStore, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(tiny.RECIPE)
+    run = tmp_path / "run"
+    pretrain(Console(quiet=True), two.path, run, str(tmp_path / "recipe.toml"), ["data.ref=other"], device="cpu")
+    zero_shot, svm = run_zero_shot(run, two.path, CPU), run_svm(run, two.path, CPU)
+    assert zero_shot["categories"] == svm["categories"] == ["lamp", "mug"]
+    assert zero_shot["chance"] == 0.5
+    for counts in (zero_shot["confusion"], zero_shot["confusion_teacher"], svm["confusion"]):
+        assert [len(line) for line in counts] == [2, 2] and sum(map(sum, counts)) == zero_shot["num_test"] == 3
+
+
 def test_two_splits_together(store: FeatureStore) -> None:
     rows = load_dataset(store, BOTH).row.tolist()
     assert rows == [r for r in range(tiny.NUM_ROWS) if r not in (tiny.BROKEN_POINTS, tiny.BROKEN_TARGETS)]
-
-
-def test_the_copy_is_made_once_and_again_when_damaged(own_store: FeatureStore) -> None:
-    first = load_dataset(own_store, BOTH)
-    (folder,) = (own_store.path / "cache").iterdir()
-    assert sorted(p.name for p in folder.iterdir()) == ["image.npy", "sums.json", "xyz.npy"]
-    made = (folder / "xyz.npy").stat().st_mtime_ns
-    load_dataset(own_store, BOTH)
-    assert (folder / "xyz.npy").stat().st_mtime_ns == made
-
-    expected = first.image.clone()
-    damaged = bytearray((folder / "image.npy").read_bytes())
-    damaged[-3] ^= 1
-    (folder / "image.npy").unlink()  # the first data set still maps the old file
-    (folder / "image.npy").write_bytes(damaged)
-    assert torch.equal(load_dataset(own_store, BOTH).image, expected)
-    assert [p.name for p in (own_store.path / "cache").iterdir()] == [folder.name]
-
-
-def test_the_copy_follows_the_store(own_store: FeatureStore) -> None:
-    before = load_dataset(own_store, BOTH)
-    changed = own_store.receipt_path("image-key", 0, 0)
-    receipt = Receipt.read(changed)
-    assert receipt is not None
-    replace(receipt, digests=("anew", *receipt.digests[1:])).write(changed)
-    after = load_dataset(FeatureStore.open(own_store.path), BOTH)
-    assert before.record["image"]["digest"] != after.record["image"]["digest"]
-    assert len(list((own_store.path / "cache").iterdir())) == 2
-
-
-def test_what_a_program_writes_into_the_maps_stays_out_of_the_files(own_store: FeatureStore) -> None:
-    data = load_dataset(own_store, BOTH)
-    (path,) = (own_store.path / "cache").glob("*/xyz.npy")
-    before = path.read_bytes()
-    data.xyz.zero_()
-    assert path.read_bytes() == before
 
 
 def test_an_epoch_holds_each_row_once_in_an_order_of_its_own(store: FeatureStore) -> None:
@@ -161,6 +183,19 @@ def test_batches_prepared_ahead_are_the_same(store: FeatureStore, monkeypatch: p
     for left, right in zip(direct.iterate(2, 9), ahead.iterate(2, 9), strict=True):
         assert torch.equal(left.points, right.points) and torch.equal(left.text, right.text)
     assert list(ahead.iterate(3, 3)) == []
+
+
+def test_workers_compute_alone_and_leave_torch_as_it_was() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with workers(2) as pool:
+            assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
+            assert torch.get_num_threads() == 2
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_points_are_a_fresh_subset_normalized_and_turned_about_y(store: FeatureStore) -> None:
@@ -243,6 +278,40 @@ def test_settings_that_do_not_fit_the_store(store: FeatureStore, config: DataCon
         load_dataset(store, config)
 
 
+@given(num_stored=st.sampled_from([40, 4096, 4096 + 16, 4096 + 8]), part=st.floats(0.001, 1.0), seed=st.integers(0, 99))
+def test_points_are_drawn_without_replacement(num_stored: int, part: float, seed: int) -> None:
+    num_points = max(int(part * num_stored), 1)
+    xyz = torch.arange(3 * num_stored).view(1, num_stored, 3).expand(3, -1, -1).contiguous()
+    xyz = xyz + torch.arange(3)[:, None, None] * 3 * num_stored  # each value says its row, point and axis
+    keys = random_bits(stream(seed, "keys"), torch.arange(5))
+    samples = torch.tensor([2, 0, 1, 0, 2])
+    drawn = draw_points(xyz, samples, keys, num_points)
+    assert drawn.shape == (5, num_points, 3)
+    point = drawn[..., 0] // 3 - samples[:, None] * num_stored
+    assert (point >= 0).all() and (point < num_stored).all()
+    assert torch.equal(drawn, xyz[samples[:, None], point])
+    assert all(len(set(row.tolist())) == num_points for row in point)
+    # A sample's draw is its key's alone, whatever stands beside it; and another key's is another.
+    assert torch.equal(draw_points(xyz, samples[3:4], keys[3:4], num_points)[0], drawn[3])
+    if num_stored < 4096 or num_stored % 16:
+        assert torch.equal(point, random_subset(keys, num_stored, num_points))
+    elif num_points > 64:
+        assert not torch.equal(point[0], point[1])
+
+
+def test_each_stored_point_is_as_likely_to_be_drawn() -> None:
+    xyz = torch.arange(4096.0)[None, :, None].expand(1, -1, 3).contiguous()
+    keys = random_bits(stream(0, "keys"), torch.arange(4000))
+    point = draw_points(xyz, torch.zeros(4000, dtype=torch.int64), keys, 1000)[..., 0].long()
+    # 62.5 of 256 runs are in a sample; the last half of one is cut off, so a run's later points come a little less.
+    counts = torch.bincount(point.flatten(), minlength=4096).view(256, 16)
+    expected = torch.tensor([63.0] * 8 + [62.0] * 8) / 256 * 4000
+    assert ((counts - expected).abs() < 5.5 * (expected * 0.75).sqrt()).all()
+    # Farthest point sampling starts at the first point.
+    first = torch.bincount(point[:, 0] // 16, minlength=256)
+    assert (first - 4000 / 256).abs().max() < 6 * (4000 / 256) ** 0.5
+
+
 def test_a_batch_larger_than_the_data(store: FeatureStore) -> None:
     data = load_dataset(store, BOTH)
     with pytest.raises(UserError, match=r"optim\.batch_size 29 is more than the 28 rows"):
@@ -277,7 +346,7 @@ def test_a_store_that_cannot_be_trained_on(
     damage(FeatureStore.open(own_store.path, write=True))
     with pytest.raises(UserError, match=told):
         load_dataset(FeatureStore.open(own_store.path), replace(BOTH, captions="shape"))
-    assert not list((own_store.path / "cache").glob("*"))  # neither a copy nor the remains of one
+    assert not copies(own_store)  # neither a copy nor the remains of one
 
 
 def test_moving_a_data_set_takes_all_of_it(store: FeatureStore) -> None:

@@ -46,6 +46,14 @@ class DataConfig:
     """Leave out an epoch's last batch where it is not full."""
     device_resident: Literal["auto", "always", "never"] = "auto"
     """Whether all data lie in device memory; "auto" does so where they fill less than half of what is free."""
+    loader: Literal["map", "stream"] = "map"
+    """"map" copies the rows out of the store once and maps that; "stream" reads the store's shards in every epoch."""
+    buffer_gb: Positive = 2.0
+    """Memory in GB (10^9 bytes) of the samples that "stream" shuffles together; it holds up to two such buffers."""
+
+    def __post_init__(self) -> None:
+        if self.loader == "stream" and self.device_resident == "always":
+            raise ValueError('device_resident "always" needs loader "map": "stream" never holds all data')
 
 
 @dataclass(frozen=True)

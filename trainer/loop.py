@@ -24,14 +24,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.execution.engine import peak_bytes
+from pipeline.execution.work import peak_bytes
 from pipeline.store import FeatureStore
 from pipeline.store.receipts import write_atomically
+from trainer.batches import Batch, Batches, Loader
 from trainer.checkpoint import begin_run, check_run, check_same, load_checkpoint, read_record, restore, save_checkpoint
 from trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
-from trainer.data import Batch, Batches, Dataset, load_dataset
+from trainer.data import Dataset, load_dataset
 from trainer.model import ReCon
 from trainer.optim import build_optimizer, learning_rate
+from trainer.stream import StreamBatches
 from trainer.transforms import stream
 
 TIMING_FIELDS = ("samples_per_second", "seconds")
@@ -99,7 +101,8 @@ class Trainer:
         """UserError where settings and data do not fit. Nothing is written before `train`."""
         self.config = config = with_teacher_dims(config, dataset.image_dim, dataset.text_dim)
         self.run, self.device, self.seed = run, device, config.run.seed
-        self.batches = Batches(dataset, config.data, config.optim.batch_size, self.seed, device)
+        form = StreamBatches if config.data.loader == "stream" else Batches
+        self.batches: Loader = form(dataset, config.data, config.optim.batch_size, self.seed, device)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
         _make_deterministic(device)
         torch.manual_seed(stream(self.seed, "weights"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import socket
 import time
 import uuid
 from collections import Counter, deque
@@ -22,14 +23,16 @@ import dask
 import distributed
 from dask import annotate  # type: ignore[attr-defined]
 from distributed.client import ClosedClientError
+from distributed.comm.addressing import get_address_host_port
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
 from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.utils import sync
 
 from pipeline.errors import UserError
-from pipeline.execution import executor
-from pipeline.execution.executor import Closing, Job, attempt, default_workers, set_thread_variables
+from pipeline.execution import jobs
+from pipeline.execution.executor import Closing, default_workers, set_thread_variables, without_interrupts
+from pipeline.execution.jobs import Job, attempt, one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,6 +42,7 @@ START_SECONDS = 60.0
 CLOSE_SECONDS = 10.0
 CENSUS_SECONDS = 2.0
 WARN_SECONDS = 30.0
+SILENT = logging.CRITICAL + 1
 SLURM_FILE = "~/.config/dask/jobqueue.yaml"
 NAME = "recon"
 log = logging.getLogger(__name__)
@@ -48,13 +52,28 @@ def connect(address: str) -> Dask:
     """The executor of a scheduler that runs already. UserError when it cannot be used."""
     _silence()
     try:
+        _knock(address)
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"no dask scheduler answers at {address} within {CONNECT_SECONDS:g} s: "
             "check the address (tcp://host:port) and that `dask scheduler` runs there"
         ) from error
     return _adopt(client)
+
+
+def _knock(address: str) -> None:
+    """OSError when nobody listens there: a dask client that has failed to connect cannot be closed cleanly."""
+    where = get_address_host_port(address)
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:  # the scheduler may be starting
+        try:
+            socket.create_connection(where, CONNECT_SECONDS).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def start_cluster(kind: Literal["local", "slurm", "ssh"] | None, workers: int | None, hosts: Sequence[str]) -> Dask:
@@ -72,7 +91,7 @@ def start_cluster(kind: Literal["local", "slurm", "ssh"] | None, workers: int | 
         except UserError:
             raise
         except Exception as error:  # three libraries' worth of reasons
-            raise UserError(f"the {kind} cluster does not start: {executor.one_line(error)}") from error
+            raise UserError(f"the {kind} cluster does not start: {one_line(error)}") from error
     return _adopt(distributed.Client(cluster, timeout=START_SECONDS, set_as_default=False), cluster)
 
 
@@ -85,16 +104,16 @@ def _adopt(client: Any, cluster: Any = None) -> Dask:
 
 
 def _local(workers: int) -> Any:
-    # No memory limit: dask stops giving tasks to a worker near it, and one that waits never frees torch's memory.
-    return distributed.LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=0,
-        dashboard_address="127.0.0.1:0",  # given none, it takes port 8787 and warns when that is taken
-        scheduler_kwargs={"dashboard": False},
-        silence_logs=logging.CRITICAL,
-    )
+    with without_interrupts():  # which the cluster's thread passes on to every worker it ever starts
+        return distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,  # near it, dask gives a worker no tasks; one that waits never frees torch's memory
+            dashboard_address="127.0.0.1:0",  # given none, it takes port 8787 and warns when that is taken
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=SILENT,
+        )
 
 
 def _slurm(workers: int | None) -> Any:
@@ -147,10 +166,16 @@ class OneThread(WorkerPlugin):
 
 
 def run_shard(payload: bytes, topic: str) -> bytes:
-    """What dask runs: says that the task begins, waits until the scheduler knows it, and does it."""
+    """What dask runs: says that the task begins, does it, says what came of it.
+
+    The scheduler knows both before the worker goes on, whatever happens to that next.
+    """
     worker = distributed.get_worker()
-    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=worker.get_current_task())
-    return attempt(payload)
+    key = worker.get_current_task()
+    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=[key, None])
+    reply = attempt(payload)
+    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=[key, reply])
+    return reply
 
 
 def _checked(version: str, function: Callable[[T], R], task: T) -> R:
@@ -164,9 +189,11 @@ def _checked(version: str, function: Callable[[T], R], task: T) -> R:
 class Dask(Closing):
     """Tasks run on dask's workers, one at a time on each.
 
-    When a worker is lost, dask blames every task it had been given. Each task therefore announces its beginning, and
-    only one that had begun counts a death. After an early end, tasks that have begun on the workers of a scheduler that
-    runs on go on to their end there: dask cannot stop a thread.
+    When a worker is lost, dask blames every task it had been given, and runs those again whose results it still held.
+    Each task therefore announces its beginning and its result: only one that was between them counts a death.
+
+    After an early end, tasks that have begun on the workers of a scheduler that runs on go on to their end there: dask
+    cannot stop a thread.
     """
 
     isolated = True
@@ -181,6 +208,8 @@ class Dask(Closing):
         self._address = client.scheduler.address
         self._topic = f"{NAME}-{uuid.uuid4().hex}"
         self._begun: Counter[str] = Counter()
+        self._replies: dict[str, bytes] = {}
+        self._over: SimpleQueue[str] = SimpleQueue()
         self._workers: dict[str, Any] = {}
         self._counted = float("-inf")
         self._warned = False
@@ -188,7 +217,7 @@ class Dask(Closing):
         with self._connection():
             self._check_versions()
             client.register_plugin(OneThread(), name=NAME)
-            client.subscribe_topic(self._topic, lambda event: self._begun.update([event[1]]))
+            client.subscribe_topic(self._topic, self._hear)
 
     @property
     def workers(self) -> int:
@@ -203,19 +232,21 @@ class Dask(Closing):
         source = (Job.of(checked, task) for task in tasks)
         waiting: deque[Job] = deque()
         flying: dict[str, tuple[Job, Any]] = {}
-        finished: SimpleQueue[Any] = SimpleQueue()
         lost: set[str] = set()  # workers that ended, one after the other, with nothing begun
+        self._replies.clear()
         try:
             while True:
                 waiting.extend(islice(source, max(0, 2 * self._hands(gpu) - len(flying) - len(waiting))))
                 while waiting:
                     future = self._submit(waiting[0], gpu)
                     flying[future.key] = waiting.popleft(), future
-                    future.add_done_callback(finished.put)
+                    future.add_done_callback(self._done)
                 if not flying:
                     return
-                future = self._next(finished)
-                job, _ = flying.pop(future.key)
+                key = self._next()
+                if key not in flying:  # of a run that was left
+                    continue
+                job, future = flying.pop(key)
                 reply = self._reply(job, future, lost)
                 result = None if reply is None else job.settle(reply)
                 if result is None:
@@ -230,36 +261,44 @@ class Dask(Closing):
         with self._connection(), annotate(executor=NAME):
             return self._client.submit(run_shard, job.payload, self._topic, pure=False, resources=needs)
 
-    def _next(self, finished: SimpleQueue[Any]) -> Any:
-        """The next future that is done, one way or another."""
+    def _hear(self, event: tuple[float, list[Any]]) -> None:
+        """In the client's thread: a task has begun, or has come to its end."""
+        key, reply = event[1]
+        if reply is None:
+            self._begun[key] += 1
+        else:
+            self._replies[key] = reply
+
+    def _done(self, future: Any) -> None:
+        """In a thread of the client's: the task runs nowhere any more."""
+        self._over.put(future.key)
+        if future.key in self._replies:
+            future.release()  # at once, or dask would run it again were the worker lost that holds the result
+
+    def _next(self) -> str:
         since = time.monotonic()
         while True:
             with suppress(Empty):
-                return finished.get(timeout=CENSUS_SECONDS)
+                return self._over.get(timeout=CENSUS_SECONDS)
             if not self._warned and time.monotonic() - since > WARN_SECONDS and not self._census():
                 self._warned = True
                 log.warning("the scheduler at %s has no workers yet: waiting for them", self._address)
 
     def _reply(self, job: Job, future: Any, lost: set[str]) -> bytes | None:
         """What the worker said; None when it was lost and the task has to be given out again."""
-        begun = 0
+        begun, reply = self._begun.pop(future.key, 0), self._replies.pop(future.key, None)
+        if begun:
+            lost.clear()
         try:
             with self._connection():
-                reply: bytes = future.result()
+                return reply or future.result()
         except KilledWorker as error:
-            begun = self._begun[future.key]
-            job.died(f"the last was {error.last_worker.address}", begun)
-            lost.add(error.last_worker.address)
-            if not begun and len(lost) >= executor.MAX_DEATHS:
-                raise UserError(f"{len(lost)} dask workers ended before they began a task") from None
-            return None
-        else:
-            begun = 1
-            return reply
-        finally:
-            del self._begun[future.key]
-            if begun:
-                lost.clear()
+            last = error.last_worker.address
+        job.died(f"the last was {last}", begun)
+        lost.add(last)
+        if not begun and len(lost) >= jobs.MAX_DEATHS:
+            raise UserError(f"{len(lost)} dask workers ended before they began a task")
+        return None
 
     def _census(self) -> dict[str, Any]:
         """The scheduler's workers by address, a moment old at most."""
@@ -300,9 +339,7 @@ class Dask(Closing):
                 f"lost the dask scheduler at {self._address}: finished shards are kept, run the same command again"
             ) from error
         except Exception as error:
-            raise UserError(
-                f"dask at {self._address} does not run recon's tasks: {executor.one_line(error)}"
-            ) from error
+            raise UserError(f"dask at {self._address} does not run recon's tasks: {one_line(error)}") from error
 
 
 def _close(client: Any, cluster: Any) -> None:
@@ -317,7 +354,7 @@ def _close(client: Any, cluster: Any) -> None:
 def _silence() -> None:
     """A lost worker or Ctrl-C is for us to tell of, in a line; dask would write dozens."""
     for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).setLevel(SILENT)
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("distributed.", "tornado.")):
             logging.getLogger(name).setLevel(logging.NOTSET)

@@ -7,6 +7,7 @@ differs is computed again, and nothing else is.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -61,14 +62,18 @@ def run_stage(
     done = written = 0
     progress(done, plan.todo, written)
     run, limit_there = uuid.uuid4().hex, limit if executor.isolated else None
-    # Copies come last and in a round of their own: what they copy has to be there.
-    for copying in (False, True):
-        tasks = (replace(task, run=run, limit=limit_there) for task in plan.tasks if bool(task.copies) is copying)
-        for result in executor.run(run_task, tasks, gpu=stage.gpu and not copying):
-            done, written = done + result.rows, written + result.bytes
-            peaks[result.pid] = max(peaks.get(result.pid, 0), result.peak_bytes)
-            failed |= result.failed
-            progress(done, plan.todo, written)
+    try:
+        # Copies come last and in a round of their own: what they copy has to be there.
+        for copying in (False, True):
+            tasks = (replace(task, run=run, limit=limit_there) for task in plan.tasks if bool(task.copies) is copying)
+            for result in executor.run(run_task, tasks, gpu=stage.gpu and not copying):
+                done, written = done + result.rows, written + result.bytes
+                peaks[result.pid] = max(peaks.get(result.pid, 0), result.peak_bytes)
+                failed |= result.failed
+                progress(done, plan.todo, written)
+                store.guard()
+    finally:
+        shutil.rmtree(store.path / "running" / run, ignore_errors=True)
     seconds = time.monotonic() - started
     peaks[os.getpid()] = peak_bytes()
     store.log(

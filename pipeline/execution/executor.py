@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import connection, resource_tracker
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pipeline.errors import UserError
+from pipeline.execution.jobs import RETRIES, Job, attempt, one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,8 +29,6 @@ R = TypeVar("R")
 # threads would round differently.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
 WORKER_BYTES = 1.5e9  # torch with a teacher, or a scene and its pictures
-RETRIES = 2  # file systems hiccup
-MAX_DEATHS = 24  # room for a function to halve a shard down to its worst rows
 MAX_BARREN = 5  # workers in a row that die with no task in hand
 GRACE_SECONDS = 5.0
 
@@ -152,74 +148,21 @@ class InProcess(Closing):
             yield result
 
 
-def one_line(error: Exception) -> str:
-    """What an exception says, with its type where a user would not expect it."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-# ---- one task on its way through workers
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """An exception on its way home, as text: not every exception can be pickled, or be unpickled again."""
-
-    users: bool
-    text: str
-    traceback: str
-
-    @classmethod
-    def of(cls, error: Exception) -> Trouble:
-        return cls(isinstance(error, UserError), one_line(error), traceback.format_exc())
-
-
-@dataclass(eq=False)
-class Job:
-    """One task on its way through workers, and how often it has gone wrong."""
-
-    name: str
-    payload: bytes
-    failures: int = 0
-    deaths: int = 0
-
-    @classmethod
-    def of(cls, function: Callable[[T], R], task: T) -> Job:
-        return cls(str(task), pickle.dumps((function, task)))
-
-    def settle(self, reply: bytes) -> tuple[Any] | None:
-        """A worker's reply: the result, in a tuple, or None where the task has to be given out again."""
-        value, trouble = pickle.loads(reply)  # noqa: S301 - from a process that this one started or was told to trust
-        if trouble is None:
-            return (value,)
-        if trouble.users:
-            raise UserError(trouble.text)
-        self.failures += 1
-        if self.failures <= RETRIES:
-            return None
-        error = UserError(f"{self.name} failed {self.failures} times: {trouble.text}")
-        error.add_note(trouble.traceback)
-        raise error
-
-    def died(self, how: str, times: int = 1) -> None:
-        self.deaths += times
-        if self.deaths >= MAX_DEATHS:
-            raise UserError(
-                f"{self.name} killed {self.deaths} workers ({how}); run it with --workers 0 to see why, "
-                "with more memory or without the shapes that cause it"
-            )
-
-
-def attempt(payload: bytes) -> bytes:
-    """The worker's side of a job: its reply, whatever the function does short of ending the process."""
-    try:
-        function, task = pickle.loads(payload)  # noqa: S301 - from the process that started this one, or dask's client
-        return pickle.dumps((function(task), None))
-    except Exception as error:
-        return pickle.dumps((None, Trouble.of(error)))
-
-
 # ---- worker processes
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes and threads started within never see Ctrl-C, which reaches the whole process group.
+
+    This process stops its workers itself; without this, one that is importing would print a traceback.
+    """
+    resource_tracker.ensure_running()  # which would clear the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Processes(Closing):
@@ -326,14 +269,8 @@ class _Worker:
         self.ready = False
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        # Ctrl-C reaches the whole process group; this process stops its workers itself. They inherit the mask, so that
-        # not even a starting one prints a traceback. The tracker would clear it, so it comes first.
-        resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with without_interrupts():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     def take(self, job: Job) -> bool:

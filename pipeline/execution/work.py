@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.execution.planning import Task
 from pipeline.execution.stage import MACHINE, Row
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import Failure, Receipt, row_digest
+from pipeline.store.session import REFUSALS, cannot_write
 from pipeline.store.shards import write_shard
 
 Values = dict[int, list[Any] | None]  # row of the store -> a value a column, or nothing
@@ -48,24 +48,33 @@ def run_task(task: Task) -> TaskResult:
     started = time.monotonic()
     store = FeatureStore.open(task.store, write=True)
     shard = task.shard
+    path = store.receipt_path(shard.key, shard.lane, shard.number)
+    if (done := _done_before(task, Receipt.read(path))) is not None:
+        return done
     try:
         made = _watched(store, task)
         failed = {row.name: value for row in task.rows if isinstance(value := made.get(row.index), Failure)}
         values = cast(Values, {row.index: None if row.name in failed else made.get(row.index) for row in task.rows})
-        path = store.receipt_path(shard.key, shard.lane, shard.number)
         old = Receipt.read(path)
         size = write_shard(store, shard, task.stage.columns, values)
         signed = _sign(task, old, values, failed, size, time.monotonic() - started)
         signed.write(path)
     except OSError as error:
+        if error.errno not in REFUSALS:
+            raise  # file systems hiccup: the executor tries again
         raise cannot_write(task.store, error) from error
     return TaskResult(len(task.rows), size, failed, os.getpid(), peak_bytes())
 
 
-def cannot_write(store: Path, error: OSError) -> UserError:
-    """What a full disk or a missing permission is told as."""
-    what = error.strerror or str(error)
-    return UserError(f"{store}: cannot write ({what}); finished shards are kept: mend that and run the same again")
+def _done_before(task: Task, receipt: Receipt | None) -> TaskResult | None:
+    """The result of a task that a worker finished before it died, or that dask hands out twice."""
+    if receipt is None:
+        return None
+    done = dict(zip(range(*receipt.rows), receipt.inputs, strict=True))
+    if any(done.get(row.index) != row.inputs for row in task.rows):
+        return None
+    failed = {row.name: receipt.failed[row.name] for row in task.rows if row.name in receipt.failed}
+    return TaskResult(len(task.rows), receipt.bytes, failed, os.getpid(), peak_bytes())
 
 
 def _watched(store: FeatureStore, task: Task) -> Made:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ FORMAT = {"format": "recon-store", "version": 2}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
 COMPRESSORS = [ZstdCodec(level=1), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
+VERIFY = "`recon-pipeline verify` says what is damaged"
 REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
@@ -51,6 +52,8 @@ class FeatureStore:
     def __init__(self, path: Path, group: zarr.Group) -> None:
         self.path = path
         self.group = group
+        self.guard: Callable[[], None] = lambda: None
+        """Raises UserError once the store is no longer this process's to write to; see `session.writing`."""
 
     @classmethod
     def open(cls, path: Path | str, write: bool = False) -> FeatureStore:
@@ -79,7 +82,8 @@ class FeatureStore:
         path = Path(path)
         if (path / "zarr.json").is_file():
             return cls.open(path, write=True)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # What Zarr was writing when the store's very beginning was cut off is nobody's.
+        if path.exists() and (not path.is_dir() or any(p.suffix != ".partial" for p in path.iterdir())):
             raise UserError(f"{path}: exists and is no feature store; name an empty or new folder")
         try:
             group = zarr.create_group(str(path), attributes=FORMAT, zarr_format=3)
@@ -95,14 +99,13 @@ class FeatureStore:
     @cached_property
     def registry(self) -> Registry:
         """UserError before the first ingest."""
-        if "registry" not in self.group:
+        if not self.has_registry:
             raise UserError(
                 f"{self.path}: no shape registered yet; run `recon-pipeline ingest --manifest M --store {self.path}`"
             )
-        group = cast(zarr.Group, self.group["registry"])
-        rows = int(
-            cast(int, group.attrs["rows"])
-        )  # columns may be longer: an ingest that was cut off before it committed
+        group = self._group("registry")
+        # Columns may be longer, or not there: an ingest that was cut off before it committed.
+        rows = int(cast(int, group.attrs.get("rows", 0)))
         columns = {name: read_column(group, name, rows) for name in REGISTRY_COLUMNS}
         categories = sorted(set(columns["category"]))
         index = {name: i for i, name in enumerate(categories)}
@@ -117,10 +120,18 @@ class FeatureStore:
         if name is None and len(names) == 1:
             name = names[0]
         if name not in names:
-            asked = "has no finished stage" if not names else f"holds {', '.join(names)}: choose one"
+            asked = (
+                "has no finished stage; run `recon-pipeline all`"
+                if not names
+                else f"holds {', '.join(names)}: choose one"
+            )
             raise UserError(f"{self.path}: {asked}" + (f" (no ref {name!r})" if name else ""))
-        data = json.loads((self.path / "refs" / f"{name}.json").read_text(encoding="utf-8"))
-        return Ref(name, data["dataset"], data["keys"], data["targets"], data["text"])
+        path = self.path / "refs" / f"{name}.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return Ref(name, data["dataset"], data["keys"], data["targets"], data["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: unreadable ({error}); {VERIFY}") from error
 
     def rows(self, ref: Ref | str | None = None) -> NDArray[np.int64]:
         """Registry rows of the ref's shapes, ascending."""
@@ -246,7 +257,18 @@ class FeatureStore:
         if not (self.path / kind / key / "zarr.json").is_file():
             there = [k for found, k in self.list_keys() if found == kind]
             raise UserError(f"{self.path}: no {kind} under key {key!r}; it holds {', '.join(there) or 'none'}")
-        return cast(zarr.Group, self.group[f"{kind}/{key}"])
+        return self._group(f"{kind}/{key}")
+
+    @property
+    def has_registry(self) -> bool:
+        """Whether any shape was ever registered."""
+        return (self.path / "registry" / "zarr.json").is_file()
+
+    def _group(self, name: str) -> zarr.Group:
+        try:
+            return cast(zarr.Group, self.group[name])
+        except Exception as error:  # zarr and json raise what they like of damaged metadata
+            raise UserError(f"{self.path}/{name}: unreadable ({error}); {VERIFY}") from error
 
     def receipt_path(self, key: str, lane: int, shard: int) -> Path:
         return self.path / "receipts" / key / f"{lane}-{shard:06d}.json"
@@ -385,9 +407,11 @@ class FeatureStore:
             twins.save(self.path, [f"refs/{name}.json"])
 
     def _save_twins(self, folder: str) -> None:
-        """Second copies of all files in a folder of the store."""
-        files = (path for path in (self.path / folder).rglob("*") if path.is_file())
-        twins.save(self.path, (path.relative_to(self.path) for path in files))
+        """Second copies of all files in a folder of the store; last that of its own zarr.json, which commits them."""
+        commits = self.path / folder / "zarr.json"
+        files = [path for path in (self.path / folder).rglob("*") if path.is_file() and path != commits]
+        twins.save(self.path, [path.relative_to(self.path) for path in files])
+        twins.save(self.path, [commits.relative_to(self.path)])
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to the store's log, with a digest of itself."""
@@ -399,11 +423,16 @@ class FeatureStore:
 
 
 def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
-    """The first `rows` entries of a text column as Python lists."""
+    """The first `rows` entries of a text column as Python lists; blank where it has fewer."""
     if name not in group:
         return [""] * rows
-    array = cast("zarr.Array[Any]", group[name])
-    return cast(list[Any], np.asarray(array[:rows]).tolist())
+    try:
+        array = cast("zarr.Array[Any]", group[name])
+        values = cast(list[Any], np.asarray(array[:rows]).tolist())
+    except Exception as error:  # so do codecs of damaged data
+        raise UserError(f"{group.store_path}/{name}: unreadable ({error}); {VERIFY}") from error
+    blank: list[Any] = np.full((rows - len(values), *array.shape[1:]), "").tolist()
+    return values + blank
 
 
 def append_text(group: zarr.Group, columns: dict[str, Sequence[str]], rows: int) -> None:

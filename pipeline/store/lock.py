@@ -106,7 +106,7 @@ def hold(store: Path, what: str) -> Iterator[Lock]:
     path = store.resolve() / FILE
     with _mutex:
         lock = _held.get(path)
-        if lock is None or lock.pid != os.getpid():  # a forked child has its parent's table, but not its lock
+        if lock is None or not is_held(store):  # a forked child has its parent's table, but not its lock
             lock = _held[path] = Lock(path, _acquire(path, what))
         lock.depth += 1
     try:
@@ -123,7 +123,13 @@ def writer(store: Path) -> Owner | None:
     """Who writes to the store now, this process included; an owner that can be seen to be gone does not count."""
     path = store.resolve() / FILE
     owner = _read(path)[1]
-    return owner if owner and (path in _held or not _is_stale(path, owner, time.time())) else None
+    return owner if owner and (is_held(store) or not _is_stale(path, owner, time.time())) else None
+
+
+def is_held(store: Path) -> bool:
+    """Whether this process holds the store."""
+    held = _held.get(store.resolve() / FILE)
+    return held is not None and held.pid == os.getpid()
 
 
 def _acquire(path: Path, what: str) -> int:

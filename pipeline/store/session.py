@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.store import twins
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.lock import hold
+
+# What waiting does not mend.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
@@ -17,11 +22,24 @@ def writing(path: Path, what: str) -> Iterator[FeatureStore]:
     """The store at `path`, made if there is none, with its lock held by this process.
 
     Small files that a kill left between two states go back to the last whole one; notes of workers that are gone are
-    dropped. UserError for a store that another run holds, and for what is no store.
+    dropped. UserError for a store that another run holds, for what is no store, and for a disk that refuses.
     """
     if not (path / "twins" / "zarr.json").is_file():  # then it is new, or not ours to put a lock into
         FeatureStore.create(path)
-    with hold(path, what):
+    with hold(path, what) as lock:
         twins.settle(path)
         shutil.rmtree(path / "running", ignore_errors=True)
-        yield FeatureStore.create(path)
+        store = FeatureStore.create(path)
+        store.guard = lock.check
+        try:
+            yield store
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            raise cannot_write(path, error) from error
+
+
+def cannot_write(store: Path, error: OSError) -> UserError:
+    """What a full disk or a missing permission is told as."""
+    what = error.strerror or str(error)
+    return UserError(f"{store}: cannot write ({what}); finished shards are kept: mend that and run the same again")

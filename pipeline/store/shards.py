@@ -85,7 +85,7 @@ def _kept(store: FeatureStore, shard: Shard, array: zarr.Array[Any], where: Any)
         return np.array(array[where])
     except Exception as error:  # codecs raise what they like
         raise UserError(
-            f"{store.path}: {shard} cannot be read ({error}); its receipt is withdrawn: the same command computes it anew"
+            f"{store.path}: {shard} cannot be read ({error}); its receipt is withdrawn: the same command makes it anew"
         ) from error
 
 

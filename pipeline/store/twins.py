@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.store.receipts import sync_directory
 
 FOLDER = "twins"
+RETRY = "`recon-pipeline retry`"
 _RECOMPUTED = ("receipts", "running", "cache", FOLDER)  # folders of the store without files to keep twice
 _LINE = 65  # 64 hex digits and a newline
 
@@ -40,6 +42,12 @@ class Damage:
     rows: tuple[int, int] | None
     """First row and the one after the last."""
     mend: str
+    """What to do, in words."""
+
+    @property
+    def by_retry(self) -> bool:
+        """Whether the words say that `pipeline.store.mend` does it."""
+        return self.mend.startswith(RETRY)
 
 
 def save(store: Path, relatives: Iterable[str | Path]) -> None:
@@ -88,11 +96,11 @@ def sources(store: Path) -> Iterator[Path]:
 def check(store: Path, only: Iterable[str] | None = None) -> list[Damage]:
     """Compare originals and twins (of the files `only` names, or of all) without changing anything."""
     words = {
-        "original damaged": ("differs from its second copy", "`recon-pipeline retry` restores it from its second copy"),
-        "original missing": ("is missing", "`recon-pipeline retry` restores it from its second copy"),
-        "twin damaged": ("a damaged second copy", "`recon-pipeline retry` copies the original again"),
-        "twin missing": ("has no second copy", "`recon-pipeline retry` makes one"),
-        "unfinished": ("is empty: making it was cut off", "`recon-pipeline retry` removes it"),
+        "original damaged": ("differs from its second copy", f"{RETRY} restores it from its second copy"),
+        "original missing": ("is missing", f"{RETRY} restores it from its second copy"),
+        "twin damaged": ("a damaged second copy", f"{RETRY} copies the original again"),
+        "twin missing": ("has no second copy", f"{RETRY} makes one"),
+        "unfinished": ("is empty: making it was cut off", f"{RETRY} removes it"),
         "lost": ("is damaged, and so is its second copy", "restore it from a backup of the store"),
         "linked": ("lies behind a link that leaves the store", "put the folder itself in the link's place"),
     }
@@ -261,6 +269,8 @@ def _write(store: Path, path: Path, data: bytes) -> set[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     return {folder for folder in path.parents if folder.is_relative_to(store)}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels import sample_farthest_points
 from pipeline.errors import UserError
-from pipeline.execution.engine import peak_bytes
+from pipeline.execution.work import peak_bytes
 from pipeline.store import FeatureStore
 from pipeline.store.receipts import write_atomically
 from trainer.checkpoint import load_student
@@ -46,7 +46,9 @@ class Probe:
         """The finished rows of one split."""
         # Probes look at clean pictures and class prompts alone, so a store without the draws or captions the run
         # was trained with serves as well.
-        return load_dataset(self.store, replace(self.config.data, splits=(name,), captions="class", draws=()))
+        # They take all points of a row, and take them more than once, so they have them in the map.
+        data = replace(self.config.data, splits=(name,), captions="class", draws=(), loader="map")
+        return load_dataset(self.store, data)
 
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""
@@ -127,7 +129,7 @@ def write_result(
 ) -> dict[str, Any]:
     """Write RUN/<name>.json, the result and what it was measured on, and return it. `data` is the test split."""
     result = result | {
-        "categories": probe.store.registry.categories,
+        "categories": data.categories,
         "checkpoint": probe.checkpoint,
         "digests": {kind: data.record[kind]["digest"] for kind in ("points", "image", "text")},
         "num_points": probe.config.data.num_points,

@@ -36,7 +36,7 @@ def run_svm(run: Path, store: Path, device: torch.device) -> dict[str, Any]:
         features = {name: encode(student.svm_feature, cloud) for name, cloud in points.items()}
         predicted = fit_predict(features["train"], labels["train"], features["test"])
         result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == labels["test"]))
-        result[f"confusion{suffix}"] = confusion(labels["test"], predicted, len(probe.store.registry.categories))
+        result[f"confusion{suffix}"] = confusion(labels["test"], predicted, len(splits["test"].categories))
     return write_result(run, "svm", probe, splits["test"], result, time.monotonic() - started)
 
 

@@ -160,9 +160,9 @@ def _sheet_rows(store: FeatureStore, ref: Ref) -> list[tuple[str, list[np.ndarra
     views = store.views(ref)
     registry = store.registry
     rows = []
-    for index, name in enumerate(registry.categories):
+    for index in np.unique(registry.category[store.rows(ref)]):
         found = np.flatnonzero((registry.category == index) & views.ok)[:SHAPES_A_CATEGORY]
         num_views = views.rgb.shape[1]
         pictures: list[np.ndarray] = [np.asarray(views.rgb[int(row), i % num_views]) for i, row in enumerate(found)]
-        rows.append((name, pictures))
+        rows.append((registry.categories[index], pictures))
     return rows

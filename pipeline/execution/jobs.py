@@ -1,0 +1,81 @@
+"""One task on its way to a worker and back, and what may go wrong with it."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RETRIES = 2  # file systems hiccup
+MAX_DEATHS = 24  # room for a function to halve a shard down to its worst rows
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, with its type where a user would not expect it."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An exception on its way home, as text: not every exception can be pickled, or be unpickled again."""
+
+    users: bool
+    text: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Trouble:
+        return cls(isinstance(error, UserError), one_line(error), traceback.format_exc())
+
+
+@dataclass(eq=False)
+class Job:
+    """One task on its way through workers, and how often it has gone wrong."""
+
+    name: str
+    payload: bytes
+    failures: int = 0
+    deaths: int = 0
+
+    @classmethod
+    def of(cls, function: Callable[[T], R], task: T) -> Job:
+        return cls(str(task), pickle.dumps((function, task)))
+
+    def settle(self, reply: bytes) -> tuple[Any] | None:
+        """A worker's reply: the result, in a tuple, or None where the task has to be given out again."""
+        value, trouble = pickle.loads(reply)  # noqa: S301 - from a process that this one started or was told to trust
+        if trouble is None:
+            return (value,)
+        if trouble.users:
+            raise UserError(trouble.text)
+        self.failures += 1
+        if self.failures <= RETRIES:
+            return None
+        error = UserError(f"{self.name} failed {self.failures} times: {trouble.text}")
+        error.add_note(trouble.traceback)
+        raise error
+
+    def died(self, how: str, times: int = 1) -> None:
+        self.deaths += times
+        if self.deaths >= MAX_DEATHS:
+            raise UserError(
+                f"{self.name} killed {self.deaths} workers ({how}); run it with --workers 0 to see why, "
+                "with more memory or without the shapes that cause it"
+            )
+
+
+def attempt(payload: bytes) -> bytes:
+    """The worker's side of a job: its reply, whatever the function does short of ending the process."""
+    try:
+        function, task = pickle.loads(payload)  # noqa: S301 - from the process that started this one, or dask's client
+        return pickle.dumps((function(task), None))
+    except Exception as error:
+        return pickle.dumps((None, Trouble.of(error)))

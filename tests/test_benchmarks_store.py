@@ -1,0 +1,74 @@
+"""benchmarks/store.py and benchmarks/scale.py measure what they say, on counts small enough for a test."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("store")
+
+
+@pytest.mark.slow
+def test_a_fabricated_store_is_finished_to_the_real_flow(bench: ModuleType, tmp_path: Path) -> None:
+    from pipeline.flow import Flow
+    from pipeline.manifest import load_manifest
+    from pipeline.store import FeatureStore
+
+    manifest = load_manifest(bench.write_manifest(tmp_path, 150))
+    bench.fabricate(Flow(manifest, None, FeatureStore.create(tmp_path / "s.zarr")))
+    results = Flow(manifest, None, FeatureStore.open(tmp_path / "s.zarr", write=True)).all()
+    assert [result.computed for result in results] == [0] * 6
+    assert [result.total for result in results[:5]] == [150, 150, 150, 150, 450]
+
+
+@pytest.mark.slow
+def test_plans_see_which_receipts_are_gone(bench: ModuleType, tmp_path: Path) -> None:
+    found = bench.plan(150, tmp_path)
+    todo = {state: [found[state][scope]["todo"] for scope in ("one stage", "all stages")] for state in bench.STATES}
+    assert todo["all done"] == [0, 0]
+    assert 0 < todo["half done"][0] < 150
+    assert todo["only meshes done"][0] == todo["nothing done"][0] == 150
+    assert todo["nothing done"][1] > 7 * 150  # four stages, three draws and the prompts
+
+
+@pytest.mark.slow
+def test_overhead_times_the_same_pictures(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "REPEATS", 2)
+    found = bench.overhead_of("demo", 4, tmp_path, 64)
+    assert found["pictures"] == 24
+    assert found["stage_beside_forward"]["low"] > 1  # reading, preparing and writing take their time
+
+
+@pytest.mark.slow
+def test_every_column_has_a_size(bench: ModuleType, tmp_path: Path) -> None:
+    found = bench.sizes(12, tmp_path)
+    assert found["demo, points xyz"]["uncompressed"] == 8192 * 3 * 4
+    assert found["demo, targets feat"]["uncompressed"] == 3 * 6 * 256 * 2
+    assert all(line["on_disk"] > 0 for name, line in found.items() if name != "shapes")
+
+
+@pytest.mark.slow
+def test_scale_stops_resumes_and_ends(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "scale.py"), "--rows", "2048", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads((tmp_path / "scale.json").read_text())
+    assert report["plan, nothing done"]["tasks"] == 64
+    done = sum(report[name]["rows_done"] for name in report if "resumed" in name or "quarter" in name)
+    # Workers go on with what they had in hand when the run was stopped.
+    assert 2048 - 8 * 32 <= done <= 2048
+    assert report["plan, all done"]["todo"] == 0
+    assert "again" in report["dask, finished again"]
+    assert report["receipts"]["files"] == 64
+    assert (tmp_path / "scale.md").read_text().startswith("# benchmarks/scale.py")

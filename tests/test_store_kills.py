@@ -1,0 +1,141 @@
+"""SIGKILL at random moments of a whole run, of the command and of single workers: the store comes out the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.abuse import inspect, write_manifest
+
+ROOT = Path(__file__).parents[1]
+
+
+def soak(folder: Path, *options: str) -> dict[str, Any]:
+    """The counts of a soak; it runs in a process of its own, for it forks and must have no threads."""
+    report = folder / "soak.json"
+    words = [sys.executable, "-m", "tests.soak", *options, "--json", str(report)]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-5000:]
+    counts: dict[str, Any] = json.loads(report.read_text())
+    return counts
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 shapes: three shards of points and of views, so that two workers are at work at a time."""
+    return write_manifest(tmp_path_factory.mktemp("kills"), shapes=24)
+
+
+@pytest.fixture(scope="module")
+def expected(manifest: Path) -> tuple[dict[str, Any], float]:
+    """What an uninterrupted run of the command makes, and how long it takes."""
+    store = manifest.parent / "expected.zarr"
+    began = time.monotonic()
+    with command(manifest, store) as process:
+        assert process.wait(300) == 0
+    seconds = time.monotonic() - began
+    found = inspect(store)
+    assert found["damages"] == []
+    assert found["failed"] == {}
+    return found, seconds
+
+
+@contextmanager
+def command(manifest: Path, store: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`recon-pipeline all --workers 2` in a process group of its own, which does not outlive the block."""
+    words = [sys.executable, "-m", "pipeline.cli", "all", "-m", str(manifest), "-s", str(store), "--workers", "2"]
+    log = store.with_suffix(".log")
+    with log.open("ab") as file, subprocess.Popen(words, cwd=ROOT, stderr=file, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Its living workers, but not the helper that multiprocessing keeps beside them."""
+    try:
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def in_hand(store: Path) -> set[str]:
+    """The rows that workers note having in hand, each with its task's name."""
+    found = set()
+    for path in (store / "running").rglob("*-*-*"):
+        try:
+            lines = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("rows ")]
+        except FileNotFoundError:
+            continue
+        found |= {f"{path.name}: {line}" for line in lines[-1:]}
+    return found
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_nothing(tmp_path: Path) -> None:
+    counts = soak(tmp_path, "--kills", "30", "--flips", "0", "--seed", "0")["kills"]
+    assert counts["failures"] == []
+    assert counts["kills"] >= 30
+    assert counts["stores"] >= 2
+    assert min(counts["by_clock"], counts["at_operation"]) >= 5
+    assert len({stage.split()[0] for stage in counts["stages"]} - {"-"}) >= 3
+    assert len(counts["files"]) >= 4
+
+
+@pytest.mark.slow
+def test_the_command_survives_kills(manifest: Path, expected: tuple[dict[str, Any], float], tmp_path: Path) -> None:
+    """With its workers, or alone: then they end by themselves before they can get in the next run's way."""
+    draw, kills, stores = random.Random("commands"), 0, 0
+    whole, seconds = expected
+    while kills < 3 or not stores:
+        store = tmp_path / f"{stores}.zarr"
+        with command(manifest, store) as process:
+            try:
+                status = process.wait(draw.uniform(2, seconds) if kills < 3 else 300)
+            except subprocess.TimeoutExpired:
+                (os.kill if kills % 2 else os.killpg)(process.pid, signal.SIGKILL)
+                kills += 1
+                continue
+        assert status == 0, store.with_suffix(".log").read_text()
+        assert inspect(store) == whole
+        stores += 1
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_workers_and_blames_no_row(
+    manifest: Path, expected: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    """Whoever is killed by hand twice is blamed, and rightly so: a row that was hit is let alone from then on."""
+    draw, store, hit, kills = random.Random("workers"), tmp_path / "orphaned.zarr", set[str](), 0
+    with command(manifest, store) as process:
+        while process.poll() is None and kills < 6:
+            time.sleep(draw.uniform(0.2, 1.5))
+            for worker in draw.sample(workers := workers_of(process), len(workers)):
+                worker.suspend()  # so that it cannot take another row between the look and the kill
+                held = in_hand(store)
+                if not held & hit:
+                    worker.kill()
+                    hit |= held
+                    kills += 1
+                    break
+                worker.resume()
+        status = process.wait(300)
+    assert status == 0, store.with_suffix(".log").read_text()
+    assert kills >= 3
+    assert inspect(store) == expected[0]

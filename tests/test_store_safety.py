@@ -1,0 +1,365 @@
+"""What a store must survive beside kills: flipped bits, full and read-only disks, two runs at once, deadly meshes.
+
+And that where and in how many pieces the work was done leaves no trace in the numbers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.execution.executor import InProcess, Processes, open_executor
+from pipeline.execution.stage import Row
+from pipeline.flow import Flow
+from pipeline.manifest import load_manifest
+from pipeline.mesh import Mesh
+from pipeline.stages import Origin, RenderedViews
+from pipeline.store.feature_store import REGISTRY_COLUMNS
+from pipeline.store.merge import merge
+from pipeline.store.session import writing
+from pipeline.store.verify import verify_path
+from tests.abuse import cut_small, digests, receipts_in, shards_uncut
+from tests.test_store_kills import ROOT, soak
+
+Change = Callable[[], None]
+
+
+def words(manifest: Path, store: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", "all", "-m", str(manifest), "-s", str(store), *options]
+
+
+def run(manifest: Path, store: Path, *options: str, before: Change | None = None) -> subprocess.CompletedProcess[str]:
+    """`recon-pipeline all` in a process of its own, in which `before` is called first."""
+    return subprocess.run(
+        words(manifest, store, "--workers", "0", *options),
+        check=False, cwd=ROOT, capture_output=True, text=True, preexec_fn=before, timeout=300,
+    )  # fmt: skip
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], store: Path) -> None:
+    """It failed as a user may expect: status 1, no traceback, one line that names the store."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, done.stderr
+    assert done.stderr.rstrip().splitlines()[-1] == errors[0]
+    assert str(store) in errors[0]
+
+
+def assert_undamaged(store: Path) -> None:
+    """No receipt speaks of what is not there. A store that was hardly begun may be no store yet."""
+    if (store / "zarr.json").is_file():
+        damages = verify_path(store, full=True).damages
+        # Making a second copy may be what failed.
+        assert [d for d in damages if d.what != "has no second copy"] == []
+
+
+@contextmanager
+def mounted(*options: str, at: Path) -> Iterator[None]:
+    at.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *options, str(at)], check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+# ---- bits
+
+
+@pytest.mark.slow
+def test_fifty_flipped_bits_are_found_and_mended(tmp_path: Path) -> None:
+    counts = soak(tmp_path, "--kills", "0", "--flips", "50", "--seed", "0")["flips"]
+    assert counts["failures"] == []
+    assert counts["flips"] == 50
+    assert set(counts["sorts"]) == {
+        "data shard", "receipt", "zarr.json", "root zarr.json", "registry", "prompt", "ref", "twin", "log.jsonl",
+        "cache",
+    }  # fmt: skip
+    assert counts["blamed_too"] == 0
+
+
+# ---- the same numbers everywhere
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["one process", "four processes", "dask"])
+def test_digests_do_not_depend_on_where(where: str, small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
+    """In many small shards, so that all workers have work; `small_store` was made in one process, in large ones."""
+    processes = {"one process": 1, "four processes": 4}
+    store = tmp_path / "there.zarr"
+    with shards_uncut(), writing(store, "all") as opened:
+        cut_small()
+        with Processes(processes[where]) if where in processes else open_executor(2, cluster="local") as executor:
+            results = Flow(load_manifest(small_manifest), None, opened, executor).all()
+    assert not any(result.failed for result in results)
+    assert len(receipts_in(store)) > 2 * len(receipts_in(small_store))
+    assert digests(store) == digests(small_store)
+    assert verify_path(store, full=True).damages == ()
+
+
+@pytest.mark.slow
+def test_three_parts_merged_are_one_run(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"{number}.zarr" for number in range(3)]
+    for number, part in enumerate(parts):
+        with writing(part, "all") as opened:
+            Flow(load_manifest(small_manifest), None, opened, InProcess(), shard=(number, 3)).all()
+    assert merge(tmp_path / "whole.zarr", parts).shapes == 12
+    assert digests(tmp_path / "whole.zarr") == digests(small_store)
+    assert verify_path(tmp_path / "whole.zarr", full=True).damages == ()
+
+
+# ---- two at once
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_harms_nothing(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
+    store = tmp_path / "one.zarr"
+    for ends in ("by itself", "killed"):
+        command = words(small_manifest, store, "--workers", "1")
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True) as first:
+            while not (store / "lock.json").exists():
+                assert first.poll() is None
+                time.sleep(0.005)
+            if ends == "by itself":
+                first.send_signal(signal.SIGSTOP)  # it would else be done before the second has started
+            second = run(small_manifest, store) if ends == "by itself" else None
+            first.send_signal(signal.SIGCONT)
+            if second is None:
+                while not receipts_in(store):
+                    time.sleep(0.005)
+                os.kill(first.pid, signal.SIGKILL)
+            else:
+                assert_one_line(second, store)
+                assert "`all` is writing to it since" in second.stderr
+                assert f"process {first.pid}" in second.stderr
+                assert first.wait(300) == 0
+        if ends == "by itself":
+            assert digests(store) == digests(small_store)
+            shutil.rmtree(store)
+    assert (store / "lock.json").exists()
+    assert run(small_manifest, store).returncode == 0
+    assert digests(store) == digests(small_store)
+    assert not (store / "lock.json").exists()
+
+
+# ---- disks
+
+
+@pytest.mark.slow
+def test_files_that_may_not_grow(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
+    """A limit on the size of any file stops the run at ever later places; what is left is whole."""
+    store = tmp_path / "small.zarr"
+    for limit, workers in ((600, 0), (1200, 0), (2500, 0), (6000, 2), (20000, 0)):
+        limits = (limit, limit)
+        done = run(
+            small_manifest, store, "--workers", str(workers),
+            before=lambda limits=limits: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+        )  # fmt: skip
+        assert_one_line(done, store)
+        assert "File too large" in done.stderr
+        assert_undamaged(store)
+    assert receipts_in(store)
+    assert run(small_manifest, store).returncode == 0
+    assert digests(store) == digests(small_store)
+    assert verify_path(store, full=True).damages == ()
+
+
+@pytest.mark.slow
+def test_a_full_disk(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    store = disk / "small.zarr"
+    with mounted("-t", "tmpfs", "-o", "size=40k", "tmpfs", at=disk):
+        for size in ("80k", "160k", "240k", "320k"):
+            done = run(small_manifest, store)
+            assert_one_line(done, store)
+            assert "No space left" in done.stderr
+            assert_undamaged(store)
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert run(small_manifest, store).returncode == 0
+        assert digests(store) == digests(small_store)
+        assert verify_path(store, full=True).damages == ()
+
+
+@pytest.mark.slow
+def test_a_disk_that_cannot_be_written_to(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
+    with mounted("--bind", "-o", "ro", str(small_store.parent), at=tmp_path / "disk"):
+        store = tmp_path / "disk" / small_store.name
+        done = run(small_manifest, store)
+        assert_one_line(done, store)
+        assert "Read-only file system" in done.stderr
+        fresh = run(small_manifest, tmp_path / "disk" / "new.zarr")
+        assert_one_line(fresh, tmp_path / "disk" / "new.zarr")
+        assert digests(store) == digests(small_store)  # reading needs no permission to write
+
+
+# ---- states that kills left, which took the soak to find
+
+
+def test_a_registry_cut_off_before_its_first_row(tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    with writing(store, "all") as opened:
+        opened.group.create_group("registry")
+    with writing(store, "all") as opened:
+        assert opened.registry.uid == []
+        opened.append_registry({name: ["a"] for name in REGISTRY_COLUMNS})
+        assert opened.registry.uid == ["a"]
+    assert verify_path(store, full=True).damages == ()
+
+
+def test_the_second_copy_that_commits_new_rows_is_written_last(tmp_path: Path) -> None:
+    """A kill among the others must leave the old number of rows: a longer registry would have rows without a name."""
+    with writing(tmp_path / "s.zarr", "all") as opened:
+        for uid in "abc":
+            opened.append_registry({name: [uid] for name in REGISTRY_COLUMNS})
+            twins = tmp_path / "s.zarr" / "twins" / "registry"
+            newest = max(path.stat().st_mtime_ns for path in twins.rglob("*") if path.is_file())
+            assert (twins / "zarr.json").stat().st_mtime_ns == newest
+
+
+@pytest.mark.slow
+def test_fewer_shapes_than_the_store_knows(small_manifest: Path, tmp_path: Path) -> None:
+    """Columns of later stages are then shorter than the registry."""
+    with writing(tmp_path / "s.zarr", "all") as opened:
+        Flow(load_manifest(small_manifest), None, opened).ingest()
+        results = Flow(load_manifest(small_manifest), None, opened, limit=5).all()
+        assert [r.total for r in results if r.kind in ("captions", "targets")] == [5, 10]
+        captions = opened.captions()
+        assert len(captions) == 12
+        assert all(line[0] for line in captions[:5])
+        assert captions[5:] == [[""] * 4] * 7
+
+
+def test_a_store_cut_off_at_its_very_first_file(tmp_path: Path) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "zarr.0123.partial").write_text('{"zarr_for')
+    with writing(tmp_path / "s.zarr", "all") as opened:
+        assert opened.list_keys() == []
+    assert verify_path(tmp_path / "s.zarr", full=True).damages == ()
+
+
+def test_a_folder_that_cannot_be_made(small_manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for store in (tmp_path / "file" / "new.zarr", tmp_path / "file"):
+        assert_one_line(run(small_manifest, store), store)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+# ---- meshes
+
+FOLDER_MANIFEST = """
+name = "shapes"
+[source]
+layout = "folder"
+[sample]
+num_points = 64
+[render]
+preset = "ring2"
+resolution = 32
+[[features.teachers]]
+name = "tiny"
+kind = "open_clip"
+model = "{model}"
+"""
+
+
+def write_endless(path: Path, depth: int = 2000) -> None:
+    """A small glTF file with a chain of nodes so deep that the reader does not come back."""
+    data = struct.pack("<9f3H", 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 2)
+    encoded = base64.b64encode(data).decode()
+    nodes = [{"mesh": 0, "translation": [i, 0, 0], "children": [i + 1]} for i in range(depth - 1)]
+    scene = {
+        "asset": {"version": "2.0"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [*nodes, {"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
+        "accessors": [
+            {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3", "min": [0, 0, 0], "max": [1, 1, 0]},
+            {"bufferView": 1, "componentType": 5123, "count": 3, "type": "SCALAR"},
+        ],
+        "bufferViews": [
+            {"buffer": 0, "byteOffset": 0, "byteLength": 36},
+            {"buffer": 0, "byteOffset": 36, "byteLength": 6},
+        ],
+        "buffers": [{"byteLength": len(data), "uri": f"data:application/octet-stream;base64,{encoded}"}],
+    }
+    path.write_text(json.dumps(scene))
+
+
+@pytest.mark.slow
+def test_a_mesh_that_hangs_is_set_aside(clip_config: Path, tmp_path: Path) -> None:
+    import trimesh
+
+    folder = tmp_path / "root" / "things"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        trimesh.creation.box(extents=(1, 1, 1 + number)).export(folder / f"box{number}.off")
+    write_endless(folder / "endless.gltf")
+    os.mkfifo(folder / "pipe.obj")  # no regular file, so it is not even listed: opening it would block
+    (tmp_path / "m.toml").write_text(FOLDER_MANIFEST.format(model=clip_config))
+    store = tmp_path / "s.zarr"
+    options = ("--root", str(tmp_path / "root"), "--workers", "2", "--row-seconds", "5")
+    done = run(tmp_path / "m.toml", store, *options)
+    assert done.returncode == 3, done.stderr
+    assert "set aside: things/endless: took longer than 5 s, 2 times" in done.stderr
+    assert "pipe" not in done.stderr
+    with writing(store, "look") as opened:
+        ref = opened.ref()
+        assert opened.points(ref).ok.tolist() == opened.views(ref).ok.tolist()
+        assert sorted(zip(opened.registry.uid, opened.views(ref).ok.tolist(), strict=True)) == [
+            *((f"things/box{number}", True) for number in range(4)),
+            ("things/endless", False),
+        ]
+    assert_undamaged(store)
+
+
+@dataclass(frozen=True)
+class Deadly(Origin):
+    """Whoever loads one of the meshes is killed, as by the system when memory runs out."""
+
+    uid: str = ""
+
+    def load(self, row: Row) -> Mesh:
+        if row.name == self.uid:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(row)
+
+
+class DeadlyFlow(Flow):
+    @property
+    def _views(self) -> RenderedViews:
+        return RenderedViews(Deadly(self.manifest.source, None, "mug-0-00001"), self.manifest.render)
+
+
+@pytest.mark.slow
+def test_a_mesh_that_kills_the_renderer_is_set_aside(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
+    """Everything after goes without it; when it has stopped killing, `retry` makes the store whole."""
+    store, manifest = tmp_path / "s.zarr", load_manifest(small_manifest)
+    with Processes(2) as executor, writing(store, "all") as opened:
+        results = {result.kind: result for result in DeadlyFlow(manifest, None, opened, executor).all()}
+        reasons = {kind: {uid: f.reason for uid, f in r.failed.items()} for kind, r in results.items() if r.failed}
+        assert reasons == {"views": {"mug-0-00001": "its worker was killed 2 times (out of memory?)"}}
+        assert opened.targets(ref=opened.ref()).ok.sum(1).tolist() == [11, 11]
+    assert_undamaged(store)
+    assert digests(store) != digests(small_store)
+    with writing(store, "retry") as opened:
+        assert not any(result.failed for result in Flow(manifest, None, opened).retry())
+    assert digests(store) == digests(small_store)

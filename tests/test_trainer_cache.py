@@ -1,0 +1,138 @@
+"""The trainer's copy of a store's rows: built once, checked, shared, and refused where the store is damaged."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.store import FeatureStore
+from pipeline.store.receipts import Receipt
+from tests import trainer_store as tiny
+from trainer.cache import LOCK
+from trainer.config import DataConfig
+from trainer.data import load_dataset
+
+ROOT = Path(__file__).parents[1]
+BOTH = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
+
+
+@pytest.fixture
+def own_store(tmp_path: Path) -> FeatureStore:
+    """One to damage."""
+    return tiny.make_store(tmp_path / "own.zarr")
+
+
+def copies(store: FeatureStore) -> list[Path]:
+    """What lies in the folder of copies, but for the lock."""
+    return [path for path in (store.path / "cache").glob("*") if path.name != LOCK]
+
+
+def test_the_copy_is_made_once_and_again_when_damaged(own_store: FeatureStore) -> None:
+    first = load_dataset(own_store, BOTH)
+    (folder,) = copies(own_store)
+    assert sorted(p.name for p in folder.iterdir()) == ["image.npy", "sums.json", "xyz.npy"]
+    made = (folder / "xyz.npy").stat().st_mtime_ns
+    load_dataset(own_store, BOTH)
+    assert (folder / "xyz.npy").stat().st_mtime_ns == made
+
+    expected = first.image.clone()
+    damaged = bytearray((folder / "image.npy").read_bytes())
+    damaged[-3] ^= 1
+    (folder / "image.npy").unlink()  # the first data set still maps the old file
+    (folder / "image.npy").write_bytes(damaged)
+    assert torch.equal(load_dataset(own_store, BOTH).image, expected)
+    assert copies(own_store) == [folder]
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from pipeline.store import FeatureStore
+from trainer import cache, data
+from trainer.config import DataConfig
+store, log, mark = FeatureStore.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+build = cache._write_cache
+def write(*arguments):
+    with log.open("a") as file:
+        file.write(mark)
+    time.sleep(1.0)
+    build(*arguments)
+cache._write_cache = write
+(log.parent / mark).touch()
+while not all((log.parent / name).exists() for name in "ab"):
+    time.sleep(0.01)
+data.load_dataset(store, DataConfig(num_points=32))
+"""
+"""One of two processes that start to load at the same moment; each writes its mark when it builds a copy."""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_builds_the_copy(own_store: FeatureStore, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILD, str(own_store.path), str(tmp_path / "log")]
+    both = [subprocess.Popen([*command, mark], cwd=ROOT) for mark in "ab"]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text() in ("a", "b")
+    assert len(copies(own_store)) == 1
+
+
+DIE = """
+import os, signal, sys
+from pathlib import Path
+from trainer import cache
+with cache._only_builder(Path(sys.argv[1])):
+    Path(sys.argv[1], ".writing-half").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_builder_leaves_neither_lock_nor_litter(own_store: FeatureStore) -> None:
+    root = own_store.path / "cache"
+    root.mkdir()
+    killed = subprocess.run([sys.executable, "-c", DIE, str(root)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (root / ".writing-half").is_dir()
+    load_dataset(own_store, BOTH)
+    (folder,) = copies(own_store)
+    assert not folder.name.startswith(".")
+
+
+@pytest.mark.parametrize(("kind", "told"), [("points/points-key/xyz", ""), ("targets/image-key/feat", " of draw 0")])
+def test_a_damaged_shard_is_named(own_store: FeatureStore, kind: str, told: str) -> None:
+    # The second shard: rows 8 to 15.
+    path = sorted(p for p in (own_store.path / kind / "c").rglob("*") if p.is_file())[1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damage in (lambda: path.write_bytes(content), path.unlink):
+        damage()
+        with pytest.raises(
+            UserError, match=rf"{kind}: rows 8 to 15{told} cannot be read .*recon-pipeline verify"
+        ) as error:
+            load_dataset(own_store, BOTH)
+        assert "\n" not in str(error.value)
+    assert not copies(own_store)
+
+
+def test_the_copy_follows_the_store(own_store: FeatureStore) -> None:
+    before = load_dataset(own_store, BOTH)
+    changed = own_store.receipt_path("image-key", 0, 0)
+    receipt = Receipt.read(changed)
+    assert receipt is not None
+    replace(receipt, digests=("anew", *receipt.digests[1:])).write(changed)
+    after = load_dataset(FeatureStore.open(own_store.path), BOTH)
+    assert before.record["image"]["digest"] != after.record["image"]["digest"]
+    assert len(copies(own_store)) == 2
+
+
+def test_what_a_program_writes_into_the_maps_stays_out_of_the_files(own_store: FeatureStore) -> None:
+    data = load_dataset(own_store, BOTH)
+    (path,) = (own_store.path / "cache").glob("*/xyz.npy")
+    before = path.read_bytes()
+    data.xyz.zero_()
+    assert path.read_bytes() == before

@@ -1,0 +1,257 @@
+"""Samples and batches: what an epoch draws of a row, and the loader over memory-mapped or device-resident rows."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from trainer.config import DataConfig
+from trainer.data import Dataset
+from trainer.transforms import normalize, random_bits, random_integers, random_subset, random_uniform, rotate_y, stream
+
+T = TypeVar("T")
+
+RUN = 16
+"""Neighbouring points drawn together: 192 bytes, three whole cache lines of the map."""
+RUNS_FROM = 4096
+"""Points a row needs for that; of fewer, single points are drawn."""
+DRAWS = ("points", "draw", "view", "angle", "prompt", "caption")
+"""Names of the streams a sample's random bits come from."""
+_THREADS, _PART = 2, 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs on the device."""
+
+    points: Tensor
+    """[B, num_points, 3] float32, centred, scaled, rotated"""
+    image: Tensor
+    """[B, Di] float32"""
+    text: Tensor
+    """[B, Dt] float32"""
+    labels: Tensor
+    """[B] int64 category"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Samples start to stop."""
+        cut = slice(start, stop)
+        return Batch(self.points[cut], self.image[cut], self.text[cut], self.labels[cut])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What an epoch draws of some rows, as the store holds it: batches before their arithmetic."""
+
+    points: Tensor
+    """[B, num_points, 3] float32, raw"""
+    image: Tensor
+    """[B, Di] float16"""
+    text: Tensor
+    """[B, Dt] float16"""
+    angle: Tensor
+    """[B] float64, radians about y"""
+    labels: Tensor
+    """[B] int64 category"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the fields' order."""
+        return self.points, self.image, self.text, self.angle, self.labels
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
+        """The same with every tensor changed."""
+        return Samples(*map(change, self.tensors()))
+
+    def part(self, start: int, stop: int) -> Samples:
+        """Samples start to stop, without copying."""
+        return self.map(lambda tensor: tensor[start:stop])
+
+    def to_batch(self, config: DataConfig, device: torch.device) -> Batch:
+        """The arithmetic, on the device."""
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        points = normalize(moved.points)
+        if config.rotate:
+            points = rotate_y(points, moved.angle)
+        return Batch(points, moved.image.float(), moved.text.float(), moved.labels)
+
+
+class Loader(Protocol):
+    """Batches as a pure function of the step, so that a run can start at any of them."""
+
+    steps_per_epoch: int
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step counted from 0 over all epochs."""
+        ...
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps start to stop, prepared ahead where they come from the host's memory or the disk."""
+        ...
+
+
+class Batches:
+    """The loader over a `Dataset` that is mapped or lies on the device.
+
+    An epoch is a permutation of all rows; `rank` of `world_size` takes every world_size-th sample of each batch, so
+    together they see what one process would. What is drawn of a sample depends on (seed, epoch, row in the store).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """batch_size counts the samples of all ranks. UserError if not one batch comes of the data."""
+        self.steps_per_epoch = count_steps(len(dataset), batch_size, config)
+        self.resident = device.type == "cpu" or _fits(dataset, config, device)
+        self.dataset = dataset.to(device) if self.resident else dataset
+        self.config, self.batch_size, self.seed, self.device = config, batch_size, seed, device
+        self.rank, self.world_size = rank, world_size
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step counted from 0 over all epochs."""
+        return self.gather(step).to_batch(self.config, self.device)
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps start to stop; those gathered on the host are prepared ahead."""
+        steps = range(start, stop)
+        for samples in map(self.gather, steps) if self.resident else in_threads(self.gather, steps):
+            yield samples.to_batch(self.config, self.device)
+
+    def gather(self, step: int) -> Samples:
+        """A step's samples, where the data set lies; from the host to a GPU in pinned memory."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        samples = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        drawn = draw(self.dataset, samples[self.rank :: self.world_size], self.config, self.seed, epoch)
+        return drawn if self.resident else pinned(drawn, self.device)
+
+    def _shuffle(self, epoch: int) -> Tensor:
+        return random_bits(stream(self.seed, "order", epoch), self.dataset.row).argsort()
+
+
+def count_steps(num_rows: int, batch_size: int, config: DataConfig) -> int:
+    """Batches of an epoch. UserError where there is none."""
+    count = num_rows / batch_size
+    steps = math.floor(count) if config.drop_last else math.ceil(count)
+    if steps == 0:
+        raise UserError(
+            f"optim.batch_size {batch_size} is more than the {num_rows} rows there are: "
+            "lower it or set data.drop_last=false"
+        )
+    return steps
+
+
+def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: int) -> Samples:
+    """What an epoch draws of `samples` [B], indices into the data set: a function of seed, epoch and row alone."""
+    keys = torch.tensor([[stream(seed, name, epoch)] for name in DRAWS], device=samples.device)
+    # All in one call: in a batch of few samples, calls are what costs.
+    bits = dict(zip(DRAWS, random_bits(keys, data.row[samples]), strict=True))
+    choices = torch.tensor(config.draws or range(data.image.shape[0]), device=samples.device)
+    lane = choices[random_integers(bits["draw"], len(choices))]
+    view = random_integers(bits["view"], data.image.shape[2])
+    return Samples(
+        points=draw_points(data.xyz, samples, bits["points"], config.num_points),
+        image=data.image[lane, samples, view],
+        text=data.text[_prompts(data, samples, config, bits)],
+        angle=random_uniform(bits["angle"]) * (2 * math.pi),
+        labels=data.category[samples],
+    )
+
+
+def draw_points(xyz: Tensor, samples: Tensor, keys: Tensor, num_points: int) -> Tensor:
+    """`num_points` different points of each sample, in random order: [B, num_points, 3].
+
+    xyz: [N, P, 3]; samples: [B] indices into it; keys: [B] int64 random bits. A row's points are independent samples
+    of its surface, so any of them, chosen without a look at them, are as good as any other. From `RUNS_FROM` on they
+    are chosen in runs of `RUN` neighbours, which takes a sixteenth of the random numbers and of the cache misses.
+    """
+    num_stored = xyz.shape[1]
+    length = RUN if num_stored >= RUNS_FROM and num_stored % RUN == 0 else 1
+    runs, runs_a_row = xyz.view(-1, 3 * length), num_stored // length
+    # In parts whose random numbers fit a core's cache.
+    subsets = [random_subset(part, runs_a_row, -(-num_points // length)) for part in torch.split(keys, _PART)]
+    chosen = torch.cat(subsets) + samples[:, None] * runs_a_row
+    points = runs.index_select(0, chosen.view(-1))
+    return points.view(len(samples), chosen.shape[1] * length, 3)[:, :num_points]
+
+
+def _prompts(data: Dataset, samples: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
+    """[B] rows of the text features, one for each sample."""
+    choice = bits["prompt"]
+    own = data.captions[samples]
+    num_own = (own >= 0).sum(dim=1)
+    by_class = data.class_prompts[data.category[samples], random_integers(choice, data.class_prompts.shape[1])]
+    if config.captions == "class":
+        return by_class
+    by_shape = own.gather(1, random_integers(choice, num_own.clamp_min(1))[:, None])[:, 0]
+    take_own = num_own > 0
+    if config.captions == "both":
+        take_own &= random_integers(bits["caption"], 2) == 1
+    return torch.where(take_own, by_shape, by_class)
+
+
+def pinned(samples: Samples, device: torch.device) -> Samples:
+    """The same in memory a GPU copies from while the host goes on."""
+    return samples.map(Tensor.pin_memory) if device.type == "cuda" else samples
+
+
+def in_threads(function: Callable[[int], T], steps: range) -> Iterator[T]:
+    """`function` of each step, in order, computed a few steps ahead. Torch lets go of the GIL where it copies."""
+    with workers(_THREADS) as pool:
+        ahead: deque[Future[T]] = deque()
+        for step in steps:
+            ahead.append(pool.submit(function, step))
+            if len(ahead) > _THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+@contextmanager
+def workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in each of which torch computes on one core: its own threads within an operation wait for each other at
+    its end, and where the cores are busy with other work, for long.
+    """
+    inner, ready = torch.get_num_threads(), threading.Barrier(count + 1)
+
+    def alone() -> None:
+        torch.get_num_threads()  # a thread takes over the process's number when it first asks, and only then
+        torch.set_num_threads(1)
+        ready.wait()
+
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            pool.submit(alone)
+        ready.wait()
+        torch.set_num_threads(inner)  # the last number set is also that of every thread yet to start
+        yield pool
+
+
+def _fits(dataset: Dataset, config: DataConfig, device: torch.device) -> bool:
+    if config.device_resident != "auto":
+        return config.device_resident == "always"
+    free, _ = torch.cuda.mem_get_info(device)
+    return dataset.num_bytes() * 2 < free

@@ -1,0 +1,189 @@
+"""The loader for more than memory holds: the store's shards in a new order every epoch, through a bounded buffer."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from trainer.batches import Batch, Samples, count_steps, draw, pinned, workers
+from trainer.config import DataConfig
+from trainer.data import Dataset
+from trainer.reading import read_rows, shard_rows
+from trainer.transforms import random_bits, stream
+
+Key = tuple[int, int]
+"""Epoch, and number of the window in it."""
+
+
+class StreamBatches:
+    """The loader over a `Dataset` that is still in the store (`data.loader = "stream"`).
+
+    An epoch puts the blocks of rows that whole shards hold into a random order and cuts that sequence of rows into one
+    piece a rank. A rank goes through its piece in windows of consecutive blocks, as many as `data.buffer_gb` holds
+    samples of, and shuffles the rows inside each. All this is a function of seed, epoch and rank, and what is drawn of
+    a row is what `Batches` draws of it. A block is read once an epoch (twice where two ranks share it), the samples
+    are drawn as it is read, and the rest of it is let go of. Steps, and a step's samples a rank, are as many as there.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """batch_size counts the samples of all ranks. UserError if not one batch comes of the data."""
+        assert dataset.stored is not None, "a data set of loader map"
+        self.steps_per_epoch = count_steps(len(dataset), batch_size, config)
+        self.dataset, self.config, self.seed, self.device = dataset, config, seed, device
+        self.local_size = len(range(rank, batch_size, world_size))
+        used = min(len(dataset), self.steps_per_epoch * batch_size)
+        full, last = divmod(used, batch_size)
+        counts = [
+            full * len(range(r, batch_size, world_size)) + len(range(r, last, world_size)) for r in range(rank + 1)
+        ]
+        self._piece = slice(sum(counts[:rank]), sum(counts))
+        stored = dataset.stored
+        self.block_rows = math.lcm(shard_rows(stored.xyz), shard_rows(stored.image, 0))
+        sample_bytes = sum(tensor.nbytes for tensor in self._allocate(1).tensors())
+        self.window_rows = int(config.buffer_gb * 1e9) // sample_bytes
+        self._windows_of = lru_cache(maxsize=2)(self._plan)
+        self._window = lru_cache(maxsize=2)(self._read)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step counted from 0 over all epochs; reads the one or two windows it lies in."""
+        return self._assemble(step, self._window).to_batch(self.config, self.device)
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps start to stop; the next window is read while this one is used.
+
+        UserError for a damaged shard, when the windows before it are used up.
+        """
+        for samples in self.gathered(start, stop):
+            yield samples.to_batch(self.config, self.device)
+
+    def gathered(self, start: int, stop: int) -> Iterator[Samples]:
+        """`iterate` before the arithmetic: the steps' samples on the host."""
+        closed = threading.Event()
+        ahead: dict[Key, Future[Samples]] = {}
+        with workers(1) as pool:
+            try:
+                for step in range(start, stop):
+                    wanted = [key for key, _, _ in self._needed(step)]
+                    # Two at a time are enough, and no more than that are ever held.
+                    if len(wanted) == 1 and (following := self._following(wanted[0], stop)):
+                        wanted.append(following)
+                    for key in [key for key in ahead if key not in wanted]:
+                        del ahead[key]
+                    for key in wanted:
+                        if key not in ahead:
+                            ahead[key] = pool.submit(self._read, key, closed)
+                    yield self._assemble(step, lambda key: ahead[key].result())
+            finally:
+                closed.set()
+
+    def _assemble(self, step: int, window: Callable[[Key], Samples]) -> Samples:
+        parts = [window(key).part(start, stop) for key, start, stop in self._needed(step)]
+        if len(parts) == 1:
+            samples = parts[0]
+        elif parts:
+            samples = Samples(
+                *(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True))
+            )
+        else:
+            samples = self._allocate(0)  # an epoch's last samples can be fewer than the ranks
+        return pinned(samples, self.device)
+
+    def _needed(self, step: int) -> list[tuple[Key, int, int]]:
+        """The windows a step's samples lie in, and from where to where."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        start, needed = index * self.local_size, []
+        stop = start + self.local_size
+        for number, rows in enumerate(self._windows_of(epoch)):
+            if start < len(rows) and stop > 0:
+                needed.append(((epoch, number), max(start, 0), min(stop, len(rows))))
+            start, stop = start - len(rows), stop - len(rows)
+        return needed
+
+    def _following(self, key: Key, stop: int) -> Key | None:
+        """The window after one, if steps before `stop` need it."""
+        epoch, number = key
+        following = (epoch, number + 1) if number + 1 < len(self._windows_of(epoch)) else (epoch + 1, 0)
+        return following if any(following <= last for last, _, _ in self._needed(stop - 1)) else None
+
+    def _plan(self, epoch: int) -> list[Tensor]:
+        """Each window's indices into the data set, block by block."""
+        block = self.dataset.row // self.block_rows
+        # SplitMix64 gives different blocks different bits, so sorting rows by them keeps every block together.
+        order = random_bits(stream(self.seed, "blocks", epoch), block).argsort(stable=True)[self._piece]
+        ends = [*(block[order].diff().nonzero()[:, 0] + 1).tolist(), len(order)]
+        edges = [0]
+        for begin, end in pairwise([0, *ends]):
+            # A window holds a batch at the least, so that no batch lies in three of them.
+            if end - edges[-1] > self.window_rows and begin - edges[-1] >= self.local_size:
+                edges.append(begin)
+        return [order[start:stop] for start, stop in pairwise([*edges, len(order)]) if stop > start]
+
+    def _read(self, key: Key, closed: threading.Event | None = None) -> Samples:
+        """A window's samples in the order they are used in; cut short once `closed` is set."""
+        epoch, number = key
+        indices = self._windows_of(epoch)[number]
+        rows = self.dataset.row[indices]
+        place = random_bits(stream(self.seed, "order", epoch), rows).argsort().argsort()
+        window = self._allocate(len(indices))
+        ends = (rows // self.block_rows).diff().nonzero()[:, 0] + 1
+        for part in torch.arange(len(indices)).tensor_split(ends):
+            if closed is not None and closed.is_set():
+                break
+            drawn = self._read_block(indices[part], epoch)
+            for ours, theirs in zip(window.tensors(), drawn.tensors(), strict=True):
+                ours[place[part]] = theirs
+        return window
+
+    def _read_block(self, indices: Tensor, epoch: int) -> Samples:
+        """The samples of rows of one block. UserError for a damaged shard or features that are not finite."""
+        data, stored = self.dataset, self.dataset.stored
+        assert stored is not None
+        rows = data.row[indices].numpy()
+        start = int(rows[0]) // self.block_rows * self.block_rows
+        stop = start + self.block_rows
+        # Only the draws that are chosen among are read, so here they are all there is.
+        lanes = self.config.draws or range(data.image.shape[0])
+        block = replace(
+            data,
+            xyz=torch.from_numpy(read_rows(stored.xyz, start, stop)[rows - start]),
+            image=torch.from_numpy(
+                np.stack([read_rows(stored.image, start, stop, lane)[rows - start] for lane in lanes])
+            ),
+            captions=data.captions[indices],
+            category=data.category[indices],
+            row=data.row[indices],
+        )
+        drawn = draw(block, torch.arange(len(rows)), replace(self.config, draws=()), self.seed, epoch)
+        for what, values in (("points", drawn.points), ("image features", drawn.image)):
+            if not values.isfinite().all():
+                raise UserError(f"{what}: not finite in the store's rows from {start} on; compute them again")
+        return drawn
+
+    def _allocate(self, count: int) -> Samples:
+        data = self.dataset
+        return Samples(
+            points=torch.empty(count, self.config.num_points, 3),
+            image=torch.empty(count, data.image_dim, dtype=data.image.dtype),
+            text=torch.empty(count, data.text_dim, dtype=data.text.dtype),
+            angle=torch.empty(count, dtype=torch.float64),
+            labels=torch.empty(count, dtype=torch.int64),
+        )
