@@ -164,7 +164,7 @@ class Flow:
     def _up_to_date(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
         """The rows that the stage has nothing more to do for."""
         todo = {row.index for task in plan_stage(self.store, stage, rows).tasks for row in task.rows}
-        return [row for row in rows if row.index not in todo]
+        return [row for row in rows if row.index not in todo] if todo else list(rows)
 
     @property
     def _origin(self) -> Origin:

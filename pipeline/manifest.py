@@ -73,7 +73,7 @@ class Manifest(Strict):
     features: FeatureRecipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shape:
     """One shape a manifest lists.
 
@@ -136,16 +136,19 @@ def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
     source = manifest.source
     if isinstance(source, ProceduralSource):
         share = Fraction(str(manifest.test_fraction))  # exactly as written: 0.2 is a fifth
+        indices = range(source.shapes_per_category)
+        splits = ["test" if int((index + 1) * share) > int(index * share) else "train" for index in indices]
+        version = f"procedural-{procedural.VERSION}"
         return [
             Shape(
                 uid=f"{category}-{source.seed}-{index:05d}",
                 dataset=manifest.name,
                 category=category,
-                split="test" if int((index + 1) * share) > int(index * share) else "train",
+                split=splits[index],
                 source=f"{category}:{source.seed}:{index}",
-                fingerprint=f"procedural-{procedural.VERSION}",
+                fingerprint=version,
             )
-            for index in range(source.shapes_per_category)
+            for index in indices
             for category in source.categories
         ]
     root = require_root(manifest, root)

@@ -339,7 +339,8 @@ def finite_block(feat: np.ndarray) -> Block:
 def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:
     """A manifest's shapes as rows of the meshes stage, in the store's order."""
     number = registry.numbers(shapes[0].dataset)
-    rows = [Row(number[s.uid], s.uid, digest_of(s.fingerprint), True, s.source) for s in shapes]
+    inputs = {fingerprint: digest_of(fingerprint) for fingerprint in {shape.fingerprint for shape in shapes}}
+    rows = [Row(number[s.uid], s.uid, inputs[s.fingerprint], True, s.source) for s in shapes]
     return sorted(rows, key=lambda row: row.index)
 
 
@@ -347,13 +348,14 @@ def mesh_rows(store: FeatureStore, meshes: Meshes, rows: Sequence[Row]) -> list[
     """The same shapes as rows of a stage that works on meshes: what counts now is the mesh's digest."""
     key = digest_of(meshes.recipe)
     digests = read_column(store.kind_group("meshes", key), "digest", rows[-1].index + 1)
-    return with_upstream(store, key, [replace(row, inputs=digests[row.index]) for row in rows])
+    ok = store.ok(key, rows[-1].index + 1).tolist()
+    return [Row(r.index, r.name, digests[r.index] if ok[r.index] else "", ok[r.index], r.source) for r in rows]
 
 
 def with_upstream(store: FeatureStore, key: str, rows: Sequence[Row]) -> list[Row]:
     """Rows of a stage that reads what `key` made: ready where that is there."""
-    ok = store.ok(key, rows[-1].index + 1)
-    return [replace(r, inputs=r.inputs if ok[r.index] else "", ready=bool(ok[r.index])) for r in rows]
+    ok = store.ok(key, rows[-1].index + 1).tolist()
+    return [r if ok[r.index] else replace(r, inputs="", ready=False) for r in rows]
 
 
 def prompt_rows(prompts: Sequence[str]) -> list[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,20 +45,19 @@ def test_every_make_target_exists(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(
-    tmp_path_factory: pytest.TempPathFactory, small_store: Path, small_manifest: Path, clip_config: Path
-) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, clip_config: Path) -> Path:
     """A folder laid out as the manuals assume, with small things in it."""
+    from pipeline.flow import Flow
+    from pipeline.manifest import load_manifest
+    from pipeline.store import FeatureStore
     from tests.test_pipeline import folder_manifest
 
     place = tmp_path_factory.mktemp("docs")
-    shutil.copytree(small_store, place / "stores" / "demo.zarr")
-    (place / "stores" / "demo.zarr" / "refs" / "small.json").rename(
-        place / "stores" / "demo.zarr" / "refs" / "demo.json"
-    )
     (place / "data_manifests").mkdir()
     demo = small_manifest.read_text().replace('name = "small"', 'name = "demo"')
     (place / "data_manifests" / "demo.toml").write_text(demo)
+    store = FeatureStore.create(place / "stores" / "demo.zarr")
+    Flow(load_manifest(place / "data_manifests" / "demo.toml"), None, store).all()
     folder_manifest(place, clip_config).rename(place / "data_manifests" / "folder.toml")
     for category in ("chairs", "tables"):
         (place / "my" / "meshes" / category).mkdir(parents=True)

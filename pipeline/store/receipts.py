@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,8 @@ class Receipt:
 
     def write(self, path: Path) -> None:
         """The file's first field, "sum", digests the text after it, so that a flipped bit shows."""
-        write_atomically(path, _sealed(canonical_json(asdict(self))[1:]))
+        fields = {**vars(self), "failed": {uid: vars(failure) for uid, failure in self.failed.items()}}
+        write_atomically(path, _sealed(canonical_json(fields)[1:]))
 
 
 _SEAL = len('{"sum":"0123456789abcdef",')
