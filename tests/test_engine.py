@@ -184,6 +184,16 @@ def test_equal_inputs_are_computed_once_and_copied(store: FeatureStore, monkeypa
     assert run_stage(store, stage, rows, InProcess()).computed == 0
 
 
+def test_a_twin_that_changes_in_the_same_run_is_not_copied(store: FeatureStore) -> None:
+    """Two files swapped: each row's new inputs are those the other was done from, and is about to lose."""
+    stage = Squares(contents=True)
+    key = run_stage(store, stage, [Row(0, "3", "three"), Row(1, "4", "four")], InProcess()).key
+    run_stage(store, stage, [Row(0, "4", "four"), Row(1, "3", "three")], InProcess())
+    assert numbers(store, key) == [16, 9]
+    run_stage(store, stage, [Row(0, "5", "five"), Row(1, "3", "three"), Row(2, "4", "four")], InProcess())
+    assert numbers(store, key) == [25, 9, 16]
+
+
 def test_a_bad_row_is_found_in_a_batch_that_fails(store: FeatureStore) -> None:
     result = run_stage(store, Batched(), rows_of(["1", "2", "odd", "4", "5"]), InProcess())
     assert set(result.failed) == {"odd"}

@@ -79,10 +79,11 @@ def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StageP
                 held_rows += sum(receipt.ok)
                 current = {row.name for row in wanted if done.get(row.index) == row.inputs}
                 failed |= {name: failure for name, failure in receipt.failed.items() if name in current}
-                if stage.by_content(lane):
-                    lines = zip(range(*receipt.rows), receipt.inputs, receipt.ok, strict=True)
-                    made |= {inputs: index for index, inputs, ok in lines if ok}
             missing = [row for row in wanted if done.get(row.index) != row.inputs]
+            if done and stage.by_content(lane):
+                lost = {row.index for row in missing}  # done from other inputs, and computed again before any copy
+                lines = zip(done.items(), receipt.ok, strict=True)
+                made |= {inputs: index for (index, inputs), ok in lines if ok and index not in lost}
             if missing:
                 missing_of[number] = missing
                 stale += sum(bool(done.get(row.index)) for row in missing)

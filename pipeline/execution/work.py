@@ -153,7 +153,8 @@ def _copied(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
     for row in rows:
         source = task.copies[row.index]
         receipt = Receipt.read(store.receipt_path(shard.key, shard.lane, source // shard.shard_rows))
-        if receipt and source < receipt.rows[1] and receipt.ok[source - receipt.rows[0]]:
+        at = source - receipt.rows[0] if receipt else 0
+        if receipt and at < len(receipt.ok) and receipt.ok[at] and receipt.inputs[at] == row.inputs:
             made[row.index] = [column[(*lane, source)] for column in columns]
     return made
 
