@@ -72,7 +72,8 @@ class Flow:
     begin: Callable[[str, StagePlan], None] = lambda stage, plan: None
 
     def __post_init__(self) -> None:
-        self._rows: list[Row] | None = None
+        self._listed: list[Row] | None = None
+        self._meshed: list[Row] | None = None
         self._results: dict[str, StageResult] = {}
         self.mended: list[str] = []
 
@@ -80,38 +81,53 @@ class Flow:
 
     def ingest(self) -> list[StageResult]:
         """Register the shapes and read every mesh once."""
-        self._mesh_rows()
-        return [self._results["meshes"]]
+        self._listed_rows()
+        if self._has_meshes:
+            self._mesh_rows()
+        return self._done
 
     def sample(self) -> list[StageResult]:
-        """Surface points."""
-        return [*self.ingest(), self._run(self._points, self._mesh_rows())]
+        """Points: of the surface, or the source's own."""
+        self.ingest()
+        self._run(self._points, self._listed_rows() if self._has_clouds else self._mesh_rows())
+        return self._done
 
     def render(self) -> list[StageResult]:
-        """Views."""
-        return [*self.ingest(), self._run(self._views, self._mesh_rows())]
+        """Views. UserError for a data set without meshes."""
+        if not self._has_meshes:
+            name = self.manifest.name
+            raise UserError(f"manifest {name!r} has ready-made clouds and no meshes: there is nothing to render")
+        self._run(self._views, self._mesh_rows())
+        return self._done
 
     def caption(self) -> list[StageResult]:
         """Captions a shape."""
-        return [*self.ingest(), self._run(self._captions, self._mesh_rows())]
+        self.ingest()
+        if self._has_meshes:
+            self._run(self._captions, self._mesh_rows())
+        return self._done
 
     def features(self) -> list[StageResult]:
-        """Every teacher's features of views and words."""
-        results = [*self.render(), self.caption()[-1]]
-        seen = with_upstream(self.store, digest_of(self._views.recipe), self._mesh_rows())
+        """Every teacher's features of views, where there are such, and of words."""
+        if self._has_meshes:
+            self.render()
+        self.caption()
         for spec in self.manifest.features.teachers:
             images, text = self._teacher_stages(spec)
-            results.append(self._run(images, seen, spec.name))
+            if self._has_meshes:
+                seen = with_upstream(self.store, digest_of(self._views.recipe), self._mesh_rows())
+                self._run(images, seen, spec.name)
             if text is not None:
                 key = digest_of(text.recipe)
                 self.store.require_key("text", key, text.recipe, text.columns, text.attributes)
                 self.store.append_prompts(key, self._prompts())
-                results.append(self._run(text, prompt_rows(self.store.prompts(key)), spec.name))
-        return results
+                self._run(text, prompt_rows(self.store.prompts(key)), spec.name)
+        return self._done
 
     def all(self) -> list[StageResult]:
         """Every stage."""
-        return [*self.sample(), *self.features()[1:]]
+        self.sample()
+        return self.features()
 
     def retry(self) -> list[StageResult]:
         """Every stage, after everything in the store was checked: what is damaged or was set aside is done again."""
@@ -123,22 +139,27 @@ class Flow:
 
     def upstream(self) -> tuple[Stage, ...]:
         """The stages that others build on."""
-        return Meshes(self._origin), self._views
+        return (Meshes(self._origin), self._views) if self._has_meshes else ()
 
     def stages(self) -> Iterator[StageRows]:
         """Every stage with what can be said of its rows now; writes nothing."""
-        rows = self._registered_rows()
-        meshes = Meshes(self._origin)
-        yield StageRows("meshes", meshes, rows, len(self.shapes) - len(rows))
-        rows = self._up_to_date(meshes, rows)
-        after = mesh_rows(self.store, meshes, rows) if rows else []
-        for stage in (self._points, self._views, self._captions):
-            yield StageRows(stage.kind, stage, after, len(self.shapes) - len(after))
-        seen = self._up_to_date(self._views, after)
-        seen = with_upstream(self.store, digest_of(self._views.recipe), seen) if seen else []
+        rows = after = self._registered_rows()
+        seen: Sequence[Row] = []
+        if self._has_clouds:
+            yield StageRows("points", self._points, rows, len(self.shapes) - len(rows))
+        if self._has_meshes:
+            meshes = Meshes(self._origin)
+            yield StageRows("meshes", meshes, rows, len(self.shapes) - len(rows))
+            rows = self._up_to_date(meshes, rows)
+            after = mesh_rows(self.store, meshes, rows) if rows else []
+            for stage in (self._points, self._views, self._captions)[self._has_clouds :]:
+                yield StageRows(stage.kind, stage, after, len(self.shapes) - len(after))
+            seen = self._up_to_date(self._views, after)
+            seen = with_upstream(self.store, digest_of(self._views.recipe), seen) if seen else []
         for spec in self.manifest.features.teachers:
             images, text = self._teacher_stages(spec)
-            yield StageRows(f"targets {spec.name}", images, seen, len(self.shapes) - len(seen))
+            if self._has_meshes:
+                yield StageRows(f"targets {spec.name}", images, seen, len(self.shapes) - len(seen))
             if text is not None:
                 key = digest_of(text.recipe)
                 there = (self.store.path / "text" / key).is_dir()
@@ -167,6 +188,14 @@ class Flow:
         return [row for row in rows if row.index not in todo] if todo else list(rows)
 
     @property
+    def _has_meshes(self) -> bool:
+        return self.manifest.source.has_meshes
+
+    @property
+    def _has_clouds(self) -> bool:
+        return self.manifest.source.has_clouds
+
+    @cached_property
     def _origin(self) -> Origin:
         return origin_of(self.manifest, self.root)
 
@@ -182,15 +211,25 @@ class Flow:
     def _captions(self) -> Captions:
         return Captions(self._origin)
 
-    def _mesh_rows(self) -> list[Row]:
-        """The shapes with their meshes' digests; registers and reads them on the first call."""
-        if self._rows is None:
+    def _listed_rows(self) -> list[Row]:
+        """The shapes as the source lists them; registers them on the first call."""
+        if self._listed is None:
             register(self.store, self.shapes)
-            meshes = Meshes(self._origin)
-            rows = shape_rows(self.store.registry, self.shapes)
+            self._listed = shape_rows(self.store.registry, self.shapes)
+        return self._listed
+
+    def _mesh_rows(self) -> list[Row]:
+        """The shapes with their meshes' digests; reads them on the first call."""
+        if self._meshed is None:
+            meshes, rows = Meshes(self._origin), self._listed_rows()
             self._run(meshes, rows)
-            self._rows = mesh_rows(self.store, meshes, rows)
-        return self._rows
+            self._meshed = mesh_rows(self.store, meshes, rows)
+        return self._meshed
+
+    @property
+    def _done(self) -> list[StageResult]:
+        """What ran so far, in its order."""
+        return list(self._results.values())
 
     def _run(self, stage: Stage, rows: Sequence[Row], teacher: str | None = None) -> StageResult:
         """Run a stage once a flow and note its key under the manifest's name."""
@@ -219,19 +258,13 @@ class Flow:
         mine = self.store.rows(ref)
         categories = sorted({registry.categories[number] for number in registry.category[mine]})
         prompts = [prompt for name in categories for prompt in class_prompts(name)]
-        captions = self.store.captions(ref)
-        return prompts + [caption for row in mine for caption in captions[row] if caption]
+        captions = self.store.captions(ref) if "captions" in ref.keys else []
+        return prompts + [caption for row in mine if captions for caption in captions[row] if caption]
 
 
 def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:
     """Give every new shape a row, and note what the manifest says differently now of those that have one."""
-    seen: dict[str, Shape] = {}
-    for shape in shapes:
-        if shape.uid in seen:
-            raise UserError(
-                f"two shapes share the uid {shape.uid!r}: {seen[shape.uid].source} and {shape.source}; rename one"
-            )
-        seen[shape.uid] = shape
+    seen = {shape.uid: shape for shape in shapes}
     rows: dict[str, int] = {}
     if store.has_registry:
         registry = store.registry

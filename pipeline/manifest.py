@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
-from dataclasses import dataclass
-from fractions import Fraction
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import UserError
-from pipeline.mesh import Mesh
 from pipeline.render import RenderConfig
-from pipeline.sources import folder, procedural
+from pipeline.sources.folder import FolderSource
+from pipeline.sources.procedural.source import ProceduralSource
+from pipeline.sources.source import Strict
 from pipeline.teachers import TeacherSpec
 
-
-class Strict(BaseModel):
-    """A table of the manifest: every field is known, typed and immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ProceduralSource(Strict):
-    """Shapes drawn from parameters and a seed; needs no files."""
-
-    layout: Literal["procedural"]
-    categories: tuple[str, ...] = tuple(procedural.CATEGORIES)
-    """ShapeNet-55 names, a subset of `procedural.CATEGORIES`."""
-    shapes_per_category: int = Field(default=40, ge=1)
-    seed: int = Field(default=0, ge=0, lt=1_000_000)
-    """Seeds from 1,000,000 up belong to the embedded teacher's own training shapes."""
-
-
-class FolderSource(Strict):
-    """Mesh files under `root/<class>/`; the root is given by `--root`."""
-
-    layout: Literal["folder"]
-    up: str = "+Y"
-    front: str = "+Z"
-    split_seed: int = 0
+AnySource = ProceduralSource | FolderSource
 
 
 class SampleRecipe(Strict):
-    """Surface points."""
+    """Surface points, or the choice among ready-made ones."""
 
-    num_points: int = Field(default=8192, ge=1)
+    num_points: int = Field(default=8192, ge=1, le=1 << 20)
     seed: int = 0
 
 
@@ -66,8 +45,17 @@ class Manifest(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     description: str = ""
     licence: str = ""
+    obtain: str = ""
+    """How to get the files."""
+    units: str = ""
+    """Of the files' coordinates."""
+    root_variable: str = ""
+    """The environment variable that names the root where --root does not."""
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
-    source: Annotated[ProceduralSource | FolderSource, Field(discriminator="layout")]
+    """Of shapes whose split no list names."""
+    expected: dict[str, int] = {}
+    """Split -> number of shapes in the data set as published; `recon-pipeline check` compares."""
+    source: Annotated[AnySource, Field(discriminator="layout")]
     sample: SampleRecipe = SampleRecipe()
     render: RenderConfig = RenderConfig()
     features: FeatureRecipe
@@ -75,11 +63,7 @@ class Manifest(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One shape a manifest lists.
-
-    `source` tells its reader where it lies (a path relative to the root, or the draw's index); `fingerprint` changes
-    when that source seems to have changed, cheaply enough to ask on every run.
-    """
+    """One shape a manifest lists; see `sources.source.Listed`."""
 
     uid: str
     dataset: str
@@ -87,6 +71,7 @@ class Shape:
     split: str
     source: str
     fingerprint: str
+    captions: tuple[str, ...] = ()
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -98,13 +83,28 @@ def nearest(word: str, known: list[str]) -> str:
 def _explain(path: Path, error: ValidationError) -> UserError:
     """The first of pydantic's complaints as one line with the file, the field and the mend."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    place = [str(part) for part in first["loc"]]
+    if place[0] == "source" and len(place) > 2:
+        del place[1]  # the layout, by which pydantic found the right table
+    where = ".".join(place)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        name = str(first["loc"][-1])
-        models = (Manifest, ProceduralSource, FolderSource, SampleRecipe, FeatureRecipe, TeacherSpec)
-        known = [name for model in models for name in model.model_fields] + [*RenderConfig.__dataclass_fields__]
-        return UserError(f"{path}: unknown field {where!r}{nearest(name, known)}; remove or rename it")
-    return UserError(f"{path}: field {where!r}: {first['msg']}")
+        return UserError(
+            f"{path}: unknown field {where!r}{nearest(place[-1], [*_fields(Manifest)])}; remove or rename it"
+        )
+    return UserError(f"{path}: field {where!r}: {first['msg'].removeprefix('Value error, ')}")
+
+
+def _fields(table: Any) -> Iterator[str]:
+    """Names of all fields of a table and of the tables in it."""
+    if isinstance(table, types.GenericAlias | types.UnionType) or get_args(table):
+        for inner in get_args(table):
+            yield from _fields(inner)
+    elif isinstance(table, type) and issubclass(table, BaseModel):
+        for name, info in table.model_fields.items():
+            yield name
+            yield from _fields(info.annotation)
+    elif is_dataclass(table):
+        yield from table.__dataclass_fields__
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -120,11 +120,6 @@ def load_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate(data)
     except ValidationError as error:
         raise _explain(path, error) from error
-    if isinstance(manifest.source, ProceduralSource):
-        for category in manifest.source.categories:
-            if category not in procedural.CATEGORIES:
-                hint = nearest(category, list(procedural.CATEGORIES))
-                raise UserError(f"{path}: field 'source.categories': no embedded shapes for {category!r}{hint}")
     names = [spec.name for spec in manifest.features.teachers]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
@@ -132,48 +127,27 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
-    """Every shape of the data set, in an order that interleaves the categories so that any prefix is a fair sample."""
-    source = manifest.source
-    if isinstance(source, ProceduralSource):
-        share = Fraction(str(manifest.test_fraction))  # exactly as written: 0.2 is a fifth
-        indices = range(source.shapes_per_category)
-        splits = ["test" if int((index + 1) * share) > int(index * share) else "train" for index in indices]
-        version = f"procedural-{procedural.VERSION}"
-        return [
-            Shape(
-                uid=f"{category}-{source.seed}-{index:05d}",
-                dataset=manifest.name,
-                category=category,
-                split=splits[index],
-                source=f"{category}:{source.seed}:{index}",
-                fingerprint=version,
-            )
-            for index in indices
-            for category in source.categories
-        ]
-    root = require_root(manifest, root)
-    listed = folder.list_folder(root)
-    shapes = []
-    for uid, category, relative in listed:
-        status = (root / relative).stat()
-        split = folder.split_of(uid, manifest.test_fraction, source.split_seed)
-        shapes.append(Shape(uid, manifest.name, category, split, relative, f"{status.st_size}-{status.st_mtime_ns}"))
-    return shapes
+    """Every shape of the data set in the source's order. UserError for two of one uid."""
+    source, shapes = manifest.source, {}
+    for item in source.shapes(root_of(manifest, root)):
+        if item.uid in shapes:
+            other = shapes[item.uid].source
+            raise UserError(f"two shapes share the uid {item.uid!r}: {other} and {item.source}; rename one")
+        split = item.split or source.split_of(item.uid, manifest.test_fraction)
+        shapes[item.uid] = Shape(
+            item.uid, manifest.name, item.category, split, item.source, item.fingerprint, item.captions
+        )
+    return list(shapes.values())
 
 
-def require_root(manifest: Manifest, root: Path | None) -> Path:
-    """The data set's root, or one line on how to name it."""
+def root_of(manifest: Manifest, root: Path | None) -> Path:
+    """The data set's root, given or from the manifest's environment variable; else one line on how to name it."""
+    if not manifest.source.reads_files:
+        return Path()
+    variable = manifest.root_variable
+    if root is None and variable and os.environ.get(variable):
+        root = Path(os.environ[variable])
     if root is None:
-        raise UserError(f"manifest {manifest.name!r} reads files: say where they lie with --root DIR")
+        also = f" or the environment variable {variable}" if variable else ""
+        raise UserError(f"manifest {manifest.name!r} reads files: say where they lie with --root DIR{also}")
     return root
-
-
-def load_shape(source: ProceduralSource | FolderSource, root: Path | None, reference: str) -> Mesh:
-    """The mesh behind `Shape.source`. UserError says why it cannot be used."""
-    if isinstance(source, ProceduralSource):
-        category, seed, index = reference.split(":")
-        return procedural.build(category, procedural.shape_seed(category, int(seed), int(index)))
-    from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; procedural runs do without
-
-    assert root is not None
-    return load_mesh(root / reference, root, up=source.up, front=source.front)

@@ -1,16 +1,19 @@
-"""A mesh's surface as arrays, and seeded, area-weighted points with normals, colours and part labels."""
+"""Seeded points with normals, colours and part labels: area-weighted from a surface, or chosen from a ready-made cloud."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import fpsample
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.mesh import Floats, Ints, Mesh, Primitive
-from pipeline.meshfile import concatenate, corner_normals
+from pipeline.meshfile import MeshError, concatenate, corner_normals
+from pipeline.sources.source import Cloud
 
 VERSION = 1  # raise it when the same mesh and seed give other points
+UNKNOWN_COLOR = 128  # linear mid grey, as of meshes that say nothing of colour
 MAX_REDRAWS = 8  # of points that fall on transparent texels, before they are kept where they fell
 
 
@@ -95,6 +98,56 @@ def sample_points(mesh: Mesh, num_points: int, seed: int) -> PointSample:
     part_of = np.array([parts.index(p.part) for p in mesh.primitives], np.uint8)
     color = np.rint(255 * np.clip(_colors(mesh, primitive, face, weight), 0, 1)).astype(np.uint8)
     return PointSample(xyz.astype(np.float32), normal.astype(np.float32), color, part_of[primitive])
+
+
+def take_points(cloud: Cloud, num_points: int, seed: int) -> PointSample:
+    """`num_points` of a ready-made cloud, in its order.
+
+    A seeded subset where it has more; where it has fewer, all of them and then seeded repeats. Raises MeshError for a
+    cloud without points, with values that are not finite, or all in one place.
+    """
+    xyz = cloud.xyz.astype(np.float32)
+    if len(xyz) == 0:
+        raise MeshError("no-points", "the cloud is empty")
+    if not np.isfinite(xyz).all() or (cloud.normal is not None and not np.isfinite(cloud.normal).all()):
+        raise MeshError("non-finite", "the cloud has values that are not finite")
+    if not np.ptp(xyz, axis=0).any():
+        raise MeshError("degenerate", "all points of the cloud lie in one place")
+    rng = np.random.default_rng(seed)
+    if num_points <= len(xyz):
+        chosen = np.sort(rng.permutation(len(xyz))[:num_points]) if num_points < len(xyz) else np.arange(num_points)
+    else:
+        chosen = np.concatenate([np.arange(len(xyz)), rng.integers(0, len(xyz), num_points - len(xyz))])
+    normal = np.zeros_like(xyz) if cloud.normal is None else cloud.normal.astype(np.float32)
+    color = np.full_like(xyz, UNKNOWN_COLOR, np.uint8) if cloud.color is None else cloud.color
+    part = np.zeros(len(xyz), np.uint8) if cloud.part is None else cloud.part
+    return PointSample(xyz[chosen], normal[chosen], color[chosen], part[chosen])
+
+
+def farthest_point_order(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
+    """A permutation [P] of points [P, 3] of which every prefix is a farthest point sample.
+
+    Each point is the farthest from all before it (Eldar et al. 1997), the first is arbitrary but fixed; points that
+    equal an earlier one come last.
+    """
+    order: NDArray[np.int64] = np.asarray(
+        fpsample.bucket_fps_kdline_sampling(xyz, len(xyz), h=_tree_height(len(xyz)), start_idx=0), np.int64
+    )
+    # Once only copies of chosen points are left, the library names chosen ones again.
+    first = np.sort(np.unique(order, return_index=True)[1])
+    left = np.setdiff1d(np.arange(len(xyz)), order)
+    return np.concatenate([order[first], left])
+
+
+def _tree_height(num_points: int) -> int:
+    """Of the k-d tree that prunes: the fastest measured for thousands of points, less where there are few."""
+    return max(1, min(5, int(np.log2(num_points)) - 1))
+
+
+def point_frame(xyz: NDArray[np.float32]) -> Floats:
+    """[4]: the centroid of points [P, 3] and the largest distance from it, by which trainers normalise."""
+    center = xyz.mean(0, dtype=np.float64)
+    return np.append(center, np.linalg.norm(xyz - center, axis=1).max())
 
 
 def _draw(rng: np.random.Generator, cumulative: Floats, num_points: int) -> tuple[Ints, Floats]:

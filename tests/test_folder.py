@@ -3,7 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.sources.folder import list_folder, split_of
+from pipeline.sources.folder import FolderSource, list_folder
+
+
+def split_of(uid, fraction, seed):
+    return FolderSource(layout="folder", split_seed=seed).split_of(uid, fraction)
 
 
 def fill(root, *names):

@@ -29,7 +29,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.errors import UserError
 from pipeline.store import twins
-from pipeline.store.receipts import Failure, Receipt, canonical_json, digest_of, write_atomically
+from pipeline.store.receipts import DamagedStore, Failure, Receipt, canonical_json, digest_of, write_atomically
 from pipeline.store.records import Column, Points, Ref, Registry, Targets, Text, Views
 
 FORMAT = {"format": "recon-store", "version": 2}
@@ -141,8 +141,9 @@ class FeatureStore:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
         ref = self.ref(ref)
         key, group = self._of_ref("points", ref, "sample")
-        xyz, normal, color, part = (cast("zarr.Array[Any]", group[name]) for name in ("xyz", "normal", "color", "part"))
-        return Points(key, xyz, normal, color, part, self._finished(ref, key))
+        names = ("xyz", "normal", "color", "part", "order", "frame")
+        arrays = [cast("zarr.Array[Any]", group[name]) for name in names]
+        return Points(key, *arrays, ok=self._finished(ref, key))
 
     def views(self, ref: Ref | str | None = None) -> Views:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
@@ -184,7 +185,7 @@ class FeatureStore:
                 category = self.registry.categories[number]
                 raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
         classes = np.array([[row[p] if n in used else -1 for p in lines] for n, lines in enumerate(wanted)], np.int64)
-        captions = self.captions(ref)
+        captions = self.captions(ref) if "captions" in ref.keys else [[] for _ in self.registry.uid]
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
         return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
 
@@ -216,18 +217,21 @@ class FeatureStore:
         mine[self.rows(ref)] = True
         return ok & mine
 
-    def failures(self, key: str) -> dict[str, Failure]:
-        """Rows set aside under a key, by uid."""
-        failed: dict[str, Failure] = {}
+    def failures(self, key: str) -> dict[int, Failure]:
+        """Rows set aside under a key, of any data set; `names` says what they are called."""
+        failed: dict[int, Failure] = {}
         for path in sorted((self.path / "receipts" / key).glob("*.json")):
             receipt = Receipt.read(path)
             failed |= receipt.failed if receipt else {}
         return failed
 
+    def names(self, key: str) -> list[str]:
+        """What the rows of a key are called: the shapes' uids, or the prompts."""
+        return self.prompts(key) if self._kind_of(key) == "text" else self.registry.uid
+
     def digest(self, key: str) -> str:
         """A digest of the key's logical contents: independent of chunks, shards, workers and order."""
-        kind = self._kind_of(key)
-        names = self.prompts(key) if kind == "text" else self.registry.uid
+        names = self.names(key)
         lines = []
         for path in (self.path / "receipts" / key).glob("*.json"):
             receipt = Receipt.read(path)
@@ -268,7 +272,7 @@ class FeatureStore:
         try:
             return cast(zarr.Group, self.group[name])
         except Exception as error:  # zarr and json raise what they like of damaged metadata
-            raise UserError(f"{self.path}/{name}: unreadable ({error}); {VERIFY}") from error
+            raise DamagedStore(f"{self.path}/{name}: unreadable ({error}); {VERIFY}") from error
 
     def receipt_path(self, key: str, lane: int, shard: int) -> Path:
         return self.path / "receipts" / key / f"{lane}-{shard:06d}.json"
@@ -430,7 +434,7 @@ def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
         array = cast("zarr.Array[Any]", group[name])
         values = cast(list[Any], np.asarray(array[:rows]).tolist())
     except Exception as error:  # so do codecs of damaged data
-        raise UserError(f"{group.store_path}/{name}: unreadable ({error}); {VERIFY}") from error
+        raise DamagedStore(f"{group.store_path}/{name}: unreadable ({error}); {VERIFY}") from error
     blank: list[Any] = np.full((rows - len(values), *array.shape[1:]), "").tolist()
     return values + blank
 

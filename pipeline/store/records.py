@@ -57,17 +57,21 @@ class Ref:
 
 @dataclass(frozen=True)
 class Points:
-    """Surface points, raw (neither centred nor scaled), +Y up, +Z front."""
+    """Points, raw (neither centred nor scaled), +Y up, +Z front."""
 
     key: str
     xyz: zarr.Array[Any]
     """[N, P, 3] float32"""
     normal: zarr.Array[Any]
-    """[N, P, 3] float16, unit length"""
+    """[N, P, 3] float16, unit length; zero where the source has none"""
     color: zarr.Array[Any]
     """[N, P, 3] uint8, linear RGB times 255"""
     part: zarr.Array[Any]
-    """[N, P] uint8, index into the shape's part names"""
+    """[N, P] uint8, index into the shape's part names, or of a labelled data set's parts"""
+    order: zarr.Array[Any]
+    """[N, P] uint16 or uint32: any prefix of `xyz[i][order[i]]` is a farthest point sample"""
+    frame: zarr.Array[Any]
+    """[N, 4] float64: the centroid x, y, z and the largest distance from it, in the shape's own units"""
     ok: NDArray[np.bool_]
     """[N] finished, and one of the ref's dataset"""
 

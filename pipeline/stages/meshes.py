@@ -1,0 +1,51 @@
+"""Reads every mesh once: its digest, its facts, its part names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipeline.execution.stage import Block, Row, each_row
+from pipeline.stages.origin import Origin
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.records import Column
+
+VERSION = 1  # raise it when this code makes other numbers from the same recipe
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """Reads every mesh once: its digest, its facts, its part names. A mesh that cannot be read is set aside here."""
+
+    origin: Origin
+    kind = "meshes"
+    gpu = False
+    attributes: ClassVar[dict[str, Any]] = {}
+    lanes = 0
+    shard_rows = 64
+    columns = (
+        Column("digest", (), "str"),
+        Column("facts", (), "str"),
+        Column("parts", (), "str"),
+        Column("faces", (), "int64"),
+    )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return {"stage": "meshes", "version": VERSION, "origin": self.origin.recipe()}
+
+    def by_content(self, lane: int) -> bool:
+        return False  # its inputs say whether a file changed, not what it holds
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        from pipeline.meshfile import check_mesh, mesh_digest
+
+        def one(row: Row) -> tuple[str, str, str, int]:
+            mesh = self.origin.mesh(row)
+            check_mesh(mesh)
+            faces = sum(len(p.faces) for p in mesh.primitives)
+            return mesh_digest(mesh), json.dumps(mesh.facts, sort_keys=True), json.dumps(mesh.parts), faces
+
+        return each_row(rows, [c.name for c in self.columns], one)

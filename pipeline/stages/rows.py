@@ -1,0 +1,39 @@
+"""What goes into each stage, a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.execution.stage import Row
+from pipeline.manifest import Shape
+from pipeline.stages.meshes import Meshes
+from pipeline.store.feature_store import FeatureStore, read_column
+from pipeline.store.receipts import digest_of
+from pipeline.store.records import Registry
+
+
+def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:
+    """A manifest's shapes as rows of the meshes stage, in the store's order."""
+    number = registry.numbers(shapes[0].dataset)
+    inputs = {fingerprint: digest_of(fingerprint) for fingerprint in {shape.fingerprint for shape in shapes}}
+    rows = [Row(number[s.uid], s.uid, inputs[s.fingerprint], True, s.source) for s in shapes]
+    return sorted(rows, key=lambda row: row.index)
+
+
+def mesh_rows(store: FeatureStore, meshes: Meshes, rows: Sequence[Row]) -> list[Row]:
+    """The same shapes as rows of a stage that works on meshes: what counts now is the mesh's digest."""
+    key = digest_of(meshes.recipe)
+    digests = read_column(store.kind_group("meshes", key), "digest", rows[-1].index + 1)
+    ok = store.ok(key, rows[-1].index + 1).tolist()
+    return [Row(r.index, r.name, digests[r.index] if ok[r.index] else "", ok[r.index], r.source) for r in rows]
+
+
+def with_upstream(store: FeatureStore, key: str, rows: Sequence[Row]) -> list[Row]:
+    """Rows of a stage that reads what `key` made: ready where that is there."""
+    ok = store.ok(key, rows[-1].index + 1).tolist()
+    return [r if ok[r.index] else replace(r, inputs="", ready=False) for r in rows]
+
+
+def prompt_rows(prompts: Sequence[str]) -> list[Row]:
+    return [Row(i, prompt, digest_of(prompt)) for i, prompt in enumerate(prompts)]

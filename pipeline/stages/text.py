@@ -1,0 +1,55 @@
+"""Frozen text teachers' features of every distinct prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pipeline.execution.stage import Block, Row
+from pipeline.stages.targets import finite_block, teacher_of
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.records import Column
+from pipeline.teachers import TeacherSpec, TextTeacher
+
+VERSION = 1  # raise it when this code makes other numbers from the same recipe
+
+
+@dataclass(frozen=True)
+class TextTargets:
+    """A frozen text teacher's features; rows are distinct prompts."""
+
+    teacher: TeacherSpec
+    dim: int
+    teacher_recipe: str
+    kind = "text"
+    gpu = True
+    lanes = 0
+    shard_rows = 1024
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the manifest called the teacher; its recipe says what it is."""
+        return {"teacher": self.teacher.model_dump()}
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (Column("feat", (self.dim,), "float16"),)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return {"stage": "text", "version": VERSION, "teacher": json.loads(self.teacher_recipe)}
+
+    def by_content(self, lane: int) -> bool:
+        return False  # prompts are distinct as it is
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        teacher = cast(TextTeacher, teacher_of(self.teacher))
+        return finite_block(teacher.embed_texts([row.name for row in rows]))
+
+
+def text_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The part of a teacher's recipe that its text tower depends on: another picture size leaves the words alone."""
+    names = ("kind", "architecture", "weights", "tokenizer", "precision")
+    return {name: recipe[name] for name in names}
