@@ -53,7 +53,7 @@ class Manifest(Strict):
     """The environment variable that names the root where --root does not."""
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Of shapes whose split no list names."""
-    expected: dict[str, int] = {}
+    expected: dict[str, int] = Field(default={})
     """Split -> number of shapes in the data set as published; `recon-pipeline check` compares."""
     source: Annotated[AnySource, Field(discriminator="layout")]
     sample: SampleRecipe = SampleRecipe()

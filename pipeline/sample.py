@@ -1,4 +1,4 @@
-"""Seeded points with normals, colours and part labels: area-weighted from a surface, or chosen from a ready-made cloud."""
+"""Seeded points with normals, colours and part labels, of a surface or out of a ready-made cloud."""
 
 from __future__ import annotations
 
@@ -101,10 +101,11 @@ def sample_points(mesh: Mesh, num_points: int, seed: int) -> PointSample:
 
 
 def take_points(cloud: Cloud, num_points: int, seed: int) -> PointSample:
-    """`num_points` of a ready-made cloud, in its order.
+    """`num_points` of a ready-made cloud, in a seeded random order.
 
-    A seeded subset where it has more; where it has fewer, all of them and then seeded repeats. Raises MeshError for a
-    cloud without points, with values that are not finite, or all in one place.
+    A subset where it has more; where it has fewer, all of them and random repeats. Shuffled, because readers take runs
+    of neighbouring rows for a random subset, and files are often sorted. Raises MeshError for a cloud without points,
+    with values that are not finite, or all in one place.
     """
     xyz = cloud.xyz.astype(np.float32)
     if len(xyz) == 0:
@@ -114,10 +115,8 @@ def take_points(cloud: Cloud, num_points: int, seed: int) -> PointSample:
     if not np.ptp(xyz, axis=0).any():
         raise MeshError("degenerate", "all points of the cloud lie in one place")
     rng = np.random.default_rng(seed)
-    if num_points <= len(xyz):
-        chosen = np.sort(rng.permutation(len(xyz))[:num_points]) if num_points < len(xyz) else np.arange(num_points)
-    else:
-        chosen = np.concatenate([np.arange(len(xyz)), rng.integers(0, len(xyz), num_points - len(xyz))])
+    repeats = rng.integers(0, len(xyz), max(num_points - len(xyz), 0))
+    chosen = rng.permutation(np.concatenate([rng.permutation(len(xyz))[:num_points], repeats]))
     normal = np.zeros_like(xyz) if cloud.normal is None else cloud.normal.astype(np.float32)
     color = np.full_like(xyz, UNKNOWN_COLOR, np.uint8) if cloud.color is None else cloud.color
     part = np.zeros(len(xyz), np.uint8) if cloud.part is None else cloud.part
@@ -130,6 +129,8 @@ def farthest_point_order(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
     Each point is the farthest from all before it (Eldar et al. 1997), the first is arbitrary but fixed; points that
     equal an earlier one come last.
     """
+    if len(xyz) == 1:
+        return np.zeros(1, np.int64)
     order: NDArray[np.int64] = np.asarray(
         fpsample.bucket_fps_kdline_sampling(xyz, len(xyz), h=_tree_height(len(xyz)), start_idx=0), np.int64
     )
@@ -141,7 +142,7 @@ def farthest_point_order(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _tree_height(num_points: int) -> int:
     """Of the k-d tree that prunes: the fastest measured for thousands of points, less where there are few."""
-    return max(1, min(5, int(np.log2(num_points)) - 1))
+    return max(1, min(5, num_points.bit_length() - 2))
 
 
 def point_frame(xyz: NDArray[np.float32]) -> Floats:

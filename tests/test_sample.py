@@ -1,11 +1,15 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.mesh import Material, Mesh, Primitive
-from pipeline.sample import normalisation, sample_points
+from pipeline.meshfile import MeshError
+from pipeline.sample import farthest_point_order, normalisation, point_frame, sample_points, take_points
 from pipeline.sources.procedural.geometry import box, cylinder, ellipsoid
+from pipeline.sources.source import Cloud
 
 GREY = Material("grey", (0.5, 0.5, 0.5))
 SQUARE = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
@@ -101,3 +105,79 @@ def test_normalisation_encloses_the_faces_and_ignores_stray_vertices():
     middle = (tube.vertices.min(0) + tube.vertices.max(0)) / 2 + [10, 0, 0]
     assert np.allclose(frame.box_center, middle)
     assert frame.box_radius == pytest.approx(np.linalg.norm(vertices[:-1] - middle, axis=1).max())
+
+
+def is_farthest_point_order(xyz, order):
+    """Whether every point is as far from those before it as any is, in float64, within float32's rounding."""
+    xyz = xyz.astype(np.float64)
+    nearest = np.full(len(xyz), np.inf)
+    for index, following in pairwise(order):
+        nearest = np.minimum(nearest, ((xyz - xyz[index]) ** 2).sum(1))
+        if nearest[following] < nearest.max() * (1 - 1e-5):
+            return False
+    return True
+
+
+@given(st.integers(2, 200), st.integers(0, 99), st.sampled_from(["normal", "sphere", "line", "grid"]))
+def test_any_prefix_of_the_order_is_a_farthest_point_sample(num_points, seed, kind):
+    xyz = np.random.default_rng(seed).standard_normal((num_points, 3)).astype(np.float32)
+    if kind == "sphere":
+        xyz /= np.linalg.norm(xyz, axis=1, keepdims=True)
+    if kind == "line":
+        xyz[:, 1:] = 0
+    if kind == "grid":  # many equal points, and many ties
+        xyz = np.rint(xyz * 2) / 2
+    order = farthest_point_order(xyz)
+    assert sorted(order) == list(range(num_points))  # no point is lost or named twice
+    assert is_farthest_point_order(xyz, order)
+    assert np.array_equal(order, farthest_point_order(xyz.copy()))
+
+
+def test_one_point_and_one_place_have_an_order_too():
+    for count in (1, 2, 5):
+        assert sorted(farthest_point_order(np.ones((count, 3), np.float32))) == list(range(count))
+
+
+def cloud_of(num_points):
+    xyz = np.arange(num_points * 3, dtype=np.float32).reshape(-1, 3)
+    part = np.arange(num_points, dtype=np.uint8)
+    return Cloud(xyz, normal=-xyz, color=np.repeat(part[:, None], 3, 1), part=part)
+
+
+@given(st.integers(2, 60), st.integers(1, 90), st.integers(0, 9))
+def test_taken_points_keep_what_belongs_to_them(has, wanted, seed):
+    taken = take_points(cloud_of(has), wanted, seed)
+    assert np.array_equal(taken.xyz[:, 0], 3 * taken.part) and np.array_equal(taken.normal, -taken.xyz)
+    assert np.array_equal(taken.color[:, 2], taken.part)
+    counts = np.bincount(taken.part, minlength=has)
+    assert counts.sum() == wanted
+    # a subset names none twice, repeats come only after every point was taken
+    assert counts.max() <= 1 if wanted <= has else counts.min() >= 1
+
+
+def test_taken_points_are_shuffled_and_seeded():
+    """Readers take runs of neighbours for random subsets; a file sorted by height must not reach them sorted."""
+    first, again, other = (take_points(cloud_of(200), 200, seed).part for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert abs(np.corrcoef(first, np.arange(200))[0, 1]) < 0.2
+
+
+def test_a_cloud_without_normals_and_colours_says_so_by_zeros_and_grey():
+    taken = take_points(Cloud(np.eye(3, dtype=np.float32)), 3, 0)
+    assert not taken.normal.any() and (taken.color == 128).all() and not taken.part.any()
+
+
+@pytest.mark.parametrize(
+    ("xyz", "reason"),
+    [(np.empty((0, 3)), "no-points"), ([[0, 0, np.nan], [1, 1, 1]], "non-finite"), (np.ones((4, 3)), "degenerate")],
+)
+def test_clouds_that_no_stage_can_use_are_refused(xyz, reason):
+    with pytest.raises(MeshError) as error:
+        take_points(Cloud(np.asarray(xyz, np.float32)), 2, 0)
+    assert error.value.reason == reason
+
+
+def test_the_points_frame_is_the_centroid_and_the_largest_distance():
+    xyz = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]], np.float32)
+    center = np.array([1.0, 1, 1])
+    assert np.allclose(point_frame(xyz), [*center, np.linalg.norm(xyz - center, axis=1).max()])

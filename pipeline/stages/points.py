@@ -24,9 +24,8 @@ VERSION = 2  # raise it when this code makes other numbers from the same recipe
 class PointClouds:
     """Points with normals, colours and part ids, seeded a shape, and a farthest-point order of them.
 
-    Of a source with ready-made clouds those points, in stored order: a seeded subset where there are more than
-    `num_points`, seeded repeats after all of them where there are fewer. Normals that the source lacks are zero,
-    colours mid grey.
+    Of a source with ready-made clouds those points, shuffled; see `sample.take_points`. Normals that the source lacks
+    are zero, colours mid grey.
     """
 
     origin: Origin
