@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -58,6 +60,23 @@ class Mesh:
         """[2, 3] minimum and maximum corner over all vertices."""
         stacked = np.concatenate([p.vertices for p in self.primitives])
         return np.stack([stacked.min(0), stacked.max(0)])
+
+
+class MeshError(UserError):
+    """A shape that cannot be used. `reason` is a short code for counting.
+
+    Of files: unreadable. Of meshes: no-faces, non-finite (a coordinate that is not finite or beyond 1e6), degenerate
+    (no extent, or no area), too-many-faces, too-many-parts, bad-index. Of pictures: blank (too small a share shows the
+    shape). Of ready-made clouds: no-points, non-finite, degenerate.
+    """
+
+    def __init__(self, reason: str, words: str) -> None:
+        super().__init__(f"{reason}: {words}")
+        self.reason = reason
+        self.words = words
+
+    def __reduce__(self) -> tuple[type[MeshError], tuple[str, str]]:
+        return type(self), (self.reason, self.words)  # it must survive the way back from a worker process
 
 
 def srgb_to_linear(values: NDArray[Any]) -> NDArray[Any]:

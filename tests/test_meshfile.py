@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.mesh import Material, Mesh, Primitive
-from pipeline.meshfile import SUFFIXES, MeshError, check_mesh, corner_normals, load_mesh, mesh_digest
+from pipeline.meshfile import SUFFIXES, MeshError, check_mesh, load_mesh, mesh_digest
+from pipeline.normals import corner_normals
 from pipeline.sources.procedural.geometry import box, cylinder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -268,7 +269,7 @@ def test_normals_match_a_plain_loop(seed, num_faces, crease):
 def test_large_meshes_are_done_in_blocks(monkeypatch):
     tube = cylinder(1.0, 2.0, segments=60)
     whole = corner_normals(tube.vertices, tube.faces)
-    monkeypatch.setattr("pipeline.meshfile.PAIRS_A_BLOCK", 50)
+    monkeypatch.setattr("pipeline.normals.PAIRS_A_BLOCK", 50)
     assert np.array_equal(corner_normals(tube.vertices, tube.faces), whole)
 
 
