@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 import types
@@ -13,14 +12,27 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
+from pipeline.caption.tables import AnyCaptions, CaptionerTable, teacher_named
+from pipeline.caption.templates import RELEASE, templates_of
 from pipeline.errors import UserError
 from pipeline.render import RenderConfig
+from pipeline.sources.fewshot import FewShotSource
 from pipeline.sources.folder import FolderSource
+from pipeline.sources.hdf5 import Hdf5Source
+from pipeline.sources.modelnet import ModelNetFpsSource, ModelNetOffSource, ModelNetTextSource
+from pipeline.sources.objaverse import ObjaverseSource
+from pipeline.sources.openshape import OpenShapeSource, StoredFeatures
 from pipeline.sources.procedural.source import ProceduralSource
+from pipeline.sources.shapenet55 import ShapeNet55Source
+from pipeline.sources.shapenet_core import ShapeNetCoreSource
+from pipeline.sources.shapenetpart import ShapeNetPartSource
 from pipeline.sources.source import Strict
+from pipeline.sources.tables import nearest
 from pipeline.teachers import TeacherSpec
 
-AnySource = ProceduralSource | FolderSource
+ShapeSource = ProceduralSource | FolderSource | ShapeNetCoreSource | ShapeNet55Source | ObjaverseSource
+LabelledSource = ModelNetOffSource | ModelNetTextSource | ModelNetFpsSource | Hdf5Source | FewShotSource
+AnySource = ShapeSource | LabelledSource | ShapeNetPartSource | OpenShapeSource
 
 
 class SampleRecipe(Strict):
@@ -34,6 +46,8 @@ class FeatureRecipe(Strict):
     """Which frozen teachers see the views and captions."""
 
     teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
+    stored: tuple[StoredFeatures, ...] = ()
+    """Features that came with the data set, named like teachers."""
     draws: int = Field(default=1, ge=1)
     """K: draw 0 is the clean picture, the others are augmented with seeds of their own."""
     seed: int = 0
@@ -59,6 +73,10 @@ class Manifest(Strict):
     sample: SampleRecipe = SampleRecipe()
     render: RenderConfig = RenderConfig()
     features: FeatureRecipe
+    class_prompts: str = RELEASE
+    """The release's 60, or a file of templates beside the manifest; see `caption.templates`."""
+    captions: tuple[Annotated[AnyCaptions, Field(discriminator="kind")], ...] | None = None
+    """Where captions of the single shape come from. None: what the shapes know of themselves, and the listing says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +92,30 @@ class Shape:
     captions: tuple[str, ...] = ()
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """ " (did you mean 'x'?)" for a near miss, else an empty string."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _explain(path: Path, error: ValidationError) -> UserError:
     """The first of pydantic's complaints as one line with the file, the field and the mend."""
-    first = error.errors()[0]
+    # A mistyped name of a field that must be there is two complaints, of which "unknown" says more than "missing".
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    first = min(error.errors(), key=lambda complaint: complaint["type"] not in unknown)
     place = [str(part) for part in first["loc"]]
-    if place[0] == "source" and len(place) > 2:
+    if place[0] == "source" and len(place) > 1:
         del place[1]  # the layout, by which pydantic found the right table
+    if place[0] == "captions" and len(place) > 3:
+        del place[2]  # the kind, likewise
     where = ".".join(place)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return UserError(
-            f"{path}: unknown field {where!r}{nearest(place[-1], [*_fields(Manifest)])}; remove or rename it"
-        )
+    if first["type"] in unknown:
+        known = [*_fields(_table_of(first["loc"]))]
+        return UserError(f"{path}: unknown field {where!r}{nearest(place[-1], known)}; remove or rename it")
     return UserError(f"{path}: field {where!r}: {first['msg'].removeprefix('Value error, ')}")
+
+
+def _table_of(place: tuple[int | str, ...]) -> Any:
+    """The source or captions that pydantic chose by layout or kind; elsewhere the whole manifest."""
+    tables, tag = {"source": (AnySource, "layout"), "captions": (AnyCaptions, "kind")}.get(str(place[0]), (None, ""))
+    for table in get_args(tables):
+        if place[-2] in get_args(table.model_fields[tag].annotation):
+            return table
+    return Manifest
 
 
 def _fields(table: Any) -> Iterator[str]:
@@ -121,14 +145,49 @@ def load_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         raise _explain(path, error) from error
     names = [spec.name for spec in manifest.features.teachers]
-    if len(set(names)) < len(names):
+    stored = [item.name for item in manifest.features.stored]
+    if len({*names, *stored}) < len(names) + len(stored):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
-    return manifest
+    if stored and not isinstance(manifest.source, OpenShapeSource):
+        raise UserError(
+            f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
+        )
+    _check_captions(path, manifest, names)
+    return _with_paths(manifest, path.parent)
+
+
+def _with_paths(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with relative paths of what lies beside it joined to its folder; checks its templates."""
+    prompts, tables = manifest.class_prompts, manifest.captions
+    if prompts != RELEASE:
+        prompts = str(folder / prompts)
+        templates_of(prompts)
+    if tables is not None:
+        tables = tuple(table.resolved(folder) if isinstance(table, CaptionerTable) else table for table in tables)
+    teachers = tuple(spec.resolved(folder.absolute()) for spec in manifest.features.teachers)
+    features = manifest.features.model_copy(update={"teachers": teachers})
+    return manifest.model_copy(update={"class_prompts": prompts, "captions": tables, "features": features})
+
+
+def _check_captions(path: Path, manifest: Manifest, teachers: list[str]) -> None:
+    names = set()
+    for number, table in enumerate(manifest.captions or ()):
+        if table.name in names:
+            raise UserError(f"{path}: field 'captions.{number}.name': there is another {table.name!r}; rename one")
+        names.add(table.name)
+        teacher = teacher_named(table)
+        if teacher is not None and teacher not in teachers:
+            field = "teacher" if table.kind == "attributes" else "rerank"
+            raise UserError(
+                f"{path}: field 'captions.{number}.{field}': no teacher {teacher!r}{nearest(teacher, teachers)}; "
+                f"there are {', '.join(teachers)}"
+            )
 
 
 def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
     """Every shape of the data set in the source's order. UserError for two of one uid."""
-    source, shapes = manifest.source, {}
+    source = manifest.source
+    shapes: dict[str, Shape] = {}
     for item in source.shapes(root_of(manifest, root)):
         if item.uid in shapes:
             other = shapes[item.uid].source

@@ -1,9 +1,18 @@
+"""Any folder of meshes: a folder a class, or a CSV file."""
+
+import csv
+import posixpath
+import shutil
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.meshfile import concatenate
 from pipeline.sources.folder import FolderSource, list_folder
+from tests.miniature_meshes import TURNED, build_folder
 
 
 def split_of(uid, fraction, seed):
@@ -51,3 +60,122 @@ def test_the_fraction_is_kept_and_seeds_differ():
     uids = [f"chair/{i}" for i in range(4000)]
     first, second = ([split_of(u, 0.2, seed) == "test" for u in uids] for seed in (0, 1))
     assert abs(sum(first) / 4000 - 0.2) < 0.03 and first != second
+
+
+# ---- the CSV file
+
+
+def listed(root, text, encoding="utf-8"):
+    (root / "shapes.csv").write_text(text, encoding)
+    return FolderSource(layout="folder", list="shapes.csv").shapes(root)
+
+
+def test_a_csv_names_the_shapes(tmp_path):
+    build_folder(tmp_path)
+    source = FolderSource(layout="folder", list="shapes.csv")
+    shapes = source.shapes(tmp_path)
+    assert [(s.uid, s.category, s.split, s.captions) for s in shapes] == [
+        ("chair/a", "seat", "train", ("a wedge, red", "another")),
+        ("chair/b c-d", "seat", "test", ()),
+        ("sofa/z", "sofa", None, ("a glb",)),
+    ]
+    assert all(s.fingerprint != "missing" for s in shapes)
+    for shape in shapes:
+        np.testing.assert_allclose(concatenate(source.mesh(tmp_path, shape.source))[0], TURNED, atol=1e-6)
+    # The same file has the same name whichever way it is listed.
+    assert {s.uid for s in shapes} < {s.uid for s in FolderSource(layout="folder").shapes(tmp_path)}
+
+
+def test_a_csv_from_a_spreadsheet_reads_alike(tmp_path):
+    fill(tmp_path, "ä b/c-1.obj")
+    text = 'class , path\r\n"chair", ./ä b//c-1.obj\r\n\r\nbed,gone.obj\r\n'
+    for encoding in ("utf-8", "utf-8-sig"):
+        first, second = listed(tmp_path, text, encoding)
+        assert (first.uid, first.category, first.source, first.split) == ("ä b/c-1", "chair", "ä b/c-1.obj", None)
+        assert second.fingerprint == "missing"  # set aside when it is read, and named by `check`
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("path,class\n", "names no file"),
+        ("path\na.obj\n", "shapes.csv:1: column 'class' is missing"),
+        ("path,clas\na.obj,x\n", "shapes.csv:1: unknown column 'clas' (did you mean 'class'?)"),
+        ("path;class\na.obj;x\n", "unknown column 'path;class'"),
+        ("path,class,path\na.obj,x,b.obj\n", "twice"),
+        ("path,class\na.obj\n", "shapes.csv:2: 1 cells for 2 columns"),
+        ("path,class\na.obj,x,y\n", "shapes.csv:2: 3 cells for 2 columns"),
+        ("path,class\n\na.obj,\n", "shapes.csv:3: column 'class': empty"),
+        ("path,class\n,x\n", "shapes.csv:2: column 'path': empty"),
+        ("path,class\n../a.obj,x\n", "shapes.csv:2: column 'path': '../a.obj' leaves the root"),
+        ("path,class\na/../../a.obj,x\n", "leaves the root"),
+        ("path,class\n/etc/a.obj,x\n", "leaves the root"),
+        ('path,class\n"a\nb.obj",x\n', "control character"),
+        ("path,class\na.txt,x\n", "no reader for 'a.txt'"),
+        ("path,class\na.obj,x\na.obj,x\n", "shapes.csv:3: a.obj is in line 2 already"),
+        ("path,class\na.obj,x\n./a.obj,x\n", "shapes.csv:3: a.obj is in line 2 already"),
+        ("path,class\na.obj,x\na.obj,y\n", "shapes.csv:3: column 'class': line 2 says otherwise"),
+        ("path,class,split\na.obj,x,train\na.obj,x,test\n", "column 'split': line 2 says otherwise"),
+        ("path,class,caption\na.obj,x,red\na.obj,x,  red\n", "needs a new caption"),
+        ("path,class,split\na.obj,x,trian\n", "column 'split': 'trian' (did you mean 'train'?)"),
+        ('path,class\n"a.obj,x\n', "not valid CSV"),
+    ],
+)
+def test_a_bad_csv_is_named_by_line_and_column(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        listed(tmp_path, text)
+    assert words in str(caught.value) and "shapes.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_csv_that_is_not_there_or_no_text(tmp_path):
+    with pytest.raises(UserError, match="no list"):
+        FolderSource(layout="folder", list="gone.csv").shapes(tmp_path)
+    with pytest.raises(UserError, match="not UTF-8"):
+        listed(tmp_path, "path,class\nä.obj,x\n", "latin-1")
+
+
+names = st.text(
+    st.characters(blacklist_characters="/\0", blacklist_categories=("Cs", "C", "Z")), min_size=1, max_size=9
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(names, names, st.sampled_from([".obj", ".ply", ".obj.ply"])), unique=True, min_size=1))
+def test_any_paths_have_distinct_uids_and_survive_the_csv(tmp_path_factory, parts):
+    """Classes and files with "-", commas, quotes or any script; equal stems; suffixes within stems."""
+    paths = [f"{folder}/{stem}{suffix}" for folder, stem, suffix in parts]
+    paths = [path for path in paths if posixpath.normpath(path) == path and not path.startswith("../")]
+    assume(paths)
+    root = tmp_path_factory.mktemp("csv")
+    with (root / "shapes.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("path", "class"), *((path, path.split("/")[0]) for path in paths)])
+    shapes = FolderSource(layout="folder", list="shapes.csv").shapes(root)
+    assert [(s.source, s.category) for s in shapes] == [(path, path.split("/")[0]) for path in paths]
+    assert len({s.uid for s in shapes}) == len(paths)
+    shutil.rmtree(root)
+
+
+# ---- what `check` is told
+
+
+def test_problems_name_what_is_passed_over(tmp_path):
+    build_folder(tmp_path)
+    assert FolderSource(layout="folder").problems(tmp_path) == []
+    fill(tmp_path, "top.obj", "chair/deep/x.ply", "chair/x.fbx", ".git/x.obj", "chair/notes.txt")
+    (tmp_path / "bed").mkdir()
+    assert FolderSource(layout="folder").problems(tmp_path) == [
+        "class 'bed' holds no mesh file of its own",
+        "2 mesh files are left out, they do not lie in <class>/: chair/deep/x.ply, top.obj",
+        "1 files need converting, no reader takes them: chair/x.fbx",
+    ]
+    assert FolderSource(layout="folder", list="shapes.csv").problems(tmp_path) == [
+        "3 mesh files are left out, shapes.csv does not name them: chair/deep/x.ply, sofa/a.obj, top.obj",
+        "1 files need converting, no reader takes them: chair/x.fbx",
+    ]
+
+
+def test_meshes_without_a_class_say_what_to_do(tmp_path):
+    fill(tmp_path, "a.obj")
+    with pytest.raises(UserError, match="one folder a class"):
+        list_folder(tmp_path)

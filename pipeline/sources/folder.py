@@ -1,36 +1,55 @@
-"""Mesh files laid out as one folder a class.
+"""Mesh files laid out as one folder a class, or named by a CSV file.
 
 root/
   chair/   a.obj  b.glb ...
   table/   c.ply ...
+
+With `list = "shapes.csv"` the files may lie anywhere under the root:
+
+path,class,split,caption
+scans/17.ply,chair,train,a wooden chair with a broken leg
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UserError
 from pipeline.mesh import Mesh
 from pipeline.sources.source import Listed, Source, stamp
+from pipeline.sources.tables import SPLITS, inside, nearest, read_rows, some
+
+Listing = list[Listed]  # the class below has a field called `list`
+Lines = list[str]
+
+# Files of shapes that people have and that have to be converted first.
+FOREIGN = (".3ds", ".3mf", ".abc", ".blend", ".dae", ".fbx", ".igs", ".iges", ".max", ".step", ".stp", ".usd", ".usdz")
 
 
 class FolderSource(Source):
-    """Mesh files under `root/<class>/`."""
+    """Mesh files under `root/<class>/`, or those that a CSV file names."""
 
     layout: Literal["folder"]
+    list: str = ""
+    """A CSV file, relative to the root or absolute, with the columns path (relative to the root) and class, and if
+    wanted split and caption. A path may stand in several rows that differ in nothing but the caption. "": no such file.
+    """
 
     @property
     def has_meshes(self) -> bool:
         return True
 
-    def shapes(self, root: Path) -> list[Listed]:
-        """Sorted by path.
+    def shapes(self, root: Path) -> Listing:
+        """Sorted by path, or in the CSV file's order.
 
-        The uid is "<class>/<stem>", or "<class>/<file name>" where files of a class differ in their suffix only.
-        Hidden files and folders, other files and deeper folders are left out.
+        The uid is the path without its suffix, or with it where two files differ in nothing else. Without a CSV file,
+        hidden files and folders, other files and deeper folders are left out.
         """
+        if self.list:
+            return _read_list(root / self.list, root)
         return [
             Listed(uid, category, None, relative, stamp(root / relative))
             for uid, category, relative in list_folder(root)
@@ -44,6 +63,24 @@ class FolderSource(Source):
     def recipe(self) -> dict[str, Any]:
         return {"layout": "folder", "up": self.up, "front": self.front}
 
+    def problems(self, root: Path) -> Lines:
+        """Classes without a mesh, and files that the listing passes over."""
+        listed = {shape.source for shape in self.shapes(root)}
+        others = [path for path in _walk(root) if path not in listed]
+        extra = [path for path in others if _is_mesh(path.rsplit("/", 1)[-1])]
+        foreign = [path for path in others if path.lower().endswith(FOREIGN) and path not in extra]
+        lines = []
+        if not self.list:
+            held = {shape.split("/")[0] for shape in listed}
+            empty = sorted({entry.name for entry in _folders(root)} - held)
+            lines += [f"class {name!r} holds no mesh file of its own" for name in empty]
+        if extra:
+            why = f"{self.list} does not name them" if self.list else "they do not lie in <class>/"
+            lines.append(f"{len(extra)} mesh files are left out, {why}: {some(extra)}")
+        if foreign:
+            lines.append(f"{len(foreign)} files need converting, no reader takes them: {some(foreign)}")
+        return lines
+
 
 def list_folder(root: Path) -> list[tuple[str, str, str]]:
     """(uid, category, path relative to root) of every mesh file, sorted by path; UserError when there is none."""
@@ -51,19 +88,72 @@ def list_folder(root: Path) -> list[tuple[str, str, str]]:
 
     if not root.is_dir():
         raise UserError(f"no folder {root}: the data set's root must hold one folder of mesh files a class")
-    paths = sorted(
-        (folder.name, file.name)
-        for folder in root.iterdir()
-        if folder.is_dir() and not folder.name.startswith(".")
-        for file in folder.iterdir()
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    paths = []
+    for folder in _folders(root):
+        with os.scandir(folder.path) as entries:
+            paths += [(folder.name, entry.name) for entry in entries if _is_mesh(entry.name) and entry.is_file()]
     if not paths:
-        raise UserError(f"no mesh files under {root}: expected <class>/<name> with one of {', '.join(SUFFIXES)}")
-    stems = Counter((category, Path(name).stem) for category, name in paths)
-    listed = []
-    for category, name in paths:
-        stem = Path(name).stem
-        unique = stem if stems[category, stem] == 1 else name
-        listed.append((f"{category}/{unique}", category, f"{category}/{name}"))
-    return listed
+        with os.scandir(root) as entries:
+            flat = any(_is_mesh(entry.name) for entry in entries)
+        mend = "move them into one folder a class" if flat else f"one of {', '.join(SUFFIXES)}"
+        raise UserError(f"no mesh files in folders of {root}: expected <class>/<name>; {mend}")
+    files = [(category, f"{category}/{name}") for category, name in sorted(paths)]
+    uids = _uids([relative for _, relative in files])
+    return [(uid, category, relative) for uid, (category, relative) in zip(uids, files, strict=True)]
+
+
+def _read_list(path: Path, root: Path) -> Listing:
+    """The shapes of a CSV file in its order, the captions of one path together."""
+    from pipeline.meshfile import SUFFIXES
+
+    said: dict[str, tuple[int, str, str]] = {}
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    for line, row in read_rows(path, ("path", "class"), ("split", "caption")):
+        relative = inside(row["path"], f"{path}:{line}: column 'path'", SUFFIXES)
+        category, split, caption = row["class"], row.get("split", ""), " ".join(row.get("caption", "").split())
+        if not category:
+            raise UserError(f"{path}:{line}: column 'class': empty; name the class of {relative}")
+        if split not in SPLITS and (hint := nearest(split, SPLITS)):  # other names are allowed, slips are not
+            raise UserError(f"{path}:{line}: column 'split': {split!r}{hint}; use {', '.join(SPLITS)} or another name")
+        first, *before = said.setdefault(relative, (line, category, split))
+        if [category, split] != before:
+            column = "class" if category != before[0] else "split"
+            raise UserError(f"{path}:{line}: column {column!r}: line {first} says otherwise of {relative}")
+        if first != line and (not caption or caption in captions[relative]):
+            raise UserError(f"{path}:{line}: {relative} is in line {first} already; a further row needs a new caption")
+        if caption:
+            captions[relative].append(caption)
+    if not said:
+        raise UserError(f"{path}: names no file; add a row a shape")
+    return [
+        Listed(uid, category, split or None, relative, stamp(root / relative), tuple(captions[relative]))
+        for uid, (relative, (_, category, split)) in zip(_uids(list(said)), said.items(), strict=True)
+    ]
+
+
+def _uids(paths: list[str]) -> list[str]:
+    """A name a path: without its suffix where that says which is meant. The names are distinct as the paths are."""
+    stems = [path.rpartition(".")[0] for path in paths]
+    bare, taken = Counter(stems), set(paths)
+    return [stem if bare[stem] == 1 and stem not in taken else path for stem, path in zip(stems, paths, strict=True)]
+
+
+def _is_mesh(name: str) -> bool:
+    from pipeline.meshfile import SUFFIXES
+
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _folders(root: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(root) as entries:
+        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _walk(root: Path) -> Lines:
+    """Every file under the root but hidden ones, as paths relative to it, sorted."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        base = os.path.relpath(folder, root)
+        found += [name if base == "." else f"{base}/{name}" for name in names if not name.startswith(".")]
+    return sorted(found)

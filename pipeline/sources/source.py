@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from pipeline.errors import UserError
 from pipeline.mesh import Floats, Mesh
@@ -30,7 +30,7 @@ class Listed:
     split: str | None
     """None: the listing does not say; `Source.split_of` decides."""
     source: str
-    """What `Source.mesh` and `Source.cloud` need to find it again: a path relative to the root, with ":17" for a row."""
+    """What `Source.mesh` and `Source.cloud` find it by: a path relative to the root, with ":17" for a row."""
     fingerprint: str
     """Changes when the source seems to have changed, cheaply enough to ask on every run; see `stamp`."""
     captions: tuple[str, ...] = ()
@@ -68,6 +68,11 @@ class Source(Strict):
 
     reads_files: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _axes_fit(self) -> Self:
+        axes(self.up, self.front)  # here, or every shape would be set aside for it
+        return self
+
     @property
     def has_meshes(self) -> bool:
         """Whether shapes have meshes, from which views can be rendered."""
@@ -91,12 +96,16 @@ class Source(Strict):
         raise NotImplementedError
 
     def recipe(self) -> dict[str, Any]:
-        """What turns a reference into a mesh or cloud, for the store's keys. Which shapes there are is no part of it."""
+        """What turns a reference into a mesh or cloud, for the store's keys; which shapes there are does not count."""
         raise NotImplementedError
 
     def problems(self, root: Path) -> list[str]:
         """What `recon-pipeline check` should say beside counts and missing files, a line each."""
         return []
+
+    def synonyms(self, root: Path) -> dict[str, tuple[str, ...]]:
+        """Category -> other names of it that the data set's own files give, if they do."""
+        return {}
 
     def split_of(self, uid: str, test_fraction: float) -> str:
         """ "train" or "test", decided by the uid and seed alone: a shape keeps its split when others come or go."""
