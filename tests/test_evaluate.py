@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,21 @@ from rich.console import Console
 
 from pipeline.errors import UserError
 from pipeline.store import FeatureStore
+from pipeline.store.spaces import one_space
 from tests import trainer_store as tiny
 from trainer.config import load_config
-from trainer.data import Dataset, load_dataset
+from trainer.data import load_dataset
 from trainer.evaluate import features
 from trainer.evaluate.features import (
     Probe,
     confusion,
     encode,
-    farthest_points,
     load_probe,
     newest_checkpoint,
     random_points,
     spare_points,
 )
+from trainer.evaluate.labelled import Labelled, load_labelled
 from trainer.evaluate.svm import fit_predict, run_svm
 from trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
 from trainer.loop import Trainer, pretrain
@@ -70,46 +72,50 @@ def probe(trained: Path, small_store: Path) -> Probe:
 
 
 @pytest.fixture(scope="module")
-def testing(probe: Probe) -> Dataset:
+def testing(probe: Probe) -> Labelled:
     return probe.split("test")
 
 
-def with_points(xyz: NDArray[np.float32]) -> Dataset:
-    """A data set of nothing but points [N, P, 3], its rows numbered from 5."""
-    empty = torch.zeros(0)
-    return Dataset(
-        torch.from_numpy(xyz), empty, empty, empty, empty, empty, torch.arange(5, 5 + len(xyz)), {"only": "points"}
-    )
+def farthest(data: Labelled, count: int) -> NDArray[np.float32]:
+    """Farthest point sampling by its definition, every distance computed anew, from where the stored order begins:
+    [N, count, 3].
+    """
+    clouds, starts = np.asarray(data.points.xyz[:])[data.row], np.asarray(data.points.order[:])[data.row, 0]
+    found = []
+    for cloud, start in zip(clouds, starts.tolist(), strict=True):
+        chosen = [start]
+        while len(chosen) < count:
+            gaps = np.linalg.norm(cloud[:, None].astype(np.float64) - cloud[chosen].astype(np.float64), axis=2)
+            chosen.append(int(gaps.min(axis=1).argmax()))
+        found.append(cloud[chosen])
+    return np.stack(found)
 
 
-def farthest(cloud: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Farthest point sampling by its definition, every distance computed anew: cloud [P, 3] -> [count, 3]."""
-    chosen = [0]
-    while len(chosen) < count:
-        gaps = np.linalg.norm(cloud[:, None].astype(np.float64) - cloud[chosen].astype(np.float64), axis=2)
-        chosen.append(int(gaps.min(axis=1).argmax()))
-    return cloud[chosen]
-
-
-def test_farthest_points_are_the_definitions() -> None:
-    # More clouds than a batch, and not a multiple of it, so that a lost or repeated batch shows.
-    xyz = np.random.default_rng(0).normal(size=(features.BATCH + 3, 30, 3)).astype(np.float32)
-    found = farthest_points(with_points(xyz), 7, CPU)
-    np.testing.assert_array_equal(found, np.stack([farthest(cloud, 7) for cloud in xyz]))
+def test_farthest_points_are_the_definitions(tmp_path: Path) -> None:
+    # Rows of four shards, some left out, so that a lost, repeated or shifted block shows.
+    store = tiny.make_store(tmp_path / "tiny.zarr")
+    data = load_labelled(store, store.ref(), "train")
+    assert data.row.tolist() == [row for row in range(30) if row % 5 != 4]  # whether or not they have image targets
+    assert data.category.tolist() == [row % 3 for row in data.row]
+    found = data.farthest_points(7)
+    np.testing.assert_array_equal(found, farthest(data, 7))
+    assert torch.equal(data.farthest_points(96)[:, :7], found)
+    with pytest.raises(UserError, match=r"data\.num_points: 97 asked for, the store holds 96"):
+        data.farthest_points(97)
 
 
 def test_random_points_are_a_row_s_own(probe: Probe) -> None:
     config = replace(probe.config, data=replace(probe.config.data, num_points=20))
-    data = with_points(np.random.default_rng(1).normal(size=(4, 24, 3)).astype(np.float32))
-    drawn = random_points(data.xyz, data, config)
-    for cloud, subset in zip(data.xyz.tolist(), drawn.tolist(), strict=True):
+    clouds = torch.from_numpy(np.random.default_rng(1).normal(size=(4, 24, 3)).astype(np.float32))
+    rows = np.arange(5, 9)
+    drawn = random_points(clouds, rows, config)
+    for cloud, subset in zip(clouds.tolist(), drawn.tolist(), strict=True):
         assert len({tuple(point) for point in subset}) == 20  # without replacement
         assert all(point in cloud for point in subset)
     # What a row is given depends on its number in the store, not on which rows are measured with it.
-    last = replace(data, xyz=data.xyz[3:], row=data.row[3:])
-    assert torch.equal(random_points(last.xyz, last, config), drawn[3:])
+    assert torch.equal(random_points(clouds[3:], rows[3:], config), drawn[3:])
     other = replace(config, run=replace(config.run, seed=config.run.seed + 1))
-    assert not torch.equal(random_points(data.xyz, data, other), drawn)
+    assert not torch.equal(random_points(clouds, rows, other), drawn)
 
 
 def test_spare_points_are_the_release_s(probe: Probe) -> None:
@@ -130,23 +136,26 @@ def test_random_init_is_what_the_run_started_from(probe: Probe, small_store: Pat
 
 @pytest.mark.parametrize("name", ["svm_feature", "zero_shot_feature"])
 def test_features_do_not_depend_on_the_batch(
-    name: str, probe: Probe, testing: Dataset, monkeypatch: pytest.MonkeyPatch
+    name: str, probe: Probe, testing: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function = getattr(probe.student, name)
-    points = farthest_points(testing, 64, CPU)
-    whole = encode(function, points)
+    points = testing.farthest_points(64)
+    whole = encode(function, points, CPU)
     assert whole.shape[0] == len(testing) == 3
     monkeypatch.setattr(features, "BATCH", 2)
-    np.testing.assert_allclose(encode(function, points), whole, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(encode(function, points, CPU), whole, rtol=1e-4, atol=1e-6)
     # Where a cloud lies and how large it is says nothing: points are normalised on the way in.
-    np.testing.assert_allclose(encode(function, points * 4 + 1), whole, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(encode(function, points * 4 + 1, CPU), whole, rtol=1e-3, atol=1e-4)
 
 
-def test_split_needs_no_more_than_the_probes_look_at(probe: Probe, testing: Dataset) -> None:
-    # Trained on a draw and captions this store lacks: neither is looked at here.
-    data = replace(probe.config.data, draws=(9,), captions="shape")
-    found = replace(probe, config=replace(probe.config, data=data)).split("test")
-    assert torch.equal(found.row, testing.row)
+def test_probes_write_nothing_into_the_store(run: Path, small_store: Path, tmp_path: Path) -> None:
+    # They read the shards: no copy of a whole data set for what is looked at once.
+    own = tmp_path / "own.zarr"
+    shutil.copytree(small_store, own, ignore=shutil.ignore_patterns("cache"))
+    before = set(own.rglob("*"))
+    run_svm(run, own, CPU)
+    run_zero_shot(run, own, CPU)
+    assert set(own.rglob("*")) == before
 
 
 def test_fit_predict_separates_what_can_be() -> None:
@@ -167,7 +176,7 @@ def test_confusion_counts_every_shape_once(pairs: list[tuple[int, int]]) -> None
     assert [[pairs.count((row, column)) for column in range(5)] for row in range(5)] == counts
 
 
-def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, testing: Dataset) -> None:
+def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, testing: Labelled) -> None:
     store = probe.store
     ref = store.ref()
     text, targets = store.text(ref=ref), store.targets(ref=ref)
@@ -176,12 +185,15 @@ def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, testing: Da
         assert len(set(rows.tolist())) == 60
         for row in rows:
             expected[category] += text.feat[row].astype(np.float32)
-    np.testing.assert_allclose(class_embeddings(testing), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(class_embeddings(text, testing.numbers), expected, rtol=1e-4, atol=1e-4)
+    # A data set that shares the store with others is offered its own classes only.
+    np.testing.assert_allclose(class_embeddings(text, np.array([2, 0])), expected[[2, 0]], rtol=1e-4, atol=1e-4)
 
     rows = [row for row, split in enumerate(store.registry.split) if split == "test"]
     clean = np.asarray(targets.feat[0])[rows].astype(np.float32)
     directions = clean / np.linalg.norm(clean, axis=2, keepdims=True)
-    np.testing.assert_allclose(teacher_feature(testing), directions.mean(axis=1), rtol=1e-4, atol=1e-5)
+    assert testing.row.tolist() == rows
+    np.testing.assert_allclose(teacher_feature(targets, testing.row), directions.mean(axis=1), rtol=1e-4, atol=1e-5)
 
 
 def test_classify_takes_the_highest_cosine() -> None:
@@ -211,16 +223,16 @@ def test_svm_s_numbers_are_those_of_its_parts(run: Path, probe: Probe, small_sto
     # By hand from the store's own points: the definition of FPS, the model, scikit-learn.
     found = []
     for data in (train_split, testing):
-        clouds = torch.from_numpy(np.stack([farthest(cloud, 64) for cloud in data.xyz.numpy()]))
+        clouds = torch.from_numpy(farthest(data, 64))
         centered = clouds - clouds.mean(dim=1, keepdim=True)
         with torch.no_grad():
             found.append(probe.student.svm_feature(centered / centered.norm(dim=2).amax(dim=1)[:, None, None]).numpy())
-    predicted = fit_predict(found[0], train_split.category.numpy(), found[1])
-    expected = confusion(testing.category.numpy(), predicted, 3)
+    predicted = fit_predict(found[0], train_split.category, found[1])
+    expected = confusion(testing.category, predicted, 3)
     assert run_svm(run, small_store, CPU)["confusion"] == expected
 
 
-def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path, testing: Dataset) -> None:
+def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path, testing: Labelled) -> None:
     result = run_zero_shot(run, small_store, CPU)
     assert json.loads((run / "zeroshot.json").read_text()) == result
     again = run_zero_shot(run, small_store, CPU)
@@ -230,12 +242,14 @@ def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path,
     assert result["num_test"] == 3 and result["chance"] == pytest.approx(1 / 3)
     names = {"": "zero_shot_accuracy", "_random_init": "zero_shot_accuracy_random_init"}
     assert_confusions(result, small_store, names | {"_teacher": "teacher_zero_shot_accuracy"})
-    expected = classify(teacher_feature(testing), class_embeddings(testing))
-    assert result["confusion_teacher"] == confusion(testing.category.numpy(), expected, 3)
+    targets, text = probe.store.targets(), probe.store.text()
+    expected = classify(teacher_feature(targets, testing.row), class_embeddings(text, testing.numbers))
+    assert result["confusion_teacher"] == confusion(testing.category, expected, 3)
+    assert result["num_test_teacher"] == 3
 
 
 def test_zero_shot_s_features_are_those_of_its_parts(
-    run: Path, probe: Probe, small_store: Path, testing: Dataset, monkeypatch: pytest.MonkeyPatch
+    run: Path, probe: Probe, small_store: Path, testing: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A barely trained student may call everything by one name, so what is compared is what it is judged by.
     seen = []
@@ -247,8 +261,8 @@ def test_zero_shot_s_features_are_those_of_its_parts(
     monkeypatch.setattr("trainer.evaluate.zero_shot.encode", recorded)
     run_zero_shot(run, small_store, CPU)
     assert len(seen) == 2
-    spare = torch.from_numpy(np.stack([farthest(cloud, 75) for cloud in testing.xyz.numpy()]))  # 64 x 1200 / 1024
-    clouds = random_points(spare, testing, probe.config)
+    spare = torch.from_numpy(farthest(testing, 75))  # 64 x 1200 / 1024
+    clouds = random_points(spare, testing.row, probe.config)
     centered = clouds - clouds.mean(dim=1, keepdim=True)
     unit = centered / centered.norm(dim=2).amax(dim=1)[:, None, None]
     for found, student in zip(seen, (probe.student, probe.random_init), strict=True):
@@ -268,14 +282,11 @@ def assert_confusions(result: dict[str, Any], store: Path, names: dict[str, str]
 
 
 def test_chance_counts_classes_without_a_test_shape(
-    run: Path, small_store: Path, testing: Dataset, monkeypatch: pytest.MonkeyPatch
+    run: Path, small_store: Path, testing: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A guess is among all classes offered, whether or not a shape of each is there to be recognised.
     one = testing.category == testing.category[0]
-    part = replace(
-        testing, xyz=testing.xyz[one], image=testing.image[:, one], category=testing.category[one],
-        row=testing.row[one],
-    )  # fmt: skip
+    part = replace(testing, category=testing.category[one], row=testing.row[one])
     monkeypatch.setattr(Probe, "split", lambda self, name: part)
     assert run_zero_shot(run, small_store, CPU)["chance"] == pytest.approx(1 / 3)
 
@@ -312,22 +323,76 @@ def test_svm_needs_two_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "one category" in refusal(run_svm, train(store, tmp_path / "run"), store)
 
 
-def test_zero_shot_needs_one_space(run: Path, small_store: Path, tmp_path: Path) -> None:
-    # Six dimensions of pictures and five of words.
-    uneven = tiny.make_store(tmp_path / "tiny.zarr").path
-    assert "6 dimensions, its text teacher 5" in refusal(run_zero_shot, train(uneven, tmp_path / "uneven"), uneven)
+@pytest.mark.parametrize("change", [{"words": "other"}, {"words": None}, {"tap": "cls"}])
+def test_zero_shot_needs_a_student_of_one_space(change: dict[str, str], run: Path, small_store: Path) -> None:
+    # As many dimensions, other weights or another layer: spaces that only look alike.
+    edit_record(run, lambda data: data["teachers"]["image"].update(change))
+    told = refusal(run_zero_shot, run, small_store)
+    assert "'tiny'" in told and "not two towers of one CLIP" in told
+    assert not (run / "zeroshot.json").exists()
 
-    # As many dimensions, other weights: spaces that only look alike.
-    other = tmp_path / "other.zarr"
-    shutil.copytree(small_store, other)
-    store = FeatureStore.open(other, write=True)
+
+CLIP = {"kind": "open_clip", "weights": "a", "words": "b", "tap": "pooled"}
+
+
+@pytest.mark.parametrize(
+    ("seeing", "reading", "shared"),
+    [
+        (CLIP, {"weights": "b"}, True),
+        (CLIP, {"weights": "a"}, False),
+        (CLIP | {"tap": "patch_mean"}, {"weights": "b"}, False),
+        ({"kind": "timm", "weights": "b", "tap": "pooled"}, {"weights": "b"}, False),
+        ({"tap": "pooled"}, {}, False),  # two who both say nothing do not agree
+        ({"kind": "stored", "dim": 8}, {"weights": "b"}, True),
+    ],
+)
+def test_which_teachers_share_a_space(seeing: dict[str, str], reading: dict[str, str], shared: bool) -> None:
+    assert one_space(seeing, reading, 8, 8) == shared
+    if seeing.get("kind") == "stored":  # features that came with a data set: their widths are all there is to compare
+        assert not one_space(seeing, reading, 8, 4)
+
+
+def test_zero_shot_of_a_run_that_does_not_say_its_teachers(run: Path, small_store: Path) -> None:
+    edit_record(run, lambda data: data.pop("teachers"))
+    assert f"{run / 'config.json'}: of an older version" in refusal(run_zero_shot, run, small_store)
+
+
+def test_zero_shot_needs_the_words_the_student_learnt(run: Path, small_store: Path) -> None:
+    held = FeatureStore.open(small_store).ref().text["tiny"]
+    edit_record(run, lambda data: data["text"].update(key="another", teacher="big"))
+    told = refusal(run_zero_shot, run, small_store)
+    assert "'big' (another)" in told and f"it has tiny ({held})" in told and "recon-pipeline features" in told
+    run_svm(run, small_store, CPU)  # which reads no words
+
+
+def test_the_learnt_words_are_found_under_any_name(run: Path, small_store: Path, tmp_path: Path) -> None:
+    # Manifests call their teachers what they like: what counts is what the teacher is.
+    own = tmp_path / "own.zarr"
+    shutil.copytree(small_store, own)
+    path = own / "refs" / "small.json"
+    ref = json.loads(path.read_text())
+    ref["text"] = {"first": ref["keys"]["points"], "renamed": ref["text"]["tiny"]}
+    path.write_text(json.dumps(ref))
+    expected = run_zero_shot(run, small_store, CPU)
+    assert run_zero_shot(run, own, CPU)["zero_shot_accuracy"] == expected["zero_shot_accuracy"]
+
+
+def test_a_teacher_of_another_space_is_left_out(run: Path, small_store: Path, tmp_path: Path) -> None:
+    # The student is judged all the same: what it learnt from lies in its record, not in this store.
+    own = tmp_path / "own.zarr"
+    shutil.copytree(small_store, own)
+    store = FeatureStore.open(own, write=True)
     key = store.targets().key
     recipe = store.recipe("targets", key)
-    store.kind_group("targets", key).attrs["recipe"] = recipe | {"teacher": recipe["teacher"] | {"weights": "other"}}
-    assert "not two towers of one CLIP" in refusal(run_zero_shot, run, other)
+    store.kind_group("targets", key).attrs["recipe"] = recipe | {"teacher": recipe["teacher"] | {"words": "other"}}
+    result, whole = run_zero_shot(run, own, CPU), run_zero_shot(run, small_store, CPU)
+    assert not {"teacher_zero_shot_accuracy", "confusion_teacher", "num_test_teacher"} & result.keys()
+    assert list(result["digests"]) == ["points", "text"] and list(whole["digests"]) == ["points", "text", "image"]
+    assert result["confusion"] == whole["confusion"]
 
-    # One space in the store, but not the one the student learnt.
+
+def edit_record(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a run says of its data."""
     record = json.loads((run / "config.json").read_text())
-    record["data"]["text"]["key"] = "another"
+    change(record["data"])
     (run / "config.json").write_text(json.dumps(record))
-    assert "another teacher" in refusal(run_zero_shot, run, small_store)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -324,7 +325,8 @@ def _no_row_done(store: FeatureStore) -> None:
 
 
 def _not_finite(store: FeatureStore) -> None:
-    tiny.write_columns(store, "points", "points-key", {"xyz": np.full((30, 96, 3), np.inf, np.float32)})
+    xyz: Any = store.kind_group("points", "points-key")["xyz"]
+    xyz[:] = np.inf
 
 
 def _no_captions(store: FeatureStore) -> None:
@@ -347,6 +349,28 @@ def test_a_store_that_cannot_be_trained_on(
     with pytest.raises(UserError, match=told):
         load_dataset(FeatureStore.open(own_store.path), replace(BOTH, captions="shape"))
     assert not copies(own_store)  # neither a copy nor the remains of one
+
+
+def test_patch_tokens_are_refused(own_store: FeatureStore) -> None:
+    # A fifth axis would be drawn from, and trained on, as if its tokens were dimensions.
+    write = FeatureStore.open(own_store.path, write=True)
+    tokens = np.zeros((1, tiny.NUM_ROWS, tiny.NUM_VIEWS, 4, tiny.IMAGE_DIM), np.float16)
+    tiny.write_columns(write, "targets", "tokens-key", {"feat": tokens}, lanes=1)
+    write.write_ref("tiny", "targets", "tokens-key", "vit")
+    store = FeatureStore.open(own_store.path)
+    with pytest.raises(
+        UserError, match=r"image teacher 'vit' gives patch tokens \[3, 4, 6\].*tap 'pooled', 'cls' or"
+    ) as e:
+        load_dataset(store, replace(BOTH, image_teacher="vit"))
+    assert "\n" not in str(e.value)
+    assert len(load_dataset(store, replace(BOTH, image_teacher="toy"))) == 28
+
+
+def test_a_run_notes_what_its_teachers_were(store: FeatureStore) -> None:
+    # Probes on a store without these features still must know whether pictures and words shared one space.
+    assert load_dataset(store, BOTH).record["teachers"] == dict.fromkeys(
+        ("image", "text"), tiny.RECIPE_OF_KEYS["teacher"]
+    )
 
 
 def test_moving_a_data_set_takes_all_of_it(store: FeatureStore) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.caption import class_prompts
+from pipeline.sample import farthest_point_order, point_frame
 from pipeline.store import FeatureStore
 from pipeline.store.receipts import Receipt
 from pipeline.store.records import Column
@@ -28,7 +29,7 @@ OTHER_ROWS, OTHER_CATEGORIES = 15, ("lamp", "mug")
 """Of the data set "other" in a store of two, behind the rows of "tiny". One of its categories is one of tiny's too."""
 NO_CAPTION = 10
 
-RECIPE_OF_KEYS = {"teacher": {"weights": "none", "tap": "pooled"}}
+RECIPE_OF_KEYS = {"teacher": {"weights": "none", "words": "none", "tap": "pooled"}}
 """Pictures and words count as embedded by two towers of one CLIP, so the zero-shot probe takes the store."""
 
 RECIPE = """
@@ -86,6 +87,8 @@ def make_store(path: Path, other: bool = False, text_dim: int = TEXT_DIM) -> Fea
         "normal": np.zeros_like(xyz, np.float16),
         "color": np.zeros_like(xyz, np.uint8),
         "part": np.zeros(xyz.shape[:2], np.uint8),
+        "order": np.stack([farthest_point_order(cloud) for cloud in xyz]).astype(np.uint16),
+        "frame": np.stack([point_frame(cloud) for cloud in xyz]),
     }
     write_columns(store, "points", "points-key", columns, missing={0: [BROKEN_POINTS]})
     feat = rng.normal(size=(NUM_DRAWS, num_rows, NUM_VIEWS, IMAGE_DIM)).astype(np.float16)
@@ -105,10 +108,10 @@ def make_store(path: Path, other: bool = False, text_dim: int = TEXT_DIM) -> Fea
     write_columns(store, "text", "text-key", {"feat": text}, shard_rows=num_prompts)
 
     for ref in ("tiny", "other") if other else ("tiny",):
-        for kind in ("points", "captions"):
-            store.write_ref(ref, kind, f"{kind}-key")
-        store.write_ref(ref, "targets", "image-key", teacher="toy")
-        store.write_ref(ref, "text", "text-key", teacher="toy")
+        store.write_ref(ref, "points", "points-key")
+        store.write_ref(ref, "captions", "captions-key", part="words")
+        store.write_ref(ref, "targets", "image-key", part="toy")
+        store.write_ref(ref, "text", "text-key", part="toy")
     return FeatureStore.open(path)
 
 

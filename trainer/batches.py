@@ -185,8 +185,9 @@ def draw_points(xyz: Tensor, samples: Tensor, keys: Tensor, num_points: int) -> 
     """`num_points` different points of each sample, in random order: [B, num_points, 3].
 
     xyz: [N, P, 3]; samples: [B] indices into it; keys: [B] int64 random bits. A row's points are independent samples
-    of its surface, so any of them, chosen without a look at them, are as good as any other. From `RUNS_FROM` on they
-    are chosen in runs of `RUN` neighbours, which takes a sixteenth of the random numbers and of the cache misses.
+    of its surface, or a ready-made cloud's in random order, so any of them, chosen without a look at them, are as good
+    as any other. From `RUNS_FROM` on they are chosen in runs of `RUN` neighbours, which takes a sixteenth of the random
+    numbers and of the cache misses.
     """
     num_stored = xyz.shape[1]
     length = RUN if num_stored >= RUNS_FROM and num_stored % RUN == 0 else 1

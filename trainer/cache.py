@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.store.receipts import digest_of, sync_directory
-from trainer.reading import read_rows, shard_rows
+from trainer.reading import iterate_rows
 
 if TYPE_CHECKING:
-    import zarr
-
     from pipeline.store.records import Points, Targets
 
 CACHE_VERSION = 1
@@ -73,10 +71,12 @@ def _write_cache(folder: Path, points: Points, targets: Targets, rows: NDArray[n
     try:
         num_draws, _, num_views, dim = targets.feat.shape
         xyz = _new_array(temporary / "xyz.npy", (len(rows), *points.xyz.shape[1:]), "<f4")
-        _copy_rows(points.xyz, None, rows, xyz, "points")
+        for part, values in iterate_rows(points.xyz, rows, "points"):
+            xyz[part] = values
         image = _new_array(temporary / "image.npy", (num_draws, len(rows), num_views, dim), "<f2")
         for draw in range(num_draws):
-            _copy_rows(targets.feat, draw, rows, image[draw], f"image features of {targets.teacher!r}")
+            for part, values in iterate_rows(targets.feat, rows, f"image features of {targets.teacher!r}", draw):
+                image[draw, part] = values
         for array in (xyz, image):
             array.flush()
         sums = {path.name: _crc(path) for path in sorted(temporary.iterdir())}
@@ -95,24 +95,6 @@ def _write_cache(folder: Path, points: Points, targets: Targets, rows: NDArray[n
 
 def _new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap[Any, Any]:
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-
-
-def _copy_rows(
-    source: zarr.Array[Any], lane: int | None, rows: NDArray[np.int64], out: NDArray[Any], what: str
-) -> None:
-    """Copy rows (ascending) of a column, or of one lane of it, a shard at a time."""
-    block = shard_rows(source, lane)
-    done = 0
-    for start in range(0, source.shape[lane is not None], block):
-        wanted = rows[(rows >= start) & (rows < start + block)]
-        if not len(wanted):
-            continue
-        values = read_rows(source, start, start + block, lane)[wanted - start]
-        if not np.isfinite(values).all():
-            raise UserError(f"{what}: not finite in the store's rows from {start} on; compute them again")
-        out[done : done + len(wanted)] = values
-        done += len(wanted)
-    assert done == len(rows), (done, len(rows))
 
 
 def _is_sound(folder: Path) -> bool:

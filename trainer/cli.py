@@ -53,26 +53,32 @@ def pretrain(
 
 
 StoreOption = Annotated[Path, typer.Option(help="The store the run was trained on.")]
+LabelledOption = Annotated[Path, typer.Option(help="A store with splits train and test: the run's or another.")]
+RefOption = Annotated[
+    str | None, typer.Option(help="Name of the store's ref; without it the run's own, or the only one there is.")
+]
 RunOption = Annotated[Path, typer.Option(help="The run's folder.")]
 ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")]
 
 
 @app.command()
-def svm(store: StoreOption, run: RunOption, device: ProbeDevice = DeviceChoice.auto) -> None:
+def svm(store: LabelledOption, run: RunOption, ref: RefOption = None, device: ProbeDevice = DeviceChoice.auto) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
     from trainer.evaluate.svm import run_svm
     from trainer.loop import choose_device
 
-    _tell(run_svm(run, store, choose_device(device.value)))
+    _tell(run_svm(run, store, choose_device(device.value), ref))
 
 
 @app.command()
-def zeroshot(store: StoreOption, run: RunOption, device: ProbeDevice = DeviceChoice.auto) -> None:
+def zeroshot(
+    store: LabelledOption, run: RunOption, ref: RefOption = None, device: ProbeDevice = DeviceChoice.auto
+) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from trainer.evaluate.zero_shot import run_zero_shot
     from trainer.loop import choose_device
 
-    _tell(run_zero_shot(run, store, choose_device(device.value)))
+    _tell(run_zero_shot(run, store, choose_device(device.value), ref))
 
 
 @app.command()

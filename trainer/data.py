@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import zarr
 
     from pipeline.store import FeatureStore
+    from pipeline.store.records import Ref, Targets
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,14 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
 
     For the loader "map", the first call copies them out of the store shard by shard into `<store>/cache/<digest>/`,
     keyed by the digests of what they hold; later calls check that copy's sums and map it. For "stream" nothing of them
-    is read yet. UserError for an unknown split, for a store without a finished row, for a damaged shard or non-finite
-    features, and where more points, draws or captions are asked for than there are.
+    is read yet. UserError for an unknown split, for a store without image targets or without a finished row, for a
+    damaged shard or non-finite features, and where more points, draws or captions are asked for than there are.
     """
     ref = store.ref(config.ref or None)
-    points, targets = store.points(ref), store.targets(config.image_teacher or None, ref)
+    points, targets = store.points(ref), image_targets(store, ref, config.image_teacher)
     text = store.text(config.text_teacher or None, ref)
     registry = store.registry
-    # The store may hold other data sets, whose splits and categories are none of this one's.
-    mine = np.zeros(len(registry), np.bool_)
-    mine[store.rows(ref)] = True
-    split_of, own = np.array(registry.split), np.unique(registry.category[mine])
-    in_splits = mine & np.isin(split_of, config.splits)
-    known = sorted(set(split_of[mine].tolist()))
-    for split in config.splits:
-        if split not in known:
-            raise UserError(f"data.splits: {store.path} has no split {split!r}; it has {', '.join(known)}")
+    in_splits, own = rows_of_splits(store, ref, config.splits)
     rows = np.flatnonzero(in_splits & points.ok & targets.ok.all(axis=0))
     if not len(rows):
         raise UserError(f"{store.path}: no row of {', '.join(config.splits)} is finished; run `recon-pipeline status`")
@@ -123,6 +117,8 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         "points": {"key": points.key, "digest": store.digest(points.key)},
         "image": {"teacher": targets.teacher, "key": targets.key, "digest": store.digest(targets.key)},
         "text": {"teacher": text.teacher, "key": text.key, "digest": store.digest(text.key)},
+        # A student is measured on other stores too, which need not hold what it was taught with.
+        "teachers": {"image": targets.recipe.get("teacher", {}), "text": text.recipe.get("teacher", {})},
     }
     if config.loader == "stream":
         stored = Stored(points.xyz, targets.feat)
@@ -144,6 +140,40 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         categories=[registry.categories[number] for number in own],
         stored=stored,
     )
+
+
+def image_targets(store: FeatureStore, ref: Ref, teacher: str) -> Targets:
+    """A ref's image targets of a teacher, or of its first. UserError where it has none that can be trained on."""
+    if not ref.targets and "points" in ref.keys and "meshes" not in ref.keys:
+        raise UserError(
+            f"{store.path}: ref {ref.name!r} has ready-made clouds and no image targets, so it serves the probes `svm` "
+            "and `zeroshot` alone; pretrain on a data set with meshes to render or with image features of its own"
+        )
+    targets = store.targets(teacher or None, ref)
+    if targets.feat.ndim != 4:
+        raise UserError(
+            f"{store.path}: image teacher {targets.teacher!r} gives patch tokens {list(targets.feat.shape[2:])}, "
+            "and pretraining takes one feature a view: give it tap 'pooled', 'cls' or 'patch_mean' in the manifest, "
+            "or name another with data.image_teacher"
+        )
+    return targets
+
+
+def rows_of_splits(store: FeatureStore, ref: Ref, splits: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """[registry] the rows of the ref's shapes in some splits, finished or not; and its categories' numbers, ascending.
+
+    UserError for a split that the ref's data set does not have.
+    """
+    registry = store.registry
+    # The store may hold other data sets, whose splits and categories are none of this one's.
+    mine = np.zeros(len(registry), np.bool_)
+    mine[store.rows(ref)] = True
+    split_of = np.array(registry.split)
+    known = sorted(set(split_of[mine].tolist()))
+    for split in splits:
+        if split not in known:
+            raise UserError(f"{store.path}: ref {ref.name!r} has no split {split!r}; it has {', '.join(known)}")
+    return mine & np.isin(split_of, splits), np.unique(registry.category[mine])
 
 
 def _check_settings(config: DataConfig, num_points: int, num_draws: int, captions: NDArray[np.int64]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,6 +43,23 @@ def read_rows(array: zarr.Array[Any], start: int, stop: int, lane: int | None = 
         raise UserError(
             f"{where} cannot be read ({told}); `recon-pipeline verify --store {root}` finds what is damaged"
         ) from error
+
+
+def iterate_rows(
+    array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lane: int | None = None
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Rows (ascending, one at the least) of a column, or of one lane of it, a shard at a time: (their places in `rows`,
+    their values).
+
+    UserError where a shard is damaged, and for values that are not finite, which it calls by the name `what`.
+    """
+    block = shard_rows(array, lane)
+    for begin, end in pairwise([0, *(np.flatnonzero(np.diff(rows // block)) + 1).tolist(), len(rows)]):
+        start = int(rows[begin]) // block * block
+        values = read_rows(array, start, start + block, lane)[rows[begin:end] - start]
+        if not np.isfinite(values).all():
+            raise UserError(f"{what}: not finite in the store's rows from {start} on; compute them again")
+        yield slice(begin, end), values
 
 
 def _files(array: zarr.Array[Any], start: int, stop: int, lead: tuple[int, ...]) -> list[Path]:

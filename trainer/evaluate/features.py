@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import sample_farthest_points
 from pipeline.errors import UserError
 from pipeline.execution.work import peak_bytes
 from pipeline.store import FeatureStore
+from pipeline.store.names import list_refs
 from pipeline.store.receipts import write_atomically
+from pipeline.store.records import Ref
 from trainer.checkpoint import load_student
 from trainer.config import Config
-from trainer.data import Dataset, load_dataset
+from trainer.evaluate.labelled import Labelled, load_labelled
 from trainer.model import ReCon
 from trainer.transforms import normalize, random_bits, random_subset, stream
 
@@ -32,40 +33,41 @@ SPARE = 1200 / 1024
 
 @dataclass(frozen=True)
 class Probe:
-    """A trained student, the same student before training, and the store's splits to measure them on."""
+    """A trained student, the same student before training, and the ref of a store to measure them on."""
 
     student: ReCon
     random_init: ReCon
     config: Config
     store: FeatureStore
+    ref: Ref
     device: torch.device
     checkpoint: dict[str, Any]
     """What `newest_checkpoint` says of the student's weights."""
 
-    def split(self, name: str) -> Dataset:
-        """The finished rows of one split."""
-        # Probes look at clean pictures and class prompts alone, so a store without the draws or captions the run
-        # was trained with serves as well.
-        # They take all points of a row, and take them more than once, so they have them in the map.
-        data = replace(self.config.data, splits=(name,), captions="class", draws=(), loader="map")
-        return load_dataset(self.store, data)
+    def split(self, name: str) -> Labelled:
+        """The shapes of one split that have points."""
+        return load_labelled(self.store, self.ref, name)
 
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""
         return {"": self.student, "_random_init": self.random_init}
 
 
-def load_probe(run: Path, store: Path, device: torch.device) -> Probe:
+def load_probe(run: Path, store: Path, device: torch.device, ref: str | None = None) -> Probe:
     """The newest checkpoint of a run, and the weights its seed started from.
 
-    UserError for a missing run, checkpoint or store.
+    Without a `ref` they are measured on the one the run was trained on, or on the store's only one. UserError for a
+    missing run, checkpoint, store or ref.
     """
     opened = FeatureStore.open(store)
     checkpoint = newest_checkpoint(run)
     student, config = load_student(run)
+    if not ref and config.data.ref in {held.name for held in list_refs(opened)}:
+        ref = config.data.ref
     torch.manual_seed(stream(config.run.seed, "weights"))
     random_init = ReCon(config.model).eval()
-    return Probe(student.to(device), random_init.to(device), config, opened, device, checkpoint)
+    measured_on = opened.ref(ref or None)
+    return Probe(student.to(device), random_init.to(device), config, opened, measured_on, device, checkpoint)
 
 
 def newest_checkpoint(run: Path) -> dict[str, Any]:
@@ -87,31 +89,23 @@ def newest_checkpoint(run: Path) -> dict[str, Any]:
         raise UserError(f"{path}: unreadable ({error!r}); restore it, or train anew with --overwrite") from error
 
 
-def farthest_points(dataset: Dataset, num_points: int, device: torch.device) -> Tensor:
-    """The `num_points` farthest points of every cloud, raw, in that order: [N, num_points, 3] on the device."""
-    parts = []
-    for start in range(0, len(dataset), BATCH):
-        cloud = dataset.xyz[start : start + BATCH].to(device)
-        parts.append(sample_farthest_points(cloud, K=num_points)[0])
-    return torch.cat(parts)
-
-
 def spare_points(config: Config, available: int) -> int:
     """How many farthest points the zero-shot test draws from."""
     return min(math.ceil(config.data.num_points * SPARE), available)
 
 
-def random_points(points: Tensor, dataset: Dataset, config: Config) -> Tensor:
-    """A random `data.num_points` of each cloud [N, M, 3], seeded by the run's seed and the row in the store."""
-    keys = random_bits(stream(config.run.seed, "zero-shot points"), dataset.row).to(points.device)
+def random_points(points: Tensor, rows: NDArray[np.int64], config: Config) -> Tensor:
+    """A random `data.num_points` of each cloud [N, M, 3], seeded by the run's seed and its row in the store [N]."""
+    keys = random_bits(stream(config.run.seed, "zero-shot points"), torch.from_numpy(rows))
     subset = random_subset(keys, points.shape[1], config.data.num_points)
     return points.gather(1, subset[..., None].expand(-1, -1, 3))
 
 
 @torch.inference_mode()
-def encode(function: Callable[[Tensor], Tensor], points: Tensor) -> NDArray[np.float32]:
-    """`function` over normalised clouds [N, P, 3], a batch at a time: [N, D] float32."""
-    parts = [function(normalize(points[i : i + BATCH])).float().cpu() for i in range(0, len(points), BATCH)]
+def encode(function: Callable[[Tensor], Tensor], points: Tensor, device: torch.device) -> NDArray[np.float32]:
+    """`function` over normalised clouds [N, P, 3], a batch at a time on the device: [N, D] float32."""
+    batches = (points[start : start + BATCH].to(device) for start in range(0, len(points), BATCH))
+    parts = [function(normalize(batch)).float().cpu() for batch in batches]
     features: NDArray[np.float32] = torch.cat(parts).numpy()
     return features
 
@@ -125,13 +119,17 @@ def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], num_classe
 
 
 def write_result(
-    run: Path, name: str, probe: Probe, data: Dataset, result: dict[str, Any], seconds: float
+    run: Path, name: str, probe: Probe, data: Labelled, keys: dict[str, str], result: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Write RUN/<name>.json, the result and what it was measured on, and return it. `data` is the test split."""
+    """Write RUN/<name>.json, the result and what it was measured on, and return it.
+
+    `data` is the test split, `keys` those of what was read besides points, by the names of a run's record.
+    """
     result = result | {
+        "ref": probe.ref.name,
         "categories": data.categories,
         "checkpoint": probe.checkpoint,
-        "digests": {kind: data.record[kind]["digest"] for kind in ("points", "image", "text")},
+        "digests": {kind: probe.store.digest(key) for kind, key in {"points": data.points.key, **keys}.items()},
         "num_points": probe.config.data.num_points,
         "seed": probe.config.run.seed,
         "seconds": round(seconds, 2),

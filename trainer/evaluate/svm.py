@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
 
 from pipeline.errors import UserError
-from trainer.evaluate.features import confusion, encode, farthest_points, load_probe, write_result
+from trainer.evaluate.features import confusion, encode, load_probe, write_result
 
 C = 0.075
 
 
-def run_svm(run: Path, store: Path, device: torch.device) -> dict[str, Any]:
-    """Fit on the store's train split, measure on its test split, for the student and its random start.
+def run_svm(run: Path, store: Path, device: torch.device, ref: str | None = None) -> dict[str, Any]:
+    """Fit on the train split of a store's ref, measure on its test split, for the student and its random start.
 
-    Features are `ReCon.svm_feature` of the farthest `data.num_points` points. Writes RUN/svm.json and returns it.
-    UserError for a missing run, checkpoint, store or split, and for training shapes of one category only.
+    Features are `ReCon.svm_feature` of the farthest `data.num_points` points; of the store only points and categories
+    are read. Writes RUN/svm.json and returns it. UserError for a missing run, checkpoint, store, ref or split, and for
+    training shapes of one category only.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device)
+    probe = load_probe(run, store, device, ref)
     splits = {name: probe.split(name) for name in ("train", "test")}
-    count = probe.config.data.num_points
-    points = {name: farthest_points(data, count, device) for name, data in splits.items()}
-    labels = {name: data.category.numpy() for name, data in splits.items()}
+    labels = {name: data.category for name, data in splits.items()}
     if len(np.unique(labels["train"])) < 2:
         raise UserError(f"{store}: all finished training shapes are of one category; a classifier needs two or more")
+    points = {name: data.farthest_points(probe.config.data.num_points) for name, data in splits.items()}
     result: dict[str, Any] = {"num_train": len(splits["train"]), "num_test": len(splits["test"]), "C": C}
     for suffix, student in probe.students().items():
-        features = {name: encode(student.svm_feature, cloud) for name, cloud in points.items()}
+        features = {name: encode(student.svm_feature, cloud, device) for name, cloud in points.items()}
         predicted = fit_predict(features["train"], labels["train"], features["test"])
         result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == labels["test"]))
         result[f"confusion{suffix}"] = confusion(labels["test"], predicted, len(splits["test"].categories))
-    return write_result(run, "svm", probe, splits["test"], result, time.monotonic() - started)
+    return write_result(run, "svm", probe, splits["test"], {}, result, time.monotonic() - started)
 
 
 def fit_predict(train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -13,79 +13,99 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit
 
 from pipeline.errors import UserError
+from pipeline.store.records import Targets, Text
+from pipeline.store.spaces import one_space
 from trainer.checkpoint import read_record
-from trainer.data import Dataset
-from trainer.evaluate.features import (
-    Probe,
-    confusion,
-    encode,
-    farthest_points,
-    load_probe,
-    random_points,
-    spare_points,
-    write_result,
-)
+from trainer.evaluate.features import Probe, confusion, encode, load_probe, random_points, spare_points, write_result
+from trainer.reading import iterate_rows
 
 
-def run_zero_shot(run: Path, store: Path, device: torch.device) -> dict[str, Any]:
-    """Classify the store's test split by prompts alone: the student, its random start, and the image teacher itself.
+def run_zero_shot(run: Path, store: Path, device: torch.device, ref: str | None = None) -> dict[str, Any]:
+    """Classify a ref's test split by prompts alone: the student, its random start, and the image teacher itself.
 
-    Writes RUN/zeroshot.json and returns it. UserError for a missing run, checkpoint, store or split, and when
-    pictures, words and the student do not share one space.
+    The teacher is measured where the store holds its features of the clean views, on the shapes that have them. Writes
+    RUN/zeroshot.json and returns it. UserError for a missing run, checkpoint, store, ref or split, for a student whose
+    teachers do not share one space, and for a store without the words of its text teacher.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device)
+    probe = load_probe(run, store, device, ref)
+    check_one_space(run, probe)
+    text = learnt_words(run, probe)
     data = probe.split("test")
-    check_one_space(run, probe, data)
-    classes = class_embeddings(data)
-    labels = data.category.numpy()
-    num_classes = len(classes)
-    far = farthest_points(data, spare_points(probe.config, data.xyz.shape[1]), device)
-    points = random_points(far, data, probe.config)
+    classes = class_embeddings(text, data.numbers)
+    labels, num_classes = data.category, len(classes)
+    far = data.farthest_points(spare_points(probe.config, data.num_stored))
+    points = random_points(far, data.row, probe.config)
     result: dict[str, Any] = {"num_test": len(data), "chance": 1 / num_classes}
     for suffix, student in probe.students().items():
-        predicted = classify(torch.from_numpy(encode(student.zero_shot_feature, points)), classes)
+        predicted = classify(torch.from_numpy(encode(student.zero_shot_feature, points, device)), classes)
         result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
         result[f"confusion{suffix}"] = confusion(labels, predicted, num_classes)
-    predicted = classify(teacher_feature(data), classes)
-    result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels))
-    result["confusion_teacher"] = confusion(labels, predicted, num_classes)
-    return write_result(run, "zeroshot", probe, data, result, time.monotonic() - started)
+    keys = {"text": text.key}
+    targets = towers_pictures(probe, text)
+    seen = targets.ok[0, data.row] if targets else np.zeros(len(data), np.bool_)
+    if targets and seen.any():
+        keys["image"] = targets.key
+        predicted = classify(teacher_feature(targets, data.row[seen]), classes)
+        result["num_test_teacher"] = int(seen.sum())
+        result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels[seen]))
+        result["confusion_teacher"] = confusion(labels[seen], predicted, num_classes)
+    return write_result(run, "zeroshot", probe, data, keys, result, time.monotonic() - started)
 
 
-def check_one_space(run: Path, probe: Probe, data: Dataset) -> None:
-    """UserError unless pictures and words come from one encoder, the one whose words the student learnt."""
-    if data.image_dim != data.text_dim:
+def check_one_space(run: Path, probe: Probe) -> None:
+    """UserError unless the student learnt pictures and words of one space, two towers of one CLIP."""
+    learnt = read_record(run)["data"]
+    if "teachers" not in learnt:
+        raise UserError(f"{run / 'config.json'}: of an older version, does not say what its teachers were; train anew")
+    seeing, reading, model = learnt["teachers"]["image"], learnt["teachers"]["text"], probe.config.model
+    if not one_space(seeing, reading, model.image_dim, model.text_dim):
         raise UserError(
-            f"zero-shot needs one space for pictures and words: the store's image teacher has {data.image_dim} "
-            f"dimensions, its text teacher {data.text_dim}; train with both teachers of one CLIP"
+            f"zero-shot needs one space for pictures and words: {run} was trained on {learnt['image']['teacher']!r} "
+            f"(tap {seeing.get('tap')!r}) and {learnt['text']['teacher']!r}, which are not two towers of one CLIP; "
+            "train with both of one, tap 'pooled'"
         )
-    image, text = data.record["image"], data.record["text"]
-    seeing, reading = (
-        probe.store.recipe(kind, key)["teacher"] for kind, key in (("targets", image["key"]), ("text", text["key"]))
+
+
+def learnt_words(run: Path, probe: Probe) -> Text:
+    """The prompts of the store's ref as the student's own text teacher embeds them, whatever it is called there.
+
+    A key of text depends on the teacher alone, not on the data set: equal keys are one encoder in any store. UserError
+    where the ref has none of it.
+    """
+    learnt = read_record(run)["data"]["text"]
+    for name, key in probe.ref.text.items():
+        if key == learnt["key"]:
+            return probe.store.text(name, probe.ref)
+    has = ", ".join(f"{name} ({key})" for name, key in probe.ref.text.items()) or "none"
+    raise UserError(
+        f"{probe.store.path}: ref {probe.ref.name!r} has no words of the text teacher {run} learnt, "
+        f"{learnt['teacher']!r} ({learnt['key']}); it has {has}: put that teacher into its manifest and run "
+        "`recon-pipeline features`"
     )
-    if seeing["weights"] != reading["weights"] or seeing["tap"] != "pooled":
-        raise UserError(
-            f"zero-shot needs one space for pictures and words: {image['teacher']!r} (tap {seeing['tap']!r}) and "
-            f"{text['teacher']!r} are not two towers of one CLIP; train with both of one, tap 'pooled'"
-        )
-    # A key of text depends on the teacher alone, not on the data set: equal keys are one encoder in any store.
-    learnt = read_record(run)["data"]["text"]["key"]
-    if learnt != text["key"] or probe.config.model.image_dim != data.image_dim:
-        raise UserError(
-            f"{probe.store.path}: {run} was trained on another teacher's features than this store holds; embed this "
-            "store with the manifest's teacher of that run"
-        )
 
 
-def class_embeddings(data: Dataset) -> Tensor:
-    """The sum of each class's prompt features, [num_categories, D] (prompt ensemble)."""
-    return data.text.float()[data.class_prompts].sum(dim=1)
+def towers_pictures(probe: Probe, text: Text) -> Targets | None:
+    """Features of pictures in the words' space, where the ref has such: what the teacher itself makes of the shapes."""
+    reading = text.recipe.get("teacher", {})
+    for name in probe.ref.targets:
+        targets = probe.store.targets(name, probe.ref)
+        if one_space(targets.recipe.get("teacher", {}), reading, targets.dim, text.feat.shape[1]):
+            return targets
+    return None
 
 
-def teacher_feature(data: Dataset) -> Tensor:
-    """What the image teacher itself says of a shape: the mean direction of its clean views, [N, D]."""
-    return unit(data.image[0].float(), dim=-1).mean(dim=1)
+def class_embeddings(text: Text, numbers: NDArray[np.int64]) -> Tensor:
+    """The sum of each class's prompt features, [C, D] (prompt ensemble); numbers [C] are the classes' in the store."""
+    return torch.from_numpy(text.feat[text.class_prompts[numbers]].astype(np.float32)).sum(dim=1)
+
+
+def teacher_feature(targets: Targets, rows: NDArray[np.int64]) -> Tensor:
+    """What the image teacher itself says of shapes: the mean direction of their clean views, [N, D]."""
+    feature = torch.empty(len(rows), targets.dim)
+    for part, views in iterate_rows(targets.feat, rows, f"image features of {targets.teacher!r}", lane=0):
+        feature[part] = unit(torch.from_numpy(views).float(), dim=-1).mean(dim=1)
+    return feature
 
 
 def classify(features: Tensor, classes: Tensor) -> NDArray[np.int64]:

@@ -47,11 +47,12 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
     seconds |= {"pretrain": training["seconds"], "svm": svm["seconds"], "zeroshot": zero_shot["seconds"]}
     parts = [*logged.values(), training, svm, zero_shot]
     names = (
-        "svm_accuracy", "svm_accuracy_random_init", "zero_shot_accuracy", "zero_shot_accuracy_random_init",
-        "teacher_zero_shot_accuracy", "chance",
+        "svm_accuracy", "svm_accuracy_random_init", "zero_shot_accuracy", "zero_shot_accuracy_random_init", "chance",
     )  # fmt: skip
     results = svm | zero_shot
     metrics: dict[str, Any] = {name: results[name] for name in names}
+    # Where the probes' shapes have no pictures, the teacher has nothing to say of them.
+    metrics["teacher_zero_shot_accuracy"] = zero_shot.get("teacher_zero_shot_accuracy")
     metrics |= {
         "num_train": svm["num_train"],
         "num_test": svm["num_test"],
@@ -62,7 +63,9 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         "step": checkpoint["step"],
         "pretrain_splits": record["data"]["splits"],
         "digests": {name: record["data"][name]["digest"] for name in ("points", "image", "text")},
-        "probe_digests": svm["digests"],
+        "ref": record["data"]["ref"],
+        "probe_ref": zero_shot["ref"],
+        "probe_digests": zero_shot["digests"],
         "git_commit": record["git_commit"],
         "versions": record["versions"],
         "machine": machine(),
@@ -70,11 +73,13 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
     write_atomically(run / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     figures = {
         "losses": loss_curves(lines),
-        "views": contact_sheet(_sheet_rows(store, ref)),
         "svm": confusion_matrix(svm["confusion"], svm["categories"]),
         "zeroshot": confusion_matrix(zero_shot["confusion"], zero_shot["categories"]),
-        "teacher": confusion_matrix(zero_shot["confusion_teacher"], zero_shot["categories"]),
     }
+    if "views" in ref.keys:
+        figures["views"] = contact_sheet(_sheet_rows(store, ref))
+    if "confusion_teacher" in zero_shot:
+        figures["teacher"] = confusion_matrix(zero_shot["confusion_teacher"], zero_shot["categories"])
     loader = Environment(loader=PackageLoader("trainer", "show"), autoescape=select_autoescape())
     images = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in figures.items()}
     page = loader.get_template("report.html").render(
@@ -86,7 +91,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
 
 def stage_log(store: FeatureStore, ref: Ref) -> dict[str, dict[str, Any]]:
     """What computing each of a ref's keys took: seconds and rows of all its runs, the peak memory of the greediest."""
-    keys = {*ref.keys.values(), *ref.targets.values(), *ref.text.values()}
+    keys = {*ref.keys.values(), *ref.captions.values(), *ref.targets.values(), *ref.text.values()}
     total: dict[str, dict[str, Any]] = {}
     path = store.path / "log.jsonl"
     for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
@@ -139,7 +144,7 @@ def _check_one_run(
                 f"{run / name}.json: measured on other weights than {newest}; run "
                 f"`{COMMANDS[name].format(run=run)}` again"
             )
-    if probes["svm"]["digests"] != probes["zeroshot"]["digests"]:
+    if len({(probe.get("ref"), probe["digests"]["points"]) for probe in probes.values()}) > 1:
         raise UserError(f"{run}: svm.json and zeroshot.json were measured on different data; run both on one store")
 
 

@@ -1,0 +1,67 @@
+"""A store's finished shapes of one split, as probes take them: their farthest points and their categories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.store import FeatureStore
+from pipeline.store.records import Points, Ref
+from trainer.data import rows_of_splits
+from trainer.reading import iterate_rows
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows of a split that have points, whatever else the store holds of them."""
+
+    points: Points
+    row: NDArray[np.int64]
+    """[N] rows of the store, ascending"""
+    category: NDArray[np.int64]
+    """[N] index into `categories`"""
+    categories: list[str]
+    """Names of the categories of the ref's data set, sorted; those of every split"""
+    numbers: NDArray[np.int64]
+    """[num_categories] their numbers in the store's registry"""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def num_stored(self) -> int:
+        """Points that the store holds of a shape."""
+        return int(self.points.xyz.shape[1])
+
+    def farthest_points(self, num_points: int) -> Tensor:
+        """The `num_points` farthest points of every shape, raw, in that order: [N, num_points, 3] float32.
+
+        The store keeps each cloud's farthest-point order, so they are read, not searched. UserError for a damaged
+        shard, and where the store has fewer points.
+        """
+        if num_points > self.num_stored:
+            raise UserError(f"data.num_points: {num_points} asked for, the store holds {self.num_stored} a shape")
+        farthest = np.empty((len(self), num_points, 3), np.float32)
+        clouds = iterate_rows(self.points.xyz, self.row, "points")
+        orders = iterate_rows(self.points.order, self.row, "order of points")
+        for (part, xyz), (_, order) in zip(clouds, orders, strict=True):
+            first = order[:, :num_points, None].astype(np.int64)
+            farthest[part] = np.take_along_axis(xyz, first, axis=1)
+        return torch.from_numpy(farthest)
+
+
+def load_labelled(store: FeatureStore, ref: Ref, split: str) -> Labelled:
+    """UserError for a ref without points, a split it does not have, and one of which no shape is finished."""
+    points = store.points(ref)
+    in_split, numbers = rows_of_splits(store, ref, (split,))
+    rows = np.flatnonzero(in_split & points.ok)
+    if not len(rows):
+        raise UserError(f"{store.path}: no points of split {split!r} are finished; run `recon-pipeline status`")
+    registry = store.registry
+    category = np.searchsorted(numbers, registry.category[rows])
+    return Labelled(points, rows, category, [registry.categories[number] for number in numbers], numbers)
