@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from pipeline.caption import class_prompts  # noqa: E402
-from pipeline.stages import Captions, ImageTargets, PointClouds, TextTargets  # noqa: E402
+from pipeline.stages import FactCaptions, PointClouds, TextTargets  # noqa: E402
 from pipeline.store import FeatureStore  # noqa: E402
 from pipeline.store.receipts import Receipt  # noqa: E402
 from pipeline.store.records import Column  # noqa: E402
@@ -43,6 +43,7 @@ from trainer.transforms import random_bits, random_subset, stream  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 CPU = torch.device("cpu")
 POINTS, VIEWS, WIDTH, NUM_POINTS, BATCH = 8192, 12, 1280, 1024, 128
+POOLED_SHARD_ROWS = 128  # of ImageTargets, where a view has one feature
 CATEGORIES = [f"kind {number}" for number in range(55)]
 MAP = DataConfig(num_points=NUM_POINTS)
 
@@ -56,16 +57,17 @@ def make_store(path: Path, num_shapes: int) -> FeatureStore:
     constant = {"dataset": "synthetic", "split": "train", "source": "", "fingerprint": ""}
     store.append_registry(names | {name: [value] * num_shapes for name, value in constant.items()})
     prompts = [prompt for name in CATEGORIES for prompt in class_prompts(name)]
-    others = {"normal": ("float16", 3), "color": ("uint8", 3), "part": ("uint8", 1)}
+    others = {"normal": ("float16", 3), "color": ("uint8", 3), "part": ("uint8", 1), "order": ("uint16", 1)}
     points = [Column("xyz", (POINTS, 3), "float32")]
     points += [Column(name, (POINTS, width), dtype) for name, (dtype, width) in others.items()]
+    points.append(Column("frame", (4,), "float64"))
     write(store, "points", points, num_shapes, 0, PointClouds.shard_rows, rng)
-    write(store, "targets", [Column("feat", (VIEWS, WIDTH), "float16")], num_shapes, 1, ImageTargets.shard_rows, rng)
-    write(store, "captions", [Column("caption", (1,), "str")], num_shapes, 0, Captions.shard_rows, rng)
+    write(store, "targets", [Column("feat", (VIEWS, WIDTH), "float16")], num_shapes, 1, POOLED_SHARD_ROWS, rng)
+    write(store, "captions", [Column("caption", (1,), "str")], num_shapes, 0, FactCaptions.shard_rows, rng)
     write(store, "text", [Column("feat", (WIDTH,), "float16")], len(prompts), 0, TextTargets.shard_rows, rng)
     store.append_prompts("text", prompts)
     for kind in ("points", "targets", "captions", "text"):
-        store.write_ref("synthetic", kind, kind, teacher="noise" if kind in ("targets", "text") else None)
+        store.write_ref("synthetic", kind, kind, part=None if kind == "points" else "noise")
     return FeatureStore.open(path)
 
 

@@ -33,7 +33,8 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 from pipeline.execution.engine import run_stage  # noqa: E402
-from pipeline.execution.executor import Executor, open_executor  # noqa: E402
+from pipeline.execution.executor import Executor  # noqa: E402
+from pipeline.execution.opening import open_executor  # noqa: E402
 from pipeline.execution.planning import plan_stage  # noqa: E402
 from pipeline.execution.stage import Block, Row  # noqa: E402
 from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore  # noqa: E402

@@ -230,7 +230,7 @@ def overhead(num_shapes: int, folder: Path) -> dict[str, Any]:
 
 def overhead_of(model: str, num_shapes: int, folder: Path, resolution: int) -> dict[str, Any]:
     """Seconds a picture, by turns: the whole stage, reading, preparing, the forward pass of prepared batches."""
-    from pipeline.teachers.images import BATCH_SIZE
+    from pipeline.teachers.batches import CPU_BATCH
 
     named = model if model == "demo" else str(random_clip(model, folder))
     settings = {"name": model.lower(), "resolution": resolution, "draws": 1, "model": named}
@@ -247,9 +247,9 @@ def overhead_of(model: str, num_shapes: int, folder: Path, resolution: int) -> d
 
     def prepare(seeds: Sequence[int] | None = None) -> list[Any]:
         batches = []
-        for at in range(0, len(pictures), BATCH_SIZE):
-            part = range(at, min(at + BATCH_SIZE, len(pictures)))
-            batch = np.zeros((BATCH_SIZE, *teacher._preprocess.size, 3), np.uint8)
+        for at in range(0, len(pictures), CPU_BATCH):
+            part = range(at, min(at + CPU_BATCH, len(pictures)))
+            batch = np.zeros((CPU_BATCH, *teacher._preprocess.size, 3), np.uint8)
             batch[: len(part)] = [teacher._preprocess.pixels(pictures[i], seeds[i] if seeds else None) for i in part]
             batches.append(teacher._preprocess.normalized(batch))
         return batches

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import store_cli
+from pipeline import store_cli, teachers_cli
 from pipeline.errors import UserError
 from pipeline.terminal import (
     JsonOption,
@@ -21,6 +21,7 @@ from pipeline.terminal import (
     RootOption,
     StageProgress,
     StoreOption,
+    answer,
     console,
     emit,
     human,
@@ -78,21 +79,19 @@ class Run:
 
     def stages(self, what: str, run: Callable[[Flow], list[StageResult]], teachers: bool) -> None:
         """Open what the options name, run the stages, say what was done; exits with the command's status."""
-        from pipeline.execution.executor import open_executor, set_thread_variables
+        from pipeline.execution.executor import set_thread_variables
 
         set_thread_variables()  # before numpy and torch start their threads
-        from pipeline.flow import Flow, summary
+        from pipeline.execution.opening import open_executor
+        from pipeline.flow import Flow, load_models, summary
         from pipeline.manifest import list_shapes, load_manifest
         from pipeline.store.session import writing
 
         settings = load_manifest(self.manifest)
         list_shapes(settings, self.root)  # a wrong root must not leave an empty store behind
         shard = parse_shard(self.shard)
-        if teachers:  # nor should a mistyped teacher come to light after hours of rendering
-            from pipeline.stages import teacher_of
-
-            for spec in settings.features.teachers:
-                teacher_of(spec)
+        if teachers or what == "caption":  # nor should a mistyped teacher come to light after hours of rendering
+            load_models(settings, teachers)
         progress = StageProgress()
         with ExitStack() as stack:
             hosts = [host for host in self.hosts.split(",") if host]
@@ -116,7 +115,7 @@ class Run:
             except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
                 console.print("interrupted: finished shards are kept; the same command goes on from there")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
-        say(flow.mended)
+        say([*flow.mended, *flow.notes])
         failed: dict[str, str] = {}
         for result in results:
             did = "up to date"
@@ -188,7 +187,7 @@ def stage_command(name: str, doc: str) -> None:
 stage_command("ingest", "Register the manifest's shapes and read every mesh once; broken ones are set aside.")
 stage_command("sample", "Sample surface points with normals, colours and part ids.")
 stage_command("render", "Render views: RGB, depth, cameras.")
-stage_command("caption", "Write captions from what the source knows of each shape.")
+stage_command("caption", "Write captions: from facts, lists, files, a CLIP's features, captioning models.")
 stage_command("features", "Embed views and words with every frozen teacher of the manifest.")
 stage_command("all", "Every stage, in order.")
 stage_command("retry", "Check the whole store, mend what is damaged, and do every stage again where it failed.")
@@ -223,7 +222,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         if as_json:
             emit([{**vars(line), "todo": line.todo} for line in shown])
         elif not quiet:
-            say(describe(shown) if shown else ["nothing to do"])
+            answer(describe(shown) if shown else ["nothing to do"])
         raise typer.Exit(EXIT_TODO if quiet and left else 0)
 
     app.command(name, help=doc)(command)
@@ -232,6 +231,21 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
 plan_command("plan", "Say what a run would do: rows, why, bytes, time. Writes nothing.", only_todo=True)
 plan_command("status", "Say what is done, missing or stale in each stage, and why. Writes nothing.", only_todo=False)
 store_cli.register(app)
+app.command()(teachers_cli.teachers)
+
+
+@app.command()
+def check(manifest: ManifestOption, root: RootOption = None, as_json: JsonOption = False) -> None:
+    """Say what of a data set is missing, extra or other than published; exit status 1 then. Reads no shape."""
+    from pipeline.check import check, describe
+    from pipeline.manifest import load_manifest
+
+    found = check(load_manifest(manifest), root)
+    if as_json:
+        emit({**vars(found), "clean": found.clean})
+    else:
+        answer(list(describe(found)))
+    raise typer.Exit(0 if found.clean else 1)
 
 
 @app.command()
@@ -241,10 +255,10 @@ def doctor() -> None:
 
     checks = diagnose()
     for check in checks:
-        mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
-        console.print(f"{mark} {check.name}: {check.detail}")
+        mark = typer.style("ok  ", fg="green") if check.ok else typer.style("FAIL", fg="red")
+        answer([f"{mark} {check.name}: {check.detail}"])
         if not check.ok and check.mend:
-            console.print(f"     mend: {check.mend}", markup=False)
+            answer([f"     mend: {check.mend}"])
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.caption import class_prompts
+from pipeline.caption.tables import AnyCaptions, CaptionerTable, FactsTable, teacher_named
+from pipeline.caption.templates import templates_of
 from pipeline.errors import UserError
 from pipeline.execution.engine import ROW_SECONDS, StageResult, run_stage
 from pipeline.execution.executor import Executor, InProcess
@@ -17,21 +19,22 @@ from pipeline.execution.planning import StagePlan, plan_stage
 from pipeline.execution.stage import Row, Stage
 from pipeline.manifest import Manifest, Shape, list_shapes
 from pipeline.stages import (
-    Captions,
     ImageTargets,
     Meshes,
     Origin,
     PointClouds,
     RenderedViews,
     TextTargets,
+    captioner_of,
     mesh_rows,
     origin_of,
     prompt_rows,
     shape_rows,
     teacher_of,
-    text_recipe,
     with_upstream,
 )
+from pipeline.stages.caption_tables import CaptionTables
+from pipeline.stages.imported import ImportedTargets, check_width
 from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore
 from pipeline.store.mend import mend
 from pipeline.store.receipts import canonical_json, digest_of
@@ -76,11 +79,13 @@ class Flow:
         self._meshed: list[Row] | None = None
         self._results: dict[str, StageResult] = {}
         self.mended: list[str] = []
+        self.notes: list[str] = []
 
     # ---- the commands
 
     def ingest(self) -> list[StageResult]:
-        """Register the shapes and read every mesh once."""
+        """Register the shapes and read every mesh once. UserError for a file of captions that cannot be read."""
+        self.notes = self._tables.read()
         self._listed_rows()
         if self._has_meshes:
             self._mesh_rows()
@@ -101,22 +106,30 @@ class Flow:
         return self._done
 
     def caption(self) -> list[StageResult]:
-        """Captions a shape."""
-        self.ingest()
-        if self._has_meshes:
-            self._run(self._captions, self._mesh_rows())
+        """Captions a shape: those that are there already, then those of models, which look at views."""
+        self._plain_captions()
+        for table in self._tables.modelled:
+            self.render()
+            spec = self._tables.teacher(table)
+            upstream = self._image_targets(spec) if spec else self._views
+            seen = with_upstream(self.store, digest_of(upstream.recipe), self._seen_rows())
+            self._run(self._tables.stage(table), self._tables.rows(table, seen), table.name)
+        self._settle()
         return self._done
 
     def features(self) -> list[StageResult]:
         """Every teacher's features of views, where there are such, and of words."""
+        self._plain_captions()
+        for stored in self.manifest.features.stored:
+            check_width(self._origin, stored, self.shapes)
+            self._run(ImportedTargets(self._origin, stored), self._listed_rows(), stored.name)
         if self._has_meshes:
             self.render()
+            for spec in self.manifest.features.teachers:
+                self._image_targets(spec)
         self.caption()
         for spec in self.manifest.features.teachers:
-            images, text = self._teacher_stages(spec)
-            if self._has_meshes:
-                seen = with_upstream(self.store, digest_of(self._views.recipe), self._mesh_rows())
-                self._run(images, seen, spec.name)
+            _, text = self._teacher_stages(spec)
             if text is not None:
                 key = digest_of(text.recipe)
                 self.store.require_key("text", key, text.recipe, text.columns, text.attributes)
@@ -139,32 +152,42 @@ class Flow:
 
     def upstream(self) -> tuple[Stage, ...]:
         """The stages that others build on."""
-        return (Meshes(self._origin), self._views) if self._has_meshes else ()
+        if not self._has_meshes:
+            return ()
+        ranking = [spec for table in self._tables.modelled if (spec := self._tables.teacher(table))]
+        stages = (stage for spec in ranking for stage in self._teacher_stages(spec) if stage is not None)
+        return (Meshes(self._origin), self._views, *stages)
 
     def stages(self) -> Iterator[StageRows]:
         """Every stage with what can be said of its rows now; writes nothing."""
-        rows = after = self._registered_rows()
-        seen: Sequence[Row] = []
+        listed = self._registered_rows()
+        meshed: Sequence[Row] = []
         if self._has_clouds:
-            yield StageRows("points", self._points, rows, len(self.shapes) - len(rows))
+            yield self._entry("points", self._points, listed)
         if self._has_meshes:
             meshes = Meshes(self._origin)
-            yield StageRows("meshes", meshes, rows, len(self.shapes) - len(rows))
-            rows = self._up_to_date(meshes, rows)
-            after = mesh_rows(self.store, meshes, rows) if rows else []
-            for stage in (self._points, self._views, self._captions)[self._has_clouds :]:
-                yield StageRows(stage.kind, stage, after, len(self.shapes) - len(after))
-            seen = self._up_to_date(self._views, after)
-            seen = with_upstream(self.store, digest_of(self._views.recipe), seen) if seen else []
+            yield self._entry("meshes", meshes, listed)
+            done = self._up_to_date(meshes, listed)
+            meshed = mesh_rows(self.store, meshes, done) if done else []
+            for stage in (self._points, self._views)[self._has_clouds :]:
+                yield self._entry(stage.kind, stage, meshed)
+        for stored in self.manifest.features.stored:
+            yield self._entry(f"targets {stored.name}", ImportedTargets(self._origin, stored), listed)
+        seen = {"": self._after(self._views, meshed)} if self._has_meshes else {}
+        for spec in self.manifest.features.teachers if self._has_meshes else ():
+            images, _ = self._teacher_stages(spec)
+            yield self._entry(f"targets {spec.name}", images, seen[""])
+            seen[spec.name] = self._after(images, seen[""])
+        captions = [self._caption_entry(table, listed, meshed, seen) for table in self._tables.all]
+        yield from captions
         for spec in self.manifest.features.teachers:
-            images, text = self._teacher_stages(spec)
-            if self._has_meshes:
-                yield StageRows(f"targets {spec.name}", images, seen, len(self.shapes) - len(seen))
+            _, text = self._teacher_stages(spec)
             if text is not None:
                 key = digest_of(text.recipe)
                 there = (self.store.path / "text" / key).is_dir()
-                prompts = prompt_rows(self.store.prompts(key)) if there else []
-                yield StageRows(f"text {spec.name}", text, prompts, None if len(after) < len(self.shapes) else 0)
+                prompts = self.store.prompts(key) if there else []
+                to_come = self._prompts_to_come(captions, prompts)
+                yield StageRows(f"text {spec.name}", text, prompt_rows(prompts), to_come)
 
     # ---- their parts
 
@@ -172,7 +195,11 @@ class Flow:
     def shapes(self) -> list[Shape]:
         """The manifest's shapes that this flow is about."""
         part, parts = self.shard
-        return list_shapes(self.manifest, self.root)[: self.limit][part::parts]
+        return self._all_shapes[: self.limit][part::parts]
+
+    @cached_property
+    def _all_shapes(self) -> list[Shape]:
+        return list_shapes(self.manifest, self.root)
 
     def _registered_rows(self) -> list[Row]:
         """Those of the shapes that have a row."""
@@ -181,6 +208,32 @@ class Flow:
         known = self.store.registry.numbers(self.manifest.name)
         shapes = [shape for shape in self.shapes if shape.uid in known]
         return shape_rows(self.store.registry, shapes) if shapes else []
+
+    def _entry(self, name: str, stage: Stage, rows: Sequence[Row]) -> StageRows:
+        """A stage whose other rows wait for the stages before."""
+        return StageRows(name, stage, rows, len(self.shapes) - len(rows))
+
+    def _caption_entry(
+        self, table: AnyCaptions, listed: Sequence[Row], meshed: Sequence[Row], seen: dict[str, list[Row]]
+    ) -> StageRows:
+        if table in self._tables.modelled:
+            spec = self._tables.teacher(table)
+            rows: Sequence[Row] = seen[spec.name if spec else ""]
+        else:
+            rows = meshed if isinstance(table, FactsTable) else listed
+        return self._entry(f"captions {table.name}", self._tables.stage(table), self._tables.rows(table, rows))
+
+    def _prompts_to_come(self, captions: Sequence[StageRows], prompts: Sequence[str]) -> int | None:
+        """How many prompts a text stage lacks; None while not all captions are written."""
+        for entry in captions:
+            if entry.unknown or len(self._up_to_date(entry.stage, entry.rows)) < len(entry.rows):
+                return None
+        return len(set(self._prompts()) - set(prompts)) if self.store.has_registry else None
+
+    def _after(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
+        """Rows of a stage that reads what this one made: those that it has nothing more to do for."""
+        done = self._up_to_date(stage, rows)
+        return with_upstream(self.store, digest_of(stage.recipe), done) if done else []
 
     def _up_to_date(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
         """The rows that the stage has nothing more to do for."""
@@ -207,9 +260,10 @@ class Flow:
     def _views(self) -> RenderedViews:
         return RenderedViews(self._origin, self.manifest.render)
 
-    @property
-    def _captions(self) -> Captions:
-        return Captions(self._origin)
+    @cached_property
+    def _tables(self) -> CaptionTables:
+        origin = self._origin
+        return CaptionTables(self.manifest, self.root, origin, self._views, self._all_shapes, self._teacher_stages)
 
     def _listed_rows(self) -> list[Row]:
         """The shapes as the source lists them; registers them on the first call."""
@@ -226,19 +280,42 @@ class Flow:
             self._meshed = mesh_rows(self.store, meshes, rows)
         return self._meshed
 
+    def _seen_rows(self) -> list[Row]:
+        """The shapes whose views are there; renders them on the first call."""
+        self.render()
+        return with_upstream(self.store, digest_of(self._views.recipe), self._mesh_rows())
+
+    def _image_targets(self, spec: TeacherSpec) -> ImageTargets:
+        images, _ = self._teacher_stages(spec)
+        self._run(images, self._seen_rows(), spec.name)
+        return images
+
+    def _plain_captions(self) -> None:
+        """Captions that need no model."""
+        self.ingest()
+        for table in self._tables.plain:
+            rows = self._mesh_rows() if isinstance(table, FactsTable) else self._listed_rows()
+            self._run(self._tables.stage(table), self._tables.rows(table, rows), table.name)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let the ref say what class prompts and which captions, in which order, the manifest asks for."""
+        names = [table.name for table in self._tables.all]
+        self.store.settle_ref(self.manifest.name, names, templates_of(self.manifest.class_prompts))
+
     @property
     def _done(self) -> list[StageResult]:
         """What ran so far, in its order."""
         return list(self._results.values())
 
-    def _run(self, stage: Stage, rows: Sequence[Row], teacher: str | None = None) -> StageResult:
-        """Run a stage once a flow and note its key under the manifest's name."""
-        name = stage.kind if teacher is None else f"{stage.kind} {teacher}"
+    def _run(self, stage: Stage, rows: Sequence[Row], part: str | None = None) -> StageResult:
+        """Run a stage once a flow and note its key under the manifest's name; `part`: the teacher, or the table."""
+        name = stage.kind if part is None else f"{stage.kind} {part}"
         if name not in self._results:
             report = lambda done, total, written: self.progress(name, done, total, written)  # noqa: E731
             begin = lambda plan: self.begin(name, plan)  # noqa: E731
             self._results[name] = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report, begin)
-            self.store.write_ref(self.manifest.name, stage.kind, self._results[name].key, teacher)
+            self.store.write_ref(self.manifest.name, stage.kind, self._results[name].key, part)
         return self._results[name]
 
     def _teacher_stages(self, spec: TeacherSpec) -> tuple[ImageTargets, TextTargets | None]:
@@ -246,20 +323,34 @@ class Flow:
         teacher = teacher_of(spec)
         recipe = canonical_json(teacher.recipe())
         features = self.manifest.features
-        images = ImageTargets(spec, self._views, features.draws, features.seed, teacher.dim, recipe)
+        images = ImageTargets(spec, self._views, features.draws, features.seed, teacher.shape, recipe)
         if not hasattr(teacher, "embed_texts"):
             return images, None
-        text_dim = cast(TextTeacher, teacher).embed_texts(["a shape"]).shape[1]
-        return images, TextTargets(spec, text_dim, canonical_json(text_recipe(teacher.recipe())))
+        reader = cast(TextTeacher, teacher)
+        width = reader.embed_texts(["a shape"]).shape[1]
+        return images, TextTargets(spec, width, canonical_json(reader.text_recipe()))
 
     def _prompts(self) -> list[str]:
         """Class prompts of every category, then every shape's captions, in row order."""
-        registry, ref = self.store.registry, self.store.ref(self.manifest.name)
-        mine = self.store.rows(ref)
+        registry = self.store.registry
+        mine = sorted(registry.numbers(self.manifest.name).values())
         categories = sorted({registry.categories[number] for number in registry.category[mine]})
-        prompts = [prompt for name in categories for prompt in class_prompts(name)]
-        captions = self.store.captions(ref) if "captions" in ref.keys else []
-        return prompts + [caption for row in mine if captions for caption in captions[row] if caption]
+        templates = templates_of(self.manifest.class_prompts)
+        prompts = [prompt for name in categories for prompt in class_prompts(name, templates)]
+        stages = {table.name: self._tables.stage(table) for table in self._tables.all}
+        captions = self.store.captions_of({name: digest_of(stage.recipe) for name, stage in stages.items()})
+        return prompts + [caption for row in mine for caption in captions[row] if caption]
+
+
+def load_models(manifest: Manifest, teachers: bool) -> None:
+    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work."""
+    tables = manifest.captions or ()
+    for spec in manifest.features.teachers:
+        if teachers or spec.name in map(teacher_named, tables):
+            teacher_of(spec)
+    for table in tables:
+        if isinstance(table, CaptionerTable):
+            captioner_of(table)
 
 
 def register(store: FeatureStore, shapes: Sequence[Shape]) -> None:

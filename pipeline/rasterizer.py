@@ -22,10 +22,32 @@ from pipeline.errors import UserError
 
 Floats32 = NDArray[np.float32]
 
-# Linear radiance of the three lights; a white matte surface that faces camera and key stays just under 1.
-AMBIENT_GROUND, AMBIENT_SKY = 0.22, 0.46
-FILL, KEY = 0.26, 0.42
-KEY_DIRECTION = (-0.45, 0.75, 0.5)  # in camera axes: from above the camera's left shoulder
+MAX_LIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Lights:
+    """Linear radiance of the three lights: a white matte surface that faces camera and key stays just under 1.
+
+    ambient: from the ground and from the sky; fill: along the camera's axis; key: from key_direction, in camera axes
+    (x right, y up, z towards the viewer), by default from above the camera's left shoulder. unlit: none of these, a
+    pixel is the surface's own colour. Raises UserError for values that cannot be drawn.
+    """
+
+    ambient: tuple[float, float] = (0.22, 0.46)
+    fill: float = 0.26
+    key: float = 0.42
+    key_direction: tuple[float, float, float] = (-0.45, 0.75, 0.5)
+    unlit: bool = False
+
+    def __post_init__(self) -> None:
+        for name, values in (("ambient", self.ambient), ("fill", (self.fill,)), ("key", (self.key,))):
+            if not all(0.0 <= value <= MAX_LIGHT for value in values):
+                shown = list(values) if len(values) > 1 else values[0]
+                raise UserError(f"lights {name} must lie in 0..{MAX_LIGHT:g}, not {shown}")
+        if not 1e-6 < float(np.linalg.norm(self.key_direction)) < 1e6:
+            raise UserError(f"lights key_direction must point somewhere, not {list(self.key_direction)}")
+
 
 VERTEX_SHADER = """
 #version 330 core
@@ -76,6 +98,11 @@ void main() {
     vec3 view = normalize(eye - world);
     vec3 normal = normalize(n);
     if (!gl_FrontFacing) normal = -normal;  // a wrongly wound face is lit as if it were right
+#if defined(NORMALS)
+    srgb = vec4((127.0 * normal + 128.0) / 255.0, 1.0);  // whole bytes: 127 n + 128
+#elif defined(UNLIT)
+    srgb = vec4(to_srgb(clamp(base, 0.0, 1.0)), 1.0);
+#else
     vec3 diffuse = base * (1.0 - metal_rough.x), f0 = mix(vec3(0.04), base, metal_rough.x);
     vec3 sky = mix(vec3(AMBIENT_GROUND), vec3(AMBIENT_SKY), 0.5 + 0.5 * normal.y);
     // metals have no diffuse colour and would turn black without surroundings to mirror
@@ -84,11 +111,14 @@ void main() {
     color += FILL * reflect_light(normal, view, fill_direction, diffuse, f0, metal_rough.y);
     color += KEY * reflect_light(normal, view, key_direction, diffuse, f0, metal_rough.y);
     srgb = vec4(to_srgb(clamp(color, 0.0, 1.0)), 1.0);
+#endif
 }
 """
 
 ATTRIBUTES = (3, 3, 3, 2, 2)  # position, normal, linear colour, (metallic, roughness), uv
 NUM_FLOATS = sum(ATTRIBUTES)
+WHITE = (1.0, 1.0, 1.0, 0.0)  # what shows through an edge is white, and alpha says how much of it
+NO_NORMAL = (128 / 255, 128 / 255, 128 / 255, 0.0)
 MAX_FRAMEBUFFER_WIDTH = 8192  # every driver in use allows it
 
 
@@ -153,12 +183,15 @@ def _shared_context() -> _Context:
 class Rasterizer:
     """Draws triangles into `num_views` square pictures, side by side in one framebuffer that is read back at once.
 
+    Without lights it draws normals: a pixel's bytes are 127 n + 128 of the unit normal n in the axes of the corners,
+    turned towards the camera's side of the face, and 128 where there is none.
+
     Each is drawn in a small framebuffer of its own and then copied to its place. Drawn in place, its rounding would
     depend on where that is, and a picture's bytes on which others are taken with it.
     """
 
-    def __init__(self, resolution: int, num_views: int, samples: int) -> None:
-        self.resolution, self.num_views, self.samples = resolution, num_views, samples
+    def __init__(self, resolution: int, num_views: int, samples: int, lights: Lights | None) -> None:
+        self.resolution, self.num_views, self.samples, self.lights = resolution, num_views, samples, lights
         self.views_a_pass = min(num_views, max(1, MAX_FRAMEBUFFER_WIDTH // resolution))
         self.context = _shared_context()
         with self.context.current() as gl:
@@ -171,7 +204,7 @@ class Rasterizer:
                 pointer = ctypes.c_void_p(4 * offset)
                 gl.glVertexAttribPointer(location, size, gl.GL_FLOAT, gl.GL_FALSE, 4 * NUM_FLOATS, pointer)
                 offset += size
-            self._programs = {textured: _compile(gl, textured) for textured in (False, True)}
+            self._programs = {textured: _compile(gl, lights, textured) for textured in (False, True)}
             self._resolved, self._resolved_buffers = self._framebuffer(gl, self.views_a_pass, 0)
             self._drawn, self._drawn_buffers = self._framebuffer(gl, 1, samples if samples > 1 else 0)
 
@@ -185,7 +218,7 @@ class Rasterizer:
         """Pictures of one shape.
 
         corners [3 F, 13]: see `ATTRIBUTES`; camera_to_world [V, 4, 4] and projection [4, 4]: as in OpenGL.
-        Returns sRGB [V, H, W, 3] uint8 on white and the depth buffer's values [V, H, W] in [0, 1],
+        Returns sRGB on white and alpha, [V, H, W, 4] uint8, and the depth buffer's values [V, H, W] in [0, 1],
         1 = background.
         """
         assert corners.dtype == np.float32 and corners.flags.c_contiguous and corners.shape[1] == NUM_FLOATS
@@ -252,7 +285,7 @@ class Rasterizer:
         side, width = self.resolution, self.views_a_pass * self.resolution
         gl.glEnable(gl.GL_DEPTH_TEST)
         gl.glDisable(gl.GL_CULL_FACE)
-        gl.glClearColor(1.0, 1.0, 1.0, 1.0)
+        gl.glClearColor(*(WHITE if self.lights else NO_NORMAL))
         gl.glViewport(0, 0, side, side)
         for i, pose in enumerate(poses):
             gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._drawn)
@@ -268,7 +301,7 @@ class Rasterizer:
         gl.glReadPixels(0, 0, width, side, gl.GL_RGBA, gl.GL_UNSIGNED_BYTE, color)
         gl.glReadPixels(0, 0, width, side, gl.GL_DEPTH_COMPONENT, gl.GL_FLOAT, depth)
         used = slice(0, len(poses))  # OpenGL's first row is the bottom one
-        return color[::-1, used, :, :3].swapaxes(0, 1), depth[::-1, used].swapaxes(0, 1)
+        return color[::-1, used].swapaxes(0, 1), depth[::-1, used].swapaxes(0, 1)
 
     def _draw_view(
         self,
@@ -279,7 +312,8 @@ class Rasterizer:
         projection: NDArray[np.float64],
     ) -> None:
         view_projection = (projection @ np.linalg.inv(pose)).astype(np.float32)
-        key = pose[:3, :3] @ (np.array(KEY_DIRECTION) / np.linalg.norm(KEY_DIRECTION))
+        direction = np.array((self.lights or Lights()).key_direction)
+        key = pose[:3, :3] @ (direction / np.linalg.norm(direction))
         bound = None
         for draw_range, texture in zip(ranges, textures, strict=True):
             program, uniforms = self._programs[texture is not None]
@@ -295,12 +329,18 @@ class Rasterizer:
             gl.glDrawArrays(gl.GL_TRIANGLES, draw_range.first, draw_range.num_corners)
 
 
-def _compile(gl: Any, textured: bool) -> tuple[int, dict[str, int]]:
+def _compile(gl: Any, lights: Lights | None, textured: bool) -> tuple[int, dict[str, int]]:
     from OpenGL.GL import shaders
 
-    constants = {"AMBIENT_GROUND": AMBIENT_GROUND, "AMBIENT_SKY": AMBIENT_SKY, "FILL": FILL, "KEY": KEY}
-    lines = [f"#define {name} {value:.6f}" for name, value in constants.items()]
-    lines += ["#define TEXTURED"] if textured else []
+    lines = ["#define TEXTURED"] if textured else []
+    if lights is None:
+        lines.append("#define NORMALS")
+    elif lights.unlit:
+        lines.append("#define UNLIT")
+    else:
+        values = (*lights.ambient, lights.fill, lights.key)
+        names = ("AMBIENT_GROUND", "AMBIENT_SKY", "FILL", "KEY")
+        lines += [f"#define {name} {value:.9f}" for name, value in zip(names, values, strict=True)]
     header, body = FRAGMENT_SHADER.lstrip().split("\n", 1)  # #version must stay the first line
     fragment = "\n".join([header, *lines, body])
     program = shaders.compileProgram(
@@ -308,8 +348,8 @@ def _compile(gl: Any, textured: bool) -> tuple[int, dict[str, int]]:
         shaders.compileShader(fragment, gl.GL_FRAGMENT_SHADER),
         validate=False,  # validation wants a bound framebuffer and tells nothing more
     )
-    names = ("view_projection", "eye", "fill_direction", "key_direction")
-    return program, {name: gl.glGetUniformLocation(program, name) for name in names}
+    uniforms = ("view_projection", "eye", "fill_direction", "key_direction")
+    return program, {name: gl.glGetUniformLocation(program, name) for name in uniforms}
 
 
 def _upload(gl: Any, image: NDArray[np.uint8]) -> int:

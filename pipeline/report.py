@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.execution.planning import StagePlan, plan_stage
 from pipeline.flow import Flow, StageRows
 from pipeline.store.feature_store import FeatureStore
+from pipeline.store.names import named_keys
 from pipeline.store.receipts import digest_of
 from pipeline.store.recipes import Resolve, recipe_diff_expanded
 from pipeline.terminal import human
@@ -66,7 +67,7 @@ def report(flow: Flow, workers: int) -> list[StageStatus]:
                 why=tuple(_reasons(flow, entry, key, plan)),
                 bytes=plan.held_bytes,
                 bytes_to_come=int(todo * plan.bytes_a_row),
-                seconds_to_come=_seconds(plan, todo, workers, speeds.get(stage.kind)),
+                seconds_to_come=_seconds(plan, todo, workers, speeds.get(key, speeds.get(stage.kind))),
             )
         )
     return lines
@@ -79,10 +80,12 @@ def _reasons(flow: Flow, entry: StageRows, key: str, plan: StagePlan) -> list[st
         changed = recipe_diff_expanded(flow.store.recipe(stage.kind, held), stage.recipe, _resolver(flow))
         reasons += [f"differs from {held}: {line}" for line in changed]
     if plan.stale:
-        what = "file changed" if stage.kind == "meshes" else "mesh changed"
+        what = {"meshes": "file changed", "captions": "texts, class or mesh changed"}.get(stage.kind, "mesh changed")
         reasons.append(f"{plan.stale} rows whose {what}")
     if entry.unknown is None:
         reasons.append("prompts of shapes that are not ingested yet come on top")
+    elif entry.unknown and stage.kind == "text":
+        reasons.append(f"{entry.unknown} prompts are new")
     elif entry.unknown:
         waits = "are not registered yet" if stage.kind == "meshes" else "wait for the stages before"
         reasons.append(f"{entry.unknown} shapes {waits}")
@@ -97,8 +100,7 @@ def _held_key(flow: Flow, name: str, kind: str) -> str | None:
     if not path.is_file():
         return None
     ref = flow.store.ref(flow.manifest.name)
-    teacher = name.removeprefix(f"{kind} ")
-    held = {"targets": ref.targets, "text": ref.text}[kind].get(teacher) if teacher != name else ref.keys.get(kind)
+    held = named_keys(ref).get(name.replace(" ", "/", 1), ("", None))[1]
     there = held is not None and (flow.store.path / kind / held / "zarr.json").is_file()
     return held if there else None
 
@@ -125,13 +127,16 @@ def _seconds(plan: StagePlan, todo: int, workers: int, speed: float | None) -> f
 
 
 def _past_speeds(store: FeatureStore) -> dict[str, float]:
-    """Worker seconds a row of each kind in the last run that the log tells of."""
+    """Worker seconds a row of each key and each kind in the last run that the log tells of."""
     speeds: dict[str, float] = {}
     path = store.path / "log.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
-            speeds[entry["stage"]] = entry["seconds"] * max(entry["workers"], 1) / max(entry["rows"], 1)
+            speed = entry["seconds"] * max(entry["workers"], 1) / max(entry["rows"], 1)
+            speeds[entry["key"]] = speed
+            if entry["stage"] != "captions":  # of which some take no time and some a model's
+                speeds[entry["stage"]] = speed
         except (ValueError, KeyError, TypeError):
             continue  # the log is for people; `verify` tells of damage in it
     return speeds

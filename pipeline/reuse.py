@@ -12,12 +12,18 @@ from typing import Any, cast
 from pipeline.execution.stage import Row
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import Receipt, canonical_json, digest_of
+from pipeline.store.shards import read_rows
 
 
 def without_cameras(store: FeatureStore, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of views or targets with the list of cameras, direct or upstream, left out."""
+    """A recipe of views or targets with the list of cameras, direct or upstream, left out.
+
+    For targets also whether normals are drawn: the teachers see none of them.
+    """
     if kind == "targets":
-        return {**recipe, "views": without_cameras(store, "views", store.recipe("views", recipe["views"]))}
+        views = without_cameras(store, "views", store.recipe("views", recipe["views"]))
+        seen = {name: value for name, value in views["render"].items() if name != "normals"}
+        return {**recipe, "views": {**views, "render": seen}}
     return {**recipe, "render": {name: value for name, value in recipe["render"].items() if name != "cameras"}}
 
 
@@ -28,6 +34,8 @@ def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], shard_rows: i
     for there, key in store.list_keys():
         if there == kind and key != own:
             other = store.recipe(kind, key)
+            if "views" in recipe and "views" not in other:
+                continue  # features that came with a data set: of no views that are known
             if canonical_json(without_cameras(store, kind, other)) == wanted:
                 found.append((key, _cameras(store, kind, other)))
     return Donors(store, kind, found, _cameras(store, kind, recipe), shard_rows)
@@ -50,7 +58,7 @@ class Donors:
             (key, [(cameras.index(camera), there) for there, camera in enumerate(held) if camera in cameras])
             for key, held in found
         ]
-        self.column = lru_cache(maxsize=None)(self._column)
+        self.read = lru_cache(maxsize=4)(self._read)
         self._receipt = lru_cache(maxsize=4)(self._read_receipt)
 
     def views_of(self, row: Row, lane: int) -> dict[int, tuple[str, int]]:
@@ -63,8 +71,9 @@ class Donors:
                 held |= {own: (key, there) for own, there in pairs}
         return held
 
-    def _column(self, key: str, name: str) -> Any:
-        return self.store.kind_group(self.kind, key)[name]
+    def _read(self, key: str, name: str, row: int, lane: int | None = None) -> Any:
+        """All views of a finished row of a donor's column."""
+        return read_rows(self.store, cast(Any, self.store.kind_group(self.kind, key)[name]), [row], lane)[0]
 
     def _read_receipt(self, key: str, lane: int, shard: int) -> Receipt | None:
         return Receipt.read(self.store.receipt_path(key, lane, shard))

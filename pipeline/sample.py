@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.mesh import Floats, Ints, Mesh, Primitive
-from pipeline.meshfile import MeshError, concatenate, corner_normals
+from pipeline.meshfile import MeshError, concatenate
+from pipeline.normals import corner_normals
 from pipeline.sources.source import Cloud
 
 VERSION = 1  # raise it when the same mesh and seed give other points

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import UserError
-from pipeline.terminal import JsonOption, RefOption, RootOption, StageProgress, console, emit, human, say
+from pipeline.terminal import JsonOption, RefOption, RootOption, StageProgress, answer, emit, human
 
 if TYPE_CHECKING:
     from pipeline.store.recompute import Recomputed
@@ -28,6 +28,17 @@ class Form(StrEnum):
     parquet = "parquet"
     safetensors = "safetensors"
     openshape = "openshape"
+    captions = "captions"
+
+
+class Shown(StrEnum):
+    """What `preview` draws."""
+
+    rgb = "rgb"
+    alpha = "alpha"
+    depth = "depth"
+    normal = "normal"
+    points = "points"
 
 
 def register(app: typer.Typer) -> None:
@@ -48,8 +59,8 @@ def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
     for line in lines:
         refs = ", ".join(line.refs) or "no ref"
         aside = f", {line.failed} set aside" if line.failed else ""
-        say([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} rows{aside}, {human(line.bytes)}, {refs}"])
-        say([f"{'':>8} {line.summary}"])
+        answer([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} rows{aside}, {human(line.bytes)}, {refs}"])
+        answer([f"{'':>8} {line.summary}"])
 
 
 def stats(
@@ -67,7 +78,7 @@ def stats(
     if as_json:
         emit(found)
     else:
-        say(describe(found))
+        answer(describe(found))
 
 
 def digest(
@@ -85,8 +96,7 @@ def digest(
     if as_json:
         emit(lines)
     else:
-        for line in lines:
-            typer.echo(f"{line['digest']}  {line['kind']}/{line['key']}")
+        answer([f"{line['digest']}  {line['kind']}/{line['key']}" for line in lines])
 
 
 def verify(
@@ -111,12 +121,12 @@ def verify(
     if as_json:
         emit({**asdict(report), "recomputed": repeated})
     else:
-        say([f"damaged: {d.path}: {d.what}; {d.mend}" for d in report.damages])
-        say([f"note: {note}" for note in report.notes])
-        say([f"{line['stage']:>16} {line['name']}: {line['text']}" for line in repeated])
+        answer([f"damaged: {d.path}: {d.what}; {d.mend}" for d in report.damages])
+        answer([f"note: {note}" for note in report.notes])
+        answer([f"{line['stage']:>16} {line['name']}: {line['text']}" for line in repeated])
         found = f"{len(report.damages)} damaged" if report.damages else "sound"
         read = f", {human(report.bytes)} read" if full else ""
-        console.print(f"{report.keys} keys, {report.shards} shards, {report.rows} rows{read}: {found}")
+        answer([f"{report.keys} keys, {report.shards} shards, {report.rows} rows{read}: {found}"])
     raise typer.Exit(1 if report.damages else 0)
 
 
@@ -163,7 +173,7 @@ def diff(
     if as_json:
         emit([{**asdict(pair), "same": pair.same} for pair in found])
     else:
-        say([line for pair in found for line in describe(pair)])
+        answer([line for pair in found for line in describe(pair)])
     raise typer.Exit(0 if all(pair.same for pair in found) else 1)
 
 
@@ -188,11 +198,11 @@ def gc(
     if as_json:
         emit({**asdict(plan), "dropped": [item.path for item in dropped] if delete else []})
         return
-    say([f"{item.path}: {human(item.bytes)}: {item.reason}" for item in dropped])
-    say([f"kept, younger than {grace_days:g} days: {item.path}" for item in plan.young])
-    say([f"left alone, behind a link: {path}" for path in plan.skipped])
+    answer([f"{item.path}: {human(item.bytes)}: {item.reason}" for item in dropped])
+    answer([f"kept, younger than {grace_days:g} days: {item.path}" for item in plan.young])
+    answer([f"left alone, behind a link: {path}" for path in plan.skipped])
     what = "freed" if delete else "would be freed; --delete does it"
-    console.print(f"{human(sum(item.bytes for item in dropped))} {what}")
+    answer([f"{human(sum(item.bytes for item in dropped))} {what}"])
 
 
 def merge(
@@ -209,7 +219,7 @@ def merge(
     if as_json:
         emit(result)
     else:
-        console.print(f"{out}: {result.shapes} shapes, {result.keys} keys of {len(parts)} stores")
+        answer([f"{out}: {result.shapes} shapes, {result.keys} keys of {len(parts)} stores"])
 
 
 def export(
@@ -232,7 +242,7 @@ def export(
         emit(result)
     else:
         left = f", {result.left_out} unfinished ones left out" if result.left_out else ""
-        console.print(f"{out}: {result.rows} shapes in {len(result.files)} files, {human(result.bytes)}{left}")
+        answer([f"{out}: {result.rows} shapes in {len(result.files)} files, {human(result.bytes)}{left}"])
 
 
 def preview(
@@ -241,14 +251,15 @@ def preview(
     ref: RefOption = None,
     per_class: Annotated[int, typer.Option(min=1, help="Shapes a class.")] = 8,
     views: Annotated[bool, typer.Option("--views", help="Every view of a shape, not the first alone.")] = False,
+    show: Annotated[Shown, typer.Option(help="What is drawn of a shape.")] = Shown.rgb,
     as_json: JsonOption = False,
 ) -> None:
     """Draw contact sheets (PNG) of the rendered shapes by class, and of what was set aside."""
     from pipeline.store import FeatureStore
     from pipeline.store.preview import contact_sheet
 
-    result = contact_sheet(FeatureStore.open(store), out, ref, per_class, views=views)
+    result = contact_sheet(FeatureStore.open(store), out, ref, per_class, views=views, show=show)
     if as_json:
         emit(result)
     else:
-        say([f"{path}" for path in result.files])
+        answer([f"{path}" for path in result.files])

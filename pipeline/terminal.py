@@ -1,4 +1,4 @@
-"""What people see on a terminal or in a log: standard error, with progress; programs get JSON on standard output."""
+"""What people see: answers on standard output, which --json makes a document; progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="The data set's TOML file.")]
 StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The Zarr store.")]
@@ -66,9 +66,15 @@ class StageProgress:
 
 
 def say(lines: Sequence[str]) -> None:
-    """Lines as they are, on standard error."""
+    """What a run has to tell, line by line: on standard error."""
     for line in lines:
         console.print(line, markup=False)
+
+
+def answer(lines: Sequence[str]) -> None:
+    """What a command was asked for, line by line: on standard output."""
+    for line in lines:
+        typer.echo(line)
 
 
 def emit(value: Any) -> None:

@@ -22,7 +22,14 @@ from tests.conftest import CLIP_CONFIG, MANIFEST
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = {"os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0}
 _SIZES = struct.Struct("<qq")  # operations so far, length of the text after it
-SMALL_SHARDS = {"Meshes": 4, "PointClouds": 4, "RenderedViews": 4, "Captions": 8, "ImageTargets": 4, "TextTargets": 64}
+SMALL_SHARDS = {
+    "Meshes": 4,
+    "PointClouds": 4,
+    "RenderedViews": 4,
+    "FactCaptions": 8,
+    "ImageTargets": 4,
+    "TextTargets": 64,
+}
 
 
 def write_manifest(folder: Path, shapes: int = 4) -> Path:
@@ -75,7 +82,11 @@ def inspect(path: Path) -> dict[str, Any]:
 
     found = verify_path(path, full=True).damages
     store = FeatureStore.open(path)
-    failed = {uid: failure.reason for _, key in store.list_keys() for uid, failure in store.failures(key).items()}
+    failed = {
+        store.names(key)[row]: failure.reason
+        for _, key in store.list_keys()
+        for row, failure in store.failures(key).items()
+    }
     return {"digests": digests(path), "damages": [f"{d.path}: {d.what}" for d in found], "failed": failed}
 
 

@@ -20,7 +20,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.execution import cluster, jobs
 from pipeline.execution.cluster import Dask
-from pipeline.execution.executor import THREAD_VARIABLES, open_executor
+from pipeline.execution.executor import THREAD_VARIABLES
+from pipeline.execution.opening import open_executor
 from tests.test_executor import ROOT, Task, children, square, until, work
 
 pytestmark = pytest.mark.slow
@@ -170,7 +171,8 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from pipeline.errors import UserError
-from pipeline.execution.executor import THREAD_VARIABLES, open_executor
+from pipeline.execution.executor import THREAD_VARIABLES
+from pipeline.execution.opening import open_executor
 from tests.test_executor import Task, work
 if __name__ == "__main__":
     folder, what, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

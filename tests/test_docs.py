@@ -99,7 +99,7 @@ def small_settings() -> list[str]:
     return [word for setting in SMALL for word in ("--set", setting)]
 
 
-def succeeds(program: str, *words: str) -> None:
+def succeeds(program: str, *words: str, status: int = 0) -> None:
     """Run a command line in this process."""
     from pipeline import cli as pipeline_cli
     from trainer import cli as trainer_cli
@@ -108,4 +108,4 @@ def succeeds(program: str, *words: str) -> None:
         patch.setattr(sys, "argv", [program, *words])
         with pytest.raises(SystemExit) as exit_:
             (pipeline_cli if program == "recon-pipeline" else trainer_cli).main()
-    assert not exit_.value.code, f"{program} {' '.join(words)}"
+    assert (exit_.value.code or 0) == status, f"{program} {' '.join(words)}"

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.execution import jobs
-from pipeline.execution.executor import Executor, InProcess, Processes, default_workers, open_executor
+from pipeline.execution.executor import Executor, InProcess, Processes, default_workers
+from pipeline.execution.opening import open_executor
 
 ROOT = Path(__file__).parents[1]
 

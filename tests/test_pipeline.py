@@ -17,7 +17,7 @@ import pytest
 import trimesh
 
 from pipeline import cli
-from pipeline.execution.executor import open_executor
+from pipeline.execution.opening import open_executor
 from pipeline.flow import Flow
 from pipeline.manifest import load_manifest
 from pipeline.store import FeatureStore
@@ -47,7 +47,7 @@ def test_the_files_of_a_store(small_store: Path) -> None:
         "zarr.json", "registry", "meshes", "points", "views", "captions", "targets", "text", "receipts", "refs",
         "twins", "log.jsonl",
     }  # fmt: skip
-    keys = {*ref.keys.values(), *ref.targets.values(), *ref.text.values()}
+    keys = {*ref.keys.values(), *ref.captions.values(), *ref.targets.values(), *ref.text.values()}
     assert {p.name for p in (small_store / "receipts").iterdir()} == keys
     receipts = {p.relative_to(small_store / "receipts").as_posix() for p in (small_store / "receipts").rglob("*.json")}
     assert receipts == {f"{key}/0-000000.json" for key in keys} | {f"{ref.targets['tiny']}/1-000000.json"}
@@ -269,7 +269,8 @@ def test_status_says_what_is_left(
     assert status == 0
     lines = {line["stage"]: line for line in json.loads(output)}
     assert {name: (line["total"], line["done"]) for name, line in lines.items() if "text" not in name} == {
-        "meshes": (12, 12), "points": (12, 12), "views": (12, 12), "captions": (12, 12), "targets tiny": (24, 24),
+        "meshes": (12, 12), "points": (12, 12), "views": (12, 12), "captions facts": (12, 12),
+        "targets tiny": (24, 24),
     }  # fmt: skip
     other = tmp_path / "other.toml"
     other.write_text(small_manifest.read_text().replace("num_points = 256", "num_points = 128"))

@@ -10,10 +10,14 @@ import pytest
 from PIL import Image
 
 from pipeline import rasterizer
+from pipeline.cameras import projection_matrix
+from pipeline.compositing import mask, straight_rgba
 from pipeline.errors import UserError
+from pipeline.manifest import load_manifest
 from pipeline.mesh import Material, Mesh, Primitive
 from pipeline.meshfile import MeshError, load_mesh
-from pipeline.render import PRESETS, RenderConfig, Renderer, camera_angles, camera_poses, projection_matrix, recipe
+from pipeline.rasterizer import Lights
+from pipeline.render import RenderConfig, Renderer, recipe
 from pipeline.sample import sample_points
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, ellipsoid
 
@@ -45,7 +49,8 @@ def lightness(views, view: int = 0) -> float:
 
 
 def digest(views) -> str:
-    return hashlib.sha256(views.rgb.tobytes() + views.depth.tobytes()).hexdigest()
+    pictures = [views.rgb, views.alpha, views.depth] + ([] if views.normal is None else [views.normal])
+    return hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()
 
 
 def test_shapes_types_and_white_background(renderer):
@@ -239,37 +244,147 @@ def test_a_machine_without_the_device_is_sent_to_the_doctor(monkeypatch):
         Renderer(SIX)
 
 
-def test_poses_are_rigid_and_look_at_the_centre():
-    for preset in (*PRESETS, "ring5"):
-        config = RenderConfig(preset=preset)
-        poses = camera_poses(config)
-        assert np.allclose(poses[:, :3, :3] @ poses[:, :3, :3].swapaxes(1, 2), np.eye(3))
-        assert np.allclose(np.linalg.det(poses[:, :3, :3]), 1)
-        assert np.allclose(poses[:, :3, 3], config.distance * poses[:, :3, 2])
-        assert camera_angles(config).shape == (config.num_views, 3)
-    front = camera_poses(RenderConfig(preset="openshape12"))[4]
-    assert np.allclose(front[:3, :3], np.eye(3)), "azimuth 0 at polar 90 looks at +Z from the front"
+def test_alpha_is_the_share_of_samples_on_the_shape(renderer):
+    """Against 16 times as many pixels without antialiasing; and nothing is counted where nothing is."""
+    shape = one(cylinder(0.7, 1.5).rotate("x", 25))
+    views = renderer.render(shape)
+    with Renderer(replace(SIX, resolution=256, samples=1)) as fine:
+        share = (fine.render(shape).depth > 0).reshape(6, 64, 4, 64, 4).mean((2, 4))
+    assert views.alpha.dtype == np.uint8 and views.alpha.shape == (6, 64, 64)
+    assert np.abs(views.alpha / 255 - share).max() < 0.5, "samples lie elsewhere, so single pixels differ"
+    assert abs(views.alpha.mean() / 255 - share.mean()) < 0.003
+    assert (views.alpha[views.depth > 0] > 0).all() and (views.rgb[views.alpha == 0] == 255).all()
+    assert 0 < ((views.alpha > 0) & (views.alpha < 255)).sum() < 0.1 * views.alpha.size
 
 
-@pytest.mark.parametrize("preset", ["openshape", "ring0", "ring73", "ring06", "ring-6", "", "Ring6"])
-def test_unknown_presets_are_refused(preset):
-    with pytest.raises(UserError, match="no camera preset"):
-        RenderConfig(preset=preset)
+def test_straight_colours_come_back_at_the_edges():
+    """Of one unlit colour every pixel must show that colour, be it an edge's, and give the picture on white again."""
+    colour = Material("c", (0.05, 0.3, 0.6))
+    with Renderer(replace(SIX, lights=Lights(unlit=True))) as flat:
+        views = flat.render(one(cylinder(0.7, 1.5).rotate("x", 25), colour))
+    expected = np.array([63, 149, 203])  # sRGB of the linear colour
+    rgba = straight_rgba(views.rgb, views.alpha)
+    assert np.abs(rgba[views.alpha == 255][:, :3].astype(int) - expected).max() == 0
+    for covered in (64, 128, 191):
+        edge = rgba[np.abs(views.alpha.astype(int) - covered) <= 1][:, :3].astype(int)
+        assert len(edge) > 20
+        assert np.abs(edge - expected).max() <= 3
+    assert (rgba[views.alpha == 0] == [255, 255, 255, 0]).all()
+    share = rgba[..., 3:] / 255
+    assert np.abs(rgba[..., :3] * share + 255 * (1 - share) - views.rgb).max() <= 1
 
 
-def test_a_near_miss_is_named():
-    with pytest.raises(UserError, match="did you mean 'openshape12'"):
-        RenderConfig(preset="openshape_12")
-    for wrong in ({"resolution": 0}, {"fov_degrees": 0.0}, {"samples": 3}):
-        with pytest.raises(UserError, match=next(iter(wrong))):
-            RenderConfig(**wrong)
+def test_masks_are_what_covers_half_a_pixel(renderer):
+    views = renderer.render(one(box(1, 1, 1).rotate("x", 20)))
+    assert (mask(np.array([0, 64, 126, 127, 128, 255], np.uint8)) == [False, False, False, True, True, True]).all()
+    with Renderer(replace(SIX, samples=1)) as plain:
+        hard = plain.render(one(box(1, 1, 1).rotate("x", 20))).alpha
+    assert set(np.unique(hard)) == {0, 255}
+    assert (mask(views.alpha) != mask(hard)).mean() < 0.02
+
+
+def test_normals_are_those_of_the_shape_in_its_own_axes():
+    with Renderer(replace(SIX, normals=True)) as both:
+        cube, ball = (both.render(one(shape)) for shape in (box(1, 1, 1), ellipsoid(1, 1, 1, segments=64)))
+        inside_out = both.render(one(Geometry(box(1, 1, 1).vertices, box(1, 1, 1).faces[:, ::-1])))
+        again = both.render_some(one(box(1, 1, 1)), [5, 2])
+    assert cube.normal.dtype == np.int8 and cube.normal.shape == (6, 64, 64, 3)
+    sides = [[0, 0, 127], [127, 0, 0], [0, 0, -127], [-127, 0, 0], [0, 127, 0], [0, -127, 0]]
+    for view, side in enumerate(sides):
+        assert (cube.normal[view, 32, 32] == side).all()
+        assert (inside_out.normal[view, 32, 32] == side).all(), "a wrongly wound face points to its visible side"
+    assert (cube.normal[:, 0, 0] == 0).all()
+    assert np.array_equal(again.normal, cube.normal[[5, 2]]), "whatever other views are drawn"
+    # a ball's normal is its point: unproject what is seen
+    rows, columns = np.nonzero(ball.normal[1].any(-1) & (ball.depth[1] > 0))
+    depth, focal = ball.depth[1, rows, columns].astype(float), projection_matrix(SIX)[1, 1]
+    seen = np.stack([(columns - 31.5) / 32 / focal * depth, -(rows - 31.5) / 32 / focal * depth, -depth], -1)
+    pose = ball.camera_to_world[1].astype(float)
+    points = seen @ pose[:3, :3].T + pose[:3, 3]
+    facing = points[:, 0] > 0.5  # depth is another sample's than the centre's, which shows where it is steep
+    assert np.abs(points - ball.normal[1, rows, columns] / 127)[facing].max() < 0.06
+
+
+def test_normals_leave_the_pictures_alone(renderer):
+    with Renderer(replace(SIX, normals=True)) as both:
+        shape = textured(np.full((5, 7, 4), 199))
+        drawn = both.render(shape)
+    assert digest(replace(drawn, normal=None)) == digest(renderer.render(shape))
+
+
+def test_every_light_counts():
+    def shade(**changed) -> float:
+        with Renderer(replace(SIX, lights=Lights(**changed))) as lit:
+            return lightness(lit.render(one(box(1, 1, 1).rotate("x", 20))))
+
+    usual = shade()
+    assert all(shade(**dark) < usual - 0.01 for dark in ({"ambient": (0.0, 0.0)}, {"fill": 0.0}, {"key": 0.0}))
+    assert shade(key_direction=(0.0, 0.0, 1.0)) > usual + 0.01, "from the camera it meets what is seen squarely"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"fill": -0.1}, "lights fill"),
+        ({"key": float("nan")}, "lights key"),
+        ({"ambient": (0.1, 11.0)}, "lights ambient"),
+        ({"key_direction": (0.0, 0.0, 0.0)}, "lights key_direction"),
+        ({"key_direction": (float("nan"), 0.0, 0.0)}, "lights key_direction"),
+    ],
+)
+def test_lights_that_cannot_be_drawn_are_refused(wrong, field):
+    with pytest.raises(UserError, match=f"^{field} must "):
+        Lights(**wrong)
+
+
+def test_a_manifest_sets_the_lights_and_is_told_what_is_wrong(small_manifest, tmp_path):
+    """Users meet the configuration as a table: what they write must arrive, and errors must name file and field."""
+    path = tmp_path / "m.toml"
+    plain = small_manifest.read_text()
+
+    def written(table: str) -> RenderConfig:
+        path.write_text(plain.replace("resolution = 32", f"resolution = 32\n{table}"))
+        return load_manifest(path).render
+
+    table = "normals = true\n[render.lights]\nambient = [0.3, 0.3]\nkey = 0\nkey_direction = [0, 1, 0]"
+    assert written(table) == RenderConfig(
+        "ring2", 32, normals=True, lights=Lights(ambient=(0.3, 0.3), key=0.0, key_direction=(0.0, 1.0, 0.0))
+    )
+    assert written("lights.unlit = true").lights.unlit
+    for wrong, words in (
+        ("lights.fill = -1", "lights fill must lie in 0..10"),
+        ("lights.ambient = 0.3", "render.lights.ambient"),
+        ("lights.fil = 0.3", "unknown field 'render.lights.fil'"),
+        ("normals = 3", "render.normals"),
+        ("samples = 2", "samples must be 1"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            written(wrong)
+        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_samples_are_one_or_four():
+    with pytest.raises(UserError, match="samples"):
+        RenderConfig(samples=3)
 
 
 def test_recipe_is_json_and_tells_every_setting_apart(monkeypatch):
     base = RenderConfig()
     variants = [base, replace(base, preset="ring6"), replace(base, resolution=64), replace(base, fov_degrees=50.0)]
-    variants.append(replace(base, samples=1))
+    variants += [replace(base, samples=1), replace(base, normals=True)]
+    lights = [Lights(ambient=(0.3, 0.46)), Lights(fill=0.5), Lights(key=0.5), Lights(unlit=True)]
+    variants += [replace(base, lights=other) for other in [*lights, Lights(key_direction=(0.0, 1.0, 0.0))]]
     texts = {json.dumps(recipe(c), sort_keys=True) for c in variants}
     assert len(texts) == len(variants)
-    monkeypatch.setattr(rasterizer, "FILL", 0.5)
+    monkeypatch.setattr(rasterizer, "FRAGMENT_SHADER", rasterizer.FRAGMENT_SHADER.replace("0.04", "0.05"))
     assert json.dumps(recipe(base), sort_keys=True) not in texts
+
+
+def test_one_setting_has_one_recipe():
+    """Numbers written as 40 or 40.0, and lights that no unlit picture shows, must not make another key."""
+    for one_way, another in (
+        (RenderConfig(fov_degrees=40), RenderConfig(fov_degrees=40.0)),
+        (RenderConfig(lights=Lights(key=1)), RenderConfig(lights=Lights(key=1.0))),
+        (RenderConfig(lights=Lights(unlit=True)), RenderConfig(lights=Lights(fill=0.5, unlit=True))),
+    ):
+        assert json.dumps(recipe(one_way)) == json.dumps(recipe(another))

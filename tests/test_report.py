@@ -190,6 +190,18 @@ def test_probes_of_two_data_sets_are_refused(run: Path, small_store: Path) -> No
     assert "different data" in refusal(run, small_store)
 
 
+def test_a_store_without_views_has_a_page_without_them(run: Path, small_store: Path, tmp_path: Path) -> None:
+    # As of features that came with the data set: nobody rendered anything.
+    own = tmp_path / "own.zarr"
+    shutil.copytree(small_store, own)
+    ref = read(own / "refs" / "small.json")
+    del ref["keys"]["views"]
+    (own / "refs" / "small.json").write_text(json.dumps(ref))
+    write_report(run, own)
+    page = (run / "report.html").read_text("utf-8")
+    assert page.count("<img") == 4 and "Views the teacher saw" not in page
+
+
 def refusal(run: Path, store: Path) -> str:
     """The one line a report is refused with."""
     with pytest.raises(UserError) as refused:

@@ -88,3 +88,61 @@ def test_another_resolution_is_no_donor(small_manifest: Path, small_store: Path,
     Flow(manifest.model_copy(update={"render": larger}), None, store).render()
     assert store.views().rgb.shape == (12, 2, 48, 48, 3)
     assert store.views().ok.all()
+
+
+def test_every_column_of_a_view_is_copied(
+    small_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alpha and normals too: a column left behind would be a silent block of zeros."""
+
+    def flow(preset: str, store: FeatureStore, normals: bool = True) -> Flow:
+        manifest = load_manifest(small_manifest)
+        render = manifest.render.__class__(preset=preset, resolution=32, normals=normals)
+        return Flow(manifest.model_copy(update={"render": render}), None, store)
+
+    store = FeatureStore.create(tmp_path / "s.zarr")
+    flow("ring2", store).render()
+    two = store.views()
+    flow("ring4", store).render()
+    four = store.views()
+    monkeypatch.setattr(Renderer, "render_some", None)
+    flow("ring1", store).render()
+    for views, own, there in ((four, 0, 0), (four, 2, 1), (store.views(), 0, 0)):
+        for name in ("rgb", "alpha", "depth", "normal"):
+            column = getattr(two, name)[:, there]
+            assert column.any()
+            assert np.array_equal(getattr(views, name)[:, own], column), name
+    # what has no normals cannot give them
+    monkeypatch.undo()
+    flow("ring2", store, normals=False).render()
+    assert store.views().normal is None
+    assert store.views().key != two.key
+
+
+def test_teachers_features_are_kept_when_normals_are_added(
+    small_manifest: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They see the pictures alone, so asking for normals must not send a whole data set through them again."""
+    shutil.copytree(small_store, tmp_path / "s.zarr")
+    store = FeatureStore.open(tmp_path / "s.zarr", write=True)
+    before = store.targets()
+    manifest = load_manifest(small_manifest)
+    render = manifest.render.__class__(preset="ring2", resolution=32, normals=True)
+    teacher = stages.targets.teacher_of(manifest.features.teachers[0])
+    monkeypatch.setattr(teacher, "embed_images", None)
+    Flow(manifest.model_copy(update={"render": render}), None, store).all()
+    after = store.targets()
+    assert after.key != before.key
+    assert np.array_equal(after.feat[:], before.feat[:])
+
+
+def test_readers_get_cameras_and_straight_colours(small_store: Path) -> None:
+    """What a program that knows no presets needs stands beside the pictures."""
+    views = FeatureStore.open(small_store).views()
+    assert views.angles.tolist() == pytest.approx(np.array([[0, 20, 2.9238], [180, 20, 2.9238]]), abs=1e-3)
+    assert views.near < views.angles[0, 2] - 1 < views.angles[0, 2] + 1 < views.far
+    assert np.allclose(np.linalg.norm(views.camera_to_world[:, :3, 3], axis=1), views.angles[:, 2])
+    rgba, masks = views.rgba(0), views.masks(0)
+    assert rgba.shape == (2, 32, 32, 4) and masks.shape == (2, 32, 32)
+    assert np.array_equal(rgba[..., 3], views.alpha[0])
+    assert 0 < masks.mean() < 1

@@ -82,7 +82,7 @@ def test_refs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished stage"):
         store.ref()
     store.write_ref("one", "points", "k1")
-    store.write_ref("one", "targets", "k2", teacher="clip")
+    store.write_ref("one", "targets", "k2", part="clip")
     assert store.ref().keys == {"points": "k1"}
     assert store.ref().targets == {"clip": "k2"}
     store.write_ref("two", "points", "k3")

@@ -57,6 +57,30 @@ def test_ls_and_digest_tell_of_every_key(own: Path, shell: Shell) -> None:
     assert shell("digest", own, "--key", points[:6])[1].endswith(f"  points/{points}\n")
 
 
+@pytest.mark.parametrize(
+    "command", ["ls", "stats", "digest", "verify", "diff", "gc", "plan", "status", "preview", "export"]
+)
+def test_answers_are_alone_on_standard_output(
+    own: Path, small_manifest: Path, tmp_path: Path, shell: Shell, command: str
+) -> None:
+    """So that `| less` and `> file` get them, and `--json` a document that parses."""
+    words: dict[str, tuple[str | Path, ...]] = {
+        "diff": (own, own),
+        "plan": ("-m", small_manifest, "-s", own),
+        "status": ("-m", small_manifest, "-s", own),
+        "preview": (own, tmp_path / "sheets"),
+        "export": (own, tmp_path / "arrays"),
+    }
+    status, out, err = shell(command, *words.get(command, (own,)))
+    assert (status, err) == (0, "")
+    assert out.strip()
+    if command == "export":  # not twice into one folder
+        shutil.rmtree(tmp_path / "arrays")
+    code, document, err = shell(command, *words.get(command, (own,)), "--json")
+    assert (code, err) == (0, "")
+    json.loads(document)
+
+
 def test_verify_says_what_is_damaged_and_retry_mends_it(own: Path, small_manifest: Path, shell: Shell) -> None:
     before = shell.json("digest", own)
     assert shell.json("verify", own, "--full")["damages"] == []
@@ -66,9 +90,9 @@ def test_verify_says_what_is_damaged_and_retry_mends_it(own: Path, small_manifes
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     assert shell("verify", own)[0] == 0  # a quick look does not read data
-    status, _, err = shell("verify", own, "--full")
-    assert status == 1
-    assert f"points/{key}/xyz/c/0/0/0" in err
+    status, out, err = shell("verify", own, "--full")
+    assert (status, err) == (1, "")
+    assert f"points/{key}/xyz/c/0/0/0" in out
     assert shell("retry", "-m", small_manifest, "-s", own, "--workers", "0")[0] == 0
     assert shell("verify", own, "--full")[0] == 0
     assert shell.json("digest", own) == before
@@ -77,14 +101,14 @@ def test_verify_says_what_is_damaged_and_retry_mends_it(own: Path, small_manifes
 def test_verify_computes_random_rows_again(own: Path, small_manifest: Path, shell: Shell) -> None:
     report = shell.json("verify", own, "--recompute", "2", "-m", small_manifest)
     assert {line["stage"] for line in report["recomputed"]} == {
-        "meshes", "points", "views", "captions", "targets tiny", "text tiny",
+        "meshes", "points", "views", "captions facts", "targets tiny", "text tiny",
     }  # fmt: skip
     assert all(line["equal"] for line in report["recomputed"])
 
 
 def test_plan_says_why_and_status_is_quiet(own: Path, small_manifest: Path, tmp_path: Path, shell: Shell) -> None:
     assert shell("plan", "-m", small_manifest, "-s", own, "--quiet")[0] == 0
-    assert shell("plan", "-m", small_manifest, "-s", own)[2] == "nothing to do\n"
+    assert shell("plan", "-m", small_manifest, "-s", own) == (0, "nothing to do\n", "")
     other = tmp_path / "other.toml"
     text = small_manifest.read_text().replace("resolution = 32", "resolution = 48")
     other.write_text(text.replace("shapes_per_category = 4", "shapes_per_category = 5"))

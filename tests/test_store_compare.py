@@ -243,7 +243,7 @@ def test_failed_rows_other_shapes_and_lone_keys_are_told(tmp_path: Path) -> None
     path = b.receipt_path(key, 0, 0)
     known = Receipt.read(path)
     assert known is not None
-    failed = {"s1": Failure("too thin")}
+    failed = {1: Failure("too thin")}
     replace(known, ok=(True, False), digests=(known.digests[0], ""), failed=failed).write(path)
     found = {pair.name: pair for pair in diff_stores(a, b)}
     points = found["points"].rows

@@ -27,7 +27,7 @@ from pipeline.store.export.table import safe_names
 from pipeline.store.receipts import Receipt
 
 FORMS: tuple[Form, ...] = ("memmap", "webdataset", "parquet", "safetensors", "openshape")
-POINTS = ("xyz", "normal", "color", "part")
+POINTS = ("xyz", "normal", "color", "part", "order", "frame")
 
 
 @dataclass
@@ -55,7 +55,7 @@ def read_raw(path: Path) -> Raw:
         group[f"targets/{ref['targets']['tiny']}/feat"][:],
         text["prompt"][:].tolist() if text else [],
         text["feat"][:] if text else None,
-        [[c for c in line if c] for line in group[f"captions/{ref['keys']['captions']}/caption"][:].tolist()],
+        [[c for c in line if c] for line in group[f"captions/{ref['captions']['facts']}/caption"][:].tolist()],
     )
 
 
@@ -126,6 +126,7 @@ def test_every_export_says_what_it_was_made_from(small_store: Path, raw: Raw, tm
     assert readme["targets"]["tiny"]["digest"] == store.digest(raw.ref["targets"]["tiny"])
     assert readme["text"]["tiny"]["recipe"] == store.recipe("text", raw.ref["text"]["tiny"])
     assert readme["columns"]["xyz"]["shape"] == [256, 3]
+    assert "farthest" in readme["columns"]["order"]["meaning"] and "centroid" in readme["columns"]["frame"]["meaning"]
     assert readme["columns"]["targets-tiny"]["shape"] == [2, 2, 24]
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(12))

@@ -60,7 +60,7 @@ def fail(path: Path, kind: str, teacher: str | None, failures: dict[str, str]) -
     file = path / "receipts" / key / "0-000000.json"
     receipt = Receipt.read(file)
     assert receipt is not None
-    failed = {uid: Failure(reason) for uid, reason in failures.items()}
+    failed = {registry["uid"].index(uid): Failure(reason) for uid, reason in failures.items()}
     ok = tuple(fine and uid not in failures for uid, fine in zip(registry["uid"], receipt.ok, strict=True))
     replace(receipt, ok=ok, failed=failed).write(file)
 
@@ -98,17 +98,20 @@ def test_shapes_set_aside_are_listed_and_not_shown_as_finished(copy: Path, tmp_p
     _, registry, rgb = read(copy)
     chairs = [uid for uid, its in zip(registry["uid"], registry["category"], strict=True) if its == "chair"]
     fail(copy, "views", None, dict.fromkeys(chairs, "no GL context"))
+    fail(copy, "points", None, dict.fromkeys(chairs[:2], "no area"))
     fail(copy, "targets", "tiny", {registry["uid"][1]: "the teacher's feature is not finite in float16"})
     store = FeatureStore.open(copy)
     result = contact_sheet(store, tmp_path / "out")
     assert [Path(name).name for name in result.files] == ["classes-01.png", "failures-01.png"]
-    assert (result.classes, result.shapes, result.failures) == (3, 8, 5)
+    assert (result.classes, result.shapes, result.failures) == (3, 8, 7)
     sheet = pixels(result.files[1])
     step, edge = CELL + GAP, (CELL - 128) // 2
-    for line in range(4):  # no picture of what was not rendered: a frame and two grey words
-        assert (sheet[TOP + line * step + 2 : TOP + line * step + 60, MARGIN + 2 : MARGIN + CELL - 2] == 255).all()
+    order = [*sorted(chairs[:2]), *sorted(chairs)]  # those of points come first
+    for line, uid in enumerate(order):  # without any picture a frame and two grey words, else the points
+        inside = sheet[TOP + line * step + 2 : TOP + line * step + 60, MARGIN + 2 : MARGIN + CELL - 2]
+        assert (inside < 255).any() == (uid in chairs[2:])
     assert registry["category"][1] != "chair"
-    shown = sheet[TOP + 4 * step + edge :, MARGIN + edge :][:128, :128]
+    shown = sheet[TOP + 6 * step + edge :, MARGIN + edge :][:128, :128]
     np.testing.assert_array_equal(shown, rgb[1, 0].repeat(4, axis=0).repeat(4, axis=1))
 
     result = contact_sheet(store, tmp_path / "out", failures=False)
@@ -130,6 +133,55 @@ def test_long_words_stay_within_white_margins(copy: Path, tmp_path: Path) -> Non
         assert (sheet[:, -MARGIN + 2 :] == 255).all()
     labels = pixels(result.files[0])[TOP:, MARGIN + LABEL - 18 : MARGIN + LABEL - 2]
     assert (labels == 255).all()  # a label never runs into the pictures
+
+
+def test_long_strips_are_wrapped_and_a_class_stays_on_its_sheet(copy: Path, tmp_path: Path) -> None:
+    """More pictures than a sheet is wide were drawn as one strip of many thousand pixels."""
+    store = FeatureStore.open(copy)
+    _, registry, rgb = read(copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sheets, "COLUMNS", 3)  # of four shapes a class
+        patch.setattr(sheets, "ROWS_A_SHEET", 3)
+        result = contact_sheet(store, tmp_path / "out")
+    assert [Path(name).name for name in result.files] == [f"classes-{i:02d}.png" for i in (1, 2, 3)]
+    for file, category in zip(result.files, ("chair", "mug", "table"), strict=True):
+        sheet = pixels(file)
+        assert len(sheet) == TOP + 2 * STEP + MARGIN - GAP
+        uids = [uid for uid, its in zip(registry["uid"], registry["category"], strict=True) if its == category]
+        last = rgb[registry["uid"].index(lowest(uids, 4)[3]), 0]
+        np.testing.assert_array_equal(cell(sheet, 1, 0), last.repeat(4, axis=0).repeat(4, axis=1))
+
+
+def test_depth_alpha_and_points_are_drawn(copy: Path, tmp_path: Path) -> None:
+    """A preset meant for depth, and a data set without views, must be looked at too."""
+    store = FeatureStore.open(copy)
+    ref, registry, _ = read(copy)
+    mugs = [uid for uid, its in zip(registry["uid"], registry["category"], strict=True) if its == "mug"]
+    row = registry["uid"].index(lowest(mugs, 1)[0])
+    views = store.views()
+    for show in ("alpha", "depth"):
+        contact_sheet(store, tmp_path / show, show=show)
+        drawn = cell(pixels(tmp_path / show / "classes-01.png"), 1, 0)[::4, ::4]
+        assert (drawn[..., 0] == drawn[..., 1]).all()
+        if show == "alpha":
+            np.testing.assert_array_equal(255 - drawn[..., 0], views.alpha[row, 0])
+        else:
+            depth = np.asarray(views.depth[row, 0])
+            assert ((drawn[..., 0] < 255) == (depth > 0)).all()
+            nearest = depth == depth[depth > 0].min()
+            assert drawn[nearest].mean() < drawn[depth == depth.max()].mean() - 40, "the nearer the darker"
+    with pytest.raises(UserError, match="has no normals; set `normals = true`"):
+        contact_sheet(store, tmp_path / "out", show="normal")
+    with pytest.raises(UserError, match="show one of rgb, alpha, depth"):
+        contact_sheet(store, tmp_path / "out", show="colour")
+    # the ref of a data set of clouds has neither
+    ref["keys"] = {kind: key for kind, key in ref["keys"].items() if kind not in ("views", "meshes")}
+    (copy / "refs" / "small.json").write_text(json.dumps(ref))
+    result = contact_sheet(FeatureStore.open(copy), tmp_path / "clouds")
+    assert result.shapes == 12
+    sheet = pixels(result.files[0])
+    dots = sheet[TOP + STEP : TOP + STEP + CELL, MARGIN + LABEL : MARGIN + LABEL + CELL]
+    assert 100 < (dots[..., 0] < 220).sum() <= 256, "one dot a point"
 
 
 def test_many_classes_take_several_sheets(copy: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.store.receipts import Failure, Receipt
 from pipeline.store.stats import KeyLine, describe, list_store, statistics
 from pipeline.store.stats.features import feature_statistics
 from pipeline.store.stats.listing import folder_bytes
+from tests import trainer_store
 
 
 @pytest.fixture
@@ -57,12 +58,14 @@ def test_a_line_a_key(small_store: Path) -> None:
     assert list(lines) == ["meshes", "points", "views", "captions", "targets", "text"]
     assert {kind: line.key for kind, line in lines.items()} == {
         **ref["keys"],
+        "captions": ref["captions"]["facts"],
         "targets": ref["targets"]["tiny"],
         "text": ref["text"]["tiny"],
     }
     prompts = group[f"text/{lines['text'].key}/prompt"].shape[0]
     assert {kind: line.rows for kind, line in lines.items()} == {
         **dict.fromkeys(ref["keys"], 12),
+        "captions": 12,
         "targets": 24,
         "text": prompts,
     }
@@ -83,7 +86,9 @@ def test_a_line_a_key(small_store: Path) -> None:
     assert lines["text"].summary == "tiny open_clip fp32"
     assert lines["points"].columns == (
         "color [256, 3] uint8",
+        "frame [4] float64",
         "normal [256, 3] float16",
+        "order [256] uint16",
         "part [256] uint8",
         "xyz [256, 3] float32",
     )
@@ -93,12 +98,12 @@ def test_a_line_a_key(small_store: Path) -> None:
 
 
 def test_what_no_ref_reaches_and_what_failed_shows(copy: Path) -> None:
-    _, ref, registry = opened(copy)
+    _, ref, _ = opened(copy)
     views = ref["keys"].pop("views")
     (copy / "refs" / "small.json").write_text(json.dumps(ref))
     receipt = Receipt.read(copy / "receipts" / views / "0-000000.json")
     assert receipt is not None
-    edit(copy, views, "0-000000.json", ok=(False, *receipt.ok[1:]), failed={registry["uid"][0]: Failure("black")})
+    edit(copy, views, "0-000000.json", ok=(False, *receipt.ok[1:]), failed={0: Failure("black")})
     line: KeyLine = next(line for line in list_store(FeatureStore.open(copy)) if line.kind == "views")
     assert (line.refs, line.rows, line.done, line.failed) == ((), 12, 11, 1)
     shutil.rmtree(copy / "receipts" / views)
@@ -138,6 +143,8 @@ def test_counts_geometry_and_views(small_store: Path) -> None:
     assert found.points.extent_median == pytest.approx(np.median(extents))
     assert found.points.extent_max == pytest.approx(max(extents))
     assert found.points.colored == pytest.approx(sum(any(color) for color in colors.tolist()) / len(colors))
+    assert found.points.normals == 1.0
+    assert found.points.parts == len(set(points["part"][:].ravel().tolist()))
 
     depth = group[f"views/{ref['keys']['views']}/depth"][:].reshape(24, -1)
     shares = [float(np.count_nonzero(view)) / 32**2 for view in depth]
@@ -205,7 +212,7 @@ def test_features(small_store: Path) -> None:
     text = group[f"text/{ref['text']['tiny']}"]
     prompts = text["prompt"][:].tolist()
     class_of = {prompt: name for name in ("chair", "mug", "table") for prompt in class_prompts(name)}
-    captions = group[f"captions/{ref['keys']['captions']}/caption"][:].tolist()
+    captions = group[f"captions/{ref['captions']['facts']}/caption"][:].tolist()
     for category, line in zip(registry["category"], captions, strict=True):
         for caption in filter(None, line):
             class_of.setdefault(caption, category)
@@ -241,22 +248,32 @@ def test_the_sample_is_named_by_its_seed_alone(small_store: Path) -> None:
     assert (one.shapes, one.faces_max) == (12, statistics(store).faces_max)  # counts are over all rows
 
 
+def test_patch_tokens_count_by_their_mean(tmp_path: Path) -> None:
+    store = trainer_store.make_store(tmp_path / "tiny.zarr")
+    write = FeatureStore.open(store.path, write=True)
+    tokens = np.random.default_rng(0).normal(size=(1, 30, 3, 4, 6)).astype(np.float16)
+    trainer_store.write_columns(write, "targets", "tokens-key", {"feat": tokens}, lanes=1)
+    write.write_ref("tiny", "targets", "tokens-key", "vit")
+    found = statistics(FeatureStore.open(store.path)).targets[1]
+    means = tokens[0].astype(np.float32).mean(axis=2)
+    assert found == feature_statistics("vit", means, store.registry.category)
+
+
 def test_how_a_key_came_to_be(copy: Path) -> None:
-    _, ref, registry = opened(copy)
+    _, ref, _ = opened(copy)
     points, targets = ref["keys"]["points"], ref["targets"]["tiny"]
-    a, b, c = registry["uid"][:3]
     receipt = edit(copy, points, "0-000000.json", seconds=6.0, host="fast", nonfinite=2)
     edit(
         copy,
         points,
         "0-000000.json",
         ok=(*[False] * 3, *receipt.ok[3:]),
-        failed={a: Failure("thin"), b: Failure("broken"), c: Failure("broken")},
+        failed={0: Failure("thin"), 1: Failure("broken"), 2: Failure("broken")},
     )
     edit(copy, targets, "0-000000.json", seconds=12.0, host="one")
     edit(copy, targets, "1-000000.json", seconds=36.0, host="one")
     found = {line.name: line for line in statistics(FeatureStore.open(copy)).keys}
-    assert list(found) == ["meshes", "points", "views", "captions", "targets/tiny", "text/tiny"]
+    assert list(found) == ["meshes", "points", "views", "captions/facts", "targets/tiny", "text/tiny"]
     line = found["points"]
     assert (line.key, line.done, line.failed, line.nonfinite) == (points, 9, 3, 2)
     assert list(line.reasons.items()) == [("broken", 2), ("thin", 1)]
@@ -273,7 +290,7 @@ def test_an_unfinished_store_has_statistics(copy: Path) -> None:
     _, ref, _ = opened(copy)
     for key in (ref["keys"]["views"], ref["targets"]["tiny"], ref["text"]["tiny"]):
         shutil.rmtree(copy / "receipts" / key)
-    ref["keys"].pop("captions")
+    ref["captions"].clear()
     (copy / "refs" / "small.json").write_text(json.dumps(ref))
     found = statistics(FeatureStore.open(copy))
     assert (found.views, found.targets, found.text) == (None, (), ())

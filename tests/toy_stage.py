@@ -96,7 +96,7 @@ def fill(store: FeatureStore, stage: Toy, names: Sequence[str] = (), ref: str = 
         rows = [Row(i, uid, digest_of([uid, "v1"])) for i, (uid, dataset) in mine if dataset == (ref or "toy")]
     run_stage(store, stage, rows, InProcess())
     if ref:
-        store.write_ref(ref, stage.kind, key, teacher or None)
+        store.write_ref(ref, stage.kind, key, teacher or "facts")
     return key
 
 

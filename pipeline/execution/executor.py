@@ -1,4 +1,4 @@
-"""Runs shard tasks in this process, in worker processes of its own, or (see cluster.py) on dask's workers.
+"""Runs shard tasks in this process or in worker processes of its own; cluster.py has dask's workers.
 
 A worker may die: out of memory, a crash in a GL driver, a watchdog's exit. Its task is then given out again, to another
 process; a function that is to get past the cause keeps notes of its own. Only a task that kills MAX_DEATHS workers ends
@@ -13,11 +13,11 @@ import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import connection, resource_tracker
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.execution.jobs import RETRIES, Job, attempt, one_line
@@ -45,39 +45,6 @@ def set_thread_variables() -> None:
     """One thread a library, here and in spawned workers; to be called before numpy or torch is imported."""
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
-
-
-def open_executor(
-    workers: int | None,
-    scheduler: str | None = None,
-    cluster: Literal["local", "slurm", "ssh"] | None = None,
-    hosts: Sequence[str] = (),
-) -> Executor:
-    """What the options ask for; close it after use.
-
-    Args:
-        workers: 0 runs tasks in this process, None starts `default_workers()` processes; with `cluster` how many
-            workers that has, for "ssh" on each host.
-        scheduler: address of a dask scheduler that runs already, as tcp://host:port.
-        cluster: a dask cluster to start and to stop again.
-        hosts: for "ssh": the scheduler's host, then the workers'.
-
-    Raises:
-        UserError: options that do not go together; a scheduler or a cluster that cannot be had.
-    """
-    if scheduler is not None and cluster is not None:
-        raise UserError("--scheduler uses a dask cluster that runs, --cluster starts one: leave one of them out")
-    if scheduler is not None and workers is not None:
-        raise UserError("--scheduler has the workers it has: leave out --workers")
-    if hosts and cluster != "ssh":
-        raise UserError("--hosts goes with --cluster ssh")
-    if cluster is not None and workers == 0:
-        raise UserError(f"--cluster {cluster} needs at least one worker: --workers 0 means this process")
-    if scheduler is not None or cluster is not None:
-        from pipeline.execution.cluster import connect, start_cluster  # half a second of imports
-
-        return connect(scheduler) if scheduler is not None else start_cluster(cluster, workers, hosts)
-    return InProcess() if workers == 0 else Processes(workers or default_workers())
 
 
 class Executor(Protocol):

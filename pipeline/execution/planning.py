@@ -77,8 +77,8 @@ def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StageP
                 done = dict(zip(range(*receipt.rows), receipt.inputs, strict=True))
                 held_bytes, held_seconds = held_bytes + receipt.bytes, held_seconds + receipt.seconds
                 held_rows += sum(receipt.ok)
-                current = {row.name for row in wanted if done.get(row.index) == row.inputs}
-                failed |= {name: failure for name, failure in receipt.failed.items() if name in current}
+                current = {row.index: row.name for row in wanted if done.get(row.index) == row.inputs}
+                failed |= {current[row]: failure for row, failure in receipt.failed.items() if row in current}
             missing = [row for row in wanted if done.get(row.index) != row.inputs]
             if done and stage.by_content(lane):
                 lost = {row.index for row in missing}  # done from other inputs, and computed again before any copy

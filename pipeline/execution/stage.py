@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pipeline.errors import UserError
 from pipeline.execution.hazards import in_hand
 from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import Failure
+from pipeline.store.receipts import DamagedStore, Failure
 from pipeline.store.records import Column
 
 # What the disk or the machine refuses is no fault of a shape.
@@ -75,12 +75,17 @@ class Stage(Protocol):
 
 
 def each_row(rows: Sequence[Row], names: Sequence[str], compute: Callable[[Row], Sequence[Any]]) -> Block:
-    """A block from a function of one row: a row that raises is set aside, the others go on."""
+    """A block from a function of one row: a row that raises is set aside, the others go on.
+
+    What the store or the machine is to blame for is raised.
+    """
     block = Block({name: [] for name in names})
     for position, row in enumerate(rows):
         in_hand([row.index])
         try:
             values = compute(row)
+        except DamagedStore:
+            raise
         except UserError as error:
             block.failed[position] = Failure(str(error))
         except Exception as error:  # one bad mesh must not stop the others, whatever it does to a library

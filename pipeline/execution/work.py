@@ -24,7 +24,7 @@ from pipeline.execution.stage import MACHINE, Row
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import Failure, Receipt, row_digest
 from pipeline.store.session import REFUSALS, cannot_write
-from pipeline.store.shards import write_shard
+from pipeline.store.shards import read_rows, write_shard
 
 Values = dict[int, list[Any] | None]  # row of the store -> a value a column, or nothing
 Made = dict[int, "list[Any] | Failure"]
@@ -37,6 +37,7 @@ class TaskResult:
     rows: int
     bytes: int
     failed: dict[str, Failure]
+    """By uid or prompt: a task's rows are of one data set."""
     pid: int
     peak_bytes: int
 
@@ -54,8 +55,8 @@ def run_task(task: Task) -> TaskResult:
         return done
     try:
         made = _watched(store, task)
-        failed = {row.name: value for row in task.rows if isinstance(value := made.get(row.index), Failure)}
-        values = cast(Values, {row.index: None if row.name in failed else made.get(row.index) for row in task.rows})
+        failed = {index: value for index, value in made.items() if isinstance(value, Failure)}
+        values = cast(Values, {row.index: None if row.index in failed else made.get(row.index) for row in task.rows})
         old = Receipt.read(path)
         size = write_shard(store, shard, task.stage.columns, values)
         signed = _sign(task, old, values, failed, size, time.monotonic() - started)
@@ -64,7 +65,12 @@ def run_task(task: Task) -> TaskResult:
         if error.errno not in REFUSALS:
             raise  # file systems hiccup: the executor tries again
         raise cannot_write(task.store, error) from error
-    return TaskResult(len(task.rows), size, failed, os.getpid(), peak_bytes())
+    return _told(task, size, failed)
+
+
+def _told(task: Task, size: int, failed: dict[int, Failure]) -> TaskResult:
+    named = {row.name: failed[row.index] for row in task.rows if row.index in failed}
+    return TaskResult(len(task.rows), size, named, os.getpid(), peak_bytes())
 
 
 def _done_before(task: Task, receipt: Receipt | None) -> TaskResult | None:
@@ -74,8 +80,7 @@ def _done_before(task: Task, receipt: Receipt | None) -> TaskResult | None:
     done = dict(zip(range(*receipt.rows), receipt.inputs, strict=True))
     if any(done.get(row.index) != row.inputs for row in task.rows):
         return None
-    failed = {row.name: receipt.failed[row.name] for row in task.rows if row.name in receipt.failed}
-    return TaskResult(len(task.rows), receipt.bytes, failed, os.getpid(), peak_bytes())
+    return _told(task, receipt.bytes, receipt.failed)
 
 
 def _watched(store: FeatureStore, task: Task) -> Made:
@@ -148,19 +153,19 @@ def _copied(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
     shard = task.shard
     group = store.kind_group(shard.kind, shard.key)
     columns = [cast(Any, group[column.name]) for column in task.stage.columns]
-    lane = (shard.lane,) if shard.lanes else ()
+    lane = shard.lane if shard.lanes else None
     made: Made = {}
     for row in rows:
         source = task.copies[row.index]
         receipt = Receipt.read(store.receipt_path(shard.key, shard.lane, source // shard.shard_rows))
         at = source - receipt.rows[0] if receipt else 0
         if receipt and at < len(receipt.ok) and receipt.ok[at] and receipt.inputs[at] == row.inputs:
-            made[row.index] = [column[(*lane, source)] for column in columns]
+            made[row.index] = [read_rows(store, column, [source], lane)[0] for column in columns]
     return made
 
 
 def _sign(
-    task: Task, old: Receipt | None, values: Values, failed: dict[str, Failure], size: int, seconds: float
+    task: Task, old: Receipt | None, values: Values, failed: dict[int, Failure], size: int, seconds: float
 ) -> Receipt:
     """The shard's new receipt: the task's rows anew, the others as the old receipt has them."""
     start = task.shard.start
@@ -171,7 +176,7 @@ def _sign(
         entries = {index: (inputs, digest, ok) for index, inputs, digest, ok in lines}
     nonfinite = 0
     for row in task.rows:
-        kept.pop(row.name, None)
+        kept.pop(row.index, None)
         cells = values[row.index]
         entries[row.index] = (row.inputs, "" if cells is None else row_digest(cells), cells is not None)
         nonfinite += sum(int((~np.isfinite(v)).sum()) for v in map(np.asarray, cells or ()) if v.dtype.kind == "f")

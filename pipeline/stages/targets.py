@@ -11,26 +11,25 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline import reuse
+from pipeline.errors import UserError
 from pipeline.execution.stage import Block, Row
 from pipeline.stages.views import RenderedViews
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import Failure, digest_of, row_seed
 from pipeline.store.records import Column
 from pipeline.store.shards import read_rows
-from pipeline.teachers import Teacher, TeacherSpec, load_teacher
+from pipeline.teachers import Teacher, TeacherSpec, device_of, load_teacher
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
 
 
 @lru_cache(maxsize=4)
-def teacher_of(spec: TeacherSpec, device: str = "auto") -> Teacher:
-    """The process's one copy of a teacher."""
+def teacher_of(spec: TeacherSpec) -> Teacher:
+    """The process's one copy of a teacher, on the device it asks for."""
     import torch
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)  # workers share the cores, and other thread counts round differently
-    return load_teacher(spec, device=device)
+    return load_teacher(spec, device_of(spec))
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,30 @@ class ImageTargets:
     views: RenderedViews
     draws: int
     seed: int
-    dim: int
+    shape: tuple[int, ...]
+    """Of a view's feature: (D,), or (T, D) of T tokens."""
     teacher_recipe: str
     """Canonical JSON of the teacher's recipe: it needs the weights, so it is read once, in the parent."""
     kind = "targets"
     gpu = True
-    shard_rows = 128
 
     @property
     def lanes(self) -> int:
         return self.draws
 
     @property
+    def shard_rows(self) -> int:
+        """A row of tokens is some hundred times a pooled one, and a worker holds a shard in float32."""
+        return 128 if len(self.shape) == 1 else 32
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """What the manifest called the teacher; its recipe says what it is."""
-        return {"teacher": self.teacher.model_dump()}
+        return {"teacher": self.teacher.label()}
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return (Column("feat", (self.views.num_views, self.dim), "float16"),)
+        return (Column("feat", (self.views.num_views, *self.shape), "float16"),)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class ImageTargets:
         donors = reuse.donors(store, "targets", recipe, self.shard_rows)
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
         pictures = read_rows(store, rgb, [row.index for row in rows])
-        feat = np.zeros((len(rows), pictures.shape[1], self.dim), np.float32)
+        feat = np.zeros((len(rows), pictures.shape[1], *self.shape), np.float32)
         cells = []
         for at, row in enumerate(rows):
             held = donors.views_of(row, lane)
@@ -90,8 +94,19 @@ class ImageTargets:
             base = digest_of(reuse.without_cameras(store, "targets", recipe))
             names = [digest_of([base, camera]) for camera in views["render"]["cameras"]]
             seeds = [row_seed(names[view], rows[at].name, lane) for at, view in cells] if lane else None
-            feat[where] = teacher_of(self.teacher).embed_images(pictures[where], seeds)
+            found = teacher_of(self.teacher).embed_images(pictures[where], seeds)
+            check_features(self.teacher, found, (len(cells), *self.shape))
+            feat[where] = found
         return finite_block(feat)
+
+
+def check_features(spec: TeacherSpec, found: np.ndarray, wanted: tuple[int, ...]) -> None:
+    """UserError for features of another shape than the teacher's own: numpy would repeat some of them to fit."""
+    if found.shape != wanted:
+        raise UserError(
+            f"teacher {spec.name!r}: {spec.model} gave features {list(found.shape)} where its `shape` says "
+            f"{list(wanted)}: mend the class"
+        )
 
 
 def finite_block(feat: np.ndarray) -> Block:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.execution.stage import Block, Row
-from pipeline.stages.targets import finite_block, teacher_of
+from pipeline.stages.targets import check_features, finite_block, teacher_of
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.records import Column
 from pipeline.teachers import TeacherSpec, TextTeacher
@@ -31,7 +31,7 @@ class TextTargets:
     @property
     def attributes(self) -> dict[str, Any]:
         """What the manifest called the teacher; its recipe says what it is."""
-        return {"teacher": self.teacher.model_dump()}
+        return {"teacher": self.teacher.label()}
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -46,10 +46,6 @@ class TextTargets:
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         teacher = cast(TextTeacher, teacher_of(self.teacher))
-        return finite_block(teacher.embed_texts([row.name for row in rows]))
-
-
-def text_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The part of a teacher's recipe that its text tower depends on: another picture size leaves the words alone."""
-    names = ("kind", "architecture", "weights", "tokenizer", "precision")
-    return {name: recipe[name] for name in names}
+        found = teacher.embed_texts([row.name for row in rows])
+        check_features(self.teacher, found, (len(rows), self.dim))
+        return finite_block(found)

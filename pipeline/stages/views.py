@@ -1,4 +1,4 @@
-"""RGB and depth from every camera of the preset."""
+"""Pictures, alpha, depth and, if asked for, normals from every camera of the preset."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import reuse
+from pipeline.cameras import camera_angles, camera_poses, intrinsic_matrix
 from pipeline.execution.stage import Block, Row, each_row
-from pipeline.cameras import camera_poses, intrinsic_matrix
 from pipeline.render import RenderConfig, Renderer, check_visible
 from pipeline.render import recipe as render_recipe
 from pipeline.stages.meshes import Meshes
@@ -20,12 +20,12 @@ from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import digest_of
 from pipeline.store.records import Column
 
-VERSION = 1  # raise it when this code makes other numbers from the same recipe
+VERSION = 2  # raise it when this code makes other numbers from the same recipe
 
 
 @dataclass(frozen=True)
 class RenderedViews:
-    """RGB and depth from every camera of the preset."""
+    """Pictures, alpha, depth and, if asked for, normals from every camera of the preset."""
 
     origin: Origin
     config: RenderConfig
@@ -40,15 +40,27 @@ class RenderedViews:
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        return *self._pictures, Column("frame", (4,), "float64")
+
+    @property
+    def _pictures(self) -> tuple[Column, ...]:
+        """Columns with one picture a view, named like the fields of `render.Views`."""
         size = (self.num_views, self.config.resolution, self.config.resolution)
-        return Column("rgb", (*size, 3), "uint8"), Column("depth", size, "float16"), Column("frame", (4,), "float64")
+        columns = (Column("rgb", (*size, 3), "uint8"), Column("alpha", size, "uint8"), Column("depth", size, "float16"))
+        return (*columns, Column("normal", (*size, 3), "int8")) if self.config.normals else columns
 
     @property
     def attributes(self) -> dict[str, Any]:
         """The cameras, for readers that do not know the presets."""
-        poses, intrinsics = camera_poses(self.config), intrinsic_matrix(self.config)
-        names = {"preset": self.config.preset}
-        return {**names, "camera_to_world": poses.tolist(), "intrinsics": intrinsics.tolist()}
+        config = self.config
+        return {
+            "preset": config.preset,
+            "camera_to_world": camera_poses(config).tolist(),
+            "intrinsics": intrinsic_matrix(config).tolist(),
+            "angles": camera_angles(config).tolist(),
+            "near": config.near,
+            "far": config.far,
+        }
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -60,25 +72,26 @@ class RenderedViews:
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Views that another preset's key holds of the same camera are taken from there."""
-        names = [c.name for c in self.columns]
         donors = reuse.donors(store, "views", self.recipe, self.shard_rows)
 
         def one(row: Row) -> tuple[Any, ...]:
             held = donors.views_of(row, 0)
             missing = [view for view in range(self.num_views) if view not in held]
-            rgb, depth = (np.zeros(c.shape, c.dtype) for c in self.columns[:2])
-            for view, (key, there) in held.items():
-                rgb[view], depth[view] = (donors.read(key, name, row.index)[there] for name in names[:2])
+            pictures = {column.name: np.zeros(column.shape, column.dtype) for column in self._pictures}
+            for name, picture in pictures.items():
+                for view, (key, there) in held.items():
+                    picture[view] = donors.read(key, name, row.index)[there]
             if missing:
                 drawn = _renderer(self.config).render_some(self.origin.mesh(row), missing)
-                rgb[missing], depth[missing] = drawn.rgb, drawn.depth
+                for name, picture in pictures.items():
+                    picture[missing] = getattr(drawn, name)
                 frame = np.array([*drawn.normalisation.box_center, drawn.normalisation.box_radius], np.float64)
             else:
-                frame = donors.read(next(iter(held.values()))[0], names[2], row.index)
-            check_visible(depth)
-            return rgb, depth, frame
+                frame = donors.read(next(iter(held.values()))[0], "frame", row.index)
+            check_visible(pictures["depth"])
+            return *pictures.values(), frame
 
-        return each_row(rows, names, one)
+        return each_row(rows, [c.name for c in self.columns], one)
 
 
 @lru_cache(maxsize=1)

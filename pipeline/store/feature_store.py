@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,13 +29,15 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from pipeline.caption import CLASS_PROMPTS, class_prompts
 from pipeline.errors import UserError
 from pipeline.store import twins
 from pipeline.store.receipts import DamagedStore, Failure, Receipt, canonical_json, digest_of, write_atomically
-from pipeline.store.records import Column, Points, Ref, Registry, Targets, Text, Views
+from pipeline.store.records import Caption, Column, Points, Ref, Registry, Targets, Text, Views
 
-FORMAT = {"format": "recon-store", "version": 2}
+FORMAT = {"format": "recon-store", "version": 3}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")
+SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
 COMPRESSORS = [ZstdCodec(level=1), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
 VERIFY = "`recon-pipeline verify` says what is damaged"
@@ -72,7 +76,8 @@ class FeatureStore:
             raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
         if attributes.get("version") != FORMAT["version"]:
             raise UserError(
-                f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}; update it"
+                f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}: use the "
+                "release that made it, or compute the store anew"
             )
         return cls(path, group)
 
@@ -129,7 +134,9 @@ class FeatureStore:
         path = self.path / "refs" / f"{name}.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return Ref(name, data["dataset"], data["keys"], data["targets"], data["text"])
+            targets, text, captions = (dict(data[kind]) for kind in ("targets", "text", "captions"))
+            templates = tuple(data.get("templates", CLASS_PROMPTS))
+            return Ref(name, data["dataset"], data["keys"], targets, text, captions, templates)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: unreadable ({error}); {VERIFY}") from error
 
@@ -142,17 +149,20 @@ class FeatureStore:
         ref = self.ref(ref)
         key, group = self._of_ref("points", ref, "sample")
         names = ("xyz", "normal", "color", "part", "order", "frame")
-        arrays = [cast("zarr.Array[Any]", group[name]) for name in names]
-        return Points(key, *arrays, ok=self._finished(ref, key))
+        arrays = {name: cast("zarr.Array[Any]", group[name]) for name in names}
+        return Points(key, **arrays, ok=self._finished(ref, key))
 
     def views(self, ref: Ref | str | None = None) -> Views:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
         ref = self.ref(ref)
         key, group = self._of_ref("views", ref, "render")
-        rgb, depth, frame = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "depth", "frame"))
-        poses, intrinsics = (np.array(group.attrs[name]) for name in ("camera_to_world", "intrinsics"))
-        ok = self._finished(ref, key)
-        return Views(key, self.recipe("views", key), rgb, depth, frame, poses, intrinsics, ok)
+        rgb, alpha, depth, frame = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "alpha", "depth", "frame"))
+        normal = cast("zarr.Array[Any]", group["normal"]) if "normal" in group else None
+        attributes = cast("dict[str, Any]", group.attrs.asdict())
+        poses, intrinsics, angles = (np.array(attributes[n]) for n in ("camera_to_world", "intrinsics", "angles"))
+        planes = attributes["near"], attributes["far"]
+        recipe, ok = self.recipe("views", key), self._finished(ref, key)
+        return Views(key, recipe, rgb, alpha, depth, normal, frame, poses, intrinsics, angles, *planes, ok)
 
     def targets(self, teacher: str | None = None, ref: Ref | str | None = None) -> Targets:
         """Features of `teacher` (a name of the manifest); without a name the first one listed."""
@@ -176,24 +186,32 @@ class FeatureStore:
         feat = np.asarray(cast("zarr.Array[Any]", group["feat"])[: len(prompts)])
         row = {prompt: i for i, prompt in enumerate(prompts)}
         row[""] = -1
-        from pipeline.caption import class_prompts
-
         used = set(self.registry.category[self.rows(ref)].tolist())
-        wanted = [class_prompts(category) for category in self.registry.categories]
+        wanted = [class_prompts(category, ref.templates) for category in self.registry.categories]
         for number in used:
             if not set(wanted[number]) <= set(row):
                 category = self.registry.categories[number]
                 raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
         classes = np.array([[row[p] if n in used else -1 for p in lines] for n, lines in enumerate(wanted)], np.int64)
-        captions = self.captions(ref) if "captions" in ref.keys else [[] for _ in self.registry.uid]
+        captions = self.captions(ref)
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
         return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
 
     def captions(self, ref: Ref | str | None = None) -> list[list[str]]:
-        """Shape-specific captions a row, padded with "" to one length."""
-        ref = self.ref(ref)
-        _, group = self._of_ref("captions", ref, "caption")
-        return cast(list[list[str]], read_column(group, "caption", len(self.registry)))
+        """Shape-specific captions a row, each once, padded with "" to one length; tables in the manifest's order."""
+        return self.captions_of(self.ref(ref).captions)
+
+    def captions_of(self, keys: Mapping[str, str]) -> list[list[str]]:
+        """The same for keys of captions by table, whether a ref names them yet or not."""
+        from pipeline.store.captions import joined_captions
+
+        return joined_captions(self, keys)
+
+    def caption_records(self, ref: Ref | str | None = None) -> list[list[Caption]]:
+        """All that is stored of every shape's captions, rejected ones too, table by table."""
+        from pipeline.store.captions import caption_records
+
+        return caption_records(self, self.ref(ref).captions)
 
     def facts(self, ref: Ref | str | None = None) -> list[dict[str, Any]]:
         """What the source knows of each shape ({} for a plain file)."""
@@ -336,9 +354,21 @@ class FeatureStore:
         columns: Sequence[Column],
         attributes: dict[str, Any] | None = None,
     ) -> zarr.Group:
-        """The key's group, made with its recipe, its columns and what else to note of it if it is new."""
-        if not (self.path / kind / key / "zarr.json").is_file():
-            listed = [[column.name, list(column.shape), column.dtype] for column in columns]
+        """The key's group, made with its recipe, its columns and what else to note of it if it is new.
+
+        UserError when it is there with other columns, which a recipe that says too little could let happen.
+        """
+        listed = [[column.name, list(column.shape), column.dtype] for column in columns]
+        if (self.path / kind / key / "zarr.json").is_file():
+            held = cast(list[Any], self.kind_group(kind, key).attrs["columns"])
+            if held != listed:
+                pairs = [pair for pair in zip_longest(held, listed) if pair[0] != pair[1]]
+                has, comes = (" of ".join(map(str, column[:2])) if column else "none" for column in pairs[0])
+                raise UserError(
+                    f"{self.path / kind / key}: the store holds column {has}, what comes is {comes}: the recipe of "
+                    "what comes must say what is different, or take another store"
+                )
+        else:
             notes = {"recipe": recipe, "columns": listed, **(attributes or {})}
             self.group.create_group(f"{kind}/{key}", attributes=notes)
             twins.save(self.path, (name for name in (f"{kind}/zarr.json",) if (self.path / name).is_file()))
@@ -395,17 +425,38 @@ class FeatureStore:
                 count += len(receipt.failed)
         return count
 
-    def write_ref(self, name: str, kind: str, key: str, teacher: str | None = None) -> None:
-        """Point `refs/<name>.json` at a key, keeping what it already names."""
+    def write_ref(self, name: str, kind: str, key: str, part: str | None = None) -> None:
+        """Point `refs/<name>.json` at a key, keeping what it already names.
+
+        `part` is the teacher's name, or that of the table of captions, for kinds of which there are several keys.
+        """
+        with self._editing(name) as data:
+            if kind not in SEVERAL:
+                data["keys"][kind] = key
+            else:
+                assert part is not None, f"a ref has {kind} by name"
+                data[kind][part] = key
+
+    def settle_ref(self, name: str, captions: Sequence[str], templates: Sequence[str]) -> None:
+        """Forget captions of other tables than these, bring theirs into this order, note the class prompts' templates.
+
+        Templates other than the release's alone are written down.
+        """
+        with self._editing(name) as data:
+            data["captions"] = {table: data["captions"][table] for table in captions if table in data["captions"]}
+            data.pop("templates", None)
+            if tuple(templates) != CLASS_PROMPTS:
+                data["templates"] = list(templates)
+
+    @contextmanager
+    def _editing(self, name: str) -> Iterator[dict[str, Any]]:
+        """A ref's document, written if it is another afterwards."""
         path = self.path / "refs" / f"{name}.json"
-        data: dict[str, Any] = {"dataset": name, "keys": {}, "targets": {}, "text": {}}
+        data: dict[str, Any] = {"dataset": name, "keys": {}, "targets": {}, "text": {}, "captions": {}}
         if path.is_file():
             data = json.loads(path.read_text(encoding="utf-8"))
         before = json.dumps(data)
-        if teacher is None:
-            data["keys"][kind] = key
-        else:
-            data[kind][teacher] = key
+        yield data
         if json.dumps(data) != before:
             write_atomically(path, json.dumps(data, indent=1) + "\n")
             twins.save(self.path, [f"refs/{name}.json"])

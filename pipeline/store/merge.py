@@ -89,7 +89,7 @@ def merge(out: Path, parts: Sequence[Path], progress: Progress = lambda done, to
     started = time.monotonic()
     out, building = _places(out, parts)
     stores = [_open(path) for path in parts]
-    refs = _merge_refs(stores)
+    refs, templates = _merge_refs(stores), _merge_templates(stores)
     registry, origin = _merge_registry(stores)
     keys = list(dict.fromkeys(pair for store in stores for pair in store.list_keys()))
     plans = [_plan_key(stores, kind, key, registry["uid"], origin) for kind, key in keys]
@@ -105,6 +105,8 @@ def merge(out: Path, parts: Sequence[Path], progress: Progress = lambda done, to
                 progress(len(counts), total)
         for name, kind, key, teacher in refs:
             merged.write_ref(name, kind, key, teacher)
+        for name, several in templates.items():
+            merged.settle_ref(name, list(merged.ref(name).captions), several)
         _carry_log(merged, stores)
         twins.save(building, twins.sources(building))
         os.sync()  # Zarr's own small files; the shards are flushed already
@@ -149,7 +151,7 @@ def _open(part: Path) -> FeatureStore:
 
 
 def _merge_refs(stores: Sequence[FeatureStore]) -> list[tuple[str, str, str, str | None]]:
-    """(ref, kind, key, teacher or None) of all parts. UserError where parts disagree."""
+    """(ref, kind, key, teacher or table or None) of all parts. UserError where parts disagree."""
     held: dict[tuple[str, str], tuple[FeatureStore, str]] = {}
     found: dict[tuple[str, str, str, str | None], None] = {}
     for store in stores:
@@ -165,6 +167,18 @@ def _merge_refs(stores: Sequence[FeatureStore]) -> list[tuple[str, str, str, str
                     )
                 found[ref.name, kind, key, name.partition("/")[2] or None] = None
     return list(found)
+
+
+def _merge_templates(stores: Sequence[FeatureStore]) -> dict[str, tuple[str, ...]]:
+    """Of class prompts, by ref. UserError where parts disagree."""
+    held: dict[str, tuple[FeatureStore, tuple[str, ...]]] = {}
+    for store in stores:
+        for ref in list_refs(store):
+            before, templates = held.setdefault(ref.name, (store, ref.templates))
+            if templates != ref.templates:
+                both = f"{before.path} and {store.path}"
+                raise UserError(f"{both}: different class prompts in ref {ref.name!r}; run both with one manifest")
+    return {name: templates for name, (_, templates) in held.items()}
 
 
 def _merge_registry(stores: Sequence[FeatureStore]) -> tuple[dict[str, list[str]], _Origin]:
@@ -279,7 +293,7 @@ def _copy_key(merged: FeatureStore, stores: Sequence[FeatureStore], plan: _Plan)
 def _copy_shard(merged: FeatureStore, shard: Shard, plan: _Plan, sources: Sequence[_Source]) -> Receipt | None:
     """Gather one shard's rows, check them, write them, sign for them."""
     entries: dict[int, tuple[str, str, bool]] = {}
-    failed: dict[str, Failure] = {}
+    failed: dict[int, Failure] = {}
     versions: dict[str, set[str]] = {}
     values: dict[int, list[Any]] = {}
     seconds = 0.0
@@ -298,8 +312,8 @@ def _copy_shard(merged: FeatureStore, shard: Shard, plan: _Plan, sources: Sequen
                 versions.setdefault(name, set()).add(version)
             if receipt.ok[entry]:
                 wanted[at] = int(row)
-            elif plan.names[row] in receipt.failed:
-                failed[plan.names[row]] = receipt.failed[plan.names[row]]
+            elif at in receipt.failed:
+                failed[int(row)] = receipt.failed[at]
         values |= {wanted[at]: cells for at, cells in source.read(sorted(wanted))}
     if not entries:
         return None

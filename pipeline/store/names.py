@@ -1,4 +1,4 @@
-"""What people call a key on a command line: the key, its beginning, a kind, or a kind and a teacher."""
+"""What people call a key on a command line: the key, its beginning, a kind, or a kind and a teacher or table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _OFFERED = 6
 
 
 def named_keys(ref: Ref) -> dict[str, tuple[str, str]]:
-    """All that a ref names -> (kind, key): "points", "targets/demo", in the ref's order."""
+    """All that a ref names -> (kind, key): "points", "captions/facts", "targets/demo", in the ref's order."""
     named = {kind: (kind, key) for kind, key in ref.keys.items()}
-    for kind, teachers in (("targets", ref.targets), ("text", ref.text)):
-        named |= {f"{kind}/{teacher}": (kind, key) for teacher, key in teachers.items()}
+    for kind, parts in (("captions", ref.captions), ("targets", ref.targets), ("text", ref.text)):
+        named |= {f"{kind}/{part}": (kind, key) for part, key in parts.items()}
     return named
 
 
@@ -34,15 +34,13 @@ def list_refs(store: FeatureStore) -> list[Ref]:
 def resolve_key(store: FeatureStore, text: str) -> tuple[str, str]:
     """(kind, key) of what `text` names.
 
-    A key or its beginning (4 digits or more), a kind ("points"; "targets": the first teacher's) or "kind/teacher" as
-    the refs have it, or a key behind its kind ("views/3f2a"). UserError if there is none, which offers the nearest
+    A key or its beginning (4 digits or more), a kind ("points"; "targets": the first teacher's) or "kind/name" as the
+    refs have it, or a key behind its kind ("views/3f2a"). UserError if there is none, which offers the nearest
     names, or more than one.
     """
     parts = text.split("/")
     if len(parts) > 2 or not all(parts) or any(part in (".", "..") for part in parts) or "\\" in text or "\0" in text:
-        raise UserError(
-            f"{text!r} is no key: write a key, its beginning, a kind, or a kind and a teacher (targets/demo)"
-        )
+        raise UserError(f"{text!r} is no key: write a key, its beginning, a kind, or a kind and a name (targets/demo)")
     keys = store.list_keys()
     refs = list_refs(store)
     found = {named_keys(ref)[text] for ref in refs if text in named_keys(ref)}

@@ -7,17 +7,17 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import UserError
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.names import named_keys
+from pipeline.store.pictures import Pictures, pictures
 from pipeline.store.receipts import row_seed, sync_directory
 from pipeline.store.records import Ref
 
@@ -25,6 +25,7 @@ CELL = 144  # px a picture is shown at
 GAP = 12
 MARGIN = 32
 LABEL = 176
+COLUMNS = 12
 ROWS_A_SHEET = 12
 FAILURES_A_SHEET = 12
 INK, FAINT, FRAME, WARNING = "#1a1a1a", "#707070", "#e2e2e2", "#b3261e"
@@ -44,7 +45,7 @@ class PreviewResult:
 
 @dataclass(frozen=True)
 class _Strip:
-    """One row of a sheet."""
+    """One row of a sheet; a class or a shape with more than `COLUMNS` pictures takes several."""
 
     label: str
     note: str
@@ -59,23 +60,28 @@ def contact_sheet(
     per_class: int = 8,
     failures: bool = True,
     views: bool = False,
+    show: str = "rgb",
 ) -> PreviewResult:
     """Draw sheets into the folder `out`: classes-<n>.png and, where shapes were set aside, failures-<n>.png.
 
     A row is a class and shows the first view of `per_class` of its finished shapes, those whose uid has the lowest
     hash (`row_seed("preview", uid)`): the same in every store. With `views` a row is a shape and shows all its views.
-    Sheets of an earlier call are replaced. UserError without views or where `out` cannot be written.
+    A class is not divided between sheets unless it fills one. `show` names what is drawn, one of `pictures.SHOWN`.
+    What was set aside is listed with its stage and reason and shown as a picture where there is one, else by its
+    points where there are some: a shape of which nothing was seen, say. Sheets of an earlier call are replaced.
+    UserError without such pictures or where `out` cannot be written.
     """
     if per_class < 1:
         raise UserError(f"{per_class} shapes a class: give 1 or more")
     out = Path(out)
     found = store.ref(ref)
-    chosen = choose(store, found, per_class)
+    shown = pictures(store, found, show)
+    chosen = choose(store, found, shown.ok, per_class)
     aside = _set_aside(store, found) if failures else []
     written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, sheet in _sheets(store, found, chosen, aside, views):
+        for name, sheet in _sheets(store, found, shown, chosen, aside, views):
             _save(sheet, out / name)
             written.append(str(out / name))
         for old in sorted(out.iterdir()):
@@ -88,28 +94,30 @@ def contact_sheet(
 
 
 def _sheets(
-    store: FeatureStore, ref: Ref, chosen: dict[str, list[int]], aside: Sequence[tuple[str, str, str]], views: bool
+    store: FeatureStore,
+    ref: Ref,
+    shown: Pictures,
+    chosen: dict[str, list[int]],
+    aside: Sequence[tuple[str, str, str]],
+    views: bool,
 ) -> Iterator[tuple[str, Image.Image]]:
     """(file name, sheet), one at a time: a large data set has hundreds."""
-    seen = store.views(ref)
-    size, count = int(seen.rgb.shape[2]), int(seen.rgb.shape[1])
-    strips = _strips(store, ref, chosen, count if views else 0)
-    title = f"{ref.name}: {int(seen.ok.sum())} shapes with {count} views of {size} px, key {seen.key}"
-    for page, start in enumerate(range(0, len(strips), ROWS_A_SHEET), 1):
-        yield f"classes-{page:02d}.png", _draw_strips(title, strips[start : start + ROWS_A_SHEET], seen.rgb)
+    for page, strips in enumerate(_pages(_strips(store, ref, shown, chosen, views)), 1):
+        yield f"classes-{page:02d}.png", _draw_strips(f"{ref.name}: {shown.title}", strips, shown)
     numbers = store.registry.numbers(ref.dataset)
+    dots = pictures(store, ref, "points") if aside and "points" in ref.keys else None
     for page, start in enumerate(range(0, len(aside), FAILURES_A_SHEET), 1):
         lines = []
         for uid, stage, reason in aside[start : start + FAILURES_A_SHEET]:
-            row = numbers.get(uid)
-            image = _picture(seen.rgb, row, 0) if row is not None and seen.ok[row] else None
-            lines.append((image, uid, stage, reason))
+            row = numbers.get(uid, -1)
+            there = [found for found in (shown, dots) if found and row >= 0 and found.ok[row]]
+            lines.append((_enlarged(there[0].draw(row, 0)) if there else None, uid, stage, reason))
         yield f"failures-{page:02d}.png", _draw_failures(f"{ref.name}: {len(aside)} set aside", lines)
 
 
-def choose(store: FeatureStore, ref: Ref, per_class: int) -> dict[str, list[int]]:
-    """Registry rows to show by category: finished ones, lowest hash of the uid first."""
-    registry, ok = store.registry, store.views(ref).ok
+def choose(store: FeatureStore, ref: Ref, ok: NDArray[np.bool_], per_class: int) -> dict[str, list[int]]:
+    """Registry rows to show by category: those that are `ok` [N], lowest hash of the uid first."""
+    registry = store.registry
     chosen: dict[str, list[int]] = {}
     for row in store.rows(ref):
         finished = chosen.setdefault(registry.categories[registry.category[row]], [])
@@ -119,34 +127,48 @@ def choose(store: FeatureStore, ref: Ref, per_class: int) -> dict[str, list[int]
     return {name: sorted(rows, key=lowest)[:per_class] for name, rows in sorted(chosen.items())}
 
 
-def _strips(store: FeatureStore, ref: Ref, chosen: dict[str, list[int]], num_views: int) -> list[_Strip]:
-    """A strip a class with first views; with `num_views` a strip a shape."""
-    registry, ok = store.registry, store.views(ref).ok
+def _strips(
+    store: FeatureStore, ref: Ref, shown: Pictures, chosen: dict[str, list[int]], views: bool
+) -> dict[str, list[_Strip]]:
+    """By class its strip of first views; with `views` a strip a shape. Long ones are wrapped."""
+    registry = store.registry
     totals = {category: [0, 0] for category in chosen}
     for row in store.rows(ref):
         count = totals[registry.categories[registry.category[row]]]
-        count[0] += bool(ok[row])
+        count[0] += bool(shown.ok[row])
         count[1] += 1
-    strips = []
+    strips = {}
     for category, rows in chosen.items():
         names = [registry.uid[row].removeprefix(f"{category}/") for row in rows]
-        if num_views:
-            several = [(v, f"view {v}") for v in range(num_views)]
-            strips += [
-                _Strip(category, name, [(row, *v) for v in several]) for row, name in zip(rows, names, strict=True)
-            ]
-            continue
-        done, total = totals[category]
-        pictures = [(row, 0, name) for row, name in zip(rows, names, strict=True)]
-        strips.append(_Strip(category, f"{done} of {total} finished", pictures))
+        if views:
+            several = [(v, f"view {v}") for v in range(shown.num_views)]
+            whole = [_Strip(category, names[i], [(row, *v) for v in several]) for i, row in enumerate(rows)]
+        else:
+            done, total = totals[category]
+            pairs = zip(rows, names, strict=True)
+            whole = [_Strip(category, f"{done} of {total} finished", [(row, 0, name) for row, name in pairs])]
+        strips[category] = [
+            replace(strip, pictures=strip.pictures[start : start + COLUMNS])
+            for strip in whole
+            for start in range(0, max(len(strip.pictures), 1), COLUMNS)
+        ]
     return strips
 
 
-def _picture(rgb: zarr.Array[Any], row: int, view: int) -> Image.Image:
-    try:
-        pixels = np.asarray(rgb[row, view])
-    except Exception as error:  # codecs raise what they like
-        raise UserError(f"{rgb.store_path}: row {row} cannot be read ({error}); run `recon-pipeline verify`") from error
+def _pages(strips: dict[str, list[_Strip]]) -> list[list[_Strip]]:
+    """Sheets of `ROWS_A_SHEET` strips; a class that does not fit on the rest of one starts another."""
+    pages: list[list[_Strip]] = []
+    for own in strips.values():
+        if not pages or len(pages[-1]) + len(own) > ROWS_A_SHEET:
+            pages.append([])
+        for strip in own:
+            if len(pages[-1]) == ROWS_A_SHEET:
+                pages.append([])
+            pages[-1].append(strip)
+    return pages
+
+
+def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
     image = Image.fromarray(pixels)
     if image.width > CELL:
         return image.resize((CELL, CELL), Image.Resampling.LANCZOS)
@@ -156,19 +178,19 @@ def _picture(rgb: zarr.Array[Any], row: int, view: int) -> Image.Image:
 
 def _set_aside(store: FeatureStore, ref: Ref) -> list[tuple[str, str, str]]:
     """(uid, stage, reason) of the ref's shapes that some stage set aside, and of prompts."""
-    mine = {store.registry.uid[row] for row in store.rows(ref)}
+    mine = set(store.rows(ref).tolist())
     found = []
     for name, (kind, key) in named_keys(ref).items():
-        for what, failure in sorted(store.failures(key).items()):
-            if kind == "text" or what in mine:
-                found.append((what, name, failure.reason))
+        names = store.names(key)
+        failed = {row: f.reason for row, f in store.failures(key).items() if kind == "text" or row in mine}
+        found += sorted((names[row], name, reason) for row, reason in failed.items())
     return found
 
 
 # ---- drawing
 
 
-def _draw_strips(title: str, strips: Sequence[_Strip], rgb: zarr.Array[Any]) -> Image.Image:
+def _draw_strips(title: str, strips: Sequence[_Strip], shown: Pictures) -> Image.Image:
     columns = max(len(strip.pictures) for strip in strips)
     below = 32  # two lines under a picture
     step = CELL + below + GAP
@@ -180,7 +202,7 @@ def _draw_strips(title: str, strips: Sequence[_Strip], rgb: zarr.Array[Any]) -> 
         _text_lines(draw, (MARGIN, top + 8 + height), strip.note, LABEL - 20, 13, FAINT, lines=3)
         for j, (row, view, line) in enumerate(strip.pictures):
             left = MARGIN + LABEL + j * (CELL + GAP)
-            _paste(sheet, draw, (left, top), _picture(rgb, row, view))
+            _paste(sheet, draw, (left, top), _enlarged(shown.draw(row, view)))
             shortened = _fit(draw, line, 2 * CELL - 24, _font(11), middle=True)
             for k, part in enumerate(_wrap(draw, shortened, CELL, _font(11))[:2]):
                 shift = (CELL - draw.textlength(part, _font(11))) / 2

@@ -74,7 +74,11 @@ def sync_directory(path: Path) -> None:
 MEND = "`recon-pipeline retry` has its shard computed again"
 
 
-class DamagedReceipt(UserError):
+class DamagedStore(UserError):
+    """What the store holds cannot be read as it was written: no fault of the shape that it was read for."""
+
+
+class DamagedReceipt(DamagedStore):
     """A receipt that cannot be trusted."""
 
 
@@ -94,7 +98,8 @@ class Receipt:
     inputs: tuple[str, ...]
     digests: tuple[str, ...]
     ok: tuple[bool, ...]
-    failed: dict[str, Failure]
+    failed: dict[int, Failure]
+    """By row of the store: two data sets may call their shapes alike."""
     nonfinite: int
     bytes: int
     """Of the shard's files."""
@@ -115,20 +120,36 @@ class Receipt:
         try:
             if text != _sealed(text[_SEAL:-1]) or not data.pop("sum"):
                 raise DamagedReceipt(f"{path}: a receipt that does not match its own sum; {MEND}")
-            data["failed"] = {uid: Failure(**value) for uid, value in data["failed"].items()}
             for name in ("rows", "inputs", "digests", "ok"):
                 data[name] = tuple(data[name])
+            _number_failures(data)
             return cls(**data)
         except (KeyError, TypeError, AttributeError) as error:
             raise DamagedReceipt(f"{path}: not a receipt ({error}); {MEND}") from error
 
     def write(self, path: Path) -> None:
         """The file's first field, "sum", digests the text after it, so that a flipped bit shows."""
-        fields = {**vars(self), "failed": {uid: vars(failure) for uid, failure in self.failed.items()}}
+        fields = {**vars(self), "failed": {str(row): vars(failure) for row, failure in self.failed.items()}}
         write_atomically(path, _sealed(canonical_json(fields)[1:]))
 
 
 _SEAL = len('{"sum":"0123456789abcdef",')
+
+
+def _number_failures(data: dict[str, Any]) -> None:
+    """Make a receipt's failures what `Receipt` says they are.
+
+    They were kept by uid once. Whose uid that was cannot be told here, so the rows count as not begun.
+    """
+    if not data["failed"]:
+        return
+    rows, inputs = range(*data["rows"]), data["inputs"]
+    aside = {str(row): row for row, i, ok in zip(rows, inputs, data["ok"], strict=False) if i and not ok}
+    if set(data["failed"]) == set(aside):
+        data["failed"] = {aside[row]: Failure(**value) for row, value in data["failed"].items()}
+        return
+    data["inputs"] = tuple(i if ok else "" for i, ok in zip(inputs, data["ok"], strict=False))
+    data["failed"] = {}
 
 
 def _sealed(rest: str) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import Receipt, digest_of
+from pipeline.store.shards import read_rows
 
 if TYPE_CHECKING:  # the stages build on the store
     from pipeline.execution.stage import Row, Stage
@@ -49,8 +50,8 @@ def recompute(store: FeatureStore, stage: Stage, rows: Sequence[Row], count: int
                 reason = block.failed[0].reason
                 found.append(Recomputed(row.name, row.index, lane, column.name, False, np.nan, None, reason))
                 continue
-            where = (lane, row.index) if stage.lanes else (row.index,)
-            stored = np.asarray(cast(Any, group[column.name])[where])
+            array = cast(Any, group[column.name])
+            stored = np.asarray(read_rows(store, array, [row.index], lane if stage.lanes else None)[0])
             again = np.asarray(block.columns[column.name][0])
             found.append(Recomputed(row.name, row.index, lane, column.name, *_compare(stored, again)))
     return found

@@ -9,6 +9,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.compositing import mask, straight_rgba
+
 
 @dataclass(frozen=True)
 class Column:
@@ -45,7 +47,10 @@ class Registry:
 
 @dataclass(frozen=True)
 class Ref:
-    """The keys one experiment uses. `targets` and `text` map a teacher's name to a key."""
+    """The keys one experiment uses.
+
+    `targets` and `text` map a teacher's name to a key, `captions` the name of a table of the manifest.
+    """
 
     name: str
     dataset: str
@@ -53,6 +58,30 @@ class Ref:
     keys: dict[str, str]
     targets: dict[str, str]
     text: dict[str, str]
+    captions: dict[str, str]
+    """In the manifest's order."""
+    templates: tuple[str, ...]
+    """Of class prompts."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of one shape, and where it comes from."""
+
+    text: str
+    table: str
+    """Of the manifest: a name in `Ref.captions`."""
+    source: str
+    """The table's kind: facts, listing, synonyms, file, attributes or captioner."""
+    view: int | None
+    """The view it was written of; None: of no single one."""
+    score: float | None
+    """Cosine with what a CLIP saw in the view, or in all views; None: not compared."""
+    model: str | None
+    """Digest of the weights of the model that wrote or chose it."""
+    seed: int | None
+    kept: bool
+    """Whether it counts. A word too close to the second best, or a draft past the best ones, does not."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +107,39 @@ class Points:
 
 @dataclass(frozen=True)
 class Views:
-    """Rendered views; see `pipeline.render` for the camera convention."""
+    """Rendered views; see `pipeline.cameras` for the convention, `pipeline.compositing` for what alpha is good for."""
 
     key: str
     recipe: dict[str, Any]
     rgb: zarr.Array[Any]
     """[N, V, H, W, 3] uint8 sRGB on white"""
+    alpha: zarr.Array[Any]
+    """[N, V, H, W] uint8: the share of a pixel that shows the shape"""
     depth: zarr.Array[Any]
     """[N, V, H, W] float16 along the viewing axis in box radii, 0 = background"""
+    normal: zarr.Array[Any] | None
+    """[N, V, H, W, 3] int8: 127 times the unit normal in the points' axes, 0 = background; None: not asked for"""
     frame: zarr.Array[Any]
     """[N, 4] float64: the box centre x, y, z and the box radius, in the mesh's own units"""
     camera_to_world: NDArray[np.float64]
     """[V, 4, 4] about the box centre, in box radii; OpenGL axes: a camera looks along its -Z"""
     intrinsics: NDArray[np.float64]
     """[3, 3] pinhole matrix in pixels, x right and y down"""
+    angles: NDArray[np.float64]
+    """[V, 3] azimuth and elevation in degrees, distance in box radii"""
+    near: float
+    """Distance of the near plane in box radii"""
+    far: float
     ok: NDArray[np.bool_]
     """[N] finished, and one of the ref's dataset"""
+
+    def rgba(self, row: int) -> NDArray[np.uint8]:
+        """[V, H, W, 4] pictures of a row in straight colours, right at the edges too."""
+        return straight_rgba(np.asarray(self.rgb[row]), np.asarray(self.alpha[row]))
+
+    def masks(self, row: int) -> NDArray[np.bool_]:
+        """[V, H, W] whether the shape covers half of the pixel or more."""
+        return mask(np.asarray(self.alpha[row]))
 
 
 @dataclass(frozen=True)
@@ -124,6 +170,6 @@ class Text:
     """[T, D]"""
     prompts: list[str]
     class_prompts: NDArray[np.int64]
-    """[num_categories, 60] rows of feat; -1 for a category that the ref's dataset does not have"""
+    """[num_categories, templates] rows of feat; -1 for a category that the ref's dataset does not have"""
     captions: NDArray[np.int64]
     """[N, C] rows of feat, -1 where a shape has fewer captions"""

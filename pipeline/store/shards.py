@@ -1,10 +1,14 @@
-"""Writes one shard of a key: every column's block in one piece, flushed, after the old receipt is withdrawn."""
+"""Reads and writes shards of a key.
+
+A shard is written after its old receipt is withdrawn, every column's block in one piece, and flushed.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +16,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
 from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import sync_directory
+from pipeline.store.receipts import MEND, DamagedStore, sync_directory
 from pipeline.store.records import Column
 
 
@@ -59,7 +62,8 @@ def write_shard(
         where = block_of(shard, stop)
         values = _empty(column, stop - shard.start)
         if partial and len(rows) < len(values):
-            values = _kept(store, shard, array, where)
+            mend = "its receipt is withdrawn: the same command makes it anew"
+            values = np.array(read_block(store, array, shard_file(array, shard), where, mend))
         for row, cells in rows.items():
             blank = "" if column.dtype == "str" else 0
             values[row - shard.start] = blank if cells is None else cells[position]
@@ -76,17 +80,40 @@ def block_of(shard: Shard, stop: int) -> Any:
 
 def shard_file(array: zarr.Array[Any], shard: Shard) -> str:
     """The one file a shard's block of a column lies in, relative to the store."""
-    grid = ((shard.lane,) if shard.lanes else ()) + (shard.number,) + (0,) * (array.ndim - 1 - bool(shard.lanes))
-    return f"{array.path}/c/" + "/".join(map(str, grid))
+    return _file(array, shard.lane if shard.lanes else None, shard.number)
 
 
-def _kept(store: FeatureStore, shard: Shard, array: zarr.Array[Any], where: Any) -> NDArray[Any]:
+def read_rows(
+    store: FeatureStore, array: zarr.Array[Any], rows: Sequence[int], lane: int | None = None
+) -> NDArray[Any]:
+    """[len(rows), ...] finished rows of a column, ascending; of draw `lane` where it has that axis.
+
+    DamagedStore names the first file that is missing or cannot be decoded.
+    """
+    lead = () if lane is None else (lane,)
+    size = (array.shards or array.chunks)[len(lead)]
+    blocks = []
+    for number, several in groupby(rows, lambda row: row // size):
+        wanted = np.array(list(several))
+        where = (*lead, slice(int(wanted[0]), int(wanted[-1]) + 1))
+        blocks.append(read_block(store, array, _file(array, lane, number), where)[wanted - wanted[0]])
+    return np.concatenate(blocks)
+
+
+def read_block(store: FeatureStore, array: zarr.Array[Any], file: str, where: Any, mend: str = MEND) -> NDArray[Any]:
+    """What `where` names of a column, all of it in one shard's `file`; DamagedStore where that is not sound."""
+    path = store.path / file
+    if not path.is_file():  # which Zarr would pass off as zeros
+        raise DamagedStore(f"{path}: missing, though its receipt says that it was written; {mend}")
     try:
-        return np.array(array[where])
+        return np.asarray(array[where])
     except Exception as error:  # codecs raise what they like
-        raise UserError(
-            f"{store.path}: {shard} cannot be read ({error}); its receipt is withdrawn: the same command makes it anew"
-        ) from error
+        raise DamagedStore(f"{path}: cannot be read ({error}); {mend}") from error
+
+
+def _file(array: zarr.Array[Any], lane: int | None, number: int) -> str:
+    grid = (() if lane is None else (lane,)) + (number,)
+    return f"{array.path}/c/" + "/".join(map(str, grid + (0,) * (array.ndim - len(grid))))
 
 
 def _empty(column: Column, rows: int) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from pipeline.store.feature_store import KINDS, FeatureStore
 from pipeline.store.layout import Layout, MissingColumn, compare_rows, misfit, names_in, one_line, read_layout
 from pipeline.store.mend import log_lines
 from pipeline.store.mend import mend as mend
+from pipeline.store.names import named_keys
 from pipeline.store.receipts import MEND, DamagedReceipt, Receipt, digest_of
 from pipeline.store.recompute import Recomputed as Recomputed
 from pipeline.store.recompute import recompute as recompute
@@ -223,8 +224,7 @@ class _Check:
                 continue
             try:
                 ref = self.store.ref(name.removesuffix(".json"))
-                named = [*ref.keys.items(), *(("targets", key) for key in ref.targets.values())]
-                named += (("text", key) for key in ref.text.values())
+                named = named_keys(ref).values()
             except Exception as error:  # a file of another form
                 self.add(path, f"not a ref: {one_line(error)}", _BACKUP)
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,47 +15,101 @@ from pipeline.errors import UserError
 
 Floats = NDArray[np.float32]
 Pictures = NDArray[np.uint8]
+Tap = Literal["pooled", "cls", "patch_mean", "patch"]
+
+TAPS: tuple[Tap, ...] = ("pooled", "cls", "patch_mean", "patch")
+HUB = "hf-hub:"
+_FILES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar")
 
 
 class TeacherSpec(BaseModel):
-    """What a manifest says of one teacher. Paths are the reader's to resolve: they are used as they stand."""
+    """What a manifest says of one teacher. Relative paths are the reader's to resolve: see `resolved`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str = Field(min_length=1)  # what refs and recipes call it
-    kind: Literal["open_clip", "timm"]
+    kind: Literal["open_clip", "timm", "python"]
     # open_clip: a built-in name, "hf-hub:owner/name", the path of a JSON model config, or "demo" (the shipped one).
     # timm: a registry name with or without ".tag", "hf-hub:owner/name", or the folder of a saved model.
+    # python: "package.module:Class", a `Teacher` of one's own.
     model: str = Field(min_length=1)
     # A hub tag of the model, or the path of a weights file. None: the weights that belong to `model` itself.
     pretrained: str | None = None
-    # pooled: what the model itself returns for a picture; cls: the last class token; patch: the mean of the last
-    # patch tokens. cls and patch come after the final norm and before any projection.
-    tap: Literal["pooled", "cls", "patch"] = "pooled"
+    # pooled: what the model itself returns for a picture; cls: the last class token; patch: all of the last patch
+    # tokens, in reading order; patch_mean: their mean. All but pooled come after the model's norm over all tokens
+    # (some have theirs after pooling, and so none here) and before any projection.
+    tap: Tap = "pooled"
     # Of weights and activations; features leave as float32 in any case.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # The ReCon release feeds its teachers BGR, and gives CLIP too ImageNet's statistics.
     channel_order: Literal["rgb", "bgr"] = "rgb"
     normalize: Literal["model", "imagenet"] = "model"
+    # auto: a GPU where there is one. In no key: the last bits are the machine's as it is.
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    # Of the image tower. A compiled model adds and rounds in another order, of its own choice, and so differs from the
+    # library's forward everywhere: it is part of the key.
+    compile: bool = False
+
+    def resolved(self, folder: Path) -> TeacherSpec:
+        """The spec with what is a relative path in it joined to `folder`, the manifest's, and `~` to the home.
+
+        A path is what has a slash, the suffix of a weights file, or lies there; anything else is a name.
+        """
+        model, pretrained = self.model, self.pretrained
+        if self.kind == "timm" or (self.kind == "open_clip" and model.endswith(".json")):
+            model = _beside(folder, model)
+        if pretrained is not None:
+            pretrained = _beside(folder, pretrained)
+        return self.model_copy(update={"model": model, "pretrained": pretrained})
+
+    def label(self) -> dict[str, Any]:
+        """The fields as a store notes them: absolute paths, which are this machine's, by their last part."""
+        fields = self.model_dump()
+        for name in ("model", "pretrained"):
+            if fields[name] is not None and Path(fields[name]).is_absolute():
+                fields[name] = Path(fields[name]).name
+        return fields
+
+
+def _beside(folder: Path, value: str) -> str:
+    if value.startswith(HUB):
+        return value
+    path = Path(value).expanduser()
+    is_path = "/" in value or path.suffix in _FILES or (folder / path).exists()
+    return str(folder / path) if is_path else value
 
 
 class Teacher(Protocol):
-    """A frozen encoder. The same picture, seed and recipe give the same bits in any batch on one machine."""
+    """A frozen encoder: the same picture, seed and recipe give the same bits (see `batches.BatchSize` of GPUs).
 
-    name: str
-    dim: int
+    A manifest takes a teacher of one's own by `kind = "python"` and `model = "package.module:Class"`: the class is
+    called with (spec, device) in every worker, which must be able to import it, and imports run its code. These three
+    members are all it needs; with `TextTeacher`'s two it embeds words too. One built on a torch model can leave
+    pictures, precision, batches and device to `tower.ImageTower`.
+    """
+
+    shape: tuple[int, ...]
+    """Of one picture's feature: (D,), or (T, D) where it is T tokens."""
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides the features, as JSON values; never a path or a name that could be re-pointed."""
+        """Everything that decides the features, as JSON values; never a path or a name that could be re-pointed.
+
+        `kind` names the code (with a version that is raised when its numbers change), `weights` is a digest of the
+        weights' content. `words`, where there is `text_recipe`, equals the `weights` of that.
+        """
         ...
 
     def embed_images(self, images: Pictures, seeds: Sequence[int] | None) -> Floats:
-        """[B, H, W, 3] sRGB -> [B, dim] raw; seeds None: clean pictures, else one augmentation seed a picture."""
+        """[B, H, W, 3] sRGB -> [B, *shape] raw; seeds None: clean pictures, else one augmentation seed a picture."""
         ...
 
 
 class TextTeacher(Teacher, Protocol):
     """A teacher whose words and pictures share one space."""
+
+    def text_recipe(self) -> dict[str, Any]:
+        """What decides the words' features, and nothing of the image tower: its `weights` are the text tower's."""
+        ...
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """[B] strings -> [B, dim of the shared space], raw."""
@@ -68,9 +123,24 @@ def load_teacher(spec: TeacherSpec, device: str = "cpu") -> Teacher:
         from pipeline.teachers.open_clip_teacher import OpenClipTeacher
 
         return OpenClipTeacher(spec, device)
-    from pipeline.teachers.timm_teacher import TimmTeacher
+    if spec.kind == "timm":
+        from pipeline.teachers.timm_teacher import TimmTeacher
 
-    return TimmTeacher(spec, device)
+        return TimmTeacher(spec, device)
+    from pipeline.teachers.custom import load_custom
+
+    return load_custom(spec, device)
+
+
+def device_of(spec: TeacherSpec) -> str:
+    """Where the spec's teacher runs on this machine; UserError when it asks for a GPU that torch does not see."""
+    import torch
+
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise trouble(spec, "device", 'is "cuda", but torch sees no GPU here: use "auto" or "cpu"')
+    if spec.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return spec.device
 
 
 def one_line(error: Exception) -> str:
@@ -78,8 +148,13 @@ def one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def unknown(field: str, value: str, known: Iterable[str]) -> UserError:
+def trouble(spec: TeacherSpec, field: str, message: str) -> UserError:
+    """The error for a field of a spec: it names the teacher and the field."""
+    return UserError(f"teacher {spec.name!r}: field {field!r}: {message}")
+
+
+def unknown(spec: TeacherSpec, field: str, value: str, known: Iterable[str]) -> UserError:
     """The error for a name that is none of the known ones: it names the nearest."""
     near = difflib.get_close_matches(value, list(known), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "and nothing known is near it"
-    return UserError(f"teacher {field} {value!r} is neither a known name nor a file: {hint}")
+    return trouble(spec, field, f"{value!r} is neither a known name nor a file: {hint}")

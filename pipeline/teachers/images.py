@@ -1,9 +1,9 @@
-"""Pictures as a teacher wants them: resized and cropped or augmented by a seed, normalised, in fixed batches."""
+"""Pictures as a teacher wants them: resized and cropped or augmented by a seed, normalised."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,6 @@ Pictures = NDArray[np.uint8]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# A matrix product may round differently for another batch size: every batch has this many pictures or texts.
-BATCH_SIZE = 32
 
 # Part of every recipe: raise it when a draw or an operation below changes.
 AUGMENTATION_VERSION = "flip-crop-randaugment/1"
@@ -214,30 +211,3 @@ OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
     _autocontrast,
     _equalize,
 )
-
-
-def embed_pictures(
-    images: Pictures,
-    seeds: Sequence[int] | None,
-    preprocess: Preprocess,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-) -> NDArray[np.float32]:
-    """[B, H, W, 3] -> [B, D] float32 through `encode`: [BATCH_SIZE, 3, h, w] -> [BATCH_SIZE, D].
-
-    The last batch is filled up with blank pictures, so no picture's bits depend on how many came with it.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
-    if seeds is not None and len(seeds) != len(images):
-        raise ValueError(f"{len(seeds)} augmentation seeds for {len(images)} pictures")
-    features = []
-    for start in range(0, len(images), BATCH_SIZE):
-        stop = min(start + BATCH_SIZE, len(images))
-        batch = np.zeros((BATCH_SIZE, *preprocess.size, 3), np.uint8)
-        for row, index in enumerate(range(start, stop)):
-            batch[row] = preprocess.pixels(images[index], None if seeds is None else seeds[index])
-        with torch.inference_mode():
-            features.append(encode(preprocess.normalized(batch))[: stop - start].float().cpu().numpy())
-    if not features:
-        raise ValueError("no pictures to embed")
-    return np.concatenate(features)

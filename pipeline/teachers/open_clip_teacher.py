@@ -4,98 +4,117 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg
 
-from pipeline.errors import UserError
-from pipeline.teachers import Floats, Pictures, TeacherSpec, one_line, unknown
-from pipeline.teachers.images import BATCH_SIZE, IMAGENET_MEAN, IMAGENET_STD, Preprocess, embed_pictures
-from pipeline.teachers.weights import DTYPES, weights_digest
+from pipeline.teachers import HUB, Floats, Tap, TeacherSpec, one_line, trouble, unknown
+from pipeline.teachers.batches import BatchSize, embed_texts
+from pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
+from pipeline.teachers.weights import in_hub_cache, text_weights, weights_digest
 
 DEMO_CONFIG = Path(__file__).parent / "demo" / "open_clip_config.json"
-HUB = "hf-hub:"
+HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 
 # Model, tokenizer, and the model config without what is a path in it.
 Loaded = tuple[Any, Any, dict[str, Any]]
 
 
-class OpenClipTeacher:
-    """An image tower and a text tower with one space. `dim` is the width of the tapped image feature."""
+class OpenClipTeacher(ImageTower):
+    """An image tower and a text tower with one space."""
 
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
-        self.name = spec.name
-        self._spec = spec
-        self._device = torch.device(device)
-        self._dtype = DTYPES[spec.precision]
         path = _config_path(spec)
-        self._model, self._tokenizer, self._config = _load_named(spec) if path is None else _load_local(spec, path)
-        self._model.eval().requires_grad_(False)
-        # Before any cast, so that a file in half precision and its float32 twin have one digest.
-        self._digest = weights_digest(self._model.state_dict())
-        self._model.to(self._device, self._dtype)
-        self._preprocess = _preprocess(PreprocessCfg(**self._model.visual.preprocess_cfg), spec)
-        with torch.inference_mode():
-            self.dim = int(self._encode(torch.zeros(1, 3, *self._preprocess.size)).shape[-1])
+        model, self._tokenizer, self._config = _load_named(spec) if path is None else _load_local(spec, path)
+        self._words = weights_digest(text_weights(model.state_dict()))
+        super().__init__(spec, device, model, _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec), tapped)
+        self._text_batch = BatchSize(self._device)
 
     def recipe(self) -> dict[str, Any]:
         """See `Teacher.recipe`; the architecture is the model config, the tokenizer a digest of its vocabulary."""
+        tokenizer = _tokenizer_digest(self._tokenizer)
+        names = {"kind": "open_clip", "architecture": self._config, "words": self._words, "tokenizer": tokenizer}
+        return names | super().recipe()
+
+    def text_recipe(self) -> dict[str, Any]:
+        """See `TextTeacher.text_recipe`."""
+        towers = ("vision_cfg", "multimodal_cfg")
         return {
             "kind": "open_clip",
-            "architecture": self._config,
-            "weights": self._digest,
+            "architecture": {name: value for name, value in self._config.items() if name not in towers},
+            "weights": self._words,
             "tokenizer": _tokenizer_digest(self._tokenizer),
-            "dim": self.dim,
-            "tap": self._spec.tap,
             "precision": self._spec.precision,
-            **self._preprocess.recipe(),
         }
-
-    def embed_images(self, images: Pictures, seeds: Sequence[int] | None) -> Floats:
-        """See `Teacher.embed_images`."""
-        return embed_pictures(images, seeds, self._preprocess, self._encode)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """[B] strings -> [B, width of the shared space] raw; a text is cut at the model's context length."""
-        features = []
-        for start in range(0, len(texts), BATCH_SIZE):
-            chunk = list(texts[start : start + BATCH_SIZE])
-            # Full batches always: see embed_pictures.
-            tokens = self._tokenizer([*chunk, *[""] * (BATCH_SIZE - len(chunk))]).to(self._device)
-            with torch.inference_mode():
-                features.append(self._model.encode_text(tokens, normalize=False)[: len(chunk)].float().cpu().numpy())
-        if not features:
-            raise ValueError("no texts to embed")
-        return np.concatenate(features)
+        return embed_texts(self.name, texts, self._tokenizer, self._text_batch, self._encode_text)
 
-    def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        pictures = pictures.to(self._device, self._dtype)
-        if self._spec.tap == "pooled":
-            # Said outright, because CoCa normalises unless told not to.
-            return self._model.encode_image(pictures, normalize=False)  # type: ignore[no-any-return]
-        return _last_tokens(self._model.visual, pictures, self._spec)
+    def _encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._model.encode_text(tokens.to(self._device), normalize=False)  # type: ignore[no-any-return]
 
 
-def _last_tokens(visual: Any, pictures: torch.Tensor, spec: TeacherSpec) -> torch.Tensor:
-    """[B, C]: the class token, or the mean of the patch tokens, after the last block and the final norm."""
-    transformer = hasattr(getattr(visual, "trunk", None), "num_prefix_tokens") or hasattr(visual, "transformer")
-    if not transformer:
-        raise UserError(f"teacher {spec.name!r}: tap {spec.tap!r} needs a transformer; {spec.model} has only 'pooled'")
+def tapped(model: Any, pictures: torch.Tensor, tap: Tap) -> torch.Tensor:
+    """See `tower.Tapped`."""
+    if tap == "pooled":
+        # Said outright, because CoCa normalises unless told not to.
+        return model.encode_image(pictures, normalize=False)  # type: ignore[no-any-return]
+    visual = model.visual
+    trunk = getattr(visual, "trunk", None)
+    if not hasattr(trunk, "num_prefix_tokens") and not hasattr(visual, "transformer"):
+        raise NoTap(f'is no transformer of one token a patch: tap {tap!r} needs one; use "pooled"')
+    # CoCa's pooling attends to the tokens as they are: its norm comes after, and has another width.
+    normed = getattr(visual, "attn_pool", None) is None
     output = visual.forward_intermediates(
-        pictures, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+        pictures, indices=1, normalize_intermediates=normed, output_fmt="NLC", output_extra_tokens=True
     )
-    if spec.tap == "patch":
-        return output["image_intermediates"][-1].mean(1)  # type: ignore[no-any-return]
-    prefix = output.get("image_intermediates_prefix")
-    if not prefix or prefix[-1].shape[1] == 0:
-        raise UserError(f"teacher {spec.name!r}: {spec.model} has no class token; use tap 'pooled' or 'patch'")
-    return prefix[-1][:, 0]  # type: ignore[no-any-return]
+    if tap != "cls":
+        return token_tap(output["image_intermediates"][-1], tap)
+    # Prefix tokens may all be registers; open_clip's own towers have a class token always.
+    if trunk is not None and getattr(trunk, "cls_token", None) is None:
+        raise NoTap('has no class token; use "pooled", "patch_mean" or "patch"')
+    return output["image_intermediates_prefix"][-1][:, 0]  # type: ignore[no-any-return]
+
+
+def outline(spec: TeacherSpec) -> tuple[tuple[int, int], dict[str, tuple[int, ...]]]:
+    """Picture size and tap shapes of a built-in model, without weights or memory for any."""
+    _check_name(spec)
+    logging.disable(logging.WARNING)  # that the weights are random
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(spec.model, load_weights=False, pretrained_text=False, device="meta").eval()
+            size = _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec).size
+            return size, tap_shapes(model, torch.zeros(1, 3, *size), tapped)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def cached_weights(spec: TeacherSpec) -> Path | None:
+    """The file that holds the model's weights on this machine, whether the library's cache or a path."""
+    path = _config_path(spec)
+    if path is not None:
+        return _weights_beside(spec, path)
+    if spec.model.startswith(HUB):
+        return in_hub_cache(spec.model.removeprefix(HUB), HUB_FILES)
+    tags = _check_name(spec)
+    if spec.pretrained not in tags:
+        return Path(spec.pretrained or "")
+    config = open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    if repository:
+        # What the library itself looks for first.
+        safe = Path(file).with_suffix(".safetensors").name if file else ""
+        return in_hub_cache(repository, [safe, file] if file else HUB_FILES)
+    saved = Path("~/.cache/clip", Path(config["url"]).name).expanduser()
+    return saved if saved.is_file() else None
 
 
 def _config_path(spec: TeacherSpec) -> Path | None:
@@ -104,39 +123,40 @@ def _config_path(spec: TeacherSpec) -> Path | None:
     if spec.model.startswith(HUB) or not spec.model.endswith(".json"):
         return None
     if not Path(spec.model).is_file():
-        raise UserError(f"teacher {spec.name!r}: model config {spec.model} does not exist")
+        raise trouble(spec, "model", f"there is no model config {spec.model}; paths are relative to the manifest")
     return Path(spec.model)
+
+
+def _check_name(spec: TeacherSpec) -> list[str]:
+    """The tags of a built-in name; UserError unless both it and `pretrained` can be found."""
+    if spec.model not in open_clip.list_models():
+        raise unknown(spec, "model", spec.model, ["demo", *open_clip.list_models()])
+    tags: list[str] = open_clip.list_pretrained_tags_by_model(spec.model)
+    if spec.pretrained is None:
+        raise trouble(spec, "pretrained", f"{spec.model} needs one of: {', '.join(['a weights file', *tags])}")
+    if spec.pretrained not in tags and not Path(spec.pretrained).is_file():
+        raise unknown(spec, "pretrained", spec.pretrained, tags)
+    return tags
 
 
 def _load_named(spec: TeacherSpec) -> Loaded:
     """A built-in name with a tag or a file, or a hub repository."""
     quick_gelu = False
-    if not spec.model.startswith(HUB):
-        if spec.model not in open_clip.list_models():
-            raise unknown("model", spec.model, ["demo", *open_clip.list_models()])
-        tags = open_clip.list_pretrained_tags_by_model(spec.model)
-        if spec.pretrained is None:
-            choices = ", ".join(["a weights file", *tags])
-            raise UserError(f"teacher {spec.name!r}: {spec.model} needs pretrained, one of: {choices}")
-        if spec.pretrained in tags:
-            # Some tags were trained with another GELU than their config says: wrong features, and only a warning.
-            tag_config = open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained)
-            quick_gelu = bool(tag_config.get("quick_gelu"))
-        elif not Path(spec.pretrained).is_file():
-            raise unknown("pretrained", spec.pretrained, tags)
+    if not spec.model.startswith(HUB) and spec.pretrained in _check_name(spec):
+        # Some tags were trained with another GELU than their config says: wrong features, and only a warning.
+        quick_gelu = bool(open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained).get("quick_gelu"))
     try:
         model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu)
         config = open_clip.get_model_config(spec.model)
         tokenizer = open_clip.get_tokenizer(spec.model)
     except Exception as error:  # transports and formats raise what they like
         if spec.pretrained is not None and Path(spec.pretrained).is_file():
-            message = f"{spec.pretrained} does not hold weights of {spec.model}: {one_line(error)}"
-        else:
-            message = (
-                f"cannot fetch {spec.model} {spec.pretrained or ''}: {one_line(error)}; offline, name a weights file "
-                'you have as `pretrained`, or use the shipped model = "demo"'
-            )
-        raise UserError(f"teacher {spec.name!r}: {message}") from error
+            raise trouble(spec, "pretrained", _unreadable(Path(spec.pretrained), spec.model, error)) from error
+        message = (
+            f"cannot fetch {spec.model} {spec.pretrained or ''}: {one_line(error)}; offline, name a weights file "
+            'you have as `pretrained`, or use the shipped model = "demo"'
+        )
+        raise trouble(spec, "model", message) from error
     return model, tokenizer, {**config, "quick_gelu": True} if quick_gelu else config
 
 
@@ -145,12 +165,7 @@ def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
 
     Weights: `pretrained`, else the config's name with .safetensors, else open_clip_model.safetensors beside it.
     """
-    beside = [path.with_suffix(".safetensors"), path.parent / "open_clip_model.safetensors"]
-    candidates = [Path(spec.pretrained)] if spec.pretrained else beside
-    weights = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if weights is None:
-        missing = " nor ".join(map(str, candidates))
-        raise UserError(f"teacher {spec.name!r}: there are no weights of {path.name}: no {missing}")
+    weights = _weights_beside(spec, path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         config = document.get("model_cfg", document)
@@ -158,8 +173,26 @@ def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
         model = _build(config, document.get("preprocess_cfg", {}), weights)
         tokenizer = _local_tokenizer(config["text_cfg"], path.parent)
     except Exception as error:  # a wrong config can fail anywhere in the model's construction
-        raise UserError(f"teacher {spec.name!r}: cannot load {weights} as {path.name}: {one_line(error)}") from error
+        field = "pretrained" if spec.pretrained else "model"
+        raise trouble(spec, field, _unreadable(weights, path.name, error)) from error
     return model, tokenizer, {**config, "text_cfg": text}
+
+
+def _weights_beside(spec: TeacherSpec, path: Path) -> Path:
+    beside = [path.with_suffix(".safetensors"), path.parent / "open_clip_model.safetensors"]
+    candidates = [Path(spec.pretrained)] if spec.pretrained else beside
+    weights = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if weights is None:
+        missing = " nor ".join(map(str, candidates))
+        raise trouble(spec, "pretrained", f"there are no weights of {path.name}: no {missing}")
+    return weights
+
+
+def _unreadable(weights: Path, model: str, error: Exception) -> str:
+    return (
+        f"{weights} does not hold weights of {model} that can be read: {one_line(error)}; "
+        "name a whole file of that model"
+    )
 
 
 def _create(name: str, pretrained: str | None = None, **options: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +12,71 @@ import timm.models
 import torch
 from timm.data.config import resolve_model_data_config
 
-from pipeline.errors import UserError
-from pipeline.teachers import Floats, Pictures, TeacherSpec, one_line, unknown
-from pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, embed_pictures
-from pipeline.teachers.weights import DTYPES, weights_digest
+from pipeline.teachers import HUB, Tap, TeacherSpec, one_line, trouble, unknown
+from pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
+from pipeline.teachers.weights import in_hub_cache
 
-HUB = "hf-hub:"
+HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
 FITS = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
-class TimmTeacher:
-    """An image tower without its classifier. `dim` is the width of the tapped feature."""
+class TimmTeacher(ImageTower):
+    """An image tower without its classifier."""
 
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
-        self.name = spec.name
-        self._spec = spec
-        self._device = torch.device(device)
-        self._dtype = DTYPES[spec.precision]
-        self._model = _load(spec)
-        self._model.eval().requires_grad_(False)
-        # Before any cast, so that a file in half precision and its float32 twin have one digest.
-        self._digest = weights_digest(self._model.state_dict())
-        self._model.to(self._device, self._dtype)
-        data: dict[str, Any] = resolve_model_data_config(self._model)  # type: ignore[no-untyped-call]
-        self._preprocess = _preprocess(data, spec)
-        with torch.inference_mode():
-            self.dim = int(self._encode(torch.zeros(1, 3, *self._preprocess.size)).shape[-1])
+        model = _load(spec)
+        self._architecture = model.pretrained_cfg["architecture"]
+        self._arguments = _arguments(spec)
+        super().__init__(spec, device, model, _preprocess(model, spec), tapped)
 
     def recipe(self) -> dict[str, Any]:
         """See `Teacher.recipe`."""
-        return {
-            "kind": "timm",
-            "architecture": self._model.pretrained_cfg["architecture"],
-            "weights": self._digest,
-            "dim": self.dim,
-            "tap": self._spec.tap,
-            "precision": self._spec.precision,
-            **self._preprocess.recipe(),
-        }
+        arguments = {"arguments": self._arguments} if self._arguments else {}
+        return {"kind": "timm", "architecture": self._architecture, **arguments, **super().recipe()}
 
-    def embed_images(self, images: Pictures, seeds: Sequence[int] | None) -> Floats:
-        """See `Teacher.embed_images`."""
-        return embed_pictures(images, seeds, self._preprocess, self._encode)
 
-    def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        pictures = pictures.to(self._device, self._dtype)
-        if self._spec.tap == "pooled":
-            return self._model(pictures)  # type: ignore[no-any-return]
-        prefix = getattr(self._model, "num_prefix_tokens", None)
-        tokens = self._model.forward_features(pictures)
-        if prefix is None or tokens.ndim != 3:
-            raise UserError(f"teacher {self.name!r}: tap {self._spec.tap!r} needs a transformer; use tap 'pooled'")
-        if self._spec.tap == "patch":
-            return tokens[:, prefix:].mean(1)  # type: ignore[no-any-return]
-        if prefix == 0:
-            raise UserError(f"teacher {self.name!r}: {self._spec.model} has no class token; tap 'pooled' or 'patch'")
-        return tokens[:, 0]  # type: ignore[no-any-return]
+def tapped(model: Any, pictures: torch.Tensor, tap: Tap) -> torch.Tensor:
+    """See `tower.Tapped`."""
+    if tap == "pooled":
+        return model(pictures)  # type: ignore[no-any-return]
+    prefix = getattr(model, "num_prefix_tokens", None)
+    tokens = model.forward_features(pictures) if prefix is not None else None
+    if tokens is None or tokens.ndim != 3:
+        raise NoTap(f'is no transformer of one token a patch: tap {tap!r} needs one; use "pooled"')
+    if tap != "cls":
+        return token_tap(tokens[:, prefix:], tap)
+    # Prefix tokens may all be registers.
+    if getattr(model, "cls_token", None) is None:
+        raise NoTap('has no class token; use "pooled", "patch_mean" or "patch"')
+    return tokens[:, 0]  # type: ignore[no-any-return]
+
+
+def outline(spec: TeacherSpec) -> tuple[tuple[int, int], dict[str, tuple[int, ...]]]:
+    """Picture size and tap shapes of a model of timm's registry, without weights or memory for any."""
+    name, _ = _named(spec)
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=0).eval()
+        size = _preprocess(model, spec).size
+        return size, tap_shapes(model, torch.zeros(1, 3, *size), tapped)
+
+
+def cached_weights(spec: TeacherSpec) -> Path | None:
+    """The file that holds a named model's weights on this machine, whether the library's cache or a path."""
+    if Path(spec.model).is_dir():
+        return Path(spec.model)
+    if spec.model.startswith(HUB):
+        config: Any = {"hf_hub_id": spec.model.removeprefix(HUB)}
+    else:
+        name, options = _named(spec)
+        if options and spec.pretrained:
+            return Path(spec.pretrained)
+        config = vars(timm.get_pretrained_cfg(name))
+    if config["hf_hub_id"]:
+        named = config.get("hf_hub_filename")
+        return in_hub_cache(config["hf_hub_id"], [named] if named else HUB_FILES)
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(config["url"] or "none").name)
+    return file if file.is_file() else None
 
 
 def _load(spec: TeacherSpec) -> Any:
@@ -77,17 +86,19 @@ def _load(spec: TeacherSpec) -> Any:
     built with as many classes as they have, where loading is strict.
     """
     options: dict[str, Any] = {}
+    field = "model"
     if Path(spec.model).is_dir():
-        name, failure = f"local-dir:{spec.model}", f"cannot load the model saved in {spec.model}"
+        name, failure = f"local-dir:{spec.model}", f"cannot load the model saved in {spec.model}; save it again"
     else:
         name, options = (spec.model, options) if spec.model.startswith(HUB) else _named(spec)
         failure = f"cannot fetch {name} (offline, name a weights file you have as `pretrained`)"
     if options:
-        failure = f"{spec.pretrained} does not hold weights of {name}"
+        field = "pretrained"
+        failure = f"{spec.pretrained} does not hold weights of {name} that can be read: name a whole file of that model"
     try:
         model = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # transports and architectures raise what they like
-        raise UserError(f"teacher {spec.name!r}: {failure}: {one_line(error)}") from error
+        raise trouble(spec, field, f"{failure}: {one_line(error)}") from error
     if model.num_classes:
         model.reset_classifier(0)  # type: ignore[operator]
     return model
@@ -97,7 +108,7 @@ def _named(spec: TeacherSpec) -> tuple[str, dict[str, Any]]:
     """The registry name with its tag, and for a local file the arguments that make timm read it."""
     base, _, tag = spec.model.partition(".")
     if not timm.is_model(base):
-        raise unknown("model", spec.model, timm.list_models())
+        raise unknown(spec, "model", spec.model, timm.list_models())
     if spec.pretrained is not None and Path(spec.pretrained).is_file():
         file = Path(spec.pretrained)
         overlay: dict[str, Any] = {"file": str(file), "custom_load": file.suffix == ".npz"}
@@ -109,9 +120,9 @@ def _named(spec: TeacherSpec) -> tuple[str, dict[str, Any]]:
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
     wanted = spec.pretrained or tag
     if wanted and wanted not in tags:
-        raise unknown("pretrained", wanted, tags)
+        raise unknown(spec, "pretrained", wanted, tags)
     if not tags:
-        raise UserError(f"teacher {spec.name!r}: timm publishes no weights of {base}; name a file as `pretrained`")
+        raise trouble(spec, "pretrained", f"timm publishes no weights of {base}; name a weights file")
     return f"{base}.{wanted}" if wanted else base, {}
 
 
@@ -120,7 +131,8 @@ def _num_classes(spec: TeacherSpec, file: Path) -> int:
     try:
         state = timm.models.load_state_dict(str(file))
     except Exception as error:  # any file can stand there
-        raise UserError(f"teacher {spec.name!r}: cannot read weights from {file}: {one_line(error)}") from error
+        message = f"cannot read weights from {file}: {one_line(error)}; name a whole weights file"
+        raise trouble(spec, "pretrained", message) from error
     config = timm.get_pretrained_cfg(spec.model)
     classifier = config.classifier if config else None
     first = classifier if isinstance(classifier, str) or not classifier else classifier[0]
@@ -128,7 +140,19 @@ def _num_classes(spec: TeacherSpec, file: Path) -> int:
     return 0 if weight is None else int(weight.shape[0])
 
 
-def _preprocess(config: dict[str, Any], spec: TeacherSpec) -> Preprocess:
+def _arguments(spec: TeacherSpec) -> dict[str, Any]:
+    """What a saved model was built with beside its architecture's defaults: some of it changes no weight."""
+    if Path(spec.model).is_dir():
+        saved: dict[str, Any] = json.loads(Path(spec.model, "config.json").read_text(encoding="utf-8"))
+        return saved.get("model_args") or {}
+    if spec.model.startswith(HUB):
+        _, _, arguments = timm.models.load_model_config_from_hf(spec.model.removeprefix(HUB))
+        return arguments or {}
+    return {}
+
+
+def _preprocess(model: Any, spec: TeacherSpec) -> Preprocess:
+    config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     _, height, width = config["input_size"]
     fit: Any = FITS[config["crop_mode"]]
     imagenet = spec.normalize == "imagenet"

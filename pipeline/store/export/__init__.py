@@ -15,16 +15,18 @@ from pipeline.store.export.table import Progress, Table, load_table, safe_names
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import sync_directory
 
-Form = Literal["memmap", "webdataset", "parquet", "safetensors", "openshape"]
+Form = Literal["memmap", "webdataset", "parquet", "safetensors", "openshape", "captions"]
 Writer = Callable[[Table, Path, dict[str, Any], int, Progress], dict[str, Any]]
 
 VERSION = 1  # of the exports' layout
 
 MEANINGS = {
-    "xyz": "surface points as sampled, neither centred nor scaled; +Y up, +Z front",
-    "normal": "unit normals of the points",
-    "color": "linear RGB times 255",
+    "xyz": "points as sampled or as the data set has them, neither centred nor scaled; +Y up, +Z front",
+    "normal": "unit normals of the points; 0 where the data set has none",
+    "color": "linear RGB times 255; 128 where the data set has none",
     "part": "index into the row's list of parts in rows.jsonl",
+    "order": "a farthest-point order: any prefix of xyz[i][order[i]] is a farthest point sample",
+    "frame": "centroid x, y, z of the points and the largest distance from it",
 }
 
 
@@ -97,6 +99,10 @@ def _writer(form: Form) -> Writer:
         from pipeline.store.export.openshape import write_openshape
 
         return write_openshape
+    if form == "captions":
+        from pipeline.store.export.captions import write_captions
+
+        return write_captions
     if form == "webdataset":
         from pipeline.store.export.webdataset import write_webdataset
 
@@ -117,7 +123,8 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
     for name, (kind, key, column, lanes) in table.columns().items():
         spec = next(c for c in store.columns(kind, key) if c.name == column)
         draws = [table.store.kind_group(kind, key)[column].shape[0]] if lanes else []  # type: ignore[union-attr]
-        meaning = MEANINGS.get(name, "raw features [draw, view, dim]; draw 0 is the clean picture")
+        axes = "[draw, view, token, dim]" if len(spec.shape) == 3 else "[draw, view, dim]"
+        meaning = MEANINGS.get(name, f"raw features {axes}; draw 0 is the clean picture")
         columns[name] = {"shape": [*draws, *spec.shape], "dtype": spec.dtype, "meaning": meaning}
     return {
         "format": "recon-export",
@@ -132,6 +139,7 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
         "categories": table.categories,
         "columns": columns,
         "keys": {kind: entry(kind, key) for kind, key in ref.keys.items()},
+        "captions": {table: entry("captions", key) for table, key in ref.captions.items()},
         "targets": _by_teacher(ref.targets, lambda key: entry("targets", key)),
         "text": _by_teacher(ref.text, lambda key: entry("text", key)),
     }

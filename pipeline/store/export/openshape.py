@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.store.export.table import Arrays, Progress, Table, Words, safe_names
+from pipeline.store.spaces import one_space
 
 NOTES = {
     "data": "shapes/<group>/<id>.npy: np.load(path, allow_pickle=True).item(); group is the category",
@@ -38,7 +39,7 @@ def write_openshape(
 
     UserError where no teacher gives pictures and words of one space.
     """
-    teacher, column, words = _shared_space(table)
+    teacher, column, words, feat = _shared_space(table)
     groups = dict(zip(table.categories, safe_names(table.categories), strict=True))
     splits: dict[str, list[dict[str, str]]] = {}
     for start, stop, arrays in table.blocks(shard_rows):
@@ -49,9 +50,7 @@ def write_openshape(
             path.parent.mkdir(parents=True, exist_ok=True)
             features = arrays[column][i - start, 0]
             whose = {"dataset": record["dataset"], "group": group, "id": record["uid"]}
-            shape = (
-                whose | _points({k: v[i - start] for k, v in arrays.items()}) | _words(words, teacher, record, i, table)
-            )
+            shape = whose | _points({k: v[i - start] for k, v in arrays.items()}) | _words(words, feat, record, i)
             shape |= {"image_feat": features, "thumbnail_feat": features[0]}
             with path.open("wb") as file:
                 _save(file, shape)
@@ -63,12 +62,15 @@ def write_openshape(
     return {"teacher": teacher, "openshape": NOTES}
 
 
-def _shared_space(table: Table) -> tuple[str, str, Words]:
-    """The first teacher whose pictures and words can be compared, its column and the words."""
-    for teacher, column in zip(table.ref.targets, safe_names(list(table.ref.targets)), strict=True):
-        recipe = table.store.recipe("targets", table.ref.targets[teacher])["teacher"]
-        if table.words and teacher in table.words.feat and recipe.get("tap") == "pooled":
-            return teacher, f"targets-{column}", table.words
+def _shared_space(table: Table) -> tuple[str, str, Words, NDArray[np.float16]]:
+    """The first teacher whose pictures can be compared with words, its column, the words and their features [T, D]."""
+    store, ref = table.store, table.ref
+    for teacher, column in zip(ref.targets, safe_names(list(ref.targets)), strict=True):
+        targets = store.targets(teacher, ref)
+        for reader, feat in table.words.feat.items() if table.words else ():
+            reading = store.recipe("text", ref.text[reader]).get("teacher", {})
+            if table.words and one_space(targets.recipe.get("teacher", {}), reading, targets.dim, feat.shape[1]):
+                return teacher, f"targets-{column}", table.words, feat
     names = ", ".join(table.ref.targets) or "none"
     raise UserError(
         f"form openshape wants pictures and words of one space (a teacher with text and tap 'pooled'), "
@@ -90,10 +92,9 @@ def linear_to_srgb(color: NDArray[np.uint8]) -> NDArray[np.float32]:
     return srgb.astype(np.float32)[color]
 
 
-def _words(words: Words, teacher: str, record: dict[str, Any], row: int, table: Table) -> dict[str, Any]:
-    """The text fields. Captions of other models and retrieved texts, which the store has none of, are empty: the
-    loader then passes over them."""
-    feat = words.feat[teacher]
+def _words(words: Words, feat: NDArray[np.float16], record: dict[str, Any], row: int) -> dict[str, Any]:
+    """The text fields, of features [T, D]. Captions of other models and retrieved texts, which the store has none of,
+    are empty: the loader then passes over them."""
     of_class = words.class_prompts[record["label"]]
     first = feat[of_class[:1]]
     average = feat[of_class].astype(np.float32).mean(axis=0, keepdims=True)

@@ -139,7 +139,7 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
             raise UserError(f"{store.path}: no split {split!r}; it has {', '.join(known)}")
     chosen = np.array([row for row in mine if not splits or registry.split[row] in splits], dtype=np.int64)
     done = np.ones(len(registry), dtype=np.bool_)
-    for key in found.keys.values():
+    for key in (*found.keys.values(), *found.captions.values()):
         done &= store.ok(key, len(registry))
     for teacher in found.targets:
         done &= store.targets(teacher, found).ok.all(axis=0)
@@ -149,8 +149,8 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
     used = sorted({int(number) for number in registry.category[mine]})
     label = np.searchsorted(used, registry.category[rows]).astype(np.int64)
     categories = [registry.categories[number] for number in used]
-    captions = store.captions(found) if "captions" in found.keys else [[] for _ in range(len(registry))]
-    parts = read_column(store.kind_group("meshes", found.keys["meshes"]), "parts", len(registry))
+    captions = store.captions(found)
+    parts = _parts(store, found)
     names = safe_names([registry.uid[row] for row in rows])
     records = [
         {
@@ -161,13 +161,22 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
             "category": categories[number],
             "label": int(number),
             "split": registry.split[row],
-            "parts": json.loads(parts[row] or "[]"),
+            "parts": parts[row],
             "captions": [caption for caption in captions[row] if caption],
         }
         for row, name, number in zip(rows, names, label, strict=True)
     ]
     words = _load_words(store, found, used, rows, records) if found.text else None
     return Table(store, found, tuple(splits), rows, len(chosen) - len(rows), categories, label, records, words)
+
+
+def _parts(store: FeatureStore, ref: Ref) -> list[list[str]]:
+    """Names of the parts, a row of the registry: of its mesh, or of the data set where clouds came ready-made."""
+    clouds = store.recipe("points", ref.keys["points"]).get("clouds")
+    if clouds is not None:
+        return [clouds.get("parts", [])] * len(store.registry)
+    texts = read_column(store.kind_group("meshes", ref.keys["meshes"]), "parts", len(store.registry))
+    return [json.loads(text or "[]") for text in texts]
 
 
 def _load_words(

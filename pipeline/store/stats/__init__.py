@@ -28,7 +28,7 @@ class KeyStatistics:
     """How a key of a ref came to be."""
 
     name: str
-    """The kind, with the teacher's name behind it where there is one."""
+    """The kind, with the name of the teacher or the table of captions behind it where there is one."""
     key: str
     done: int
     """Finished rows of all the key's datasets, each lane for itself."""
@@ -53,6 +53,10 @@ class PointStatistics:
     """Of the bounding box's longest side, in the mesh's own units."""
     colored: float
     """Share of points whose colour is not black."""
+    normals: float
+    """Share of points that have a normal."""
+    parts: int
+    """Different part labels."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,22 @@ class ViewStatistics:
 
 
 @dataclass(frozen=True)
+class CaptionStatistics:
+    """Captions of one table of the manifest."""
+
+    table: str
+    source: str
+    shapes: int
+    """With one or more that count."""
+    captions: int
+    distinct: int
+    rejected: int
+    """Stored, but not told: too uncertain, or past the best ones."""
+    score_median: float | None
+    """Of those that count; None where nothing was compared."""
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Numbers of one ref; None or empty where none of its rows has come that far."""
 
@@ -77,11 +97,12 @@ class Statistics:
     splits: dict[str, int]
     categories: dict[str, dict[str, int]]
     """Shapes by category and split."""
-    faces_median: float
-    faces_max: int
+    faces_median: float | None
+    faces_max: int | None
     keys: tuple[KeyStatistics, ...]
     points: PointStatistics | None
     views: ViewStatistics | None
+    captions: tuple[CaptionStatistics, ...]
     targets: tuple[FeatureStatistics, ...]
     text: tuple[FeatureStatistics, ...]
 
@@ -101,11 +122,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
     def pick(key: str) -> NDArray[np.int64]:
         return _sample(np.flatnonzero(_of_rows(store, key, mine)), registry.uid, sample, seed)
 
-    meshes = found.keys.get("meshes")
-    faces = np.zeros(0, np.int64)
-    if meshes is not None:
-        column = cast("zarr.Array[Any]", store.kind_group("meshes", meshes)["faces"])
-        faces = read_rows(column, np.flatnonzero(_of_rows(store, meshes, mine)))
+    faces = _faces(store, found.keys["meshes"], mine) if "meshes" in found.keys else np.zeros(0, np.int64)
     points, views = found.keys.get("points"), found.keys.get("views")
     targets = (_target_statistics(store, teacher, key, pick(key)) for teacher, key in found.targets.items())
     text = (_text_statistics(store, found, teacher, sample, seed) for teacher in found.text)
@@ -115,11 +132,12 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
         shapes=len(mine),
         splits=dict(sorted(Counter(registry.split[row] for row in mine).items())),
         categories={name: dict(sorted(counts.items())) for name, counts in sorted(by_category.items())},
-        faces_median=float(np.median(faces)) if len(faces) else 0.0,
-        faces_max=int(faces.max(initial=0)),
+        faces_median=float(np.median(faces)) if len(faces) else None,
+        faces_max=int(faces.max()) if len(faces) else None,
         keys=tuple(_key_statistics(store, name, key) for name, (_, key) in named_keys(found).items()),
         points=_point_statistics(store, points, pick(points)) if points else None,
         views=_view_statistics(store, views, pick(views)) if views else None,
+        captions=_caption_statistics(store, found, mine),
         targets=tuple(filter(None, targets)),
         text=tuple(filter(None, text)),
     )
@@ -132,7 +150,8 @@ def describe(found: Statistics) -> list[str]:
     sizes = sorted((sum(counts.values()), name) for name, counts in found.categories.items())
     if sizes:
         lines.append(f"  categories: {sizes[0][0]} ({sizes[0][1]}) to {sizes[-1][0]} ({sizes[-1][1]}) shapes")
-    lines.append(f"  faces a mesh: median {found.faces_median:.0f}, at most {found.faces_max}")
+    if found.faces_median is not None:
+        lines.append(f"  faces a mesh: median {found.faces_median:.0f}, at most {found.faces_max}")
     for line in found.keys:
         aside = f", {line.failed} set aside" if line.failed else ""
         odd = f", {line.nonfinite} values not finite" if line.nonfinite else ""
@@ -145,13 +164,19 @@ def describe(found: Statistics) -> list[str]:
         p = found.points
         lines.append(
             f"points of {p.sampled} shapes: longest side {p.extent_min:.3g} to {p.extent_max:.3g}, "
-            f"median {p.extent_median:.3g}; {p.colored:.1%} not black"
+            f"median {p.extent_median:.3g}; {p.colored:.1%} not black, {p.normals:.1%} with a normal; "
+            f"{p.parts} part labels"
         )
     if found.views:
         v = found.views
         lines.append(
             f"views of {v.sampled} shapes: {v.foreground_min:.1%} or more show the shape, "
             f"median {v.foreground_median:.1%}; {v.blank} blank"
+        )
+    for c in found.captions:
+        score = "" if c.score_median is None else f", median score {c.score_median:.3f}"
+        lines.append(
+            f"captions/{c.table}: {c.captions} of {c.shapes} shapes, {c.distinct} distinct{score}; {c.rejected} unkept"
         )
     for kind, several in (("targets", found.targets), ("text", found.text)):
         lines += [line for f in several for line in _describe_features(kind, f)]
@@ -174,6 +199,12 @@ def _describe_features(kind: str, f: FeatureStatistics) -> list[str]:
 
 
 # ---- their parts
+
+
+def _faces(store: FeatureStore, key: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Triangles of every finished mesh among some rows."""
+    column = cast("zarr.Array[Any]", store.kind_group("meshes", key)["faces"])
+    return read_rows(column, np.flatnonzero(_of_rows(store, key, rows)))
 
 
 def _of_rows(store: FeatureStore, key: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -211,10 +242,11 @@ def _key_statistics(store: FeatureStore, name: str, key: str) -> KeyStatistics:
     )
 
 
-def _in_blocks(array: zarr.Array[Any], rows: NDArray[np.int64]) -> Iterable[NDArray[Any]]:
-    """Rows in blocks of some megabytes."""
-    size = max((16 << 20) // max(int(np.prod(array.shape[1:])) * array.dtype.itemsize, 1), 1)
-    return (read_rows(array, rows[start : start + size]) for start in range(0, len(rows), size))
+def _in_blocks(array: zarr.Array[Any], rows: NDArray[np.int64], lane: int | None = None) -> Iterable[NDArray[Any]]:
+    """Rows, of one lane where the column has that axis, in blocks of some megabytes."""
+    row = array.shape[1:] if lane is None else array.shape[2:]
+    size = max((16 << 20) // max(int(np.prod(row)) * array.dtype.itemsize, 1), 1)
+    return (read_rows(array, rows[start : start + size], lane) for start in range(0, len(rows), size))
 
 
 def _gather(group: zarr.Group, name: str, rows: NDArray[np.int64], measure: Callable[..., NDArray[Any]]) -> Any:
@@ -229,8 +261,11 @@ def _point_statistics(store: FeatureStore, key: str, rows: NDArray[np.int64]) ->
     group = store.kind_group("points", key)
     extents = _gather(group, "xyz", rows, lambda xyz: np.ptp(xyz, axis=1).max(axis=1))
     colored = _gather(group, "color", rows, lambda color: (color != 0).any(axis=2).mean(axis=1))
+    normals = _gather(group, "normal", rows, lambda normal: (normal != 0).any(axis=2).mean(axis=1))
+    parts = _gather(group, "part", rows, np.unique)
     low, middle, high = (float(f(extents)) for f in (np.min, np.median, np.max))
-    return PointStatistics(len(rows), low, middle, high, float(colored.mean()))
+    shares = float(colored.mean()), float(normals.mean())
+    return PointStatistics(len(rows), low, middle, high, *shares, len(np.unique(parts)))
 
 
 def _view_statistics(store: FeatureStore, key: str, rows: NDArray[np.int64]) -> ViewStatistics | None:
@@ -241,13 +276,39 @@ def _view_statistics(store: FeatureStore, key: str, rows: NDArray[np.int64]) -> 
     return ViewStatistics(len(rows), float(shares.min()), float(np.median(shares)), int((shares == 0).sum()))
 
 
+def _caption_statistics(store: FeatureStore, ref: Ref, mine: NDArray[np.int64]) -> tuple[CaptionStatistics, ...]:
+    """Over all of the ref's shapes."""
+    records = store.caption_records(ref)
+    found = []
+    for table in ref.captions:
+        of_shapes = [[caption for caption in records[row] if caption.table == table] for row in mine]
+        kept = [[caption for caption in captions if caption.kept] for captions in of_shapes]
+        told = [caption for captions in kept for caption in captions]
+        scores = [caption.score for caption in told if caption.score is not None]
+        found.append(
+            CaptionStatistics(
+                table=table,
+                source=str(store.kind_group("captions", ref.captions[table]).attrs.get("source", table)),
+                shapes=sum(map(bool, kept)),
+                captions=len(told),
+                distinct=len({caption.text for caption in told}),
+                rejected=sum(map(len, of_shapes)) - len(told),
+                score_median=float(np.median(scores)) if scores else None,
+            )
+        )
+    return tuple(found)
+
+
 def _target_statistics(
     store: FeatureStore, teacher: str, key: str, rows: NDArray[np.int64]
 ) -> FeatureStatistics | None:
+    """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token."""
     if not len(rows):
         return None
     feat = cast("zarr.Array[Any]", store.kind_group("targets", key)["feat"])
-    return feature_statistics(teacher, read_rows(feat, rows, lane=0), store.registry.category[rows])
+    blocks = _in_blocks(feat, rows, lane=0)
+    views = [block.mean(axis=2, dtype=np.float32) if block.ndim == 4 else block for block in blocks]
+    return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows])
 
 
 def _text_statistics(store: FeatureStore, ref: Ref, teacher: str, sample: int, seed: int) -> FeatureStatistics | None:
@@ -255,12 +316,11 @@ def _text_statistics(store: FeatureStore, ref: Ref, teacher: str, sample: int, s
     key, registry, mine = ref.text[teacher], store.registry, store.rows(ref)
     class_of: dict[str, int] = {}
     for number in np.unique(registry.category[mine]).tolist():
-        class_of |= dict.fromkeys(class_prompts(registry.categories[number]), number)
-    if "captions" in ref.keys:
-        captions = store.captions(ref)
-        for row in mine:
-            for caption in captions[row]:
-                class_of.setdefault(caption, int(registry.category[row]))
+        class_of |= dict.fromkeys(class_prompts(registry.categories[number], ref.templates), number)
+    captions = store.captions(ref)
+    for row in mine:
+        for caption in captions[row]:
+            class_of.setdefault(caption, int(registry.category[row]))
     prompts = store.prompts(key)
     ok = store.ok(key, len(prompts))
     used = np.array([i for i, prompt in enumerate(prompts) if ok[i] and prompt in class_of], dtype=np.int64)

@@ -77,10 +77,10 @@ def summarize(kind: str, attributes: dict[str, Any]) -> str:
     """A recipe in a few words: "ring6 128px", "demo open_clip pooled fp32"."""
     recipe = attributes.get("recipe", {})
     if kind == "meshes":
-        origin = recipe.get("origin", {})
-        return " ".join(str(origin[name]) for name in ("layout", "up", "front") if name in origin)
+        return _source(recipe.get("origin", {}))
     if kind == "points":
-        return f"{recipe.get('num_points')} points, seed {recipe.get('seed')}"
+        of = f" of {_source(recipe['clouds'])}" if "clouds" in recipe else ""
+        return f"{recipe.get('num_points')} points{of}, seed {recipe.get('seed')}"
     if kind == "views":
         render = recipe.get("render", {})
         preset = attributes.get("preset") or f"{len(render.get('cameras', ()))} views"
@@ -90,7 +90,15 @@ def summarize(kind: str, attributes: dict[str, Any]) -> str:
         tap = (teacher.get("tap"),) if kind == "targets" else ()
         words = (spec.get("name"), teacher.get("kind"), *tap, teacher.get("precision"))
         return " ".join(str(word) for word in words if word)
+    if kind == "captions":
+        return " ".join(
+            str(word) for word in (attributes.get("source"), attributes.get("name", recipe.get("name"))) if word
+        )
     return f"{kind} version {recipe.get('version')}"
+
+
+def _source(recipe: dict[str, Any]) -> str:
+    return " ".join(str(recipe[name]) for name in ("layout", "up", "front") if name in recipe)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -1,36 +1,9 @@
-"""Words for shapes: class prompts in CLIP's manner, and captions from what a procedural shape knows of itself."""
+"""What can be said of a shape without a model: the article a word wants, and sentences from a shape's facts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-# The ReCon release draws one of 20 prefixes and one of 3 suffixes a step. Its wording is not at hand: the counts
-# are its, the words are ours. {article} is "a" or "an" as the class name wants it.
-_PREFIXES = (
-    "{article} {name}",
-    "one {name}",
-    "this is {article} {name}",
-    "there is {article} {name}",
-    "a photo of {article} {name}",
-    "a photo of the {name}",
-    "a photo of one {name}",
-    "a close photo of {article} {name}",
-    "a picture of {article} {name}",
-    "a picture of the whole {name}",
-    "an image of {article} {name}",
-    "a rendering of {article} {name}",
-    "a clean rendering of the {name}",
-    "a 3D rendering of {article} {name}",
-    "a 3D model of {article} {name}",
-    "a 3D object shaped like {article} {name}",
-    "a CAD model of {article} {name}",
-    "a computer drawing of {article} {name}",
-    "a point cloud of {article} {name}",
-    "a view of the {name}",
-)
-_SUFFIXES = ("", " on a white background", " standing alone")
-CLASS_PROMPTS = tuple(prefix + suffix for prefix in _PREFIXES for suffix in _SUFFIXES)
 
 # Spelling misleads where the first sound differs from the first letter.
 _CONSONANT_SOUNDS = ("uni", "use", "usu", "uten", "ufo", "uku", "eu", "ewe", "one", "once")
@@ -45,10 +18,14 @@ def article(phrase: str) -> str:
     return "an" if word.startswith(tuple("aeiou")) and not word.startswith(_CONSONANT_SOUNDS) else "a"
 
 
-def class_prompts(name: str) -> list[str]:
-    """The 60 prompts of a class in the order of `CLASS_PROMPTS`; underscores become spaces."""
-    spoken = " ".join(name.replace("_", " ").split())
-    return [template.format(article=article(spoken), name=spoken) for template in CLASS_PROMPTS]
+def spoken(name: str) -> str:
+    """A category as one says it: underscores become spaces."""
+    return one_line(name.replace("_", " "))
+
+
+def one_line(text: str) -> str:
+    """The text with single spaces between its words."""
+    return " ".join(text.split())
 
 
 def describe(facts: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,17 @@
+"""Whether one teacher's features of pictures and another's of words can be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def one_space(seeing: dict[str, Any], reading: dict[str, Any], image_dim: int, text_dim: int) -> bool:
+    """Whether pictures and words lie in one space, by their teachers' recipes and the widths of their features.
+
+    They do when both come from one CLIP, its words' tower being the one that read. Features taken over from a data
+    set's files have no digest of what made them: of those the manifest's word is taken, and only the widths compared.
+    """
+    if seeing.get("kind") == "stored":
+        return image_dim == text_dim
+    words = seeing.get("words")
+    return seeing.get("tap") == "pooled" and words is not None and words == reading.get("weights")

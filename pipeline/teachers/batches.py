@@ -1,0 +1,129 @@
+"""Pictures and words through a model in batches of one size: as many as fit on a GPU, a fixed number on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.teachers.images import Pictures, Preprocess
+
+CPU_BATCH = 32
+GPU_BATCH = 256
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+class BatchSize:
+    """How many rows one forward pass takes.
+
+    A matrix product may round differently for another number of rows, so every pass gets exactly `rows`, filled up
+    where there are fewer. On a CPU they never change: a picture has the same bits in any company. On a GPU they start
+    large, and whenever its memory does not hold them they are halved for good: bits stay the same while the same GPU
+    has as much memory to spare, and may differ in the last place of float32 (mostly lost again in a store's float16)
+    where it had less. The number is in no key, as neither is the processor that rounds.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rows = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+        self.prepare_ahead = device.type != "cpu"
+        self._device = device
+
+    def halve(self, name: str, error: RuntimeError) -> None:
+        """Go on with half as many; UserError when a single row is too much, the error itself on a CPU."""
+        if self._device.type == "cpu":
+            raise error
+        if self.rows == 1:
+            raise UserError(
+                f"teacher {name!r}: {self._device} has no memory left for a single picture: free some, or use "
+                'precision = "bf16" or a smaller model'
+            ) from error
+        self.rows //= 2
+
+
+def embed(
+    name: str, count: int, size: BatchSize, prepare: Callable[[int, int], torch.Tensor], encode: Encode
+) -> NDArray[np.float32]:
+    """[count, ...] float32: `encode` of what `prepare` (start, rows) gives, `rows` of them whatever `count` is."""
+    features = []
+    for start, batch in _prepared(count, size, prepare):
+        features.append(_forward(name, batch, min(len(batch), count - start), size, encode))
+    return np.concatenate(features)
+
+
+def _prepared(
+    count: int, size: BatchSize, prepare: Callable[[int, int], torch.Tensor]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Batches by their first row. For a GPU a thread prepares the next one meanwhile; its errors are raised here.
+
+    On a CPU there is nothing to gain: workers fill every core, and the two threads would wait for each other.
+    """
+    rows = size.rows
+    starts = range(0, count, rows)
+    if not size.prepare_ahead:
+        yield from ((start, prepare(start, rows)) for start in starts)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(prepare, 0, rows)
+        for start in starts:
+            batch = coming.result()
+            if start + rows < count:
+                coming = thread.submit(prepare, start + rows, rows)
+            yield start, batch
+
+
+def _forward(name: str, batch: torch.Tensor, wanted: int, size: BatchSize, encode: Encode) -> NDArray[np.float32]:
+    """The first `wanted` rows' features. A batch that does not fit is done again from its beginning, in halves."""
+    while True:
+        try:
+            with torch.inference_mode():
+                parts = [encode(batch[at : at + size.rows]).float().cpu() for at in range(0, wanted, size.rows)]
+            return torch.cat(parts)[:wanted].numpy()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            size.halve(name, error)
+        # Not among the lines above: until the exception is gone, its frames hold what did not fit.
+        torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+
+
+def embed_pictures(
+    name: str, images: Pictures, seeds: Sequence[int] | None, preprocess: Preprocess, size: BatchSize, encode: Encode
+) -> NDArray[np.float32]:
+    """[B, H, W, 3] -> [B, ...] float32 through `encode`: [rows, 3, h, w] -> [rows, ...]; filled up with black."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
+    if seeds is not None and len(seeds) != len(images):
+        raise ValueError(f"{len(seeds)} augmentation seeds for {len(images)} pictures")
+    if not len(images):
+        raise ValueError("no pictures to embed")
+
+    def prepare(start: int, rows: int) -> torch.Tensor:
+        batch = np.zeros((rows, *preprocess.size, 3), np.uint8)
+        for row, index in enumerate(range(start, min(start + rows, len(images)))):
+            batch[row] = preprocess.pixels(images[index], None if seeds is None else seeds[index])
+        return preprocess.normalized(batch)
+
+    return embed(name, len(images), size, prepare, encode)
+
+
+def embed_texts(
+    name: str, texts: Sequence[str], tokenize: Callable[[list[str]], torch.Tensor], size: BatchSize, encode: Encode
+) -> NDArray[np.float32]:
+    """[B] strings -> [B, D] float32 through `encode`: [rows, L] tokens -> [rows, D]; filled up with empty strings."""
+    if not len(texts):
+        raise ValueError("no texts to embed")
+
+    def prepare(start: int, rows: int) -> torch.Tensor:
+        chunk = list(texts[start : start + rows])
+        return tokenize([*chunk, *[""] * (rows - len(chunk))])
+
+    return embed(name, len(texts), size, prepare, encode)
