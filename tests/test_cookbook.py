@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,27 @@ from timm.models import save_for_hf
 from tests import cloud_trees, miniature_meshes
 from tests.test_docs import ROOT, commands, small_settings, succeeds
 
+CATEGORIES = ("02691156", "03001627")
 # The first page trains the student that the last one measures.
 PAGES = ("shapenet55", "shapenet_clip", "folder", "evaluation")
+
+
+def shapenet_core(root: Path) -> None:
+    """Enough shapes for a batch of the trainer."""
+    miniature_meshes.build_shapenet_core_v2(root)
+    for synset in CATEGORIES:
+        for number in range(8):
+            miniature_meshes.write_obj(root / synset / f"{number}d" / "models" / "model_normalized.obj")
+
+
 # Folder of a data set in the pages -> what builds its miniature.
 DATA: dict[str, Callable[[Path], None]] = {
-    "shapenet55": miniature_meshes.build_shapenet55,
-    "ShapeNetCore.v2": miniature_meshes.build_shapenet_core_v2,
+    "shapenet55": partial(
+        miniature_meshes.build_shapenet55,
+        train=[f"{synset}-{number}a-b" for synset in CATEGORIES for number in range(3)],
+        test=[f"{synset}-{number}c" for synset in CATEGORIES for number in range(2)],
+    ),
+    "ShapeNetCore.v2": shapenet_core,
     "modelnet40_fps": cloud_trees.fps_tree,
     "scanobjectnn": cloud_trees.scan_tree,
     "shapenetpart": cloud_trees.part_tree,
