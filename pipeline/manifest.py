@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -128,7 +128,9 @@ def _fields(table: Any) -> Iterator[str]:
             yield name
             yield from _fields(info.annotation)
     elif is_dataclass(table):
-        yield from table.__dataclass_fields__
+        for name, inner in get_type_hints(table).items():
+            yield name
+            yield from _fields(inner)
 
 
 def load_manifest(path: Path) -> Manifest:
