@@ -210,7 +210,7 @@ def peak_bytes() -> int:
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Recorded beside every result, never part of a key."""
-    names = ("recon", "torch", "numpy", "zarr", "trimesh", "pyrender", "open_clip_torch", "timm")
+    names = ("recon", "torch", "numpy", "zarr", "trimesh", "pyrender", "open_clip_torch", "timm", "transformers")
     found = {"python": platform.python_version()}
     for name in names:
         try:
