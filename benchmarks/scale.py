@@ -37,7 +37,8 @@ from pipeline.execution.executor import Executor  # noqa: E402
 from pipeline.execution.opening import open_executor  # noqa: E402
 from pipeline.execution.planning import plan_stage  # noqa: E402
 from pipeline.execution.stage import Block, Row  # noqa: E402
-from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore  # noqa: E402
+from pipeline.store.feature_store import FeatureStore  # noqa: E402
+from pipeline.store.reader import REGISTRY_COLUMNS  # noqa: E402
 from pipeline.store.receipts import digest_of  # noqa: E402
 from pipeline.store.records import Column  # noqa: E402
 

@@ -35,8 +35,9 @@ from pipeline.stages import (
 )
 from pipeline.stages.caption_tables import CaptionTables
 from pipeline.stages.imported import ImportedTargets, check_width
-from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore
+from pipeline.store.feature_store import FeatureStore
 from pipeline.store.mend import mend
+from pipeline.store.reader import REGISTRY_COLUMNS
 from pipeline.store.receipts import canonical_json, digest_of
 from pipeline.store.verify import verify
 from pipeline.teachers import TeacherSpec, TextTeacher

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from pipeline.teachers import TeacherSpec
 from pipeline.teachers.batches import CPU_BATCH
 
-TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 VISION = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16}
 CLIP: dict[str, Any] = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
 # One of each kind of tower and head that open_clip builds.
@@ -28,10 +28,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 32},
     },
     "siglip": {
-        "embed_dim": 64,
+        "embed_dim": 96,
         "init_logit_bias": -10,
         "custom_text": True,
-        "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 32},
+        "vision_cfg": {"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
         "text_cfg": {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
     },
     "coca": {
@@ -43,12 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "convnext": {
         **CLIP,
-        "vision_cfg": {
-            "timm_model_name": "test_convnext",
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-            "image_size": 64,
-        },
+        "vision_cfg": {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
     },
 }
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bilinear", "resize_mode": "longest"}

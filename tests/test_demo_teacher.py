@@ -55,7 +55,7 @@ def test_the_card_is_of_these_weights(demo: Any) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10e6
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert demo.recipe()["weights"] in card
-    assert f"{demo.dim} dimensions" in card
+    assert f"{demo.shape[0]} dimensions" in card
     # A card that names this machine's folders would say so here.
     assert str(folder) not in card
 

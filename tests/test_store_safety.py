@@ -29,8 +29,8 @@ from pipeline.flow import Flow
 from pipeline.manifest import load_manifest
 from pipeline.mesh import Mesh
 from pipeline.stages import Origin, RenderedViews
-from pipeline.store.feature_store import REGISTRY_COLUMNS
 from pipeline.store.merge import merge
+from pipeline.store.reader import REGISTRY_COLUMNS
 from pipeline.store.session import writing
 from pipeline.store.verify import verify_path
 from tests.abuse import cut_small, digests, receipts_in, shards_uncut

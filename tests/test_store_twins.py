@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.store import twins
-from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.reader import REGISTRY_COLUMNS
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import functional as reference
 
 from pipeline.teachers import images as module
-from pipeline.teachers.images import BATCH_SIZE, OPERATIONS, Preprocess, augment, embed_pictures
+from pipeline.teachers.images import OPERATIONS, Preprocess, augment
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.27, 0.26, 0.28)
 
@@ -146,33 +146,3 @@ def test_operations_are_the_usual_fourteen_at_magnitude_ten_of_thirty() -> None:
         # Geometry is compared up to its sign, which is drawn evenly.
         draws = [np.asarray(operation(image, sign * module.STRENGTH)) for sign in (1, -1)]
         assert any(np.array_equal(draw, np.asarray(theirs)) for draw in draws), operation.__name__
-
-
-def test_no_bits_depend_on_the_company() -> None:
-    layer = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 5, stride=3), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(8 * 7 * 7, 33)
-    ).requires_grad_(False)
-    preprocess = Preprocess((24, 24), (24, 24), "squash", "bicubic", MEAN, STD)
-    batch = np.stack([picture(30, 30, seed) for seed in range(BATCH_SIZE + 9)])
-    seeds = list(range(len(batch)))
-    whole = embed_pictures(batch, seeds, preprocess, layer)
-    assert whole.shape == (len(batch), 33)
-    assert whole.dtype == np.float32
-    for rows in ([0], [5, 3], list(range(len(batch)))[::-1]):
-        some = embed_pictures(batch[rows], [seeds[row] for row in rows], preprocess, layer)
-        assert np.array_equal(some, whole[rows])
-
-
-@pytest.mark.parametrize(
-    ("batch", "seeds", "message"),
-    [
-        (np.zeros((2, 8, 8, 3), np.float32), None, "uint8"),
-        (np.zeros((8, 8, 3), np.uint8), None, "uint8"),
-        (np.zeros((2, 8, 8, 3), np.uint8), [1], "1 augmentation seeds"),
-        (np.zeros((0, 8, 8, 3), np.uint8), None, "no p"),
-    ],
-)
-def test_wrong_pictures_are_refused(batch: Any, seeds: list[int] | None, message: str) -> None:
-    preprocess = Preprocess((8, 8), (8, 8), "squash", "bicubic", MEAN, STD)
-    with pytest.raises(ValueError, match=message):
-        embed_pictures(batch, seeds, preprocess, lambda pictures: pictures.flatten(1))

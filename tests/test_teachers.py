@@ -154,7 +154,7 @@ def test_taps_of_timm(vit_folder: Path) -> None:
     [
         ("clip", {"pooled": (24,), "cls": (32,), "patch_mean": (32,), "patch": (16, 32)}),
         ("timm tower", {"pooled": (24,), "cls": (64,), "patch_mean": (64,), "patch": (4, 64)}),
-        ("siglip", {"pooled": (64,), "patch_mean": (64,), "patch": (4, 64)}),
+        ("siglip", {"pooled": (96,), "patch_mean": (96,), "patch": (100, 96)}),
         ("coca", {"pooled": (24,), "cls": (32,), "patch_mean": (32,), "patch": (16, 32)}),
         ("convnext", {"pooled": (24,)}),
     ],
@@ -225,7 +225,7 @@ def test_a_tower_that_cannot_be_compiled_says_so(vit_folder: Path, monkeypatch: 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda encode, **options: real(encode, backend=broken, **options))
     teacher = load_teacher(spec(kind="timm", model=str(vit_folder), compile=True))
-    with pytest.raises(UserError, match="field 'compile': torch cannot compile .*, leave it out: .*no compiler") as e:
+    with pytest.raises(UserError, match=r"field 'compile': torch cannot compile .*, leave it out: .*no compiler") as e:
         teacher.embed_images(pictures(), None)
     assert "\n" not in str(e.value)
 

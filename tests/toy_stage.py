@@ -14,7 +14,7 @@ from pipeline.execution.engine import run_stage
 from pipeline.execution.executor import InProcess
 from pipeline.execution.stage import Block, Row, each_row
 from pipeline.store import FeatureStore
-from pipeline.store.feature_store import REGISTRY_COLUMNS
+from pipeline.store.reader import REGISTRY_COLUMNS
 from pipeline.store.receipts import digest_of, row_seed
 from pipeline.store.records import Column
 

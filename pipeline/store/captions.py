@@ -9,12 +9,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.store.feature_store import VERIFY, FeatureStore, read_column
+from pipeline.store.reader import VERIFY, StoreReader, read_column
 from pipeline.store.receipts import DamagedStore
 from pipeline.store.records import Caption
 
 
-def joined_captions(store: FeatureStore, keys: Mapping[str, str]) -> list[list[str]]:
+def joined_captions(store: StoreReader, keys: Mapping[str, str]) -> list[list[str]]:
     """Those that count, a row of the registry, padded with "" to one length.
 
     `keys` is in order of the tables; what two of them say of a shape stands once.
@@ -32,7 +32,7 @@ def joined_captions(store: FeatureStore, keys: Mapping[str, str]) -> list[list[s
     return [[*line, *[""] * (width - len(line))] for line in lines]
 
 
-def caption_records(store: FeatureStore, keys: Mapping[str, str]) -> list[list[Caption]]:
+def caption_records(store: StoreReader, keys: Mapping[str, str]) -> list[list[Caption]]:
     """Every stored caption, a row of the registry, in order of the tables and in each table's own order."""
     rows = len(store.registry)
     records: list[list[Caption]] = [[] for _ in range(rows)]

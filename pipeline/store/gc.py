@@ -18,8 +18,9 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.store import twins
-from pipeline.store.feature_store import KINDS, FeatureStore
+from pipeline.store.feature_store import FeatureStore
 from pipeline.store.names import list_refs, named_keys
+from pipeline.store.reader import KINDS
 from pipeline.store.receipts import sync_directory
 
 DAY = 86400.0

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.store import twins
-from pipeline.store.feature_store import REGISTRY_COLUMNS, FeatureStore
+from pipeline.store.feature_store import FeatureStore
 from pipeline.store.names import list_refs, named_keys
+from pipeline.store.reader import REGISTRY_COLUMNS
 from pipeline.store.receipts import Failure, Receipt, digest_of, row_digest, sync_directory
 from pipeline.store.recipes import explain
 from pipeline.store.records import Column

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 
 from pipeline.errors import UserError
-from pipeline.store.feature_store import KINDS, FeatureStore
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.reader import KINDS
 from pipeline.store.records import Ref
 
 SHORTEST = 4  # digits of a key's beginning

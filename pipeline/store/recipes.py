@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.store.feature_store import KINDS, FeatureStore
+from pipeline.store.feature_store import FeatureStore
+from pipeline.store.reader import KINDS
 from pipeline.store.receipts import canonical_json
 
 Resolve = Callable[[str, str], dict[str, Any] | None]

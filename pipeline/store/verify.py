@@ -16,11 +16,12 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.store import lock, twins
-from pipeline.store.feature_store import KINDS, FeatureStore
+from pipeline.store.feature_store import FeatureStore
 from pipeline.store.layout import Layout, MissingColumn, compare_rows, misfit, names_in, one_line, read_layout
 from pipeline.store.mend import log_lines
 from pipeline.store.mend import mend as mend
 from pipeline.store.names import named_keys
+from pipeline.store.reader import KINDS
 from pipeline.store.receipts import MEND, DamagedReceipt, Receipt, digest_of
 from pipeline.store.recompute import Recomputed as Recomputed
 from pipeline.store.recompute import recompute as recompute

@@ -1,0 +1,282 @@
+"""Reading a feature store: what its refs name, its keys, their receipts. The layout stands in `feature_store`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.caption import CLASS_PROMPTS, class_prompts
+from pipeline.errors import UserError
+from pipeline.store.receipts import DamagedStore, Failure, Receipt
+from pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Views
+
+FORMAT = {"format": "recon-store", "version": 3}
+KINDS = ("meshes", "points", "views", "captions", "targets", "text")
+VERIFY = "`recon-pipeline verify` says what is damaged"
+REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
+
+
+class StoreReader:
+    """A store as its readers see it."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self.path = path
+        self.group = group
+        self.guard: Callable[[], None] = lambda: None
+        """Raises UserError once the store is no longer this process's to write to; see `session.writing`."""
+
+    @classmethod
+    def open(cls, path: Path | str, write: bool = False) -> Self:
+        """UserError when there is no store at `path`, or one of another format or newer version."""
+        path = Path(path)
+        if not (path / "zarr.json").is_file():
+            raise UserError(
+                f"no feature store at {path}; make one with `recon-pipeline all --manifest M --store {path}`"
+            )
+        try:
+            group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
+        except Exception as error:  # zarr raises many kinds for a foreign or damaged zarr.json
+            raise UserError(f"{path}: not a Zarr v3 group ({error}); name another store") from error
+        attributes = dict(group.attrs)
+        if attributes.get("format") != FORMAT["format"]:
+            raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
+        if attributes.get("version") != FORMAT["version"]:
+            raise UserError(
+                f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}: use the "
+                "release that made it, or compute the store anew"
+            )
+        return cls(path, group)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """UserError before the first ingest."""
+        if not self.has_registry:
+            raise UserError(
+                f"{self.path}: no shape registered yet; run `recon-pipeline ingest --manifest M --store {self.path}`"
+            )
+        group = self._group("registry")
+        # Columns may be longer, or not there: an ingest that was cut off before it committed.
+        rows = int(cast(int, group.attrs.get("rows", 0)))
+        columns = {name: read_column(group, name, rows) for name in REGISTRY_COLUMNS}
+        categories = sorted(set(columns["category"]))
+        index = {name: i for i, name in enumerate(categories)}
+        category = np.array([index[name] for name in columns.pop("category")], dtype=np.int64)
+        return Registry(category=category, categories=categories, **columns)
+
+    def ref(self, name: str | Ref | None = None) -> Ref:
+        """The keys under `refs/<name>.json`; without a name the store's only ref. UserError when there is none."""
+        if isinstance(name, Ref):
+            return name
+        names = sorted(p.stem for p in (self.path / "refs").glob("*.json"))
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name not in names:
+            asked = (
+                "has no finished stage; run `recon-pipeline all`"
+                if not names
+                else f"holds {', '.join(names)}: choose one"
+            )
+            raise UserError(f"{self.path}: {asked}" + (f" (no ref {name!r})" if name else ""))
+        path = self.path / "refs" / f"{name}.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            targets, text, captions = (dict(data[kind]) for kind in ("targets", "text", "captions"))
+            templates = tuple(data.get("templates", CLASS_PROMPTS))
+            return Ref(name, data["dataset"], data["keys"], targets, text, captions, templates)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: unreadable ({error}); {VERIFY}") from error
+
+    def rows(self, ref: Ref | str | None = None) -> NDArray[np.int64]:
+        """Registry rows of the ref's shapes, ascending."""
+        return np.flatnonzero(np.array(self.registry.dataset) == self.ref(ref).dataset)
+
+    def points(self, ref: Ref | str | None = None) -> Points:
+        """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
+        ref = self.ref(ref)
+        key, group = self._of_ref("points", ref, "sample")
+        names = ("xyz", "normal", "color", "part", "order", "frame")
+        arrays = {name: cast("zarr.Array[Any]", group[name]) for name in names}
+        return Points(key, **arrays, ok=self._finished(ref, key))
+
+    def views(self, ref: Ref | str | None = None) -> Views:
+        """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
+        ref = self.ref(ref)
+        key, group = self._of_ref("views", ref, "render")
+        rgb, alpha, depth, frame = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "alpha", "depth", "frame"))
+        normal = cast("zarr.Array[Any]", group["normal"]) if "normal" in group else None
+        attributes = cast("dict[str, Any]", group.attrs.asdict())
+        poses, intrinsics, angles = (np.array(attributes[n]) for n in ("camera_to_world", "intrinsics", "angles"))
+        planes = attributes["near"], attributes["far"]
+        recipe, ok = self.recipe("views", key), self._finished(ref, key)
+        return Views(key, recipe, rgb, alpha, depth, normal, frame, poses, intrinsics, angles, *planes, ok)
+
+    def targets(self, teacher: str | None = None, ref: Ref | str | None = None) -> Targets:
+        """Features of `teacher` (a name of the manifest); without a name the first one listed."""
+        ref = self.ref(ref)
+        name, key = self._teacher(ref.targets, teacher)
+        feat = cast("zarr.Array[Any]", self.kind_group("targets", key)["feat"])
+        ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
+        return Targets(key, name, self.recipe("targets", key), feat, ok)
+
+    def text(self, teacher: str | None = None, ref: Ref | str | None = None) -> Text:
+        """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`."""
+        ref = self.ref(ref)
+        name, key = self._teacher(ref.text, teacher)
+        group = self.kind_group("text", key)
+        prompts = self.prompts(key)
+        done = self.ok(key, len(prompts))
+        if not done.all():
+            raise UserError(
+                f"{self.path}: {int((~done).sum())} prompts not embedded by {name!r}; run `recon-pipeline features`"
+            )
+        feat = np.asarray(cast("zarr.Array[Any]", group["feat"])[: len(prompts)])
+        row = {prompt: i for i, prompt in enumerate(prompts)}
+        row[""] = -1
+        used = set(self.registry.category[self.rows(ref)].tolist())
+        wanted = [class_prompts(category, ref.templates) for category in self.registry.categories]
+        for number in used:
+            if not set(wanted[number]) <= set(row):
+                category = self.registry.categories[number]
+                raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
+        classes = np.array([[row[p] if n in used else -1 for p in lines] for n, lines in enumerate(wanted)], np.int64)
+        captions = self.captions(ref)
+        index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
+        return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
+
+    def captions(self, ref: Ref | str | None = None) -> list[list[str]]:
+        """Shape-specific captions a row, each once, padded with "" to one length; tables in the manifest's order."""
+        return self.captions_of(self.ref(ref).captions)
+
+    def captions_of(self, keys: Mapping[str, str]) -> list[list[str]]:
+        """The same for keys of captions by table, whether a ref names them yet or not."""
+        from pipeline.store.captions import joined_captions
+
+        return joined_captions(self, keys)
+
+    def caption_records(self, ref: Ref | str | None = None) -> list[list[Caption]]:
+        """All that is stored of every shape's captions, rejected ones too, table by table."""
+        from pipeline.store.captions import caption_records
+
+        return caption_records(self, self.ref(ref).captions)
+
+    def facts(self, ref: Ref | str | None = None) -> list[dict[str, Any]]:
+        """What the source knows of each shape ({} for a plain file)."""
+        ref = self.ref(ref)
+        _, group = self._of_ref("meshes", ref, "ingest")
+        return [json.loads(text) if text else {} for text in read_column(group, "facts", len(self.registry))]
+
+    def ok(self, key: str, rows: int, lane: int = 0) -> NDArray[np.bool_]:
+        """[rows] which rows of a key hold finished data, by its receipts."""
+        ok = np.zeros(rows, dtype=np.bool_)
+        for path in (self.path / "receipts" / key).glob(f"{lane}-*.json"):
+            receipt = Receipt.read(path)
+            assert receipt is not None
+            start, stop = receipt.rows
+            ok[start:stop] = receipt.ok[: max(min(stop, rows) - start, 0)]
+        return ok
+
+    def _finished(self, ref: Ref, key: str, lane: int = 0) -> NDArray[np.bool_]:
+        ok = self.ok(key, len(self.registry), lane)
+        mine = np.zeros_like(ok)
+        mine[self.rows(ref)] = True
+        return ok & mine
+
+    def failures(self, key: str) -> dict[int, Failure]:
+        """Rows set aside under a key, of any data set; `names` says what they are called."""
+        failed: dict[int, Failure] = {}
+        for path in sorted((self.path / "receipts" / key).glob("*.json")):
+            receipt = Receipt.read(path)
+            failed |= receipt.failed if receipt else {}
+        return failed
+
+    def names(self, key: str) -> list[str]:
+        """What the rows of a key are called: the shapes' uids, or the prompts."""
+        return self.prompts(key) if self._kind_of(key) == "text" else self.registry.uid
+
+    def digest(self, key: str) -> str:
+        """A digest of the key's logical contents: independent of chunks, shards, workers and order."""
+        names = self.names(key)
+        lines = []
+        for path in (self.path / "receipts" / key).glob("*.json"):
+            receipt = Receipt.read(path)
+            assert receipt is not None
+            lane, start = path.stem.split("-")[0], receipt.rows[0]
+            lines += [f"{names[start + i]}:{lane}:{d}" for i, d in enumerate(receipt.digests) if receipt.ok[i]]
+        return hashlib.sha256("\n".join([key, *sorted(lines)]).encode()).hexdigest()
+
+    def list_keys(self) -> list[tuple[str, str]]:
+        """Every (kind, key) the store holds."""
+        found = []
+        for kind in KINDS:
+            found += sorted((kind, p.name) for p in (self.path / kind).glob("*") if (p / "zarr.json").is_file())
+        return found
+
+    def recipe(self, kind: str, key: str) -> dict[str, Any]:
+        """What the key is a digest of."""
+        return cast(dict[str, Any], dict(self.kind_group(kind, key).attrs)["recipe"])
+
+    def prompts(self, key: str) -> list[str]:
+        """The distinct prompts of a `text` key, in row order."""
+        group = self.kind_group("text", key)
+        return cast(list[str], read_column(group, "prompt", int(cast(int, group.attrs.get("rows", 0)))))
+
+    def kind_group(self, kind: str, key: str) -> zarr.Group:
+        """The group of one key. UserError offers the keys there are."""
+        if not (self.path / kind / key / "zarr.json").is_file():
+            there = [k for found, k in self.list_keys() if found == kind]
+            raise UserError(f"{self.path}: no {kind} under key {key!r}; it holds {', '.join(there) or 'none'}")
+        return self._group(f"{kind}/{key}")
+
+    @property
+    def has_registry(self) -> bool:
+        """Whether any shape was ever registered."""
+        return (self.path / "registry" / "zarr.json").is_file()
+
+    def _group(self, name: str) -> zarr.Group:
+        try:
+            return cast(zarr.Group, self.group[name])
+        except Exception as error:  # zarr and json raise what they like of damaged metadata
+            raise DamagedStore(f"{self.path}/{name}: unreadable ({error}); {VERIFY}") from error
+
+    def receipt_path(self, key: str, lane: int, shard: int) -> Path:
+        return self.path / "receipts" / key / f"{lane}-{shard:06d}.json"
+
+    def _of_ref(self, kind: str, ref: Ref, command: str) -> tuple[str, zarr.Group]:
+        if kind not in ref.keys:
+            raise UserError(f"{self.path}: ref {ref.name!r} has no {kind}; run `recon-pipeline {command}`")
+        return ref.keys[kind], self.kind_group(kind, ref.keys[kind])
+
+    def _teacher(self, named: dict[str, str], teacher: str | None) -> tuple[str, str]:
+        if not named:
+            raise UserError(f"{self.path}: no teacher's features yet; run `recon-pipeline features`")
+        name = next(iter(named)) if teacher is None else teacher
+        if name not in named:
+            raise UserError(f"{self.path}: no teacher {name!r}; it holds {', '.join(named)}")
+        return name, named[name]
+
+    def _kind_of(self, key: str) -> str:
+        for kind, found in self.list_keys():
+            if found == key:
+                return kind
+        raise UserError(f"{self.path}: no key {key!r}; `recon-pipeline status` lists them")
+
+
+def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
+    """The first `rows` entries of a text column as Python lists; blank where it has fewer."""
+    if name not in group:
+        return [""] * rows
+    try:
+        array = cast("zarr.Array[Any]", group[name])
+        values = cast(list[Any], np.asarray(array[:rows]).tolist())
+    except Exception as error:  # so do codecs of damaged data
+        raise DamagedStore(f"{group.store_path}/{name}: unreadable ({error}); {VERIFY}") from error
+    blank: list[Any] = np.full((rows - len(values), *array.shape[1:]), "").tolist()
+    return values + blank
