@@ -9,7 +9,8 @@ import pytest
 import zarr
 
 from pipeline.errors import UserError
-from pipeline.store.feature_store import FeatureStore, append_text
+from pipeline.store.columns import append_text
+from pipeline.store.feature_store import FeatureStore
 from pipeline.store.receipts import write_atomically
 
 COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")

@@ -23,8 +23,8 @@ from pipeline.stages.origin import Origin
 from pipeline.stages.targets import ImageTargets, teacher_of
 from pipeline.stages.text import TextTargets
 from pipeline.stages.views import RenderedViews
+from pipeline.store.columns import read_column
 from pipeline.store.feature_store import FeatureStore
-from pipeline.store.reader import read_column
 from pipeline.store.receipts import digest_of, row_seed
 from pipeline.store.records import Column
 from pipeline.store.shards import read_rows

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pipeline.execution.stage import Row
 from pipeline.manifest import Shape
 from pipeline.stages.meshes import Meshes
+from pipeline.store.columns import read_column
 from pipeline.store.feature_store import FeatureStore
-from pipeline.store.reader import read_column
 from pipeline.store.receipts import digest_of
 from pipeline.store.records import Registry
 

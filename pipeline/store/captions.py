@@ -9,20 +9,18 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.store.reader import VERIFY, StoreReader, read_column
+from pipeline.store.columns import VERIFY, read_column
 from pipeline.store.receipts import DamagedStore
 from pipeline.store.records import Caption
 
 
-def joined_captions(store: StoreReader, keys: Mapping[str, str]) -> list[list[str]]:
-    """Those that count, a row of the registry, padded with "" to one length.
+def joined_captions(tables: Mapping[str, zarr.Group], rows: int) -> list[list[str]]:
+    """Those that count, for each of the first `rows` of the registry, padded with "" to one length.
 
-    `keys` is in order of the tables; what two of them say of a shape stands once.
+    `tables` is in the manifest's order; what two of them say of a shape stands once.
     """
-    rows = len(store.registry)
     lines: list[dict[str, None]] = [{} for _ in range(rows)]
-    for key in keys.values():
-        group = store.kind_group("captions", key)
+    for group in tables.values():
         kept = _numbers(group, "kept", rows)
         for row, texts in enumerate(read_column(group, "caption", rows)):
             for at, text in enumerate(texts):
@@ -32,12 +30,10 @@ def joined_captions(store: StoreReader, keys: Mapping[str, str]) -> list[list[st
     return [[*line, *[""] * (width - len(line))] for line in lines]
 
 
-def caption_records(store: StoreReader, keys: Mapping[str, str]) -> list[list[Caption]]:
-    """Every stored caption, a row of the registry, in order of the tables and in each table's own order."""
-    rows = len(store.registry)
+def caption_records(tables: Mapping[str, zarr.Group], rows: int) -> list[list[Caption]]:
+    """Every stored caption of each of the first `rows`, in order of the tables and in each table's own order."""
     records: list[list[Caption]] = [[] for _ in range(rows)]
-    for table, key in keys.items():
-        group = store.kind_group("captions", key)
+    for table, group in tables.items():
         source, model, seed = (cast(Any, group.attrs.get(name)) for name in ("source", "model", "seed"))
         views, scores, kept = (_numbers(group, name, rows) for name in ("view", "score", "kept"))
         for row, texts in enumerate(read_column(group, "caption", rows)):

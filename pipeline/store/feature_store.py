@@ -24,18 +24,17 @@ from typing import Any, cast
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.caption import CLASS_PROMPTS
 from pipeline.errors import UserError
 from pipeline.store import twins
+from pipeline.store.columns import COMPRESSORS, append_text
 from pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
 from pipeline.store.receipts import Receipt, canonical_json, digest_of, write_atomically
 from pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
-COMPRESSORS = [ZstdCodec(level=1), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
 
 
 class FeatureStore(StoreReader):
@@ -224,16 +223,3 @@ class FeatureStore(StoreReader):
             torn = file.tell() > 0 and path.read_bytes()[-1:] != b"\n"  # by a run that was killed at this point
             line = canonical_json(entry | {"sum": digest_of(entry)}) + "\n"
             file.write(("\n" * torn + line).encode())
-
-
-def append_text(group: zarr.Group, columns: dict[str, Sequence[str]], rows: int) -> None:
-    """Append text columns after `rows` and commit by raising the group's `rows` attribute last."""
-    count = len(next(iter(columns.values())))
-    for name, values in columns.items():
-        if name in group:
-            array = cast("zarr.Array[Any]", group[name])
-            array.resize((rows + count,))
-        else:
-            array = group.create_array(name, shape=(rows + count,), chunks=(4096,), dtype=str, compressors=COMPRESSORS)
-        array[rows : rows + count] = np.array(values, dtype=np.dtypes.StringDType())
-    group.attrs["rows"] = rows + count

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from pipeline.caption import CLASS_PROMPTS, class_prompts
 from pipeline.errors import UserError
+from pipeline.store.captions import caption_records, joined_captions
+from pipeline.store.columns import VERIFY, read_column
 from pipeline.store.receipts import DamagedStore, Failure, Receipt
 from pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Views
 
 FORMAT = {"format": "recon-store", "version": 3}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")
-VERIFY = "`recon-pipeline verify` says what is damaged"
 REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
@@ -157,15 +158,14 @@ class StoreReader:
 
     def captions_of(self, keys: Mapping[str, str]) -> list[list[str]]:
         """The same for keys of captions by table, whether a ref names them yet or not."""
-        from pipeline.store.captions import joined_captions
-
-        return joined_captions(self, keys)
+        return joined_captions(self._caption_groups(keys), len(self.registry))
 
     def caption_records(self, ref: Ref | str | None = None) -> list[list[Caption]]:
         """All that is stored of every shape's captions, rejected ones too, table by table."""
-        from pipeline.store.captions import caption_records
+        return caption_records(self._caption_groups(self.ref(ref).captions), len(self.registry))
 
-        return caption_records(self, self.ref(ref).captions)
+    def _caption_groups(self, keys: Mapping[str, str]) -> dict[str, zarr.Group]:
+        return {table: self.kind_group("captions", key) for table, key in keys.items()}
 
     def facts(self, ref: Ref | str | None = None) -> list[dict[str, Any]]:
         """What the source knows of each shape ({} for a plain file)."""
@@ -267,16 +267,3 @@ class StoreReader:
             if found == key:
                 return kind
         raise UserError(f"{self.path}: no key {key!r}; `recon-pipeline status` lists them")
-
-
-def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
-    """The first `rows` entries of a text column as Python lists; blank where it has fewer."""
-    if name not in group:
-        return [""] * rows
-    try:
-        array = cast("zarr.Array[Any]", group[name])
-        values = cast(list[Any], np.asarray(array[:rows]).tolist())
-    except Exception as error:  # so do codecs of damaged data
-        raise DamagedStore(f"{group.store_path}/{name}: unreadable ({error}); {VERIFY}") from error
-    blank: list[Any] = np.full((rows - len(values), *array.shape[1:]), "").tolist()
-    return values + blank

@@ -15,8 +15,8 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.store.columns import read_column
 from pipeline.store.feature_store import FeatureStore
-from pipeline.store.reader import read_column
 from pipeline.store.receipts import Receipt, row_digest
 from pipeline.store.records import Ref
 
