@@ -1,4 +1,4 @@
-"""Views a CPU second of pipeline.render against the plain pyrender loop at equal pictures, both in one run.
+"""Views a CPU second of pipeline.rendering.render against the plain pyrender loop at equal pictures, both in one run.
 
 Run: python benchmarks/render.py [--shapes 24] [--meshes FOLDER]. Writes benchmarks/results/render.json; exit status 1
 when the bar is missed: over all shapes twice the loop's rate, and a structural similarity (SSIM) of 0.99 or more in
@@ -39,11 +39,11 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from pipeline.cameras import camera_poses
 from pipeline.mesh import Material, Mesh, Primitive
 from pipeline.meshfile import MeshError, load_mesh
-from pipeline.rasterizer import Lights
-from pipeline.render import RenderConfig, Renderer
+from pipeline.rendering.cameras import camera_poses
+from pipeline.rendering.rasterizer import Lights
+from pipeline.rendering.render import RenderConfig, Renderer
 from pipeline.sample import normalisation, sample_points, triangles
 from pipeline.sources.procedural import CATEGORIES, build
 from pipeline.sources.procedural.geometry import cylinder, ellipsoid

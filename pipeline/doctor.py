@@ -102,7 +102,7 @@ def _test_picture() -> Check:
 def draw_test_picture() -> None:
     """Render a red ball in this process and write what came out as one JSON line to standard output."""
     from pipeline.mesh import Material, Mesh, Primitive
-    from pipeline.render import RenderConfig, Renderer
+    from pipeline.rendering.render import RenderConfig, Renderer
     from pipeline.sources.procedural.geometry import ellipsoid
 
     ball = ellipsoid(1.0, 1.0, 1.0)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pipeline.caption.tables import AnyCaptions, CaptionerTable, teacher_named
 from pipeline.caption.templates import RELEASE, templates_of
 from pipeline.errors import UserError
-from pipeline.render import RenderConfig
+from pipeline.rendering.render import RenderConfig
 from pipeline.sources.fewshot import FewShotSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.hdf5 import Hdf5Source

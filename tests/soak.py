@@ -272,7 +272,7 @@ def load_all(folder: Path) -> Any:
 
     set_thread_variables()
     os.environ["PYOPENGL_PLATFORM"] = "egl"
-    for name in ("pyrender", "pyrender.platforms.egl", "pipeline.render", "pipeline.store.verify"):
+    for name in ("pyrender", "pyrender.platforms.egl", "pipeline.rendering.render", "pipeline.store.verify"):
         importlib.import_module(name)
     from pipeline.manifest import load_manifest
     from pipeline.stages import teacher_of

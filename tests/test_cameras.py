@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cameras import (
+from pipeline.errors import UserError
+from pipeline.rendering.cameras import (
     MAX_VIEWS,
     PRESETS,
     Cameras,
@@ -17,7 +18,6 @@ from pipeline.cameras import (
     preset_angles,
     projection_matrix,
 )
-from pipeline.errors import UserError
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "ring5", "sphere-1", "sphere-2", "sphere-37"])

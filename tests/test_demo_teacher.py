@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import caption
-from pipeline.render import RenderConfig, Renderer
+from pipeline.rendering.render import RenderConfig, Renderer
 from pipeline.sources.procedural import CATEGORIES, build, shape_seed
 from pipeline.teachers import TeacherSpec, load_teacher, train_demo
 from pipeline.teachers.images import Preprocess

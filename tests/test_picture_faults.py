@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.mesh import Mesh
 from pipeline.meshfile import MeshError, load_mesh
-from pipeline.render import RenderConfig, Renderer
+from pipeline.rendering.render import RenderConfig, Renderer
 from pipeline.sample import sample_points
 from pipeline.sources.procedural.geometry import box, cylinder
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import rasterizer
-from pipeline.cameras import projection_matrix
-from pipeline.compositing import mask, straight_rgba
 from pipeline.errors import UserError
 from pipeline.manifest import load_manifest
 from pipeline.mesh import Material, Mesh, Primitive
 from pipeline.meshfile import MeshError, load_mesh
-from pipeline.rasterizer import Lights
-from pipeline.render import RenderConfig, Renderer, recipe
+from pipeline.rendering import rasterizer
+from pipeline.rendering.cameras import projection_matrix
+from pipeline.rendering.compositing import mask, straight_rgba
+from pipeline.rendering.rasterizer import Lights
+from pipeline.rendering.render import RenderConfig, Renderer, recipe
 from pipeline.sample import sample_points
 from pipeline.sources.procedural.geometry import Geometry, box, cylinder, ellipsoid
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline import stages
 from pipeline.flow import Flow
 from pipeline.manifest import Manifest, load_manifest
-from pipeline.render import Renderer
+from pipeline.rendering.render import Renderer
 from pipeline.store import FeatureStore
 
 

@@ -1,5 +1,5 @@
 #version 330 core
-// The shading of pipeline.rasterizer over pyrender's uniforms, so that pictures can be compared pixel by pixel.
+// The shading of pipeline.rendering.rasterizer over pyrender's uniforms, so that pictures can be compared pixel by pixel.
 // directional_lights[0] is the fill and [1] the key; ambient_light holds ground and sky.
 struct Light { vec3 color; float intensity; vec3 direction; };
 struct Material {

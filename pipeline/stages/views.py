@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import reuse
-from pipeline.cameras import camera_angles, camera_poses, intrinsic_matrix
 from pipeline.execution.stage import Block, Row, each_row
-from pipeline.render import RenderConfig, Renderer, check_visible
-from pipeline.render import recipe as render_recipe
+from pipeline.rendering.cameras import camera_angles, camera_poses, intrinsic_matrix
+from pipeline.rendering.render import RenderConfig, Renderer, check_visible
+from pipeline.rendering.render import recipe as render_recipe
 from pipeline.stages.meshes import Meshes
 from pipeline.stages.origin import Origin
 from pipeline.store.feature_store import FeatureStore

@@ -11,8 +11,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.cameras import Cameras, camera_poses
 from pipeline.errors import UserError
+from pipeline.rendering.cameras import Cameras, camera_poses
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.records import Ref, Views
 

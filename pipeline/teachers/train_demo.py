@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from pipeline import caption
-from pipeline.render import RenderConfig, Renderer
+from pipeline.rendering.render import RenderConfig, Renderer
 from pipeline.sources.procedural import CATEGORIES, build, shape_seed
 from pipeline.teachers import Floats, TeacherSpec
 from pipeline.teachers.images import Pictures, Preprocess

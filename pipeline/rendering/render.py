@@ -1,4 +1,4 @@
-"""Pictures, alpha, depth and normals of a mesh from fixed cameras (`pipeline.cameras`): deterministic and two-sided."""
+"""Pictures, alpha, depth and normals of a mesh from fixed cameras (see `cameras`): deterministic and two-sided."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import rasterizer
-from pipeline.cameras import Cameras, camera_poses, preset_angles, projection_matrix
 from pipeline.errors import UserError
 from pipeline.mesh import Mesh
 from pipeline.meshfile import MeshError
-from pipeline.rasterizer import DrawRange, Lights, Rasterizer
+from pipeline.rendering import rasterizer
+from pipeline.rendering.cameras import Cameras, camera_poses, preset_angles, projection_matrix
+from pipeline.rendering.rasterizer import DrawRange, Lights, Rasterizer
 from pipeline.sample import Normalisation, normalisation, triangles
 
 VERSION = 3  # raise it when the same mesh and settings give other pixels
@@ -46,7 +46,7 @@ class Views:
     """V pictures of one shape.
 
     rgb [V, H, W, 3] uint8 sRGB on white; alpha [V, H, W] uint8, the share of a pixel's samples that show the shape
-    (see `pipeline.compositing` for straight colours and masks); depth [V, H, W] float16 along the viewing axis in
+    (see `compositing` for straight colours and masks); depth [V, H, W] float16 along the viewing axis in
     box radii, 0 = background; normal [V, H, W, 3] int8, 127 times the unit normal at the pixel's centre in the
     shape's own axes (those of its points), turned to the visible side, 0 = background; None unless asked for;
     camera_to_world [V, 4, 4] float32 about the box centre in box radii; normalisation: what maps raw points there.
