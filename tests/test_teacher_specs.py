@@ -255,6 +255,12 @@ def test_a_key_of_words_follows_the_text_tower_alone(tmp_path: Path) -> None:
         assert np.array_equal(second.embed_texts(texts), first.embed_texts(texts)) is equal
 
 
+def test_a_key_of_words_follows_their_precision(clip_folder: Path) -> None:
+    """Words in half precision are other numbers, which must not be taken for those of the whole."""
+    full, half = (load_teacher(clip_spec(clip_folder, precision=precision)) for precision in ("fp32", "bf16"))
+    assert full.text_recipe() != half.text_recipe()  # type: ignore[attr-defined]
+
+
 def test_arguments_that_change_no_weight_are_in_the_key(tmp_path: Path) -> None:
     token, average = (
         save_timm(tmp_path / pool, "test_vit", img_size=32, global_pool=pool, fc_norm=False)

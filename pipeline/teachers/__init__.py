@@ -144,8 +144,10 @@ def device_of(spec: TeacherSpec) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what a library says went wrong."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what a library says went wrong, with the next where that only announces it."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    line = " ".join(part.strip() for part in lines[: 2 if lines[0].endswith(":") else 1])
+    return line if len(line) <= 300 else f"{line[:300]}..."
 
 
 def trouble(spec: TeacherSpec, field: str, message: str) -> UserError:

@@ -170,6 +170,11 @@ def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
         document = json.loads(path.read_text(encoding="utf-8"))
         config = document.get("model_cfg", document)
         text = {key: value for key, value in config["text_cfg"].items() if key != "tokenizer_kwargs"}
+    except (ValueError, KeyError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        message = f"{path} is no model config of open_clip: {why}; put the model's own there"
+        raise trouble(spec, "model", message) from error
+    try:
         model = _build(config, document.get("preprocess_cfg", {}), weights)
         tokenizer = _local_tokenizer(config["text_cfg"], path.parent)
     except Exception as error:  # a wrong config can fail anywhere in the model's construction

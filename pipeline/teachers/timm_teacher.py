@@ -88,17 +88,18 @@ def _load(spec: TeacherSpec) -> Any:
     options: dict[str, Any] = {}
     field = "model"
     if Path(spec.model).is_dir():
-        name, failure = f"local-dir:{spec.model}", f"cannot load the model saved in {spec.model}; save it again"
+        name, failure = f"local-dir:{spec.model}", f"cannot load the model saved in {spec.model}"
+        mend = "save it again by timm.models.save_for_hf"
     else:
         name, options = (spec.model, options) if spec.model.startswith(HUB) else _named(spec)
-        failure = f"cannot fetch {name} (offline, name a weights file you have as `pretrained`)"
+        failure, mend = f"cannot fetch {name}", "offline, name a weights file you have as `pretrained`"
     if options:
-        field = "pretrained"
-        failure = f"{spec.pretrained} does not hold weights of {name} that can be read: name a whole file of that model"
+        field, mend = "pretrained", "name a whole file of that model"
+        failure = f"{spec.pretrained} does not hold weights of {name} that can be read"
     try:
         model = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # transports and architectures raise what they like
-        raise trouble(spec, field, f"{failure}: {one_line(error)}") from error
+        raise trouble(spec, field, f"{failure}: {one_line(error)}; {mend}") from error
     if model.num_classes:
         model.reset_classifier(0)  # type: ignore[operator]
     return model

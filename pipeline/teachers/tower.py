@@ -29,7 +29,9 @@ class ImageTower:
         self.name = spec.name
         self._spec, self._model, self._preprocess, self._tapped = spec, model, preprocess, tapped
         self._device, self._dtype = torch.device(device), DTYPES[spec.precision]
-        self._model.eval().requires_grad_(False)
+        # Left as the library makes it otherwise: torch multiplies by a weight that asks for no gradient another way,
+        # in other bits, and inference mode gives none in any case.
+        self._model.eval()
         # Before any cast, so that a file in half precision and its float32 twin have one digest.
         self._weights = weights_digest(self._model.state_dict())
         self._model.to(self._device, self._dtype)
