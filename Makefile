@@ -57,7 +57,7 @@ test: $(READY)  ## the whole suite
 test-fast: $(READY)  ## what takes under two minutes
 	$(BIN)/python -m pytest -m "not slow"
 
-soak: $(READY)  ## kill runs 1000 times, flip 1000 bits: nothing may be lost (over an hour)
+soak: $(READY)  ## kill runs 1000 times, flip 1000 bits: nothing may be lost (about 35 minutes on one core)
 	$(BIN)/python -m tests.soak --kills 1000 --flips 1000 --seed 1
 
 lint: $(READY)  ## ruff and mypy

@@ -355,9 +355,9 @@ def measure_here(num_shapes: int, folder: Path | None) -> tuple[dict[str, Any], 
     return facts, rows, sampling_rate(embedded)
 
 
-def measure(num_shapes: int, folder: Path | None) -> dict[str, Any]:
+def measure(num_shapes: int, folder: Path | None, processes: int) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        found = [pool.apply(measure_here, (num_shapes, folder)) for _ in range(PROCESSES)]
+        found = [pool.apply(measure_here, (num_shapes, folder)) for _ in range(processes)]
     facts, rows, rates = found[0][0], [run[1] for run in found], [run[2] for run in found]
     driver = facts.pop("driver")
     return {
@@ -389,9 +389,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=int, default=24)
     parser.add_argument("--meshes", type=Path)
+    parser.add_argument("--processes", type=int, default=PROCESSES)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    report = measure(options.shapes, options.meshes)
+    report = measure(options.shapes, options.meshes, options.processes)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     sys.exit(0 if all(verdict["bar"] == "ok" for verdict in report["verdicts"]) else 1)
