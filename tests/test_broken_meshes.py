@@ -15,6 +15,8 @@ import trimesh
 from pipeline import cli
 from pipeline.store import FeatureStore
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "broken_meshes"
 

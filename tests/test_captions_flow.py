@@ -26,6 +26,8 @@ from pipeline.store.stats import describe, statistics
 from pipeline.store.verify import verify
 from tests.tiny_captioner import save_captioner
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 MUG = "mug-0-00000"
 FILE = f'chair-0-00000,"a chair, by hand"\n{MUG},a mug by hand\n{MUG},a second one\n{MUG},a third one\nother,not here\n'
 TABLES = """

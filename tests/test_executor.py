@@ -23,6 +23,8 @@ from pipeline.execution import jobs
 from pipeline.execution.executor import Executor, InProcess, Processes, default_workers
 from pipeline.execution.opening import open_executor
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -18,6 +18,8 @@ from pipeline.report import report
 from pipeline.store import FeatureStore
 from pipeline.store.export import export
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 SHIPPED = Path(__file__).resolve().parents[1] / "data_manifests" / "openshape.toml"
 
 MANIFEST = """

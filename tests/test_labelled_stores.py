@@ -35,6 +35,8 @@ from trainer.loop import pretrain
 from trainer.show.report import write_report
 from trainer.transforms import random_bits, stream
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 CPU = torch.device("cpu")
 NUM_POINTS = 96
 CATEGORIES = {"02691156": ("Airplane", 0, 4), "03001627": ("Chair", 12, 4), "03797390": ("Mug", 36, 2)}

@@ -15,6 +15,8 @@ from pipeline.manifest import Manifest, load_manifest
 from pipeline.rendering.render import Renderer
 from pipeline.store import FeatureStore
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 
 def with_preset(path: Path, preset: str) -> Manifest:
     manifest = load_manifest(path)

@@ -30,6 +30,8 @@ from tests.miniature_meshes import (
     write_obj,
 )
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 MANIFESTS = Path(__file__).resolve().parents[1] / "data_manifests"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

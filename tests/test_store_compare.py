@@ -32,6 +32,8 @@ from pipeline.store.receipts import Failure, Receipt, canonical_json, digest_of
 from pipeline.store.records import Column
 from tests.toy_stage import COLUMNS, Toy, files_of, fill, register
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 NAMES = [f"s{number}" for number in range(9)]
 VIEWS = Toy("views", (("render", {"resolution": 96, "preset": "ring2"}),))
 LARGER = Toy("views", (("render", {"resolution": 128, "preset": "ring2"}),))

@@ -25,6 +25,8 @@ from pipeline.store.shards import read_rows
 from pipeline.store.verify import verify_path
 from tests.test_engine import Squares, numbers, rows_of, store  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 
 @pytest.fixture
 def own(small_store: Path, tmp_path: Path) -> Path:

@@ -26,6 +26,8 @@ from pipeline.store.export import Form, export
 from pipeline.store.export.table import safe_names
 from pipeline.store.receipts import Receipt
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 FORMS: tuple[Form, ...] = ("memmap", "webdataset", "parquet", "safetensors", "openshape")
 POINTS = ("xyz", "normal", "color", "part", "order", "frame")
 

@@ -17,6 +17,8 @@ from pipeline.store.gc import DAY, GcItem, GcPlan, collect, plan_gc
 from pipeline.store.receipts import digest_of
 from tests.toy_stage import Toy, files_of, fill, register
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 NOW = 2_000_000_000.0
 GRACE = 7.0
 

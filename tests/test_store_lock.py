@@ -21,6 +21,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.store import lock
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 HOLDER = """
 import sys, time
 from pathlib import Path

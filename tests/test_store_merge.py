@@ -20,6 +20,8 @@ from pipeline.store.merge import merge
 from pipeline.store.receipts import Receipt
 from tests.toy_stage import Toy, files_of, fill, register
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 STAGES = (Toy("meshes", shard_rows=8), Toy("points"), Toy("captions", shard_rows=8))
 POINTS = STAGES[1]
 TARGETS = Toy("targets", draws=2, shard_rows=5)

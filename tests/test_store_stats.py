@@ -25,6 +25,8 @@ from pipeline.store.stats.features import feature_statistics
 from pipeline.store.stats.listing import folder_bytes
 from tests import trainer_store
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 
 @pytest.fixture
 def copy(small_store: Path, tmp_path: Path) -> Path:

@@ -26,6 +26,8 @@ from pipeline.teachers.listing import DEMO, list_teacher
 from tests.conftest import MANIFEST
 from tests.teacher_models import spec
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 # The whole of a third kind of teacher: a grid of mean colours, and words by their length.
 TOY = """
 import hashlib
