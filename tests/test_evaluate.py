@@ -38,6 +38,8 @@ from trainer.evaluate.svm import fit_predict, run_svm
 from trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
 from trainer.loop import Trainer, pretrain
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 CPU = torch.device("cpu")
 OVERRIDES = [
     "model.width=12", "model.heads=3", "model.depth=2", "model.decoder_depth=1", "model.num_group=8",

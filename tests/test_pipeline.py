@@ -23,6 +23,8 @@ from pipeline.manifest import load_manifest
 from pipeline.store import FeatureStore
 from tests.conftest import MANIFEST
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 
 def run(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     """Exit status and standard error of `recon-pipeline words...`, in this process."""

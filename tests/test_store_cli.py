@@ -13,6 +13,8 @@ import pytest
 from pipeline import cli
 from pipeline.store import FeatureStore
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 
 @pytest.fixture
 def own(small_store: Path, tmp_path: Path) -> Path:

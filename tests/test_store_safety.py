@@ -36,6 +36,8 @@ from pipeline.store.verify import verify_path
 from tests.abuse import cut_small, digests, receipts_in, shards_uncut
 from tests.test_store_kills import ROOT, soak
 
+pytestmark = pytest.mark.slow  # whole stores are made
+
 Change = Callable[[], None]
 
 
