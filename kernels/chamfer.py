@@ -4,11 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from kernels.checks import check_lengths, check_like, check_points, check_values, working_dtype
-from kernels.knn import check_norm, chunk_size, knn_gather, matched_distance, padded, pair_distances, planes, search
-
-# Up to this many pairs a cloud, both directions share their distances.
-TINY = 2**12
+from kernels import ops
+from kernels.backends import choose
+from kernels.checks import check_lengths, check_like, check_points, working_dtype
+from kernels.knn import check_norm, knn_gather
 
 
 def chamfer_distance(
@@ -24,6 +23,7 @@ def chamfer_distance(
     norm: int = 2,
     single_directional: bool = False,
     abs_cosine: bool = True,
+    backend: str | None = None,
 ) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | tuple[Tensor, Tensor] | None]:
     """Distance of each point to the nearest of the other cloud, reduced as pytorch3d.loss.chamfer_distance does.
 
@@ -38,8 +38,8 @@ def chamfer_distance(
     ValueError for arguments that do not fit each other.
     """
     check_pair(x, y)
-    check_lengths("x_lengths", x_lengths, x)
-    check_lengths("y_lengths", y_lengths, y)
+    x_lengths = check_lengths("x_lengths", x_lengths, x)
+    y_lengths = check_lengths("y_lengths", y_lengths, y)
     check_norm(norm)
     _check_reductions(batch_reduction, point_reduction)
     has_normals = x_normals is not None or y_normals is not None
@@ -50,9 +50,9 @@ def chamfer_distance(
         check_like("y_normals", y_normals, y.shape, y, "y")
     if weights is not None:
         check_like("weights", weights, x.shape[:1], x, "x")
-        check_values((weights >= 0).all(), "weights must not be negative or NaN", weights)
+        weights = ops.require(weights, weights >= 0, "weights must not be negative or NaN")
 
-    (dists_x, idx_x), (dists_y, idx_y) = nearest(x, y, x_lengths, y_lengths, norm, single_directional)
+    dists_x, idx_x, dists_y, idx_y = nearest(x, y, x_lengths, y_lengths, norm, single_directional, backend)
     distance = [_reduce_points(dists_x, x_lengths, weights, point_reduction)]
     if not single_directional:
         distance.append(_reduce_points(dists_y, y_lengths, weights, point_reduction))
@@ -97,7 +97,7 @@ def _both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if points.shape[0] == 0 or points.shape[1] == 0:
             # The mean of nothing would be NaN.
             raise ValueError(f"{name} must hold at least one cloud of at least one point, got {list(points.shape)}")
-    (dists_x, _), (dists_y, _) = nearest(x, y)
+    dists_x, _, dists_y, _ = nearest(x, y)
     return dists_x, dists_y
 
 
@@ -113,101 +113,26 @@ def check_pair(x: Tensor, y: Tensor) -> None:
     check_like("y", y, (x.shape[0], None, x.shape[2]), x, "x")
 
 
-Matches = tuple[Tensor, Tensor]
-
-
 def nearest(
     x: Tensor,
     y: Tensor,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
     norm: int = 2,
-    single_directional: bool = False,
-) -> tuple[Matches, Matches]:
-    """(dists [B, N], idx [B, N]) from x to y and (dists [B, M], idx [B, M]) from y to x, differentiable.
+    single: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dists, idx [B, N] from x to y and dists, idx [B, M] from y to x ([B, 0] if `single`), differentiable.
 
-    dists 0 and idx -1 in padding and where the other cloud is empty. With single_directional the second
-    pair is the first.
+    dists 0 and idx -1 in padding and where the other cloud is empty.
     """
     dtype = working_dtype(x)
-    x, y = x.to(dtype), y.to(dtype)
-    tiny = 0 < x.shape[1] * y.shape[1] <= TINY
-    with torch.no_grad():
-        if tiny:
-            forth, back = _search_tiny(x, y, x_lengths, y_lengths, norm, single_directional)
-        else:
-            forth = _search_one(x, y, y_lengths, norm)
-            back = forth if single_directional else _search_one(y, x, x_lengths, norm)
-    first = _finish(x, y, x_lengths, y_lengths, forth, norm)
-    return first, first if single_directional else _finish(y, x, y_lengths, x_lengths, back, norm)
-
-
-def _search_one(source: Tensor, target: Tensor, target_lengths: Tensor | None, norm: int) -> Matches:
-    if target.shape[1] == 0:
-        dists = source.new_zeros(source.shape[:2])
-        return dists, torch.full(dists.shape, -1, dtype=torch.int64, device=source.device)
-    dists, idx = search(source, target, target_lengths, norm, 1)
-    return dists[..., 0], idx[..., 0]
-
-
-def _search_tiny(
-    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single: bool
-) -> tuple[Matches, Matches]:
-    """Both directions from one set of distances; N x M is small, B may be thousands.
-
-    The clouds lie innermost, [N, M, B], so that the minima of both directions are minima of whole vectors.
-    """
-    num_x, num_y, num_clouds = x.shape[1], y.shape[1], x.shape[0]
-    first = planes(x, x_lengths, torch.inf).transpose(1, 2).contiguous()
-    second = planes(y, y_lengths, -torch.inf).transpose(1, 2).contiguous()
-    dists_x, dists_y = x.new_empty(num_x, num_clouds), x.new_empty(num_y, num_clouds)
-    idx_x = torch.empty(dists_x.shape, dtype=torch.int64, device=x.device)
-    idx_y = torch.empty(dists_y.shape, dtype=torch.int64, device=x.device)
-    step = max(1, chunk_size(x.device) // (num_x * num_y))
-    for start in range(0, num_clouds, step):
-        some = slice(start, start + step)
-        found = pair_distances(first[:, :, None, some], second[:, None, :, some], norm)
-        dists_x[:, some], idx_x[:, some] = _first_minimum(found, 1)
-        if not single:
-            dists_y[:, some], idx_y[:, some] = _first_minimum(found, 0)
-    return (dists_x.T.contiguous(), idx_x.T.contiguous()), (dists_y.T.contiguous(), idx_y.T.contiguous())
-
-
-def _first_minimum(found: Tensor, dim: int) -> Matches:
-    """Minimum of non-negative `found` [N, M, B] along dim 0 or 1, and its lowest index.
-
-    The bits of non-negative floats order as integers do, and integer arithmetic on them is several times faster
-    than a minimum that tracks its index: `above` is 0 at the minima and 1 elsewhere.
-    """
-    bits = found.view(torch.int64 if found.dtype == torch.float64 else torch.int32)
-    lowest = bits.amin(dim, keepdim=True)
-    above = (bits - lowest).clamp_max_(1)
-    size = found.shape[dim]
-    number = torch.arange(size, dtype=bits.dtype, device=bits.device).view(-1, *[1] * (2 - dim))
-    idx = torch.add(number, above, alpha=size, out=above).amin(dim)
-    return lowest.view(found.dtype).squeeze(dim), idx
-
-
-def _finish(
-    source: Tensor,
-    target: Tensor,
-    source_lengths: Tensor | None,
-    target_lengths: Tensor | None,
-    found: Matches,
-    norm: int,
-) -> Matches:
-    """Attach gradients and blank the padding of one direction."""
-    dists, idx = found
-    if target.shape[1] > 0:
-        dists = matched_distance(source, target, dists[..., None], idx[..., None], norm)[..., 0]
-    if source_lengths is not None or target_lengths is not None:
-        padding = torch.zeros_like(idx, dtype=torch.bool)
-        if source_lengths is not None:
-            padding |= padded(source_lengths, source.shape[1])
-        if target_lengths is not None:
-            padding |= (target_lengths == 0)[:, None]
-        dists, idx = dists.masked_fill(padding, 0), idx.masked_fill(padding, -1)
-    return dists, idx
+    backend = choose(backend, x, "chamfer_distance")
+    if x.shape[1] and y.shape[1]:
+        found: ops.Matches = ops.nearest(x.to(dtype), y.to(dtype), x_lengths, y_lengths, norm, single, backend)
+        return found
+    dists_x, dists_y = (points.new_zeros(points.shape[:2], dtype=dtype) for points in (x, y[:, :0] if single else y))
+    return dists_x, dists_x.long() - 1, dists_y, dists_y.long() - 1
 
 
 def _normal_distance(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels import ops
+
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -44,31 +46,23 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
-def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> None:
-    """Raise ValueError unless `tensor` is int32/int64 of `shape` on the device of `like`, all in [low, high]."""
+def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> Tensor:
+    """`tensor` as int64; ValueError unless it is int32/int64 of `shape` on the device of `like`, all in [low, high]."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
         got = describe(tensor) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name} must be an int32 or int64 tensor {list(shape)}, got {got}")
     if list(tensor.shape) != list(shape) or tensor.device != like.device:
         raise ValueError(f"{name} must have shape {list(shape)} on {like.device}, got {describe(tensor)}")
-    check_values(((tensor >= low) & (tensor <= high)).all(), f"{name} must lie in [{low}, {high}]", tensor)
+    fits = (tensor >= low) & (tensor <= high)
+    checked: Tensor = ops.require(tensor.long(), fits, f"{name} must lie in [{low}, {high}]")
+    return checked
 
 
-def check_values(fits: Tensor, message: str, tensor: Tensor) -> None:
-    """Raise ValueError with `message` and the tensor's values unless `fits`.
-
-    On a GPU the test runs there and nobody waits for it: the failure surfaces as a device assert.
-    """
-    if fits.device.type != "cpu":
-        torch._assert_async(fits, message)
-    elif not fits:
-        raise ValueError(f"{message}, got {describe(tensor)}: {tensor.flatten()[:16].tolist()}")
-
-
-def check_lengths(name: str, lengths: Tensor | None, points: Tensor) -> None:
-    """Raise ValueError unless `lengths` is None or [B] integers between 0 and N, for points [B, N, D]."""
-    if lengths is not None:
-        check_integers(name, lengths, 0, points.shape[1], points.shape[:1], points)
+def check_lengths(name: str, lengths: Tensor | None, points: Tensor) -> Tensor | None:
+    """`lengths` as int64; ValueError unless it is None or [B] integers between 0 and N, for points [B, N, D]."""
+    if lengths is None:
+        return None
+    return check_integers(name, lengths, 0, points.shape[1], points.shape[:1], points)
 
 
 def working_dtype(points: Tensor) -> torch.dtype:

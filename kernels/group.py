@@ -1,14 +1,13 @@
 """Cut a cloud into local groups: farthest point sampling, nearest neighbours, gathering and centring."""
 
-import torch
 from torch import Tensor
 
+from kernels import ops
+from kernels.backends import choose
 from kernels.checks import check_count, check_points, working_dtype
-from kernels.fps import sample_farthest_points
-from kernels.knn import knn_gather, knn_points
 
 
-def group_points(points: Tensor, num_group: int, group_size: int) -> tuple[Tensor, Tensor]:
+def group_points(points: Tensor, num_group: int, group_size: int, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Groups of neighbours around farthest-point-sampled centers, each relative to its center.
 
     points [B, N, 3] -> groups [B, G, S, 3] (nearest first, so the center itself leads), centers [B, G, 3], in
@@ -20,9 +19,6 @@ def group_points(points: Tensor, num_group: int, group_size: int) -> tuple[Tenso
         check_count(name, count)
         if count > points.shape[1]:
             raise ValueError(f"{name} {count} must not exceed the points of a cloud, got points {list(points.shape)}")
-    centers, _ = sample_farthest_points(points, K=num_group)
-    with torch.no_grad():
-        idx = knn_points(centers, points, K=group_size).idx
-    groups = knn_gather(points, idx)
-    dtype = working_dtype(points)
-    return (groups.to(dtype) - centers.to(dtype)[:, :, None]).to(points.dtype), centers
+    backend = choose(backend, points, "group_points", cluster=True, K=group_size)
+    groups, centers, _, _ = ops.groups(points.to(working_dtype(points)), num_group, group_size, backend)
+    return groups.to(points.dtype), centers.to(points.dtype)

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from kernels import ops
+from kernels.backends import choose
 from kernels.checks import check_like, check_points, working_dtype
-from kernels.knn import knn_points, take_rows
+from kernels.knn import knn_points
 
 
-def interpolate_three(known: Tensor, features: Tensor, query: Tensor) -> Tensor:
+def interpolate_three(known: Tensor, features: Tensor, query: Tensor, backend: str | None = None) -> Tensor:
     """Mean of the three known features nearest to each query, weighted by 1 / (squared distance + 1e-8).
 
     known [B, M, 3], features [B, M, C], query [B, N, 3] -> [B, N, C] in the dtype of features; fewer than
@@ -24,7 +26,7 @@ def interpolate_three(known: Tensor, features: Tensor, query: Tensor) -> Tensor:
         raise ValueError(f"features must be on the device of known, {known.device}, got {features.device}")
     if known.shape[1] == 0:
         raise ValueError(f"known must hold at least one point a cloud, got {list(known.shape)}")
-    dists, idx, _ = knn_points(query, known, K=min(3, known.shape[1]))
+    dists, idx, _ = knn_points(query, known, K=min(3, known.shape[1]), backend=backend)
     weights = 1 / (dists + 1e-8)
     total = weights.sum(2, keepdim=True)
     reached = total > 0
@@ -32,9 +34,6 @@ def interpolate_three(known: Tensor, features: Tensor, query: Tensor) -> Tensor:
     # A non-finite feature of a neighbour without weight must not reach the query: 0 x NaN is NaN.
     idx = torch.where(weights > 0, idx, idx[..., :1])
     dtype = working_dtype(features)
-    # One neighbour at a time: [B, N, 3, C] at once is three times the result, and slower to fill.
-    weights = weights.to(dtype)[..., None]
-    mean = take_rows(features, idx[..., 0]).to(dtype) * weights[:, :, 0]
-    for k in range(1, idx.shape[2]):
-        mean = torch.addcmul(mean, take_rows(features, idx[..., k]).to(dtype), weights[:, :, k])
+    backend = choose(backend, features, "interpolate_three")
+    mean = ops.weighted_rows(features.to(dtype), idx, weights.to(dtype), backend)
     return torch.where(reached, mean, 0).to(features.dtype)

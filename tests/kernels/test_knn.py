@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-import kernels.knn
+import kernels.on_torch.knn
 from kernels import knn_gather, knn_points, reference
 
 
@@ -37,7 +37,7 @@ def test_knn_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype
     p1, p2 = (clouds.cloud(kind, num_clouds, size, width, dtype, seed + size) for size in (n, m))
     # Chunks far smaller than the problem, so that their seams lie everywhere.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 100, 1000, 2**16])))
+        patch.setattr(kernels.on_torch.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 100, 1000, 2**16])))
         found = knn_points(
             p1, p2, torch.tensor(lengths1).long(), torch.tensor(lengths2).long(), norm, K, return_nn=True
         )
@@ -70,17 +70,17 @@ def test_neighbours_away_from_the_origin_are_those_of_float64() -> None:
 
 def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    whole = kernels.knn.pair_distances
+    whole = kernels.on_torch.knn.pair_distances
 
     def spy(first: torch.Tensor, second: torch.Tensor, norm: int) -> torch.Tensor:
         found = whole(first, second, norm)
         sizes.append(found.numel())
         return found
 
-    monkeypatch.setattr(kernels.knn, "pair_distances", spy)
+    monkeypatch.setattr(kernels.on_torch.knn, "pair_distances", spy)
     points = torch.randn(2, 3000, 3, generator=torch.Generator().manual_seed(0))
     knn_points(points, points, K=4)
-    assert max(sizes) <= kernels.knn.CPU_CHUNK
+    assert max(sizes) <= kernels.on_torch.knn.CPU_CHUNK
     assert sum(sizes) >= 2 * 3000 * 3000
 
 

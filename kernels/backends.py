@@ -1,0 +1,75 @@
+"""Which implementation of an op runs: Triton, plain torch, or torch-cluster."""
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("triton", "torch", "cluster")
+TRITON_MAX_K = 128
+"""Neighbours a query beyond which the Triton search leaves the work to plain torch."""
+
+
+def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = False, K: int = 1) -> str:
+    """Name of the backend that runs `op` on `points`: "triton", "torch" or "cluster".
+
+    `backend` decides if given, else the environment variable RECON_KERNELS, else Triton for float32 points on a
+    CUDA device and plain torch for all others. ValueError where the backend asked for is unknown or not available
+    here, or (if asked for by `backend`) does not offer the op for these arguments; RECON_KERNELS leaves such ops to
+    the automatic choice.
+    """
+    environment = _environment()
+    asked = backend or environment
+    if asked is None:
+        fits = points.is_cuda and _installed("triton") and not _triton_lacks(points, K)
+        return "triton" if fits else "torch"
+    if asked not in BACKENDS:
+        where = "backend" if backend else "RECON_KERNELS"
+        raise ValueError(f'{where} must be "triton", "torch" or "cluster", got {asked!r}')
+    if asked == "torch":
+        return asked
+    package = "triton" if asked == "triton" else "torch_cluster"
+    if not _installed(package):
+        raise ValueError(f"backend {asked} needs the package {package}, which is not installed")
+    if asked == "triton" and not points.is_cuda and not _interpreted():
+        raise ValueError(
+            "backend triton needs points on a CUDA device, or TRITON_INTERPRET=1 for tests; "
+            f"these are on {points.device}"
+        )
+    lacks = _triton_lacks(points, K) if asked == "triton" else "" if cluster else "has no such op"
+    if not lacks:
+        return asked
+    if backend:
+        raise ValueError(f'backend {asked} cannot run {op}: it {lacks}; use backend="torch"')
+    return "triton" if asked == "cluster" and points.is_cuda and not _triton_lacks(points, K) else "torch"
+
+
+def implementation(backend: str, op: str) -> ModuleType:
+    """The module of `backend` that has the op family `op` ("fps", "knn", "chamfer", "group", "interpolate")."""
+    return import_module("kernels.on_cluster" if backend == "cluster" else f"kernels.on_{backend}.{op}")
+
+
+def _triton_lacks(points: Tensor, K: int) -> str:
+    """Why the Triton kernels cannot take these arguments, or ""."""
+    if points.dtype == torch.float64:
+        return "computes in float32, and the points are float64"
+    return f"takes K <= {TRITON_MAX_K}, got {K}" if K > TRITON_MAX_K else ""
+
+
+# A constant to torch.compile, which could not trace the look-ups.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _environment() -> str | None:
+    return os.environ.get("RECON_KERNELS") or None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None

@@ -1,0 +1,356 @@
+"""The ops as `torch.library` operators, which torch.compile, autograd and CUDA graphs take whole.
+
+Each takes checked float32 (or, in plain torch, float64) tensors and the name of the backend that runs it. Backwards
+are operators too, or made of them, so that they can be differentiated again. Nothing here reads a value back from a
+device.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from kernels.backends import implementation
+from kernels.on_torch import rows as on_torch_rows
+from kernels.on_torch.knn import matched_backward as on_torch_matched_backward
+from kernels.on_torch.knn import padded
+
+Pair = tuple[Tensor, Tensor]
+Matches = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@custom_op("recon::require", mutates_args=())
+def require(values: Tensor, fits: Tensor, message: str) -> Tensor:
+    """A copy of `values`; ValueError with `message` and the values unless all of `fits` is true.
+
+    On a GPU the test runs there and nobody waits for it: the failure surfaces as a device assert.
+    """
+    if fits.device.type != "cpu":
+        torch._assert_async(fits.all(), message)
+    elif not fits.all():
+        raise ValueError(f"{message}, got {list(values.shape)}: {values.flatten()[:16].tolist()}")
+    return values.clone()
+
+
+@require.register_fake
+def _(values: Tensor, fits: Tensor, message: str) -> Tensor:
+    return torch.empty_like(values)
+
+
+def _require_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+    pass
+
+
+def _require_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return grad, None, None
+
+
+require.register_autograd(_require_backward, setup_context=_require_setup)
+
+
+@custom_op("recon::take_rows", mutates_args=())
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x [B, M, U] at rows int64 [B, R] in [0, M) -> [B, R, U]."""
+    return on_torch_rows.take(x, rows)
+
+
+@take_rows.register_fake
+def _(x: Tensor, rows: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], rows.shape[1], x.shape[2])
+
+
+@custom_op("recon::add_rows", mutates_args=())
+def add_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """[B, num_rows, U] sums of values [B, R, U] by their rows int64 [B, R], in the order of R."""
+    return on_torch_rows.add(values, rows, num_rows)
+
+
+@add_rows.register_fake
+def _(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    return values.new_empty(values.shape[0], num_rows, values.shape[2])
+
+
+def _take_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, rows = inputs
+    ctx.save_for_backward(rows)
+    ctx.num_rows = x.shape[1]
+
+
+def _take_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return add_rows(grad, *ctx.saved_tensors, ctx.num_rows), None
+
+
+def _add_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _add_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return take_rows(grad, *ctx.saved_tensors), None, None
+
+
+take_rows.register_autograd(_take_backward, setup_context=_take_setup)
+add_rows.register_autograd(_add_backward, setup_context=_add_setup)
+
+
+@custom_op("recon::farthest_points", mutates_args=())
+def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: int, backend: str) -> Tensor:
+    """idx int64 [B, K <= N] of points [B, N, D], start [B] first; -1 beyond lengths [B]."""
+    idx: Tensor = implementation(backend, "fps").farthest_points(points.contiguous(), lengths, start, K)
+    return idx if lengths is None else idx.masked_fill_(padded(lengths, K), -1)
+
+
+@farthest_points.register_fake
+def _(points: Tensor, lengths: Tensor | None, start: Tensor, K: int, backend: str) -> Tensor:
+    return start.new_empty(points.shape[0], K)
+
+
+@custom_op("recon::knn", mutates_args=())
+def knn(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int, backend: str) -> Pair:
+    """dists and idx [B, N, K <= M]; 0 and -1 beyond lengths2 [B]."""
+    dists, idx = implementation(backend, "knn").search(p1.contiguous(), p2.contiguous(), lengths2, norm, K)
+    if lengths2 is not None:
+        missing = padded(lengths2, K)[:, None]
+        dists, idx = dists.masked_fill_(missing, 0), idx.masked_fill_(missing, -1)
+    return dists, idx
+
+
+@knn.register_fake
+def _(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int, backend: str) -> Pair:
+    dists = p1.new_empty(p1.shape[0], p1.shape[1], K)
+    return dists, dists.new_empty(dists.shape, dtype=torch.int64)
+
+
+@custom_op("recon::matched_backward", mutates_args=())
+def matched_backward(grad: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int, needs1: bool, needs2: bool) -> Pair:
+    """Gradients in p1 and p2 of sum(grad [B, N, K] * distance to the matches idx); empty where not needed."""
+    return on_torch_matched_backward(grad, p1.contiguous(), p2.contiguous(), idx, norm, needs1, needs2)
+
+
+@matched_backward.register_fake
+def _(grad: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int, needs1: bool, needs2: bool) -> Pair:
+    return p1.new_empty(p1.shape if needs1 else 0), p2.new_empty(p2.shape if needs2 else 0)
+
+
+def _knn_setup(ctx: Any, inputs: Any, output: Pair) -> None:
+    p1, p2, _, ctx.norm, _, _ = inputs
+    ctx.save_for_backward(p1, p2, output[1])
+
+
+def _knn_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    needs1, needs2 = ctx.needs_input_grad[:2]
+    grad1, grad2 = matched_backward(grad, *ctx.saved_tensors, ctx.norm, needs1, needs2)
+    return grad1 if needs1 else None, grad2 if needs2 else None, None, None, None, None
+
+
+knn.register_autograd(_knn_backward, setup_context=_knn_setup)
+
+
+def _matched_setup(ctx: Any, inputs: Any, output: Pair) -> None:
+    grad, p1, p2, idx, ctx.norm, ctx.needs1, ctx.needs2 = inputs
+    ctx.save_for_backward(grad, p1, p2, idx)
+
+
+def _matched_twice(ctx: Any, along1: Tensor, along2: Tensor) -> tuple[Tensor | None, ...]:
+    grad, p1, p2, idx = ctx.saved_tensors
+    along1 = along1 if ctx.needs1 else torch.zeros_like(p1)
+    along2 = along2 if ctx.needs2 else torch.zeros_like(p2)
+    return *_second_order(grad, p1, p2, idx, ctx.norm, along1, along2), None, None, None, None
+
+
+def _second_order(
+    grad: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int, along1: Tensor, along2: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in grad [B, N, K], p1 and p2 of the first gradients' inner product with along1 and along2.
+
+    The first gradient is a sum of grad * slope(p1 - p2), so this one is linear in along1 - along2; for norm 2, where
+    the slope is 2 (p1 - p2), its parts in p1 and p2 have the first gradient's own form.
+    """
+    rows = idx.clamp(min=0).flatten(1)
+
+    def difference(one: Tensor, two: Tensor) -> Tensor:
+        matched: Tensor = take_rows(two, rows)
+        return one[:, :, None] - matched.view(*idx.shape, two.shape[2])
+
+    apart = difference(p1, p2)
+    distance = (apart.abs() if norm == 1 else apart.square()).sum(3)
+    inside = (idx >= 0) & distance.isfinite()
+    slope = torch.where(inside[..., None], apart.sign() if norm == 1 else 2 * apart, 0)
+    of_grad = (slope * difference(along1, along2)).sum(3)
+    if norm == 1:
+        return of_grad, torch.zeros_like(p1), torch.zeros_like(p2)
+    return of_grad, *matched_backward(grad, along1, along2, idx.where(inside, -1), 2, True, True)
+
+
+matched_backward.register_autograd(_matched_twice, setup_context=_matched_setup)
+
+
+@custom_op("recon::nearest", mutates_args=())
+def nearest(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single: bool, backend: str
+) -> Matches:
+    """dists, idx [B, N] from x to y and [B, M] back ([B, 0] if `single`), N, M >= 1.
+
+    0 and -1 in the padding and where the other cloud is empty.
+    """
+    chamfer = implementation(backend, "chamfer")
+    forth_and_back = chamfer.nearest(x.contiguous(), y.contiguous(), x_lengths, y_lengths, norm, single)
+    for dists, idx, own, other in (
+        (*forth_and_back[:2], x_lengths, y_lengths),
+        (*forth_and_back[2:], y_lengths, x_lengths),
+    ):
+        if own is not None:
+            missing = padded(own, dists.shape[1])
+            dists.masked_fill_(missing, 0), idx.masked_fill_(missing, -1)
+        if other is not None:
+            missing = (other == 0)[:, None]
+            dists.masked_fill_(missing, 0), idx.masked_fill_(missing, -1)
+    found: Matches = forth_and_back
+    return found
+
+
+@nearest.register_fake
+def _(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single: bool, backend: str
+) -> Matches:
+    dists_x, dists_y = x.new_empty(x.shape[:2]), y.new_empty(y.shape[0], 0 if single else y.shape[1])
+    idx_x, idx_y = (dists.new_empty(dists.shape, dtype=torch.int64) for dists in (dists_x, dists_y))
+    return dists_x, idx_x, dists_y, idx_y
+
+
+@custom_op("recon::nearest_backward", mutates_args=())
+def nearest_backward(
+    grad_x: Tensor,
+    grad_y: Tensor,
+    x: Tensor,
+    y: Tensor,
+    idx_x: Tensor,
+    idx_y: Tensor,
+    norm: int,
+    needs_x: bool,
+    needs_y: bool,
+    backend: str,
+) -> Pair:
+    """Gradients in x and y of sum(grad_x * dists_x) + sum(grad_y * dists_y); empty where not needed."""
+    tensors = [tensor.contiguous() for tensor in (grad_x, grad_y, x, y, idx_x, idx_y)]
+    found: Pair = implementation(backend, "chamfer").nearest_backward(*tensors, norm, needs_x, needs_y)
+    return found
+
+
+@nearest_backward.register_fake
+def _(
+    grad_x: Tensor,
+    grad_y: Tensor,
+    x: Tensor,
+    y: Tensor,
+    idx_x: Tensor,
+    idx_y: Tensor,
+    norm: int,
+    needs_x: bool,
+    needs_y: bool,
+    backend: str,
+) -> Pair:
+    return x.new_empty(x.shape if needs_x else 0), y.new_empty(y.shape if needs_y else 0)
+
+
+def _nearest_setup(ctx: Any, inputs: Any, output: Matches) -> None:
+    x, y, _, _, ctx.norm, _, ctx.backend = inputs
+    ctx.save_for_backward(x, y, output[1], output[3])
+
+
+def _nearest_backward(ctx: Any, grad_x: Tensor, _x: Any, grad_y: Tensor, _y: Any) -> tuple[Tensor | None, ...]:
+    needs_x, needs_y = ctx.needs_input_grad[:2]
+    of_x, of_y = nearest_backward(grad_x, grad_y, *ctx.saved_tensors, ctx.norm, needs_x, needs_y, ctx.backend)
+    return of_x if needs_x else None, of_y if needs_y else None, None, None, None, None, None
+
+
+nearest.register_autograd(_nearest_backward, setup_context=_nearest_setup)
+
+
+def _nearest_backward_setup(ctx: Any, inputs: Any, output: Pair) -> None:
+    *tensors, ctx.norm, ctx.needs_x, ctx.needs_y, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _nearest_twice(ctx: Any, along_x: Tensor, along_y: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_y, x, y, idx_x, idx_y = ctx.saved_tensors
+    along_x = along_x if ctx.needs_x else torch.zeros_like(x)
+    along_y = along_y if ctx.needs_y else torch.zeros_like(y)
+    forth = _second_order(grad_x[..., None], x, y, idx_x[..., None], ctx.norm, along_x, along_y)
+    if grad_y.shape[1] == 0:
+        return forth[0][..., 0], torch.zeros_like(grad_y), *forth[1:], *[None] * 6
+    back = _second_order(grad_y[..., None], y, x, idx_y[..., None], ctx.norm, along_y, along_x)
+    return forth[0][..., 0], back[0][..., 0], forth[1] + back[2], forth[2] + back[1], *[None] * 6
+
+
+nearest_backward.register_autograd(_nearest_twice, setup_context=_nearest_backward_setup)
+
+
+@custom_op("recon::groups", mutates_args=())
+def groups(points: Tensor, num_group: int, group_size: int, backend: str) -> Matches:
+    """Neighbours minus centers [B, G, S, D], centers [B, G, D], and where both stand: [B, G], [B, G, S]."""
+    points = points.contiguous()
+    if backend == "triton":
+        found: Matches = implementation(backend, "group").groups(points, num_group, group_size)
+        return found
+    start = torch.zeros(points.shape[0], dtype=torch.int64, device=points.device)
+    chosen = implementation(backend, "fps").farthest_points(points, None, start, num_group)
+    centers = on_torch_rows.take(points, chosen)
+    _, idx = implementation(backend, "knn").search(centers, points, None, 2, group_size)
+    near = on_torch_rows.take(points, idx.flatten(1)).view(*idx.shape, points.shape[2])
+    return near.sub_(centers[:, :, None]), centers, chosen, idx
+
+
+@groups.register_fake
+def _(points: Tensor, num_group: int, group_size: int, backend: str) -> Matches:
+    num_clouds, _, width = points.shape
+    near = points.new_empty(num_clouds, num_group, group_size, width)
+    chosen = torch.empty(num_clouds, num_group, dtype=torch.int64, device=points.device)
+    return near, near.new_empty(num_clouds, num_group, width), chosen, chosen.new_empty(near.shape[:3])
+
+
+def _groups_setup(ctx: Any, inputs: Any, output: Matches) -> None:
+    ctx.num_points = inputs[0].shape[1]
+    ctx.save_for_backward(*output[2:])
+
+
+def _groups_backward(ctx: Any, of_near: Tensor, of_centers: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    chosen, idx = ctx.saved_tensors
+    values = torch.cat([of_near.flatten(1, 2), of_centers - of_near.sum(2)], 1)
+    return add_rows(values, torch.cat([idx.flatten(1), chosen], 1), ctx.num_points), None, None, None
+
+
+groups.register_autograd(_groups_backward, setup_context=_groups_setup)
+
+
+@custom_op("recon::weighted_rows", mutates_args=())
+def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor, backend: str) -> Tensor:
+    """sum over k of weights [B, N, K] * features [B, M, C] at idx int64 [B, N, K] in [0, M) -> [B, N, C]."""
+    module = implementation(backend, "interpolate")
+    total: Tensor = module.weighted_rows(features.contiguous(), idx.contiguous(), weights.contiguous())
+    return total
+
+
+@weighted_rows.register_fake
+def _(features: Tensor, idx: Tensor, weights: Tensor, backend: str) -> Tensor:
+    return features.new_empty(*idx.shape[:2], features.shape[2])
+
+
+def _weighted_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _weighted_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    features, idx, weights = ctx.saved_tensors
+    of_features = of_weights = None
+    # One neighbour at a time: [B, N, K, C] at once is K times the result.
+    each = list(zip(idx.unbind(2), weights.unbind(2), strict=True))
+    if ctx.needs_input_grad[0]:
+        parts = [add_rows(grad * weight[..., None], near, features.shape[1]) for near, weight in each]
+        of_features = torch.stack(parts).sum(0)
+    if ctx.needs_input_grad[2]:
+        of_weights = torch.stack([(grad * take_rows(features, near)).sum(2) for near, _ in each], 2)
+    return of_features, None, of_weights, None
+
+
+weighted_rows.register_autograd(_weighted_backward, setup_context=_weighted_setup)
