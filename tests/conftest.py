@@ -39,6 +39,21 @@ kind = "open_clip"
 model = "{model}"
 """
 
+FOLDER_MANIFEST = """
+name = "shapes"
+[source]
+layout = "folder"
+[sample]
+num_points = 64
+[render]
+preset = "ring2"
+resolution = 32
+[[features.teachers]]
+name = "tiny"
+kind = "open_clip"
+model = "{model}"
+"""
+
 
 @pytest.fixture(scope="session")
 def clip_config(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,26 +14,12 @@ import trimesh
 
 from pipeline import cli
 from pipeline.store import FeatureStore
+from tests.conftest import FOLDER_MANIFEST
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "broken_meshes"
-
-MANIFEST = """
-name = "broken"
-[source]
-layout = "folder"
-[sample]
-num_points = 64
-[render]
-preset = "ring2"
-resolution = 32
-[[features.teachers]]
-name = "tiny"
-kind = "open_clip"
-model = "{model}"
-"""
 
 PLY = "ply\nformat {} 1.0\nelement vertex {}\nproperty float x\nproperty float y\nproperty float z\n"
 PLY += "element face {}\nproperty list uchar int vertex_indices\nend_header\n"
@@ -111,9 +97,9 @@ def test_broken_files_are_set_aside_and_sound_ones_go_through(
     for name, (content, _) in BROKEN.items():
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     trimesh.creation.box().export(folder / "sound.ply")
-    (tmp_path / "m.toml").write_text(MANIFEST.format(model=clip_config))
+    (tmp_path / "m.toml").write_text(FOLDER_MANIFEST.format(model=clip_config))
     assert run_all(tmp_path / "m.toml", tmp_path / "root", tmp_path / "store", monkeypatch) == 3
-    reasons, sound = set_aside(tmp_path / "store", "broken")
+    reasons, sound = set_aside(tmp_path / "store", "shapes")
     assert sound == {"chair/sound"}
     expected = {name: reason for name, (_, reason) in BROKEN.items()}
     found = {re.split(r"chair/", uid)[1]: words.split(":")[0] for uid, words in reasons.items()}

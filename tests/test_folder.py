@@ -3,6 +3,7 @@
 import csv
 import posixpath
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.meshfile import concatenate
-from pipeline.sources.folder import FolderSource, list_folder
+from pipeline.manifest import load_manifest
+from pipeline.meshfile import SUFFIXES, concatenate
+from pipeline.sources.folder import FOREIGN, FolderSource, list_folder
 from tests.miniature_meshes import TURNED, build_folder
+
+MANIFESTS = Path(__file__).resolve().parents[1] / "data_manifests"
 
 
 def split_of(uid, fraction, seed):
@@ -173,6 +177,15 @@ def test_problems_name_what_is_passed_over(tmp_path):
         "3 mesh files are left out, shapes.csv does not name them: chair/deep/x.ply, sofa/a.obj, top.obj",
         "1 files need converting, no reader takes them: chair/x.fbx",
     ]
+
+
+def test_the_shipped_manifest_says_what_the_others_say():
+    found = load_manifest(MANIFESTS / "folder.toml")
+    assert found.licence and found.obtain and found.units
+
+
+def test_what_a_reader_takes_needs_no_converting():
+    assert not set(FOREIGN) & set(SUFFIXES)
 
 
 def test_meshes_without_a_class_say_what_to_do(tmp_path):

@@ -7,7 +7,9 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline.errors import UserError
 from pipeline.sources import safe_pickle
 from pipeline.sources.safe_pickle import load_npy_object, load_pickle
+from tests.miniature_meshes import message
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -142,9 +145,7 @@ HOSTILE = {
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_refuses_everything_else(tmp_path: Path, name: str, protocol: int) -> None:
     path = write(tmp_path / "bad.pkl", pickle.dumps({"train": [HOSTILE[name]]}, protocol))
-    with pytest.raises(UserError, match=r"bad\.pkl: it .*nothing was run") as caught:
-        load_pickle(path)
-    assert "\n" not in str(caught.value)
+    assert re.search(r"bad\.pkl: it .*nothing was run", message(lambda: load_pickle(path)))
 
 
 def test_names_the_refused_function(tmp_path: Path) -> None:
@@ -197,9 +198,8 @@ HAND_MADE = {
 def test_hand_made_programs(tmp_path: Path, name: str) -> None:
     """What no pickler writes: each of these did something, or cost something, in some reader."""
     content, words = HAND_MADE[name]
-    with pytest.raises(UserError, match=words) as caught:
-        load_pickle(write(tmp_path / "bad.pkl", content))
-    assert "bad.pkl" in str(caught.value) and "\n" not in str(caught.value)
+    said = message(lambda: load_pickle(write(tmp_path / "bad.pkl", content)))
+    assert "bad.pkl" in said and re.search(words, said)
 
 
 def test_as_many_instructions_as_a_data_set_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +253,5 @@ def test_npy_object(tmp_path: Path) -> None:
         "empty": "cannot be read",
         "gone": "no such file",
     }.items():
-        with pytest.raises(UserError, match=words) as caught:
-            load_npy_object(tmp_path / f"{name}.npy")
-        assert f"{name}.npy" in str(caught.value) and "\n" not in str(caught.value)
+        said = message(partial(load_npy_object, tmp_path / f"{name}.npy"))
+        assert f"{name}.npy" in said and re.search(words, said)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.teachers.batches import CPU_BATCH, GPU_BATCH, BatchSize, embed, embed_pictures
+from pipeline.teachers.batches import CPU_BATCH, GPU_BATCH, BatchSize, embed, embed_pictures, in_batches
 from pipeline.teachers.images import Preprocess
 
 PREPROCESS = Preprocess((24, 24), (24, 24), "squash", "bicubic", (0.48, 0.45, 0.4), (0.27, 0.26, 0.28))
@@ -93,8 +93,26 @@ def test_other_errors_are_no_matter_of_size(error: RuntimeError) -> None:
     assert tries == [before] == [size.rows]
 
 
+def test_what_is_run_need_be_no_tensor() -> None:
+    """Rows of a range and lines of text, as a captioner has them; in halves each line still has its place."""
+    size, passes = BatchSize(GPU, cpu=4, gpu=16), list[int]()
+
+    def run(rows: range) -> list[str]:
+        passes.append(len(rows))
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        assert torch.is_inference_mode_enabled()
+        return [str(row) for row in rows]
+
+    found = in_batches("captions 'c'", 21, size, lambda start, rows: range(start, start + rows), run)
+    assert found == [str(row) for row in range(21)]
+    assert passes == [16, 8, 4, 4, 4, 4, 4, 4]
+    assert in_batches("captions 'c'", 0, size, lambda start, rows: range(start, start + rows), run) == []
+
+
 def test_a_gpu_starts_large() -> None:
     assert (BatchSize(CPU).rows, BatchSize(GPU).rows) == (CPU_BATCH, GPU_BATCH)
+    assert (BatchSize(CPU, 8, 64).rows, BatchSize(GPU, 8, 64).rows) == (8, 64)
     assert GPU_BATCH > CPU_BATCH
 
 

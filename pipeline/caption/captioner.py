@@ -17,11 +17,11 @@ from pipeline.caption.tables import CaptionerTable
 from pipeline.caption.words import one_line
 from pipeline.errors import UserError
 from pipeline.store.receipts import canonical_json
+from pipeline.teachers.batches import BatchSize, in_batches
 from pipeline.teachers.weights import weights_digest
 
-# Every pass has this many pictures, filled up with blank ones: a matrix product may round differently for another
-# number of rows, and then a picture's caption would hang on its company.
-BATCH = {"cpu": 8, "cuda": 64}
+CPU_BATCH = 8
+GPU_BATCH = 64  # to begin with
 NUM_BEAMS = 3
 TOP_P = 0.9
 VERSION = 1  # of how captions are searched and drawn; raise it when that changes
@@ -31,7 +31,7 @@ _ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "to
 
 
 class Captioner:
-    """A frozen image-to-text model. The same picture, seed and recipe give the same caption in any batch."""
+    """A frozen image-to-text model. The same picture, seed and recipe give one caption; of GPUs see `BatchSize`."""
 
     def __init__(self, table: CaptionerTable, device: str = "cpu") -> None:
         self._table = table
@@ -40,7 +40,7 @@ class Captioner:
         self._model.eval().requires_grad_(False)
         self._digest = weights_digest(self._model.state_dict())
         self._model.to(self._device)
-        self._batch = BATCH["cuda" if self._device.type == "cuda" else "cpu"]
+        self._batch = BatchSize(self._device, CPU_BATCH, GPU_BATCH)
 
     @property
     def digest(self) -> str:
@@ -63,13 +63,15 @@ class Captioner:
 
     def write(self, pictures: NDArray[np.uint8], seeds: Sequence[int] | None) -> list[str]:
         """[B, H, W, 3] sRGB -> B captions: by beam search, or with a seed a picture drawn from the likeliest words."""
-        captions: list[str] = []
-        for start in range(0, len(pictures), self._batch):
-            part = pictures[start : start + self._batch]
-            blank = np.full((self._batch - len(part), *part.shape[1:]), 255, np.uint8)
-            numbers = None if seeds is None else [*seeds[start : start + len(part)], *[0] * len(blank)]
-            captions += self._pass([*part, *blank], numbers)[: len(part)]
-        return captions
+
+        def run(rows: range) -> list[str]:
+            part = pictures[rows.start : rows.stop]
+            blank = np.full((len(rows) - len(part), *part.shape[1:]), 255, np.uint8)
+            numbers = None if seeds is None else [*seeds[rows.start : rows.stop], *[0] * len(blank)]
+            return self._pass([*part, *blank], numbers)
+
+        whose = f"captions {self._table.name!r}"
+        return in_batches(whose, len(pictures), self._batch, lambda start, rows: range(start, start + rows), run)
 
     def _pass(self, pictures: list[NDArray[np.uint8]], seeds: Sequence[int] | None) -> list[str]:
         words = {"text": [self._table.prompt] * len(pictures)} if self._table.prompt else {}
@@ -79,7 +81,7 @@ class Captioner:
             options["num_beams"] = NUM_BEAMS
         else:
             options |= {"num_beams": 1, "logits_processor": [_Draw(seeds)]}
-        with _quiet(), torch.inference_mode():
+        with _quiet():
             tokens = self._model.generate(**inputs, **options)
         lines: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
         return [one_line(line) for line in lines]

@@ -87,7 +87,7 @@ class FewShotSource(Source):
     def recipe(self) -> dict[str, Any]:
         if self.pool is not None:
             return {"layout": self.layout, "pool": self.pool.recipe()}
-        return {"layout": self.layout, "up": self.up, "front": self.front}
+        return super().recipe()
 
     def problems(self, root: Path) -> list[str]:
         """Published folds that are not of the announced size, and what the pool says."""

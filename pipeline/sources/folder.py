@@ -15,10 +15,9 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.errors import UserError
-from pipeline.mesh import Mesh
 from pipeline.sources.source import Listed, Source, stamp
 from pipeline.sources.tables import SPLITS, inside, nearest, read_rows, some
 
@@ -26,7 +25,7 @@ Listing = list[Listed]  # the class below has a field called `list`
 Lines = list[str]
 
 # Files of shapes that people have and that have to be converted first.
-FOREIGN = (".3ds", ".3mf", ".abc", ".blend", ".dae", ".fbx", ".igs", ".iges", ".max", ".step", ".stp", ".usd", ".usdz")
+FOREIGN = (".3ds", ".3mf", ".abc", ".blend", ".fbx", ".igs", ".iges", ".max", ".step", ".stp", ".usd", ".usdz")
 
 
 class FolderSource(Source):
@@ -55,20 +54,12 @@ class FolderSource(Source):
             for uid, category, relative in list_folder(root)
         ]
 
-    def mesh(self, root: Path, reference: str) -> Mesh:
-        from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; listing does without
-
-        return load_mesh(root / reference, root, up=self.up, front=self.front)
-
-    def recipe(self) -> dict[str, Any]:
-        return {"layout": "folder", "up": self.up, "front": self.front}
-
     def problems(self, root: Path) -> Lines:
         """Classes without a mesh, and files that the listing passes over."""
         listed = {shape.source for shape in self.shapes(root)}
         others = [path for path in _walk(root) if path not in listed]
         extra = [path for path in others if _is_mesh(path.rsplit("/", 1)[-1])]
-        foreign = [path for path in others if path.lower().endswith(FOREIGN) and path not in extra]
+        foreign = [path for path in others if path.lower().endswith(FOREIGN)]
         lines = []
         if not self.list:
             held = {shape.split("/")[0] for shape in listed}

@@ -75,8 +75,7 @@ class Hdf5Source(Source):
         return cloud_of(values, self.up, self.front, reference, part, PARTS if self.mask else ())
 
     def recipe(self) -> dict[str, Any]:
-        parts = list(PARTS) if self.mask else []
-        return {"layout": self.layout, "mask": self.mask, "parts": parts, "up": self.up, "front": self.front}
+        return super().recipe() | {"mask": self.mask, "parts": list(PARTS) if self.mask else []}
 
     @property
     def _arrays(self) -> tuple[str, ...]:

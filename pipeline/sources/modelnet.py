@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.mesh import Mesh, MeshError
+from pipeline.mesh import MeshError
 from pipeline.sources.clouds import class_of, cloud_of, folder, read_table, row_of
 from pipeline.sources.safe_pickle import load_pickle
 from pipeline.sources.source import Cloud, Listed, Source, stamp
@@ -64,14 +64,6 @@ class ModelNetOffSource(Source):
             for split, path in files:
                 listed.append(Listed(path.stem, category, split, f"{category}/{split}/{path.name}", stamp(path)))
         return listed
-
-    def mesh(self, root: Path, reference: str) -> Mesh:
-        from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; listing does without
-
-        return load_mesh(root / reference, root, up=self.up, front=self.front)
-
-    def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "up": self.up, "front": self.front}
 
     def problems(self, root: Path) -> list[str]:
         """Files that are named after another class, and classes that one split lacks."""
@@ -123,9 +115,6 @@ class ModelNetTextSource(Source):
     def cloud(self, root: Path, reference: str) -> Cloud:
         return cloud_of(read_table(root / reference, 6, ","), self.up, self.front, reference)
 
-    def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "up": self.up, "front": self.front}
-
     def problems(self, root: Path) -> list[str]:
         """Files of listed classes that no list names, and classes without a shape."""
         shapes = self.shapes(root)
@@ -175,7 +164,7 @@ class ModelNetFpsSource(Source):
         return cloud_of(points, self.up, self.front, reference)
 
     def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "points": self.points, "up": self.up, "front": self.front}
+        return super().recipe() | {"points": self.points}
 
     def _file(self, split: str) -> str:
         return f"{self.prefix}_{split}_{self.points}pts_fps.dat"

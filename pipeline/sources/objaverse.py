@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.errors import UserError
-from pipeline.mesh import Mesh
 from pipeline.sources.source import Listed, Source, stamp
 from pipeline.sources.tables import inside, read_json, read_lines, some
 
@@ -48,14 +47,6 @@ class ObjaverseSource(Source):
         if not listed:
             raise UserError(f"{root / self.objects}: none of its {len(objects)} objects is under {root}; download some")
         return listed
-
-    def mesh(self, root: Path, reference: str) -> Mesh:
-        from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; listing does without
-
-        return load_mesh(root / reference, root, up=self.up, front=self.front)
-
-    def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "up": self.up, "front": self.front}
 
     def problems(self, root: Path) -> list[str]:
         """Files that the list does not name, and annotations of no object."""

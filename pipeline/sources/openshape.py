@@ -90,9 +90,6 @@ class OpenShapeSource(Source):
         color = np.rint(255 * srgb_to_linear(np.clip(rgb.astype(np.float64), 0, 1))).astype(np.uint8)
         return Cloud(cloud.xyz, cloud.normal, color)
 
-    def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "up": self.up, "front": self.front}
-
     def features(self, root: Path, reference: str, field: str) -> NDArray[Any]:
         """[V, D] of the file's own features, as they lie in it. MeshError where it has none such."""
         feat = _array(_read(root / reference, stamp(root / reference)), field, reference)

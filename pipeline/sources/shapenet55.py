@@ -80,7 +80,7 @@ class ShapeNet55Source(Source):
         return Cloud(np.ascontiguousarray(xyz, np.float32))
 
     def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "up": self.up, "front": self.front, "meshes_version": self.meshes_version}
+        return super().recipe() | {"meshes_version": self.meshes_version}
 
     def synonyms(self, root: Path) -> dict[str, tuple[str, ...]]:
         """From the taxonomy.json beside the meshes."""

@@ -20,7 +20,6 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from pipeline.errors import UserError
-from pipeline.mesh import Mesh
 from pipeline.sources.source import Listed, Source, stamp
 from pipeline.sources.tables import SPLITS, nearest, read_json, read_rows, some
 
@@ -129,14 +128,6 @@ class ShapeNetCoreSource(Source):
             mend = f"this is version {other}, take its manifest" if wrong else "unpack the synsets' archives here"
             raise UserError(f"no model under {root} has a {FILES[self.version]}: {mend}")
         return listed
-
-    def mesh(self, root: Path, reference: str) -> Mesh:
-        from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; listing does without
-
-        return load_mesh(root / reference, root, up=self.up, front=self.front)
-
-    def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "up": self.up, "front": self.front}
 
     def synonyms(self, root: Path) -> dict[str, tuple[str, ...]]:
         """Category -> the names that taxonomy.json gives its synset, the first the most usual; {} without that file."""

@@ -82,7 +82,7 @@ class ShapeNetPartSource(Source):
         return cloud_of(table[:, :6], self.up, self.front, reference, label.astype(np.uint8), PARTS)
 
     def recipe(self) -> dict[str, Any]:
-        return {"layout": self.layout, "parts": list(PARTS), "up": self.up, "front": self.front}
+        return super().recipe() | {"parts": list(PARTS)}
 
     def problems(self, root: Path) -> list[str]:
         """Shapes that are named twice or in two lists, and files that no list names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -60,6 +61,7 @@ class Source(Strict):
     be used, which is then set aside; `shapes` raises UserError when the listing itself cannot be had.
     """
 
+    layout: str
     up: str = "+Y"
     """The files' own axes, turned to +Y up and +Z front."""
     front: str = "+Z"
@@ -83,21 +85,23 @@ class Source(Strict):
         """Whether shapes have ready-made points, which are taken instead of sampling the mesh."""
         return False
 
+    @abstractmethod
     def shapes(self, root: Path) -> list[Listed]:
         """Every shape that the lists name or that is there, in a fixed order."""
-        raise NotImplementedError
 
     def mesh(self, root: Path, reference: str) -> Mesh:
-        """The mesh of one shape."""
-        raise NotImplementedError
+        """The mesh of one shape, where `has_meshes`: the file that the reference names."""
+        from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; listing does without
+
+        return load_mesh(root / reference, root, up=self.up, front=self.front)
 
     def cloud(self, root: Path, reference: str) -> Cloud:
-        """The ready-made points of one shape."""
-        raise NotImplementedError
+        """The ready-made points of one shape, where `has_clouds`."""
+        raise NotImplementedError(f"layout {self.layout!r} has no ready-made points")
 
     def recipe(self) -> dict[str, Any]:
         """What turns a reference into a mesh or cloud, for the store's keys; which shapes there are does not count."""
-        raise NotImplementedError
+        return {"layout": self.layout, "up": self.up, "front": self.front}
 
     def problems(self, root: Path) -> list[str]:
         """What `recon-pipeline check` should say beside counts and missing files, a line each."""

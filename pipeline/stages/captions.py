@@ -60,7 +60,7 @@ class FactCaptions:
 
         def one(row: Row) -> tuple[list[str]]:
             lines = caption.describe(json.loads(facts[row.index]) if facts[row.index] else {})
-            return (_filled(lines, NUM_FACTS),)
+            return (filled(lines, NUM_FACTS),)
 
         return each_row(rows, ["caption"], one)
 
@@ -95,7 +95,7 @@ class TextCaptions:
         return False  # cheaper than looking for a twin
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        return each_row(rows, ["caption"], lambda row: (_filled(json.loads(row.source), self.keep),))
+        return each_row(rows, ["caption"], lambda row: (filled(json.loads(row.source), self.keep),))
 
 
 def text_rows(rows: Sequence[Row], texts: Mapping[str, Sequence[str]]) -> list[Row]:
@@ -307,6 +307,6 @@ def _features(store: FeatureStore, key: str, rows: Sequence[Row]) -> NDArray[Any
     return read_rows(store, feat, [row.index for row in rows], 0)
 
 
-def _filled(lines: Sequence[str], count: int) -> list[str]:
+def filled(lines: Sequence[str], count: int) -> list[str]:
     """The first `count` lines, filled up with blanks."""
     return [*lines[:count], *[""] * (count - len(lines))]

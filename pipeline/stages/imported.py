@@ -14,6 +14,7 @@ from pipeline.execution.stage import Block, Row, each_row
 from pipeline.manifest import Shape
 from pipeline.mesh import MeshError
 from pipeline.sources.openshape import OpenShapeSource, StoredFeatures
+from pipeline.stages.captions import filled
 from pipeline.stages.origin import Origin
 from pipeline.store.feature_store import FeatureStore
 from pipeline.store.records import Column
@@ -118,8 +119,7 @@ class ImportedCaptions:
         source = _source(self.origin)
 
         def one(row: Row) -> tuple[list[str]]:
-            texts = source.texts(self.origin.root, row.source)[: self.keep]
-            return ([*texts, *[""] * (self.keep - len(texts))],)
+            return (filled(source.texts(self.origin.root, row.source), self.keep),)
 
         return each_row(rows, ["caption"], one)
 

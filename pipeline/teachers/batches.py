@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ CPU_BATCH = 32
 GPU_BATCH = 256
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
+Prepare = Callable[[int, int], Any]
+"""(start, rows) -> exactly so many rows, in a tensor, list or range."""
+Result = TypeVar("Result")
 
 
 class BatchSize:
@@ -28,36 +32,44 @@ class BatchSize:
     where it had less. The number is in no key, as neither is the processor that rounds.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.rows = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+    def __init__(self, device: torch.device, cpu: int = CPU_BATCH, gpu: int = GPU_BATCH) -> None:
+        """`gpu`, the most to begin with, is a power of two: what is left of a batch fills its halves."""
+        self.rows = gpu if device.type == "cuda" else cpu
         self.prepare_ahead = device.type != "cpu"
         self._device = device
 
-    def halve(self, name: str, error: RuntimeError) -> None:
+    def halve(self, whose: str, error: RuntimeError) -> None:
         """Go on with half as many; UserError when a single row is too much, the error itself on a CPU."""
         if self._device.type == "cpu":
             raise error
         if self.rows == 1:
             raise UserError(
-                f"teacher {name!r}: {self._device} has no memory left for a single picture: free some, or use "
-                'precision = "bf16" or a smaller model'
+                f"{whose}: {self._device} has no memory left for a single picture: free some, or use a smaller model "
+                'or, for a teacher, precision = "bf16"'
             ) from error
         self.rows //= 2
 
 
-def embed(
-    name: str, count: int, size: BatchSize, prepare: Callable[[int, int], torch.Tensor], encode: Encode
-) -> NDArray[np.float32]:
-    """[count, ...] float32: `encode` of what `prepare` (start, rows) gives, `rows` of them whatever `count` is."""
-    features = []
+def embed(name: str, count: int, size: BatchSize, prepare: Prepare, encode: Encode) -> NDArray[np.float32]:
+    """[count, ...] float32: `encode` of what `prepare` gives; see `in_batches`."""
+    rows = in_batches(f"teacher {name!r}", count, size, prepare, lambda batch: encode(batch).float().cpu().numpy())
+    return np.stack(rows)
+
+
+def in_batches(
+    whose: str, count: int, size: BatchSize, prepare: Prepare, run: Callable[[Any], Iterable[Result]]
+) -> list[Result]:
+    """What `run` gives for each of `count` rows; it always gets `size.rows` of those that `prepare` makes.
+
+    `whose` begins the UserError for a GPU that has no memory for one row.
+    """
+    results: list[Result] = []
     for start, batch in _prepared(count, size, prepare):
-        features.append(_forward(name, batch, min(len(batch), count - start), size, encode))
-    return np.concatenate(features)
+        results += _forward(whose, batch, min(len(batch), count - start), size, run)
+    return results
 
 
-def _prepared(
-    count: int, size: BatchSize, prepare: Callable[[int, int], torch.Tensor]
-) -> Iterator[tuple[int, torch.Tensor]]:
+def _prepared(count: int, size: BatchSize, prepare: Prepare) -> Iterator[tuple[int, Any]]:
     """Batches by their first row. For a GPU a thread prepares the next one meanwhile; its errors are raised here.
 
     On a CPU there is nothing to gain: workers fill every core, and the two threads would wait for each other.
@@ -76,17 +88,19 @@ def _prepared(
             yield start, batch
 
 
-def _forward(name: str, batch: torch.Tensor, wanted: int, size: BatchSize, encode: Encode) -> NDArray[np.float32]:
-    """The first `wanted` rows' features. A batch that does not fit is done again from its beginning, in halves."""
+def _forward(
+    whose: str, batch: Any, wanted: int, size: BatchSize, run: Callable[[Any], Iterable[Result]]
+) -> list[Result]:
+    """The first `wanted` rows' results. A batch that does not fit is done again from its beginning, in halves."""
     while True:
         try:
             with torch.inference_mode():
-                parts = [encode(batch[at : at + size.rows]).float().cpu() for at in range(0, wanted, size.rows)]
-            return torch.cat(parts)[:wanted].numpy()
+                parts = [run(batch[at : at + size.rows]) for at in range(0, wanted, size.rows)]
+            return [result for part in parts for result in part][:wanted]
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            size.halve(name, error)
+            size.halve(whose, error)
         # Not among the lines above: until the exception is gone, its frames hold what did not fit.
         torch.cuda.empty_cache()
 
