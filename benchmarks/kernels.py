@@ -1,23 +1,27 @@
-"""Time every op of kernels/ against plain torch, side by side, after checking it against the reference.
+"""Time every op of kernels/ at ReCon's real sizes against plain torch, torch-cluster and the naive loop, in one run.
 
-    python benchmarks/kernels.py [--device cpu|cuda] [--threads N] [--seconds S]
+    python benchmarks/kernels.py [--device cpu|cuda] [--threads N] [--seconds S] [--only WORD] [--check-only]
 
-Needs torch and NumPy and a source checkout, nothing installed. Writes benchmarks/results/kernels-<device>.json and
-the same as a markdown table, kernels-<device>.md. The two contestants of a case take turns, so that whatever else
-the machine does falls on both.
+Needs torch, NumPy and a source checkout (and Triton on a GPU), nothing installed; torch-cluster takes part where it is
+installed. Every op is checked against kernels/reference.py before it is timed. The contestants of a case take turns, so
+that whatever else the machine does falls on all of them. Writes benchmarks/results/kernels-<device>.json and the same
+as a markdown table, kernels-<device>.md; with --only, which times the cases whose name holds WORD, it writes nothing.
+
+--check-only times nothing: it checks every backend that the device has in every case, on a GPU also that the ops
+neither wait for the device nor change inside a CUDA graph, and exits with 1 if anything differs.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,275 +31,345 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import kernel_contestants as rivals  # noqa: E402
+from kernel_clock import device_rates, graphed, measure  # noqa: E402
+from kernel_page import markdown  # noqa: E402
+
 import kernels  # noqa: E402
-from kernels import reference  # noqa: E402
+from kernels import chamfer, reference  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-MIN_REPEATS, MAX_REPEATS = 3, 15
+SEED = 0
+SAMPLING = ((128, 1024, 64), (128, 2048, 128), (32, 8192, 512))
+"""Clouds, points, samples; ReCon never samples 8192 points for more than 32 clouds at once."""
+PAIR_FLOPS = 8
+"""Three differences, three squares, two sums."""
+
+Backend = str | None
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one size; `check` raises AssertionError where the op is not the reference."""
+    """One op at one size. `check(backend)` raises AssertionError where the op is not the reference."""
 
     op: str
     size: str
-    ours: Callable[[], Any]
-    plain: Callable[[], Any]
-    check: Callable[[], None]
+    ours: Callable[[Backend], Any]
+    check: Callable[[Backend], None]
+    rivals: dict[str, Callable[[], Any]]
+    flops: float
+    num_bytes: float
+    cluster: bool = False  # kernels/ has a torch-cluster backend for the op
+    share: dict[str, float] = field(default_factory=dict)  # of the clouds that a slow rival takes
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds over the repeats; megabytes beyond what was held before, None where they cannot be read."""
-
-    median: float
-    low: float
-    high: float
-    repeats: int
-    extra_mb: float | None
-
-
-def plain_fps(points: Tensor, K: int) -> Tensor:
-    """The loop that most repositories carry."""
-    num_clouds, num_points, _ = points.shape
-    idx = torch.zeros(num_clouds, K, dtype=torch.int64, device=points.device)
-    distance = torch.full((num_clouds, num_points), 1e10, device=points.device)
-    farthest = torch.zeros(num_clouds, dtype=torch.int64, device=points.device)
-    batch = torch.arange(num_clouds, device=points.device)
-    for k in range(K):
-        idx[:, k] = farthest
-        center = points[batch, farthest][:, None]
-        distance = torch.minimum(distance, ((points - center) ** 2).sum(-1))
-        farthest = distance.max(-1)[1]
-    return idx
-
-
-def plain_knn(p1: Tensor, p2: Tensor, K: int) -> tuple[Tensor, Tensor]:
-    found = torch.cdist(p1, p2).topk(K, largest=False)
-    return found.values, found.indices
-
-
-def plain_group(points: Tensor, num_group: int, group_size: int) -> tuple[Tensor, Tensor]:
-    batch = torch.arange(len(points), device=points.device)[:, None]
-    centers = points[batch, plain_fps(points, num_group)]
-    _, near = plain_knn(centers, points, group_size)
-    return points[batch[:, None], near] - centers[:, :, None], centers
-
-
-def plain_chamfer(x: Tensor, y: Tensor) -> Tensor:
-    dists = torch.cdist(x, y)
-    return (dists.min(2).values ** 2).mean() + (dists.min(1).values ** 2).mean()
-
-
-def plain_interpolate(known: Tensor, features: Tensor, query: Tensor) -> Tensor:
-    dists, idx = plain_knn(query, known, 3)
-    weights = 1 / (dists**2 + 1e-8)
-    weights = weights / weights.sum(2, keepdim=True)
-    batch = torch.arange(len(known), device=known.device)[:, None, None]
-    return (features[batch, idx] * weights[..., None]).sum(2)
-
-
-def with_backward(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, at_once: int) -> Tensor:
-    """Gradient of the loss in x, `at_once` clouds at a time (plain torch cannot hold all of the large ones)."""
-    x = x.detach().requires_grad_()
-    for one, two in zip(x.split(at_once), y.split(at_once), strict=True):
-        loss(one, two).backward()
-    assert x.grad is not None
-    return x.grad
-
-
-def split_forward(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, at_once: int) -> None:
-    for one, two in zip(x.split(at_once), y.split(at_once), strict=True):
-        loss(one, two)
+    @property
+    def name(self) -> str:
+        return f"{self.op} {self.size}"
 
 
 def make_cases(device: torch.device) -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
 
     def cloud(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
-    for num_clouds, num_points, K in ((128, 1024, 64), (128, 2048, 128), (32, 8192, 512)):
-        points = cloud(num_clouds, num_points, 3)
-        yield from fps_and_knn(points, K)
-    points = cloud(128, 1024, 3)
-    yield Case(
-        "group_points",
-        "[128, 1024] 64 x 32",
-        lambda: kernels.group_points(points, 64, 32),
-        lambda: plain_group(points, 64, 32),
-        lambda: same(kernels.group_points(points[:1], 64, 32), reference.groups(points[:1].cpu(), 64, 32)),
-    )
-    # Plain torch takes minutes for 32 clouds of 8192 points on a CPU; both contestants take them one by one, so 4 do.
-    num_large = 32 if device.type == "cuda" else 4
-    for shape, at_once in (
-        ((2432, 16, 3), 2432),
-        ((4992, 32, 3), 4992),
-        ((128, 1024, 3), 128),
-        ((num_large, 8192, 3), 1),
-    ):
-        yield from chamfer(cloud(*shape), cloud(*shape), at_once)
-    known, features, query = cloud(32, 128, 3), cloud(32, 128, 384), cloud(32, 2048, 3)
-    yield Case(
-        "interpolate_three",
-        "[32, 128 -> 2048, 384]",
-        lambda: kernels.interpolate_three(known, features, query),
-        lambda: plain_interpolate(known, features, query),
-        lambda: torch.testing.assert_close(
-            kernels.interpolate_three(known, features, query)[:1, :200].cpu(),
-            reference.interpolate(known[:1].cpu(), features[:1].cpu(), query[:1, :200].cpu()),
-        ),
-    )
+    for num_clouds, num_points, K in SAMPLING:
+        yield from fps_and_knn(cloud(num_clouds, num_points, 3), K)
+    yield group_case(cloud(128, 1024, 3), 64, 32)
+    for shape in ((4992, 32, 3), (2432, 16, 3), (128, 1024, 3), (32, 8192, 3)):
+        yield from chamfer_cases(cloud(*shape), cloud(*shape))
+    yield interpolate_case(cloud(32, 128, 3), cloud(32, 128, 384), cloud(32, 2048, 3))
 
 
-def fps_and_knn(points: Tensor, K: int) -> Iterator[Case]:
+def fps_and_knn(points: Tensor, K: int, size: int = 32) -> Iterator[Case]:
     num_clouds, num_points, _ = points.shape
-    centers, idx = kernels.sample_farthest_points(points, K=K)
+    centers, _ = kernels.sample_farthest_points(points, K=K)
 
-    def check_fps() -> None:
-        expected = reference.farthest_points(points[:1].cpu(), [num_points], K, [0])
-        assert torch.equal(idx[:1].cpu(), expected)
+    def check_fps(backend: Backend) -> None:
+        _, idx = kernels.sample_farthest_points(points, K=K, backend=backend)
+        same((idx[:1],), (reference.farthest_points(points[:1].cpu(), [num_points], K, [0]),))
 
-    def check_knn() -> None:
-        found = kernels.knn_points(centers, points, K=32)
-        expected = reference.knn(centers[:1].cpu(), points[:1].cpu(), [K], [num_points], 32)
-        same((found.dists[:1], found.idx[:1]), expected)
+    def check_knn(backend: Backend) -> None:
+        found = kernels.knn_points(centers, points, K=size, backend=backend)
+        for b in (0, num_clouds - 1):
+            some = slice(b, b + 1)
+            expected = reference.knn(centers[some].cpu(), points[some].cpu(), [K], [num_points], size)
+            same((found.dists[some], found.idx[some]), expected)
 
+    sampling, pairs = num_clouds * (K - 1) * num_points, num_clouds * K * num_points
     yield Case(
         "sample_farthest_points",
         f"[{num_clouds}, {num_points} -> {K}]",
-        lambda: kernels.sample_farthest_points(points, K=K),
-        lambda: plain_fps(points, K),
+        lambda backend: kernels.sample_farthest_points(points, K=K, backend=backend),
         check_fps,
+        {
+            "plain torch": lambda: rivals.plain_fps(points, K),
+            "torch-cluster": lambda: rivals.cluster_fps(points, K),
+            "naive": lambda: rivals.naive_fps(points, K),
+        },
+        sampling * (PAIR_FLOPS + 2),
+        4 * points.numel() + num_clouds * K * (8 + 12),
+        cluster=True,
     )
     yield Case(
         "knn_points",
-        f"[{num_clouds}, {K} x {num_points}] K=32",
-        lambda: kernels.knn_points(centers, points, K=32),
-        lambda: plain_knn(centers, points, 32),
+        f"[{num_clouds}, {K} x {num_points}] K={size}",
+        lambda backend: kernels.knn_points(centers, points, K=size, backend=backend),
         check_knn,
+        {
+            "plain torch": lambda: rivals.plain_knn(centers, points, size),
+            "torch-cluster": lambda: rivals.cluster_knn(centers, points, size),
+            "naive": lambda: rivals.naive_knn(centers, points, size),
+        },
+        pairs * (PAIR_FLOPS + 1),
+        4 * (points.numel() + centers.numel()) + num_clouds * K * size * 12,
+        cluster=True,
     )
 
 
-def chamfer(x: Tensor, y: Tensor, at_once: int) -> Iterator[Case]:
-    loss = kernels.ChamferL2()
+def group_case(points: Tensor, num_group: int, size: int) -> Case:
+    plain = rivals.group(rivals.plain_fps, rivals.plain_knn)
+    naive = rivals.group(rivals.naive_fps, rivals.naive_knn)
+    num_clouds, num_points, _ = points.shape
 
-    def check() -> None:
-        some = min(256, x.shape[1])
-        for one, two in ((x, y), (y, x)):
-            found = kernels.knn_points(one[:1, :some], two[:1])
-            expected = reference.knn(one[:1, :some].cpu(), two[:1].cpu(), [some], [two.shape[1]], 1)
-            same((found.dists, found.idx), expected)
-        whole = sum(kernels.knn_points(one[:2], two[:2]).dists.mean() for one, two in ((x, y), (y, x)))
-        torch.testing.assert_close(loss(x[:2], y[:2]), whole)
+    def check(backend: Backend) -> None:
+        found = kernels.group_points(points, num_group, size, backend=backend)
+        same((found[0][:1], found[1][:1]), reference.groups(points[:1].cpu(), num_group, size))
 
-    size = str(list(x.shape))
-    yield Case("ChamferL2", size, lambda: loss(x, y), lambda: split_forward(plain_chamfer, x, y, at_once), check)
-    yield Case(
-        "ChamferL2 + backward",
-        size,
-        lambda: with_backward(loss, x, y, len(x)),
-        lambda: with_backward(plain_chamfer, x, y, at_once),
+    return Case(
+        "group_points",
+        f"[{num_clouds}, {num_points}] {num_group} x {size}",
+        lambda backend: kernels.group_points(points, num_group, size, backend=backend),
         check,
+        {
+            "plain torch": lambda: plain(points, num_group, size),
+            "torch-cluster": lambda: rivals.cluster_group(points, num_group, size),
+            "naive": lambda: naive(points, num_group, size),
+        },
+        num_clouds * num_group * num_points * (2 * PAIR_FLOPS + 3),
+        4 * points.numel() + num_clouds * num_group * (size * (12 + 8) + 12 + 8),
+        cluster=True,
+    )
+
+
+def chamfer_cases(x: Tensor, y: Tensor) -> Iterator[Case]:
+    num_clouds, num_points, _ = x.shape
+    # The whole batch of the largest case would fill 8 GB with distances, so plain torch takes single clouds.
+    large = num_points > 4096
+    plain = rivals.one_by_one(rivals.plain_chamfer) if large else rivals.plain_chamfer
+    some_plain = 4 if large and x.device.type == "cpu" else num_clouds
+    some_naive = max(1, num_clouds // 16)
+    share = {"naive": some_naive / num_clouds, "plain torch": some_plain / num_clouds}
+    points = 2 * num_clouds * num_points
+
+    def loss(one: Tensor, two: Tensor, backend: Backend) -> Any:
+        return kernels.chamfer_distance(one, two, backend=backend)[0]
+
+    def check(backend: Backend) -> None:
+        one, two = (x, y) if x.device.type == "cuda" else (x[:2], y[:2])
+        found = chamfer.nearest(one, two, backend=backend)
+        some = min(256, num_points)
+        for b in (0, len(one) - 1):
+            for forth, back, dists, idx in ((one, two, *found[:2]), (two, one, *found[2:])):
+                clouds = forth[b : b + 1, :some].cpu(), back[b : b + 1].cpu()
+                expected = reference.knn(*clouds, [some], [num_points], 1)
+                same((dists[b : b + 1, :some, None], idx[b : b + 1, :some, None]), expected)
+
+    def check_gradient(backend: Backend) -> None:
+        check(backend)
+        one, two = x[:2].double().requires_grad_(), y[:2].double().requires_grad_()
+        _, idx_x, _, idx_y = chamfer.nearest(x[:2], y[:2], backend=backend)
+        clouds = torch.arange(2, device=x.device)[:, None]
+        squares = (one - two[clouds, idx_x]) ** 2, (two - one[clouds, idx_y]) ** 2
+        expected = torch.autograd.grad(sum(square.sum(2).mean() for square in squares), (one, two))
+        found = rivals.with_backward(lambda a, b: loss(a, b, backend), x[:2], y[:2])
+        torch.testing.assert_close(found, tuple(grad.float() for grad in expected))
+
+    yield Case(
+        "chamfer_distance",
+        str(list(x.shape)),
+        lambda backend: loss(x, y, backend),
+        check,
+        {
+            "plain torch": lambda: plain(x[:some_plain], y[:some_plain]),
+            "torch-cluster": lambda: rivals.cluster_chamfer(x, y),
+            "naive": lambda: rivals.naive_chamfer(x[:some_naive], y[:some_naive]),
+        },
+        num_clouds * num_points**2 * (PAIR_FLOPS + 2),
+        points * (12 + 4 + 8),
+        share=share,
+    )
+    yield Case(
+        "chamfer_distance + backward",
+        str(list(x.shape)),
+        lambda backend: rivals.with_backward(lambda a, b: loss(a, b, backend), x, y),
+        check_gradient,
+        {
+            "plain torch": lambda: rivals.with_backward(plain, x[:some_plain], y[:some_plain]),
+            "torch-cluster": lambda: rivals.with_backward(rivals.cluster_chamfer, x, y),
+            "naive": lambda: rivals.with_backward(rivals.naive_chamfer, x[:some_naive], y[:some_naive]),
+        },
+        num_clouds * num_points**2 * (PAIR_FLOPS + 2),
+        points * (12 + 4 + 8) + points * (12 + 4 + 8 + 12),
+        share=share,
+    )
+
+
+def interpolate_case(known: Tensor, features: Tensor, query: Tensor) -> Case:
+    num_clouds, num_queries, _ = query.shape
+    width = features.shape[2]
+
+    def check(backend: Backend) -> None:
+        torch.testing.assert_close(
+            kernels.interpolate_three(known, features, query, backend=backend)[:1, :200].cpu(),
+            reference.interpolate(known[:1].cpu(), features[:1].cpu(), query[:1, :200].cpu()),
+        )
+
+    return Case(
+        "interpolate_three",
+        f"[{num_clouds}, {known.shape[1]} -> {num_queries}, {width}]",
+        lambda backend: kernels.interpolate_three(known, features, query, backend=backend),
+        check,
+        {
+            "plain torch": lambda: rivals.plain_interpolate(known, features, query),
+            "torch-cluster": lambda: rivals.cluster_interpolate(known, features, query),
+            "naive": lambda: rivals.naive_interpolate(known[:2], features[:2], query[:2]),
+        },
+        num_clouds * num_queries * (known.shape[1] * (PAIR_FLOPS + 1) + 6 * width),
+        4 * (known.numel() + features.numel() + query.numel() + num_clouds * num_queries * width),
+        share={"naive": 2 / num_clouds},
     )
 
 
 def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     for one, two in zip(found, expected, strict=True):
-        assert torch.equal(one.cpu(), two)
+        assert torch.equal(one.cpu(), two), "differs from the reference"
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def has_cluster() -> bool:
+    return find_spec("torch_cluster") is not None
 
 
-def extra_memory(run: Callable[[], Any], device: torch.device) -> float | None:
-    """Peak megabytes beyond those held before the run."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    status = Path("/proc/self/status")
+def check_everything(device: torch.device, only: str) -> int:
+    """Number of (case, backend) pairs that differ from the reference, or, on a GPU, wait for it or resist capture."""
+    wrong = 0
+    for case in make_cases(device):
+        if only not in case.name:
+            continue
+        backends = ["torch", *(["triton"] if device.type == "cuda" else [])]
+        for backend in [*backends, *(["cluster"] if case.cluster and has_cluster() else [])]:
+            try:
+                case.check(backend)
+                if device.type == "cuda" and backend != "cluster":
+                    check_asynchronous(lambda case=case, backend=backend: case.ours(backend))
+            except Exception as error:
+                wrong += 1
+                sys.stdout.write(f"WRONG {case.name} [{backend}]: {type(error).__name__}: {error}\n")
+            else:
+                sys.stdout.write(f"ok    {case.name} [{backend}]\n")
+    return wrong
+
+
+def check_asynchronous(run: Callable[[], Any]) -> None:
+    """Raise unless `run` never waits for the GPU and gives the same bits inside a CUDA graph."""
+    expected = tensors(run())
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        # Freed pages go back first, or the run could hide in them; writing 5 then resets the peak.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before_kb = int(re.findall(r"VmRSS:\s*(\d+)", status.read_text())[0])
         run()
-        return (int(re.findall(r"VmHWM:\s*(\d+)", status.read_text())[0]) - before_kb) / 1024
-    except (OSError, AttributeError, IndexError):
-        return None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph, result = graphed(run)
+    graph.replay()
+    same(tensors(result), tuple(tensor.cpu() for tensor in expected))
 
 
-def measure(case: Case, device: torch.device, seconds: float) -> tuple[Timing, Timing]:
-    """Ours and plain, by turns, for about `seconds` in all."""
-    runs = (case.ours, case.plain)
-    memory = [extra_memory(run, device) for run in runs]  # also the warm-up
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while len(times[0]) < MIN_REPEATS or (time.perf_counter() < end and len(times[0]) < MAX_REPEATS):
-        for run, taken in zip(runs, times, strict=True):
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            taken.append((time.perf_counter() - start) * 1e3)
-    ours, plain = (
-        Timing(statistics.median(taken), min(taken), max(taken), len(taken), megabytes)
-        for taken, megabytes in zip(times, memory, strict=True)
-    )
-    return ours, plain
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    found = result if isinstance(result, tuple) else (result,)
+    return tuple(tensor for tensor in found if isinstance(tensor, Tensor))
 
 
-def markdown(rows: list[dict[str, Any]], about: str) -> str:
-    lines = [
-        about,
-        "",
-        "| op | size | ms (low to high) | plain torch ms (low to high) | ratio | extra MB | plain's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        ours, plain = row["ours"], row["plain"]
-        spans = [f"{t['median']:.1f} ({t['low']:.1f} to {t['high']:.1f})" for t in (ours, plain)]
-        memory = ["?" if t["extra_mb"] is None else f"{t['extra_mb']:.0f}" for t in (ours, plain)]
-        cells = [row["op"], row["size"], *spans, f"{row['ratio']:.2f}", *memory]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def time_case(case: Case, device: torch.device, seconds: float, rates: tuple[float, float] | None) -> dict[str, Any]:
+    runs: dict[str, Callable[[], Any]] = {"ours": lambda: case.ours(None)}
+    if device.type == "cuda":
+        runs["ours, torch backend"] = lambda: case.ours("torch")
+    runs |= {name: run for name, run in case.rivals.items() if name != "torch-cluster" or has_cluster()}
+    # torch-cluster waits for the GPU, and the naive loop would make graphs of hundreds of thousands of kernels.
+    capturable = {name for name in runs if name not in ("torch-cluster", "naive")} if device.type == "cuda" else set()
+    timings = measure(runs, device, seconds, capturable, case.share)
+    best = min(timings[name].median for name in ("plain torch", "torch-cluster") if name in timings)
+    row: dict[str, Any] = {
+        "op": case.op,
+        "size": case.size,
+        "ratio": best / timings["ours"].median,
+        "contestants": {name: asdict(timing) for name, timing in timings.items()},
+        "flops": case.flops,
+        "bytes": case.num_bytes,
+    }
+    if rates:
+        arithmetic, copying = case.flops / rates[0] * 1e3, case.num_bytes / rates[1] * 1e3
+        row["floor_ms"], row["binds"] = max((arithmetic, "arithmetic"), (copying, "bytes"))
+        row["share_of_floor"] = row["floor_ms"] / (timings["ours"].device_ms or timings["ours"].median)
+    return row
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("numpy", "triton", "torch-cluster"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def load() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the point-cloud kernels against plain torch.")
+    parser = argparse.ArgumentParser(description="Time the point-cloud kernels against plain torch and torch-cluster.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=4, help="time to spend on each case, roughly")
+    parser.add_argument("--only", default="", metavar="WORD", help="cases whose name holds WORD; writes no results")
+    parser.add_argument("--check-only", action="store_true", help="check every backend and time nothing")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
+    if arguments.check_only:
+        sys.exit(1 if check_everything(device, arguments.only) else 0)
+
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-    rows: list[dict[str, Any]] = []
+    before = load()
+    rates = device_rates(device) if device.type == "cuda" else None
+    rows = []
     for case in make_cases(device):
-        case.check()
-        ours, plain = measure(case, device, arguments.seconds)
-        ratio = plain.median / ours.median
-        rows.append({"op": case.op, "size": case.size, "ratio": ratio, "ours": asdict(ours), "plain": asdict(plain)})
-        sys.stderr.write(f"{case.op} {case.size}: {ours.median:.1f} ms, plain {plain.median:.1f} ms, {ratio:.2f}\n")
-
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    facts = {"device": hardware, "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load}
-    about = (
-        f"{hardware}, {facts['threads']} CPU thread(s), torch {torch.__version__}, "
-        f"load average {load:.1f} at the end, {time.strftime('%Y-%m-%d')}."
-    )
-    slug = device.type if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"kernels-{slug}.json").write_text(json.dumps({**facts, "cases": rows}, indent=1) + "\n")
-    table = markdown(rows, about)
-    (RESULTS / f"kernels-{slug}.md").write_text(table)
+        if arguments.only not in case.name:
+            continue
+        case.check(None)
+        rows.append(time_case(case, device, arguments.seconds, rates))
+        medians = {name: round(timing["median"], 3) for name, timing in rows[-1]["contestants"].items()}
+        sys.stderr.write(f"{case.name}: {rows[-1]['ratio']:.2f} {medians}\n")
+    if not rows:
+        parser.error(f"no case is named like {arguments.only!r}")
+    facts: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/kernels.py", *sys.argv[1:]]),
+        "device": hardware,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "seed": SEED,
+        "date": time.strftime("%Y-%m-%d"),
+        "load": [before, load()],
+        **({"rates": rates} if rates else {}),
+    }
+    table = markdown(rows, facts)
     sys.stdout.write(table)
+    if not arguments.only:
+        slug = device.type if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"kernels-{slug}.json").write_text(json.dumps({**facts, "cases": rows}, indent=1) + "\n")
+        (RESULTS / f"kernels-{slug}.md").write_text(table)
 
 
 if __name__ == "__main__":

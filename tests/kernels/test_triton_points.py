@@ -1,12 +1,8 @@
 """The Triton kernels for sampling, search and grouping against the reference, and what they compile to."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
+import ahead_of_time
 import clouds
 import pytest
 import torch
@@ -137,19 +133,12 @@ def test_tiles_hold_the_neighbours(num_queries: int, num_points: int, K: int) ->
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """For sm_90, which takes no GPU: no spilled registers, and no fused multiply-add to change a bit."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", "import test_triton_points as test; test.compile_all()"]
-    done = subprocess.run(command, env=env, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_kernels_compile_for_a_gpu() -> None:
+    ahead_of_time.check("test_triton_points")
 
 
-def compile_all() -> None:
-    """Compile what the launches of ReCon's sizes, and of the edges of the tables, would run."""
-    for module, name in [(fps, "resident_kernel"), (fps, "walking_kernel"), (knn, "nearest_kernel")]:
-        setattr(module, name, Compiled(getattr(module, name)))
+def launch_all() -> None:
+    """What runs at ReCon's sizes and at the edges of the tables."""
     for num_points, num_group, size, width in [(1024, 64, 32, 3), (2048, 128, 32, 3), (1, 1, 1, 1), (9000, 64, 8, 2)]:
         group.groups(torch.empty(2, num_points, width, device="meta"), num_group, size)
     lengths = torch.empty(2, dtype=torch.int64, device="meta")
@@ -160,34 +149,4 @@ def compile_all() -> None:
         knn.search(p1, p2, lengths, 2, K)
 
 
-class Compiled:
-    """Stands for a kernel: compiles for the arguments of a launch, as a launch would, in place of running."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-
-    def __getitem__(self, grid: tuple[int]) -> Any:
-        assert grid[0] > 0
-        return self.compile
-
-    def compile(self, *arguments: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any) -> None:
-        signature, values, attributes = {}, {}, {}
-        types = {torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
-        named = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
-        for i, name in enumerate(self.kernel.arg_names):
-            value = named[name]
-            if name in constants or value is None or (isinstance(value, int) and value == 1):
-                signature[name], values[(i,)] = "constexpr", value
-                continue
-            signature[name] = types[value.dtype] if isinstance(value, Tensor) else "i32"
-            if isinstance(value, Tensor) or value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        source = triton.compiler.ASTSource(self.kernel, signature, values, attributes)
-        target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-        options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
-        compiled = triton.compile(source, target=target, options=options)
-        assert "fma.rn.f32" not in compiled.asm["ptx"], named
-        cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = subprocess.check_output([triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin], text=True)
-        assert "STACK:0 " in usage and "LOCAL:0 " in usage, f"{named} {usage}"
+MODULES = (fps, knn)

@@ -1,0 +1,70 @@
+"""Weighted sums of rows in one Triton kernel."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.on_triton import on_device
+
+# Values of the result one program makes, and how many of them at most lie along a row.
+VALUES, COLUMNS = 1024, 128
+
+
+def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
+    """sum over k of weights [B, N, K] * features [B, M, C] at idx [B, N, K] -> [B, N, C], k in order.
+
+    Contiguous float32 tensors on one device, idx int64 in [0, M), K >= 1.
+    """
+    (num_clouds, num_queries, num_near), (num_points, width) = idx.shape, features.shape[1:]
+    total = features.new_empty(num_clouds, num_queries, width)
+    if total.numel():
+        num_rows = num_clouds * num_queries
+        columns = min(COLUMNS, triton.next_power_of_2(width))
+        rows = min(VALUES // columns, triton.next_power_of_2(num_rows))
+        with on_device(features):
+            rows_kernel[triton.cdiv(num_rows, rows), triton.cdiv(width, columns)](
+                features,
+                idx,
+                weights,
+                total,
+                num_rows,
+                num_queries,
+                num_points,
+                width,
+                K=num_near,
+                ROWS=rows,
+                COLUMNS=columns,
+                num_warps=4,
+                enable_fp_fusion=False,
+            )
+    return total
+
+
+@triton.jit
+def rows_kernel(
+    features: tl.tensor,
+    idx: tl.tensor,
+    weights: tl.tensor,
+    out: tl.tensor,
+    num_rows: tl.tensor,
+    num_queries: tl.tensor,
+    num_points: tl.tensor,
+    width: tl.tensor,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """ROWS of the B * N results along axis 0, COLUMNS of their channels along axis 1."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    here = row < num_rows
+    mask = here & (column < width)
+    first = row // num_queries * num_points
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for k in tl.static_range(K):
+        near = tl.load(idx + row * K + k, mask=here, other=0)
+        part = tl.load(weights + row * K + k, mask=here) * tl.load(
+            features + (first + near) * width + column, mask=mask
+        )
+        total += part
+    tl.store(out + row * width + column, total, mask=mask)
