@@ -7,10 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -20,7 +22,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("store")
 
 
-@pytest.mark.slow
 def test_a_fabricated_store_is_finished_to_the_real_flow(bench: ModuleType, tmp_path: Path) -> None:
     from pipeline.flow import Flow
     from pipeline.manifest import load_manifest
@@ -33,8 +34,16 @@ def test_a_fabricated_store_is_finished_to_the_real_flow(bench: ModuleType, tmp_
     assert [result.total for result in results[:5]] == [150, 150, 150, 150, 450]
 
 
-@pytest.mark.slow
-def test_plans_see_which_receipts_are_gone(bench: ModuleType, tmp_path: Path) -> None:
+def test_plans_see_which_receipts_are_gone(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(command: list[str], **_: Any) -> SimpleNamespace:
+        """A fresh process is for the benchmark's memory, which is not judged here."""
+        monkeypatch.setattr(sys, "argv", command[1:])
+        bench.main()
+        return SimpleNamespace(stdout=capsys.readouterr().out)
+
+    monkeypatch.setattr(bench.subprocess, "run", here)
     found = bench.plan(150, tmp_path)
     todo = {state: [found[state][scope]["todo"] for scope in ("one stage", "all stages")] for state in bench.STATES}
     assert todo["all done"] == [0, 0]
@@ -43,7 +52,6 @@ def test_plans_see_which_receipts_are_gone(bench: ModuleType, tmp_path: Path) ->
     assert todo["nothing done"][1] > 7 * 150  # four stages, three draws and the prompts
 
 
-@pytest.mark.slow
 def test_overhead_times_the_same_pictures(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "REPEATS", 2)
     found = bench.overhead_of("demo", 4, tmp_path, 64)
@@ -51,15 +59,13 @@ def test_overhead_times_the_same_pictures(bench: ModuleType, tmp_path: Path, mon
     assert found["stage_beside_forward"]["low"] > 1  # reading, preparing and writing take their time
 
 
-@pytest.mark.slow
 def test_every_column_has_a_size(bench: ModuleType, tmp_path: Path) -> None:
-    found = bench.sizes(12, tmp_path)
+    found = bench.sizes(3, tmp_path)
     assert found["demo, points xyz"]["uncompressed"] == 8192 * 3 * 4
     assert found["demo, targets feat"]["uncompressed"] == 3 * 6 * 256 * 2
     assert all(line["on_disk"] > 0 for name, line in found.items() if name != "shapes")
 
 
-@pytest.mark.slow
 def test_scale_stops_resumes_and_ends(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "scale.py"), "--rows", "2048", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)

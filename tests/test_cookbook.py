@@ -12,9 +12,8 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from pipeline.execution.executor import InProcess
 from tests import cloud_trees, miniature_meshes
-from tests.test_docs import ROOT, commands, small_settings, succeeds
+from tests.test_docs import ROOT, commands, small_settings, succeeds, without_workers
 
 CATEGORIES = ("02691156", "03001627")
 # The first page trains the student that the last one measures.
@@ -91,8 +90,7 @@ def workplace(tmp_path: Path, clip_config: Path) -> Path:
 def test_every_command_of_the_cookbook_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.stem for path in (ROOT / "docs" / "cookbook").glob("*.md")} == set(PAGES)
     monkeypatch.chdir(workplace)
-    # Other tests run workers; starting them for each of a dozen stores would take most of this one's time.
-    monkeypatch.setattr("pipeline.execution.opening.Processes", lambda workers: InProcess())
+    without_workers(monkeypatch)
     for page in PAGES:
         for program, *words in commands(ROOT / "docs" / "cookbook" / f"{page}.md"):
             more = small_settings() if words[0] == "pretrain" else []

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import trimesh
 
+from pipeline.execution.executor import InProcess
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = [
@@ -69,6 +71,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, cl
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
 def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
+    if path.name != "README.md":  # whose commands run as they are, with their workers
+        without_workers(monkeypatch)
     for program, *given in commands(path):
         words = [STANDS_FOR.get(word, word) for word in given]
         if program not in ("recon-pipeline", "recon-train"):
@@ -93,6 +97,11 @@ def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
         if words[0] == "pretrain" and "--resume" not in words:
             words.append("--overwrite")
         succeeds(program, *words)
+
+
+def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run their stages in this process: starting workers again and again would take most of a test's time."""
+    monkeypatch.setattr("pipeline.execution.opening.Processes", lambda workers: InProcess())
 
 
 def small_settings() -> list[str]:

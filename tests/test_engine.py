@@ -297,6 +297,7 @@ def test_an_unreadable_receipt_is_named(store: FeatureStore) -> None:
         plan_stage(store, Squares(), rows_of(["1"]))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=30, unique=True), st.data())
 @settings(max_examples=15, deadline=None)
 def test_any_order_of_partial_runs_ends_in_the_same_store(
@@ -326,6 +327,7 @@ def test_row_seeds_differ_by_every_part() -> None:
         st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
     )
 )
+@settings(max_examples=40)
 def test_canonical_json_forgets_order_and_nothing_else(value: Any) -> None:
     assert json.loads(canonical_json(value)) == value
     if isinstance(value, dict):

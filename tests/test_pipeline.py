@@ -17,7 +17,6 @@ import pytest
 import trimesh
 
 from pipeline import cli
-from pipeline.execution.opening import open_executor
 from pipeline.flow import Flow
 from pipeline.manifest import load_manifest
 from pipeline.store import FeatureStore
@@ -142,43 +141,39 @@ def test_a_second_run_does_nothing(
     )
 
 
-@pytest.mark.slow
-def test_any_workers_and_any_order_give_the_same_digests(
-    small_store: Path, small_manifest: Path, tmp_path: Path
-) -> None:
-    manifest = load_manifest(small_manifest)
-    for name, workers, limits in (("two", 2, [None]), ("steps", 0, [2, 7, None])):
-        store = FeatureStore.create(tmp_path / f"{name}.zarr")
-        with open_executor(workers) as executor:
-            for limit in limits:
-                Flow(manifest, None, store, executor, limit).all()
-        assert digests(store.path) == digests(small_store)
+def test_any_steps_give_the_same_digests(small_store: Path, small_manifest: Path, tmp_path: Path) -> None:
+    """Any number of workers does too: test_store_safety.py."""
+    store = FeatureStore.create(tmp_path / "steps.zarr")
+    for limit in (2, 7, None):
+        Flow(load_manifest(small_manifest), None, store, limit=limit).all()
+    assert digests(store.path) == digests(small_store)
 
 
-@pytest.mark.slow
+def start_all(manifest: Path, store: Path, workers: str, stderr: int) -> subprocess.Popen[str]:
+    """`recon-pipeline all` in a group of processes of its own."""
+    command = [sys.executable, "-m", "pipeline.cli", "all", "-m", str(manifest), "-s", str(store), "--workers", workers]
+    return subprocess.Popen(command, start_new_session=True, stderr=stderr, text=True)
+
+
+def wait_for_receipts(process: subprocess.Popen[str], store: Path, count: int) -> None:
+    while len(list((store / "receipts").glob("*/*.json"))) < count:
+        assert process.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.02)
+
+
 def test_a_killed_run_resumes_to_the_same_store(small_store: Path, small_manifest: Path, tmp_path: Path) -> None:
-    """kill -9 at random moments; at the end nothing tells the store from one that was never interrupted."""
+    """kill -9 in mid-run, twice; at the end nothing tells the store from one that was never interrupted."""
     store = tmp_path / "s.zarr"
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "all",
-        "-m",
-        str(small_manifest),
-        "-s",
-        str(store),
-        "--workers",
-        "2",
-    ]
     moments = random.Random(3)
-    for _ in range(4):
-        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(1.0, 9.0))
+    for count in (1, 4):  # of seven shards
+        process = start_all(small_manifest, store, "2", stderr=subprocess.DEVNULL)
+        wait_for_receipts(process, store, count)
+        time.sleep(moments.uniform(0, 0.5))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = start_all(small_manifest, store, "0", stderr=subprocess.PIPE)
+    _, output = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     assert digests(store) == digests(small_store)
 
 
@@ -198,17 +193,8 @@ def test_a_broken_mesh_is_set_aside_and_mended(
     broken = tmp_path / "meshes" / "box" / "broken.obj"
     broken.write_text("this is no mesh\n")
     manifest = folder_manifest(tmp_path, clip_config)
-    words = (
-        "all",
-        "-m",
-        str(manifest),
-        "-s",
-        str(tmp_path / "s.zarr"),
-        "--root",
-        str(tmp_path / "meshes"),
-        "--workers",
-        "1",
-    )
+    words = ("all", "-m", str(manifest), "-s", str(tmp_path / "s.zarr"), "--root", str(tmp_path / "meshes"))
+    words = (*words, "--workers", "0")
 
     status, output = run(*words, capsys=capsys, monkeypatch=monkeypatch)
     assert status == cli.EXIT_QUARANTINE
@@ -320,25 +306,10 @@ def test_another_split_in_the_manifest_reaches_the_store(
     assert FeatureStore.open(tmp_path / "s.zarr").registry.split.count("test") == 6
 
 
-@pytest.mark.slow
 def test_ctrl_c_says_so_and_keeps_what_is_finished(small_manifest: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "all",
-        "-m",
-        str(small_manifest),
-        "-s",
-        str(store),
-        "--workers",
-        "2",
-    ]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not list((store / "receipts").glob("*/*.json")):
-        assert process.poll() is None, "it ended before it could be interrupted"
-        time.sleep(0.02)
+    process = start_all(small_manifest, store, "2", stderr=subprocess.PIPE)
+    wait_for_receipts(process, store, 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, output = process.communicate(timeout=60)
     assert process.returncode == 130

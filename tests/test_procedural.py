@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -15,17 +14,16 @@ from pipeline.meshfile import check_mesh, mesh_digest
 from pipeline.sources.procedural import CATEGORIES, build, shape_seed
 
 SEEDS = range(40)
-every_category = pytest.mark.parametrize("category", CATEGORIES)
 
 
-@lru_cache(maxsize=1)
-def shapes(category: str) -> list[Mesh]:
-    return [build(category, shape_seed(category, 7, i)) for i in SEEDS]
+@pytest.fixture(scope="module", params=CATEGORIES)
+def shapes(request: pytest.FixtureRequest) -> list[Mesh]:
+    """Forty shapes of a category. All tests of one category run before the next one's shapes are built."""
+    return [build(request.param, shape_seed(request.param, 7, i)) for i in SEEDS]
 
 
-@every_category
-def test_sound_meshes_of_plausible_size(category: str) -> None:
-    for mesh in shapes(category):
+def test_sound_meshes_of_plausible_size(shapes: list[Mesh]) -> None:
+    for mesh in shapes:
         check_mesh(mesh)
         assert 300 <= sum(len(p.faces) for p in mesh.primitives) <= 6000
         low, high = mesh.bounds()
@@ -33,50 +31,46 @@ def test_sound_meshes_of_plausible_size(category: str) -> None:
         assert np.abs((low + high)[[0, 2]] / 2).max() <= 0.35 * (high - low).max()
 
 
-@every_category
-def test_six_parameters_and_two_variants(category: str) -> None:
-    meshes = shapes(category)
-    assert min(len(mesh.facts["values"]) for mesh in meshes) >= 6  # names differ where the structure does
+def test_six_parameters_and_two_variants(shapes: list[Mesh]) -> None:
+    assert min(len(mesh.facts["values"]) for mesh in shapes) >= 6  # names differ where the structure does
     variants: dict[str, set[str]] = {}
-    for mesh in meshes:
+    for mesh in shapes:
         for name, value in mesh.facts["choices"].items():
             variants.setdefault(name, set()).add(value)
     assert sum(len(values) >= 2 for values in variants.values()) >= 2
 
 
-@every_category
-def test_shapes_of_a_category_differ(category: str) -> None:
-    meshes = shapes(category)
-    assert len({mesh_digest(mesh) for mesh in meshes}) == len(meshes)
+def test_shapes_of_a_category_differ(shapes: list[Mesh]) -> None:
+    assert len({mesh_digest(mesh) for mesh in shapes}) == len(shapes)
     # Not the same mesh in other colours: the shapes themselves differ too.
-    outlines = {tuple(np.round(mesh.bounds().ravel() / np.ptp(mesh.bounds()), 3)) for mesh in meshes}
-    assert len(outlines) > len(meshes) // 2
+    outlines = {tuple(np.round(mesh.bounds().ravel() / np.ptp(mesh.bounds()), 3)) for mesh in shapes}
+    assert len(outlines) > len(shapes) // 2
 
 
-@every_category
-def test_every_face_has_a_named_part(category: str) -> None:
-    for mesh in shapes(category):
+def test_every_face_has_a_named_part(shapes: list[Mesh]) -> None:
+    for mesh in shapes:
         assert len(mesh.parts) <= 255  # the store's uint8
         assert all(part and part == part.strip().lower() for part in mesh.parts)
         assert set(mesh.facts["materials"]) == set(mesh.parts)
-    assert len({part for mesh in shapes(category) for part in mesh.parts}) >= 3
+    assert len({part for mesh in shapes for part in mesh.parts}) >= 3
 
 
-@every_category
-def test_captions_can_be_made_of_the_facts(category: str) -> None:
+def test_captions_can_be_made_of_the_facts(shapes: list[Mesh]) -> None:
     spoken = set()
-    for mesh in shapes(category):
+    for mesh in shapes:
         facts = json.loads(json.dumps(mesh.facts))
         captions = describe(facts)
         assert 1 <= len(captions) <= 4  # the store's slots
-        assert all(category in caption for caption in captions)
+        assert all(facts["category"] in caption for caption in captions)
         spoken.update(captions)
     assert len(spoken) > len(SEEDS)
 
 
-@every_category
+@pytest.mark.parametrize("category", CATEGORIES)
 def test_a_seed_is_a_mesh(category: str) -> None:
-    assert mesh_digest(build(category, 5)) == mesh_digest(build(category, 5))
+    mesh = build(category, 5)
+    assert mesh.facts["category"] == category
+    assert mesh_digest(mesh) == mesh_digest(build(category, 5))
 
 
 def test_seeds_do_not_collide() -> None:

@@ -15,15 +15,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 
 from pipeline.caption import class_prompts
 from pipeline.errors import UserError
 from pipeline.store import FeatureStore
 from pipeline.store.export import Form, export
-from pipeline.store.export.table import safe_names
 from pipeline.store.receipts import Receipt
 
 pytestmark = pytest.mark.slow  # whole stores are made
@@ -395,17 +392,3 @@ def test_uids_are_no_paths(copy: Path, raw: Raw, tmp_path: Path, form: Form) -> 
         metas = json.loads((out / "split" / "train.json").read_text())
         assert len({meta["data_path"].casefold() for meta in metas}) == 9
         assert all(re.fullmatch(r"shapes/[\w-]+/[\w-]+\.npy", meta["data_path"]) for meta in metas)
-
-
-@given(st.lists(st.text(max_size=120), max_size=12, unique=True))
-def test_safe_names_stay_different(names: list[str]) -> None:
-    safe = safe_names(names)
-    assert len({name.casefold() for name in safe}) == len(names)
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name) for name in safe)
-    # Nor can a name pose as what another one becomes.
-    both = list(dict.fromkeys([*names, *safe]))
-    assert len({name.casefold() for name in safe_names(both)}) == len(both)
-
-
-def test_plain_names_stay_as_they_are() -> None:
-    assert safe_names(["chair-0-00001", "1a2b"]) == ["chair-0-00001", "1a2b"]

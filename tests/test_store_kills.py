@@ -88,12 +88,12 @@ def in_hand(store: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing(tmp_path: Path) -> None:
-    counts = soak(tmp_path, "--kills", "30", "--flips", "0", "--seed", "0")["kills"]
+def test_a_dozen_kills_change_nothing(tmp_path: Path) -> None:
+    counts = soak(tmp_path, "--kills", "12", "--flips", "0", "--seed", "0")["kills"]
     assert counts["failures"] == []
-    assert counts["kills"] >= 30
-    assert counts["stores"] >= 2
-    assert min(counts["by_clock"], counts["at_operation"]) >= 5
+    assert counts["kills"] >= 12
+    assert counts["stores"] >= 1
+    assert min(counts["by_clock"], counts["at_operation"]) >= 3
     assert len({stage.split()[0] for stage in counts["stages"]} - {"-"}) >= 3
     assert len(counts["files"]) >= 4
 
@@ -124,7 +124,7 @@ def test_a_run_outlives_its_workers_and_blames_no_row(
     """Whoever is killed by hand twice is blamed, and rightly so: a row that was hit is let alone from then on."""
     draw, store, hit, kills = random.Random("workers"), tmp_path / "orphaned.zarr", set[str](), 0
     with command(manifest, store) as process:
-        while process.poll() is None and kills < 6:
+        while process.poll() is None and kills < 4:
             time.sleep(draw.uniform(0.2, 1.5))
             for worker in draw.sample(workers := workers_of(process), len(workers)):
                 worker.suspend()  # so that it cannot take another row between the look and the kill

@@ -81,8 +81,9 @@ def test_built_in_name_with_a_weights_file(clip_folder: Path, tmp_path: Path) ->
         load_teacher(spec(model="tiny-test-clip"))
     with pytest.raises(UserError, match="'nowhere' is neither"):
         load_teacher(spec(model="tiny-test-clip", pretrained="nowhere"))
-    with pytest.raises(UserError, match="does not hold weights of ViT-B-32"):
-        load_teacher(spec(model="ViT-B-32", pretrained=weights))
+    torch.save({"other": torch.ones(3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="does not hold weights of tiny-test-clip"):
+        load_teacher(spec(model="tiny-test-clip", pretrained=str(tmp_path / "other.pt")))
 
 
 def test_a_tag_trained_with_the_other_gelu_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,10 +234,12 @@ def test_unreadable_weights_are_one_line(clip_folder: Path, tmp_path: Path, kind
     with pytest.raises(UserError, match=rf"^teacher 't': field 'pretrained': .*{name}.*; name a whole ") as caught:
         load_teacher(spec(kind=kind, model=model, pretrained=str(file)))
     assert "\n" not in str(caught.value)
-    del caught
-    gc.collect()
+    if name == "w.npz":
+        del caught
+        gc.collect()  # the warning comes here, where it is expected
 
 
+@pytest.mark.slow
 def test_a_key_of_words_follows_the_text_tower_alone(tmp_path: Path) -> None:
     """Another image tower, decoder or scale of the loss leaves the words as they are; any change of theirs shows."""
     state = load_file(save_clip(tmp_path / "one") / "open_clip_model.safetensors")

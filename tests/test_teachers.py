@@ -58,7 +58,10 @@ def theirs(folder: Path, precision: str = "fp32") -> tuple[Any, torch.Tensor, to
     return model.eval(), full_batch(transform, pictures()).to(DTYPES[precision]), tokens
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+PRECISIONS = ["fp32", *(pytest.param(half, marks=pytest.mark.slow) for half in ("bf16", "fp16"))]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_open_clip_features_equal_the_librarys(clip_folders: dict[str, Path], name: str, precision: str) -> None:
     weights = clip_folders[name] / "open_clip_pytorch_model.bin"
@@ -88,7 +91,7 @@ def timm_features(model: Any, precision: str = "fp32", tokens: bool = False) -> 
     return features
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_convnext"])
 def test_timm_features_equal_the_librarys(tmp_path: Path, name: str, precision: str) -> None:
     arguments = {"img_size": 32, "depth": 2} if name.startswith("vit") else {}

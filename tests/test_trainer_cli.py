@@ -98,13 +98,16 @@ def test_a_mistake_is_one_line_on_standard_error(
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_resume_goes_on(store: str, recipe: str, tmp_path: Path) -> None:
-    """Two processes and a real signal: the stopped and resumed run equals the one left alone."""
-    command = [sys.executable, "-m", "trainer.cli", "pretrain", "--recipe", recipe, "--store", store]
-    command += ["--set", "optim.epochs=40", "--set", "run.log_every=1"]
-    subprocess.run([*command, "--run", str(tmp_path / "whole")], cwd=ROOT, check=True)
+def test_ctrl_c_saves_and_resume_goes_on(
+    store: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process and a real signal: the stopped and resumed run equals the one left alone."""
+    words = ["pretrain", "--recipe", recipe, "--store", store]
+    words += ["--set", "optim.epochs=40", "--set", "run.log_every=1"]
+    assert run_main(monkeypatch, *words, "--run", str(tmp_path / "whole")) == 0
     run = tmp_path / "run"
-    process = subprocess.Popen([*command, "--run", str(run)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "trainer.cli", *words, "--run", str(run)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 2000):
         assert process.poll() is None and time.monotonic() < deadline
@@ -115,7 +118,7 @@ def test_ctrl_c_saves_and_resume_goes_on(store: str, recipe: str, tmp_path: Path
     assert "Traceback" not in shown and "stopped at step" in shown
     stopped = json.loads((run / "checkpoints" / "last.json").read_text())["step"]
     assert 0 < stopped < 80
-    subprocess.run([*command, "--run", str(run), "--resume"], cwd=ROOT, check=True)
+    assert run_main(monkeypatch, *words, "--run", str(run), "--resume") == 0
     assert_same_run(tmp_path / "whole", run)
 
 
