@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.on_torch.knn import padded
+from kernels.on_torch.knn import blocked, padded
 
 # Running distances of points that may not be chosen yet; all lie below every distance. Non-finite points come
 # after every finite one, chosen points after those, padding last.
@@ -22,7 +22,10 @@ def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: in
     far = torch.where(finite, torch.inf, NON_FINITE).to(points.dtype)
     if lengths is not None:
         far = far.masked_fill(padded(lengths, num_points), PADDING)
-    coordinates, far = _blocked(coordinates, run, -torch.inf), _blocked(far, run, PADDING)
+    coordinates, far = (
+        blocked(values, run, outside).view(*values.shape[:-1], run, num_blocks)
+        for values, outside in ((coordinates, -torch.inf), (far, PADDING))
+    )
     centers = torch.where(points.isfinite(), points, torch.inf)
 
     idx = torch.empty(num_clouds, K, dtype=torch.int64, device=points.device)
@@ -43,10 +46,3 @@ def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: in
         block = far.amax(1).argmax(1)
         chosen = block * run + far.gather(2, block[:, None, None].expand(-1, run, 1)).argmax(1)[:, 0]
     return idx
-
-
-def _blocked(values: Tensor, run: int, outside: float) -> Tensor:
-    """[..., N] -> contiguous [..., run, num_blocks], `outside` beyond N."""
-    num_values = values.shape[-1]
-    filled = torch.nn.functional.pad(values, (0, -num_values % run), value=outside)
-    return filled.view(*filled.shape[:-1], filled.shape[-1] // run, run).transpose(-1, -2).contiguous()

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kernels.on_torch import tree
 from kernels.on_torch.rows import add_flat, flat_rows
 
-# Distances held at once. On a CPU a chunk that stays in cache beats a larger one; on a GPU few launches do.
+# Distances held at once. On a CPU, what they need together should stay in the last cache; on a GPU few launches count.
 # The most that either can cost, keys included, is 64 MB (2**22 x (4 + 4 + 8) bytes).
-CPU_CHUNK = 2**17
+CPU_CHUNK = 2**20
 GPU_CHUNK = 2**22
 LOW_WORD = 0xFFFFFFFF
 
@@ -20,7 +21,7 @@ def padded(lengths: Tensor, size: int) -> Tensor:
 
 
 def planes(points: Tensor, lengths: Tensor | None, outside: float) -> Tensor:
-    """points [B, N, D] as contiguous [D, B, N], with `outside` for non-finite coordinates and for padding.
+    """points [B, N, D] as [D, B, N], with `outside` for non-finite coordinates and for padding.
 
     With +inf in one cloud and -inf in the other no difference is NaN: whatever is outside is at +inf of
     everything, so it sorts after every finite distance however large, and padding, which has the highest
@@ -30,18 +31,34 @@ def planes(points: Tensor, lengths: Tensor | None, outside: float) -> Tensor:
     inside = coordinates.isfinite()
     if lengths is not None:
         inside = inside & ~padded(lengths, points.shape[1])
-    return torch.where(inside, coordinates, outside).contiguous()
+    return torch.where(inside, coordinates, outside)
 
 
-def pair_distances(first: Tensor, second: Tensor, norm: int) -> Tensor:
-    """Distances between planes [D, ...] that broadcast, summed in the order of the coordinates."""
-    total = first[0] - second[0]
-    total = total.abs_() if norm == 1 else total.mul_(total)
-    if first.shape[0] > 1:
-        scratch = torch.empty_like(total)
-    for one, two in zip(first[1:], second[1:], strict=True):
-        torch.sub(one, two, out=scratch)
-        total.add_(scratch.abs_() if norm == 1 else scratch.mul_(scratch))
+def blocked(coordinates: Tensor, run: int, outside: float) -> Tensor:
+    """[..., N] -> contiguous [..., run * blocks], `outside` beyond N, point b * run + r at r * blocks + b.
+
+    The points of a block lie apart, so that a minimum over a block is one of whole vectors.
+    """
+    filled = torch.nn.functional.pad(coordinates, (0, -coordinates.shape[-1] % run), value=outside)
+    return filled.view(*filled.shape[:-1], filled.shape[-1] // run, run).transpose(-1, -2).flatten(-2).contiguous()
+
+
+def pair_distances(first: Tensor, second: Tensor, norm: int, workspace: Tensor | None = None) -> Tensor:
+    """Distances between planes [D, ...] that broadcast, summed in the order of the coordinates.
+
+    workspace [2, W], W no less than the distances, holds them and their parts: fresh memory for each chunk, which the
+    system hands out page by page, costs more than the arithmetic.
+    """
+    shape: torch.Size = torch.broadcast_shapes(first.shape[1:], second.shape[1:])  # type: ignore[no-untyped-call]
+    if workspace is None:
+        workspace = first.new_empty(2, shape.numel())
+    total, scratch = workspace[:, : shape.numel()].view(2, *shape)
+    for i, (one, two) in enumerate(zip(first, second, strict=True)):
+        out = scratch if i else total
+        torch.sub(one, two, out=out)
+        torch.abs(out, out=out) if norm == 1 else out.mul_(out)
+        if i:
+            total.add_(scratch)
     return total
 
 
@@ -61,6 +78,13 @@ def chunks(num_clouds: int, num_rows: int, num_columns: int, device: torch.devic
 
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
+    """dists, idx [B, N, K] of the K <= M nearest; float32 or float64 clouds; arbitrary beyond lengths2."""
+    if norm == 2 and not p1.is_cuda and tree.pays(p1.shape[1], p2.shape[1], K):
+        return tree.search(p1, p2, lengths2, K, lambda one, two, K: search_by_chunks(one, two, None, norm, K))
+    return search_by_chunks(p1, p2, lengths2, norm, K)
+
+
+def search_by_chunks(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
     """dists, idx [B, N, K] of the K <= M nearest, padding of p2 last; float32 or float64 clouds.
 
     p2 is cut into blocks of `run` consecutive points. Its K nearest lie in the K blocks whose nearest
@@ -74,14 +98,15 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -
         return dists, idx
     run = 1 if K > 1 and p1.dtype == torch.float64 else max(1, round((num_points / K) ** 0.5))
     num_blocks = -(-num_points // run)
-    first = planes(p1, None, torch.inf)
-    second = planes(p2, lengths2, -torch.inf)
-    second = torch.nn.functional.pad(second, (0, num_blocks * run - num_points), value=-torch.inf)
-    # A block's points lie num_blocks apart, so that the minimum over a block is a minimum of whole vectors.
-    second = second.view(*second.shape[:2], num_blocks, run).transpose(2, 3).flatten(2)
+    first = planes(p1, None, torch.inf).contiguous()
+    second = blocked(planes(p2, lengths2, -torch.inf), run, -torch.inf)
     select = _nearest if K == 1 else _nearest_float64 if p1.dtype == torch.float64 else _nearest_packed
+    # A row may be longer than a chunk.
+    workspace = first.new_empty(
+        2, min(max(chunk_size(p1.device), num_blocks * run), num_clouds * num_queries * num_blocks * run)
+    )
     for clouds, rows in chunks(num_clouds, num_queries, num_blocks * run, p1.device):
-        found = pair_distances(first[:, clouds, rows, None], second[:, clouds, None], norm)
+        found = pair_distances(first[:, clouds, rows, None], second[:, clouds, None], norm, workspace)
         dists[clouds, rows], idx[clouds, rows] = select(found.view(*found.shape[:2], run, num_blocks), K)
     return dists, idx
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import clouds
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 import kernels.on_torch.knn
+import kernels.on_torch.tree
 from kernels import knn_gather, knn_points, reference
 
 
@@ -38,6 +41,8 @@ def test_knn_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype
     # Chunks far smaller than the problem, so that their seams lie everywhere.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels.on_torch.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 100, 1000, 2**16])))
+        by_tree = data.draw(st.booleans())
+        patch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: by_tree)
         found = knn_points(
             p1, p2, torch.tensor(lengths1).long(), torch.tensor(lengths2).long(), norm, K, return_nn=True
         )
@@ -61,6 +66,21 @@ def test_knn_is_the_reference_at_real_sizes(kind: str, K: int) -> None:
     assert torch.equal(found.dists, dists)
 
 
+def test_large_clouds_are_searched_by_a_tree_and_come_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = clouds.cloud("random", 3, 3000, 3, torch.float32, seed=1)
+    points[:, 1500:1700] = points[:, :200]  # ties, which the tree leaves open
+    points[1, 7] = torch.nan
+    assert kernels.on_torch.tree.pays(3000, 3000, 2)
+    asked = []
+    tree_search = kernels.on_torch.tree.search
+    monkeypatch.setattr(kernels.on_torch.tree, "search", lambda *arguments: asked.append(1) or tree_search(*arguments))
+    found = knn_points(points, points, K=2)
+    assert asked
+    monkeypatch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: False)
+    expected = knn_points(points, points, K=2)
+    assert torch.equal(found.idx, expected.idx) and torch.equal(found.dists, expected.dists)
+
+
 def test_neighbours_away_from_the_origin_are_those_of_float64() -> None:
     # Offsets are exact in float32 here, so an expanded form alone would lose neighbours.
     base = torch.randint(-64, 65, (1, 300, 3), generator=torch.Generator().manual_seed(0)) / 64
@@ -72,12 +92,13 @@ def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) ->
     sizes = []
     whole = kernels.on_torch.knn.pair_distances
 
-    def spy(first: torch.Tensor, second: torch.Tensor, norm: int) -> torch.Tensor:
-        found = whole(first, second, norm)
+    def spy(*arguments: Any) -> torch.Tensor:
+        found = whole(*arguments)
         sizes.append(found.numel())
         return found
 
     monkeypatch.setattr(kernels.on_torch.knn, "pair_distances", spy)
+    monkeypatch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: False)
     points = torch.randn(2, 3000, 3, generator=torch.Generator().manual_seed(0))
     knn_points(points, points, K=4)
     assert max(sizes) <= kernels.on_torch.knn.CPU_CHUNK
