@@ -52,7 +52,7 @@ def pair_distances(first: Tensor, second: Tensor, norm: int, workspace: Tensor |
     shape: torch.Size = torch.broadcast_shapes(first.shape[1:], second.shape[1:])  # type: ignore[no-untyped-call]
     if workspace is None:
         workspace = first.new_empty(2, shape.numel())
-    total, scratch = workspace[:, : shape.numel()].view(2, *shape)
+    total, scratch = (part[: shape.numel()].view(shape) for part in workspace)
     for i, (one, two) in enumerate(zip(first, second, strict=True)):
         out = scratch if i else total
         torch.sub(one, two, out=out)
