@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.on_torch.knn import blocked, chunk_size, matched_backward, pair_distances, planes, search
+from kernels.on_torch.knn import blocked, chunk_size, matched_backward, pair_distances, planes, search, workspace
 
 # Up to this many pairs a cloud, clouds lie innermost.
 TINY = 2**12
@@ -36,11 +36,11 @@ def _nearest_tiny(
     idx_x = torch.empty(dists_x.shape, dtype=torch.int64, device=x.device)
     idx_y = torch.empty(dists_y.shape, dtype=torch.int64, device=x.device)
     step = max(1, chunk_size(x.device) // (num_x * num_y))
-    workspace = x.new_empty(3, min(step, num_clouds) * num_x * num_y)
+    held = workspace(3, step * num_x * num_y, num_clouds * num_x * num_y, x)
     for start in range(0, num_clouds, step):
         some = slice(start, start + step)
-        found = pair_distances(first[:, :, None, some], second[:, None, :, some], norm, workspace[:2])
-        scratch = workspace[2, : found.numel()].view(found.shape)
+        found = pair_distances(first[:, :, None, some], second[:, None, :, some], norm, held[:2])
+        scratch = held[2, : found.numel()].view(found.shape)
         dists_x[:, some], idx_x[:, some] = _first_minimum(found, 1, scratch)
         if not single:
             dists_y[:, some], idx_y[:, some] = _first_minimum(found, 0, scratch)
@@ -58,10 +58,10 @@ def _nearest_shared(
     dists = [x.new_empty(num_clouds, size) for size in (num_x, num_y)]
     idx = [torch.empty(part.shape, dtype=torch.int64, device=x.device) for part in dists]
     step = max(1, chunk_size(x.device) // (num_x * num_y))
-    workspace = x.new_empty(2, min(step, num_clouds) * num_x * num_y)
+    held = workspace(2, step * num_x * num_y, num_clouds * num_x * num_y, x)
     for start in range(0, num_clouds, step):
         some = slice(start, start + step)
-        found = pair_distances(first[:, some, :, None], second[:, some, None], norm, workspace)
+        found = pair_distances(first[:, some, :, None], second[:, some, None], norm, held)
         # [clouds, run, blocks] of x and of y.
         found = found.view(-1, runs[0], num_x // runs[0], runs[1], num_y // runs[1])
         for part, axis in ((0, 3), (1, 1)):

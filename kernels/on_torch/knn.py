@@ -1,5 +1,6 @@
 """K nearest neighbours by direct differences, within a set amount of memory."""
 
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from kernels.on_torch.rows import add_flat, flat_rows
 CPU_CHUNK = 2**20
 GPU_CHUNK = 2**22
 LOW_WORD = 0xFFFFFFFF
+_kept = threading.local()
 
 
 def padded(lengths: Tensor, size: int) -> Tensor:
@@ -43,16 +45,33 @@ def blocked(coordinates: Tensor, run: int, outside: float) -> Tensor:
     return filled.view(*filled.shape[:-1], filled.shape[-1] // run, run).transpose(-1, -2).flatten(-2).contiguous()
 
 
-def pair_distances(first: Tensor, second: Tensor, norm: int, workspace: Tensor | None = None) -> Tensor:
+def workspace(count: int, limit: int, size: int, like: Tensor) -> Tensor:
+    """[count, min(limit, size)] to write on, of the dtype and on the device of `like`.
+
+    On a CPU each thread keeps its own from call to call: the system hands out fresh memory page by page, which takes
+    longer than the arithmetic in it.
+    """
+    size = min(limit, size)
+    if like.is_cuda or count * size > 4 * CPU_CHUNK:
+        return like.new_empty(count, size)
+    held: dict[str, Tensor] = _kept.__dict__
+    name = str(like.dtype)
+    if name not in held or held[name].numel() < count * size:
+        with torch.inference_mode(False):  # else it could be written on in inference mode only
+            held[name] = torch.empty(count * size, dtype=like.dtype)
+    return held[name][: count * size].view(count, size)
+
+
+def pair_distances(first: Tensor, second: Tensor, norm: int, held: Tensor | None = None) -> Tensor:
     """Distances between planes [D, ...] that broadcast, summed in the order of the coordinates.
 
-    workspace [2, W], W no less than the distances, holds them and their parts: fresh memory for each chunk, which the
-    system hands out page by page, costs more than the arithmetic.
+    `held` [2, W], W no less than the distances, holds them and their parts.
     """
     shape: torch.Size = torch.broadcast_shapes(first.shape[1:], second.shape[1:])  # type: ignore[no-untyped-call]
-    if workspace is None:
-        workspace = first.new_empty(2, shape.numel())
-    total, scratch = (part[: shape.numel()].view(shape) for part in workspace)
+    if held is None:
+        held = first.new_empty(2, shape.numel())
+    total: Tensor = held[0, : shape.numel()].view(shape)
+    scratch = held[1, : shape.numel()].view(shape)
     for i, (one, two) in enumerate(zip(first, second, strict=True)):
         out = scratch if i else total
         torch.sub(one, two, out=out)
@@ -102,11 +121,9 @@ def search_by_chunks(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int,
     second = blocked(planes(p2, lengths2, -torch.inf), run, -torch.inf)
     select = _nearest if K == 1 else _nearest_float64 if p1.dtype == torch.float64 else _nearest_packed
     # A row may be longer than a chunk.
-    workspace = first.new_empty(
-        2, min(max(chunk_size(p1.device), num_blocks * run), num_clouds * num_queries * num_blocks * run)
-    )
+    held = workspace(2, max(chunk_size(p1.device), num_blocks * run), num_clouds * num_queries * num_blocks * run, p1)
     for clouds, rows in chunks(num_clouds, num_queries, num_blocks * run, p1.device):
-        found = pair_distances(first[:, clouds, rows, None], second[:, clouds, None], norm, workspace)
+        found = pair_distances(first[:, clouds, rows, None], second[:, clouds, None], norm, held)
         dists[clouds, rows], idx[clouds, rows] = select(found.view(*found.shape[:2], run, num_blocks), K)
     return dists, idx
 

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import clouds
@@ -145,6 +146,20 @@ def test_gather_pads_and_differentiates() -> None:
         assert missing.tolist() == [0, 0, 0]
     assert torch.autograd.gradcheck(lambda rows: knn_gather(rows, idx), (x,))
     assert torch.autograd.gradgradcheck(lambda rows: knn_gather(rows, idx), (x,))
+
+
+def test_calls_do_not_disturb_each_other() -> None:
+    """They share memory from call to call, also between inference mode and training, and one thread and another."""
+    p1, p2 = (clouds.cloud("random", 3, n, 3, torch.float32, seed=n) for n in (200, 300))
+    with torch.inference_mode():
+        first = knn_points(p1, p2, K=9)
+    held = first.dists.clone(), first.idx.clone()
+    with ThreadPoolExecutor(2) as pool:
+        others = list(pool.map(lambda scale: knn_points(p1 * scale, p2 * scale, K=9), [1, 2, 1, 4, 1, 2]))
+    trained = knn_points(p1.clone().requires_grad_(), p2, K=9)
+    for found in (first, others[0], others[2], others[4], trained):
+        assert torch.equal(found.dists, held[0]) and torch.equal(found.idx, held[1])
+    assert torch.equal(others[3].dists, held[0] * 16)  # powers of two round nothing
 
 
 def test_the_same_gradient_bits_every_time() -> None:
