@@ -18,7 +18,7 @@ OPTIONS := --manifest $(MANIFEST) --store $(STORE) $(if $(ROOT),--root $(ROOT)) 
 STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor render features pretrain demo test test-fast soak lint bench demo-teacher
+.PHONY: help setup doctor render features pretrain demo test test-fast soak lint bench bench-kernels demo-teacher
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## every benchmark into benchmarks/results/
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-kernels: $(READY)  ## time the point-cloud kernels beside plain torch and torch-cluster
+	$(BIN)/python benchmarks/kernels.py
 
 demo-teacher: $(READY)  ## train the shipped teacher again (about half an hour)
 	$(BIN)/python -m pipeline.teachers.train_demo

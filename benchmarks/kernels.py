@@ -31,9 +31,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import kernel_contestants as rivals  # noqa: E402
-from kernel_clock import device_rates, graphed, measure  # noqa: E402
-from kernel_page import markdown  # noqa: E402
+from kernel_parts import contestants as rivals  # noqa: E402
+from kernel_parts.clock import device_rates, graphed, measure  # noqa: E402
+from kernel_parts.page import markdown  # noqa: E402
 
 import kernels  # noqa: E402
 from kernels import chamfer, reference  # noqa: E402

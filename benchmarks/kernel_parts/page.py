@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kernel_clock import Timing
+from kernel_parts.clock import Timing
 
 
 def markdown(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
