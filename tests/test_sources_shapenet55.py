@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.manifest import Manifest, list_shapes, load_manifest
@@ -195,6 +195,7 @@ ids = st.text(st.characters(blacklist_characters="/\\\0", blacklist_categories=(
 
 
 @settings(max_examples=50, deadline=None)
+@example(["", "-"])
 @given(st.lists(ids.map(str.strip).filter(lambda name: len(name.encode()) < 200), unique=True, min_size=1, max_size=4))
 def test_any_id_leads_to_its_own_files(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     """Ids with "-", spaces, dots or any script: the uid splits at the first "-", and no two share a mesh."""

@@ -112,8 +112,8 @@ class ShapeNet55Source(Source):
 
     def _mesh_path(self, root: Path, name: str) -> Path:
         synset, model = _parts(name)
-        # An empty id must not lead to a file beside the models' folders.
-        return root / self.meshes / synset / (model or "-") / FILES[self.meshes_version]
+        # An empty id must lead neither to a file beside the models' folders nor to another model's.
+        return root / self.meshes / synset / (model or "-/-") / FILES[self.meshes_version]
 
 
 def _parts(name: str) -> tuple[str, str]:
