@@ -27,6 +27,7 @@ def whole(*shape: int) -> Tensor:
     return torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(0))
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = torch.tensor([5, 0])
 CLOUDS = cloud(2, 4), cloud(2, 5, 1)
 CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -64,6 +65,21 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def test_torch_accepts_the_operator(name: str) -> None:
     op, arguments = CASES[name]
     torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, arguments) in CASES.items() if arguments[-1] == "torch"])
+def test_torch_accepts_the_operator_on_triton(name: str) -> None:
+    pytest.importorskip("triton")
+    op, (*arguments, _) = CASES[name]
+    narrow = [
+        argument.detach().float().to(DEVICE).requires_grad_(argument.requires_grad)
+        if isinstance(argument, Tensor) and argument.is_floating_point()
+        else argument.to(DEVICE)
+        if isinstance(argument, Tensor)
+        else argument
+        for argument in arguments
+    ]
+    torch.library.opcheck(op, (*narrow, "triton"))
 
 
 DIFFERENTIABLE = [name for name in CASES if name.split()[0] not in ("require", "farthest_points")]
