@@ -35,7 +35,7 @@ def chamfer_distance(
     Returns (distance, normals' distance or None): scalars, or [B] without batch reduction, or without point
     reduction a pair [B, N], [B, M] (the first alone if single_directional), 0 in the padding. float32
     unless float64. An empty cloud contributes 0 either way; a non-finite point is at +inf of all others.
-    ValueError for arguments that do not fit each other.
+    `backend` as in kernels.backends.choose. ValueError for arguments that do not fit each other.
     """
     check_pair(x, y)
     x_lengths = check_lengths("x_lengths", x_lengths, x)

@@ -23,7 +23,8 @@ def sample_farthest_points(
 
     Returns the chosen points [B, K, D] (differentiable in points) and idx int64 [B, K]; beyond min(K,
     lengths) they are 0 and -1. No index is chosen twice, however many points coincide; points with a NaN or
-    infinite coordinate come after all others. ValueError for arguments that do not fit each other.
+    infinite coordinate come after all others. `backend` as in kernels.backends.choose. ValueError for arguments
+    that do not fit each other.
     """
     check_points("points", points)
     lengths = check_lengths("lengths", lengths, points)

@@ -12,7 +12,7 @@ def group_points(points: Tensor, num_group: int, group_size: int, backend: str |
 
     points [B, N, 3] -> groups [B, G, S, 3] (nearest first, so the center itself leads), centers [B, G, 3], in
     the dtype of points and differentiable in them. Sampling starts at index 0; ties go to the lowest index.
-    ValueError unless 1 <= num_group <= N and 1 <= group_size <= N.
+    `backend` as in kernels.backends.choose. ValueError unless 1 <= num_group <= N and 1 <= group_size <= N.
     """
     check_points("points", points)
     for name, count in (("num_group", num_group), ("group_size", group_size)):

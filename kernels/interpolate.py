@@ -15,7 +15,8 @@ def interpolate_three(known: Tensor, features: Tensor, query: Tensor, backend: s
     known [B, M, 3], features [B, M, C], query [B, N, 3] -> [B, N, C] in the dtype of features; fewer than
     three known points use those there are. Differentiable in all three. This is the propagation of
     PointNet++ as ReCon's segmentation head weights it. A query at an infinite distance of all its
-    neighbours gets 0. ValueError for arguments that do not fit each other or M = 0.
+    neighbours gets 0. `backend` as in kernels.backends.choose. ValueError for arguments that do not fit each other
+    or M = 0.
     """
     check_points("known", known)
     check_points("features", features)

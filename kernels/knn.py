@@ -41,7 +41,7 @@ def knn_points(
     for norm 2), idx int64 [B, N, K] and, with return_nn, knn [B, N, K, D]. Beyond min(K, lengths2)
     neighbours and beyond lengths1 rows, idx is -1 and dists and knn are 0. A point with a NaN or infinite
     coordinate lies at distance +inf of every point: last, in index order. No gradient flows through an
-    infinite distance. ValueError for arguments that do not fit each other.
+    infinite distance. `backend` as in kernels.backends.choose. ValueError for arguments that do not fit each other.
     """
     check_points("p1", p1)
     check_points("p2", p2)
