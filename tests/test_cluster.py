@@ -168,13 +168,14 @@ def test_a_closed_cluster_leaves_no_process() -> None:
 
 
 SCRIPT = """
-import os, sys
+import faulthandler, os, sys
 from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.execution.executor import THREAD_VARIABLES
 from pipeline.execution.opening import open_executor
 from tests.test_executor import Task, work
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(25)  # a run that hangs says where
     folder, what, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     with open_executor(2, cluster="local") as opened:
         try:
@@ -198,6 +199,9 @@ def test_dask_says_nothing_on_the_terminal(tmp_path: Path, what: str, times: int
                 until((tmp_path / "3-1").exists)
                 os.killpg(run.pid, signal.SIGINT)
             out, err = run.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            pytest.fail("it hangs:\n" + run.communicate()[1])
         finally:
             run.kill()
     assert (out, err, run.returncode) == (finished, "", 0)
