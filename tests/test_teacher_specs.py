@@ -44,6 +44,7 @@ def test_recipe_follows_content_not_files(clip_folder: Path, tmp_path: Path) -> 
     assert str(clip_folder) not in json.dumps(original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"tap": "cls"}, {"channel_order": "bgr"}, {"normalize": "imagenet"}, {"precision": "bf16"}]
 )

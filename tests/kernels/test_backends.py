@@ -14,6 +14,7 @@ from torch import Tensor
 import kernels
 from kernels.backends import BACKENDS
 
+pytestmark = pytest.mark.slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PACKAGES = {"triton": "triton", "cluster": "torch_cluster", "torch": "torch"}
 OTHERS = [

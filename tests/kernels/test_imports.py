@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kernels
 
 FOLDER = Path(kernels.__path__[0])
@@ -27,6 +29,7 @@ def test_kernels_need_only_torch_and_numpy() -> None:
             assert {name.split(".")[0] for name in names} <= allowed, file.name
 
 
+@pytest.mark.slow
 def test_the_other_backends_are_imported_by_need_only() -> None:
     code = "import kernels, sys; print([n for n in sys.modules if n.split('.')[1:] in (['on_triton'], ['on_cluster'])])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent)

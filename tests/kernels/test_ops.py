@@ -67,6 +67,7 @@ def test_torch_accepts_the_operator(name: str) -> None:
     torch.library.opcheck(op, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (_, arguments) in CASES.items() if arguments[-1] == "torch"])
 def test_torch_accepts_the_operator_on_triton(name: str) -> None:
     pytest.importorskip("triton")
