@@ -168,7 +168,7 @@ def test_a_closed_cluster_leaves_no_process() -> None:
 
 
 SCRIPT = """
-import faulthandler, os, sys
+import faulthandler, os, signal, sys
 from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.execution.executor import THREAD_VARIABLES
@@ -176,6 +176,7 @@ from pipeline.execution.opening import open_executor
 from tests.test_executor import Task, work
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(25)  # a run that hangs says where
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, tests too, ignore it
     folder, what, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     with open_executor(2, cluster="local") as opened:
         try:
