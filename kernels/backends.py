@@ -21,8 +21,7 @@ def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = Fals
     here, or (if asked for by `backend`) does not offer the op for these arguments; RECON_KERNELS leaves such ops to
     the automatic choice.
     """
-    environment = _environment()
-    asked = backend or environment
+    asked = backend or _environment()
     if asked is None:
         fits = points.is_cuda and _installed("triton") and not _triton_lacks(points, K)
         return "triton" if fits else "torch"

@@ -17,7 +17,7 @@ Found = tuple[NDArray[np.floating], NDArray[np.int64]]
 Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 # Nanoseconds measured on one core: a pair of the search by chunks; a point put into a tree; a query, and each of its
-# neighbours. What matters is where the two costs cross, which is far from the sizes that ReCon searches.
+# neighbours. They only decide which search is taken: both give the same bits.
 PAIR, POINT, QUERY, NEIGHBOUR = 1.0, 180, 800, 130
 
 
@@ -70,6 +70,9 @@ def _propose(queries: NDArray[np.floating], points: NDArray[np.floating], K: int
     most = min(K + 1, len(points))
     near = cKDTree(points).query(queries, most)[1].reshape(len(queries), most)
     near.sort(axis=1)
+    # Where its own squares overflow, it answers with an index past the points.
+    lost = near[:, -1] == len(points)
+    near = np.minimum(near, len(points) - 1)
     with np.errstate(over="ignore"):
         dists = np.zeros(near.shape, queries.dtype)
         for query, point in zip(queries.T, points.T, strict=True):
@@ -81,5 +84,5 @@ def _propose(queries: NDArray[np.floating], points: NDArray[np.floating], K: int
         info = np.finfo(queries.dtype)
         slack = (8 + 2 * queries.shape[1]) * info.eps
         close = dists[:, K - 1] * (1 + slack) + info.tiny >= dists[:, -1]
-    contested = close if most > K else np.zeros(len(queries), bool)
+    contested = lost | close if most > K else lost
     return dists[:, :K], near[:, :K], contested.nonzero()[0]

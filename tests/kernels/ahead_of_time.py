@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import triton
+import pytest
 from torch import Tensor
+
+triton = pytest.importorskip("triton")
 
 TYPES = {"torch.float32": "*fp32", "torch.int64": "*i64", "torch.int32": "*i32"}
 

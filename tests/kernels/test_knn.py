@@ -82,6 +82,16 @@ def test_large_clouds_are_searched_by_a_tree_and_come_out_the_same(monkeypatch: 
     assert torch.equal(found.idx, expected.idx) and torch.equal(found.dists, expected.dists)
 
 
+@pytest.mark.parametrize("K", [1, 600])
+def test_a_tree_whose_distances_overflow_is_not_believed(K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: True)
+    points = clouds.cloud("random", 2, 600, 3, torch.float64, seed=1) * 1e154  # squares reach the top of float64
+    found = knn_points(points[:, :50], points, K=K)
+    dists, idx = reference.knn(points[:, :50], points, [50] * 2, [600] * 2, K)
+    assert dists.isinf().any() or K == 1
+    assert torch.equal(found.idx, idx) and torch.equal(found.dists, dists)
+
+
 def test_neighbours_away_from_the_origin_are_those_of_float64() -> None:
     # Offsets are exact in float32 here, so an expanded form alone would lose neighbours.
     base = torch.randint(-64, 65, (1, 300, 3), generator=torch.Generator().manual_seed(0)) / 64
