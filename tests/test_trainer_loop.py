@@ -25,6 +25,7 @@ from trainer.config import Config, DataConfig, OptimConfig, RunConfig
 from trainer.data import Dataset, load_dataset
 from trainer.loop import TIMING_FIELDS, Trainer, choose_device, pretrain
 from trainer.model import ModelConfig
+from trainer.side_by_side import Copies
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
@@ -288,22 +289,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Dataset, tmp_path: Path) 
     assert all(tensor.isfinite().all() for tensor in checkpoint.model.values())
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 8])
-def test_parts_of_a_batch_add_up_to_its_mean(data: Dataset, tmp_path: Path, accumulate: int) -> None:
+def test_parts_of_a_batch_add_up_to_its_mean(
+    data: Dataset, tmp_path: Path, accumulate: int, side_by_side: bool
+) -> None:
     # The last batch of an epoch is 7 rows here, which no number of parts divides.
     trainer = trainer_of(data, tmp_path, optim__accumulate=accumulate, data__drop_last=False)
     batch = trainer.batches.batch(2)
     assert len(batch) == 7
-    scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(points: Tensor, image: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"total": (scale * image).pow(2).mean()}
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
 
-    trainer.forward = forward
+        def forward(self, points: Tensor, image: Tensor, *_: Tensor, generator: object = None) -> dict[str, Tensor]:
+            return {"total": (self.scale * image).pow(2).mean()}
+
+    trainer.forward = model = Scaled()
+    trainer.copies = Copies(model, accumulate) if side_by_side else None
     measured = trainer.forward_backward(batch)
     mean = batch.image.pow(2).mean()
     torch.testing.assert_close(measured["total"], mean)
-    torch.testing.assert_close(scale.grad, 2 * mean)
+    torch.testing.assert_close(model.scale.grad, 2 * mean)
 
 
 def test_gradients_are_clipped_and_logged_as_they_were(
