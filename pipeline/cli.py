@@ -14,6 +14,7 @@ import typer
 
 from pipeline import store_cli, teachers_cli
 from pipeline.errors import UserError
+from pipeline.machine import set_thread_variables
 from pipeline.terminal import (
     JsonOption,
     LimitOption,
@@ -79,8 +80,6 @@ class Run:
 
     def stages(self, what: str, run: Callable[[Flow], list[StageResult]], teachers: bool) -> None:
         """Open what the options name, run the stages, say what was done; exits with the command's status."""
-        from pipeline.execution.executor import set_thread_variables
-
         set_thread_variables()  # before numpy and torch start their threads
         from pipeline.execution.opening import open_executor
         from pipeline.flow import Flow, load_models, summary
@@ -206,10 +205,8 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         quiet: QuietOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        from pipeline.execution.executor import default_workers, set_thread_variables
-
         set_thread_variables()
-        from pipeline.execution.executor import InProcess
+        from pipeline.execution.executor import InProcess, default_workers
         from pipeline.flow import Flow
         from pipeline.manifest import load_manifest
         from pipeline.report import describe, report
