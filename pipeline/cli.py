@@ -247,15 +247,16 @@ def check(manifest: ManifestOption, root: RootOption = None, as_json: JsonOption
 
 @app.command()
 def doctor() -> None:
-    """Check this machine: packages, GL libraries, a test picture, disk and memory."""
+    """Check this machine: packages, cores, memory, disk, processor, compiler, GL libraries, a test picture."""
     from pipeline.doctor import diagnose
 
     checks = diagnose()
     for check in checks:
-        mark = typer.style("ok  ", fg="green") if check.ok else typer.style("FAIL", fg="red")
-        answer([f"{mark} {check.name}: {check.detail}"])
-        if not check.ok and check.mend:
-            answer([f"     mend: {check.mend}"])
+        if check.ok:
+            mark = typer.style("note", fg="yellow") if check.mend else typer.style("ok  ", fg="green")
+            answer([f"{mark} {check.name}: {check.detail}{f'; {check.mend}' if check.mend else ''}"])
+        else:
+            answer([f"{typer.style('FAIL', fg='red')} {check.name}: {check.detail}", f"     mend: {check.mend}"])
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
