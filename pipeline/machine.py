@@ -63,7 +63,7 @@ def core_limits(root: Path = ROOT) -> dict[str, int]:
     found = {"machine": os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
         found["affinity"] = len(os.sched_getaffinity(0))
-    quotas = [quota for group in _groups("cpu", root) if (quota := _quota(group)) is not None]
+    quotas = [quota for group in control_groups("cpu", root) if (quota := _quota(group)) is not None]
     if quotas:
         found["quota"] = max(1, int(min(quotas)))
     return found
@@ -74,7 +74,7 @@ def memory_limits(root: Path = ROOT) -> dict[str, int]:
     import psutil
 
     found = {"machine": int(psutil.virtual_memory().total)}
-    limits = [limit for group in _groups("memory", root) if (limit := _memory_limit(group)) is not None]
+    limits = [limit for group in control_groups("memory", root) if (limit := _memory_limit(group)) is not None]
     if limits and min(limits) < found["machine"]:
         found["control group"] = min(limits)
     return found
@@ -93,7 +93,7 @@ def processor() -> str:
 # ---- control groups
 
 
-def _groups(controller: str, root: Path) -> Iterator[Path]:
+def control_groups(controller: str, root: Path = ROOT) -> Iterator[Path]:
     """This process's control groups that may limit `controller`, each with its ancestors as far as they are mounted.
 
     Version 2 has one tree for all controllers, version 1 a tree each, and a machine may have both. Paths and mounts are
@@ -144,7 +144,7 @@ def _memory_limit(group: Path) -> int | None:
 
 def _free_in_groups(root: Path) -> Iterator[int]:
     """Bytes that each group with a limit has left."""
-    for group in _groups("memory", root):
+    for group in control_groups("memory", root):
         if (limit := _memory_limit(group)) is not None:
             used = _read_number(group / "memory.current") or _read_number(group / "memory.usage_in_bytes") or 0
             stat = dict(line.split(" ", 1) for line in _lines(group / "memory.stat") if " " in line)
