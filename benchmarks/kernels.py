@@ -37,6 +37,7 @@ from kernel_parts.page import markdown  # noqa: E402
 
 import kernels  # noqa: E402
 from kernels import chamfer, reference  # noqa: E402
+from pipeline.machine import cores  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SEED = 0
@@ -330,7 +331,7 @@ def load() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the point-cloud kernels against plain torch and torch-cluster.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=cores(), help="CPU threads")
     parser.add_argument("--seconds", type=float, default=4, help="time to spend on each case, roughly")
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose name holds WORD; writes no results")
     parser.add_argument("--check-only", action="store_true", help="check every backend and time nothing")

@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from pipeline.caption import class_prompts  # noqa: E402
+from pipeline.machine import cores, processor  # noqa: E402
 from pipeline.stages import FactCaptions, PointClouds, TextTargets  # noqa: E402
 from pipeline.store import FeatureStore  # noqa: E402
 from pipeline.store.receipts import Receipt  # noqa: E402
@@ -214,13 +215,6 @@ def markdown(facts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the trainer's loaders.")
     parser.add_argument("--shapes", type=int, default=4096)
@@ -233,8 +227,8 @@ def main() -> None:
         measured = measure(store, mapped, arguments.repeats)
     load.append(round(os.getloadavg()[0], 2))
     facts = {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": processor(),
+        "cores": cores(),
         "torch_threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("torch", "numpy", "zarr")},

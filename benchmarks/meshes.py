@@ -24,6 +24,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
+from pipeline.machine import cores, processor
 from pipeline.meshfile import load_mesh
 from pipeline.sample import farthest_point_order, sample_points
 
@@ -100,7 +101,7 @@ def measure(repeats: int) -> dict[str, Any]:
         "num_points": NUM_POINTS,
         "texture": TEXTURE,
         "files": rows,
-        "machine": {"cores": os.cpu_count(), "load_before": LOAD_BEFORE, "processor": platform.processor()},
+        "machine": {"cores": cores(), "load_before": LOAD_BEFORE, "processor": processor()},
         "versions": {name: metadata.version(name) for name in ("numpy", "pillow", "pycollada")}
         | {"python": platform.python_version()},
     }

@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from pipeline.machine import cores, processor  # noqa: E402
 from trainer.blocks import PatchEmbed  # noqa: E402
 from trainer.model import ModelConfig, ReCon  # noqa: E402
 
@@ -99,18 +100,11 @@ def measure(precision: str) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     torch.set_num_threads(1)
     result = {
         "what": f"training step of the base model, batch {BATCH}, {NUM_POINTS} points, best of {ROUNDS}",
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": processor(), "cores": cores(), "threads": torch.get_num_threads()},
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "f32": measure("f32"),

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from pipeline.machine import cores, processor
 from pipeline.mesh import Material, Mesh, Primitive
 from pipeline.meshfile import MeshError, load_mesh
 from pipeline.rendering.cameras import camera_poses
@@ -369,18 +370,10 @@ def measure(num_shapes: int, folder: Path | None, processes: int) -> dict[str, A
             "low": round(min(rates), 1),
             "high": round(max(rates), 1),
         },
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "driver": driver, "load_before": LOAD_BEFORE},
+        "machine": {"cpu": processor(), "cores": cores(), "driver": driver, "load_before": LOAD_BEFORE},
         "versions": {name: metadata.version(name) for name in ("numpy", "pyrender", "PyOpenGL")}
         | {"python": platform.python_version()},
     }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 LOAD_BEFORE = round(os.getloadavg()[0], 2)  # other work on the machine slows both sides

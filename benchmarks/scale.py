@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 STARTED = time.monotonic()  # before the imports, which a resumed run waits for too
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+from pipeline.machine import cores, processor, set_thread_variables  # noqa: E402
+
+set_thread_variables()
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
@@ -251,12 +252,9 @@ def peak_mb() -> float:
 
 def facts() -> dict[str, Any]:
     """The machine, its load now, and the versions of what is measured."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     names = ("recon", "zarr", "numpy", "torch", "open_clip_torch", "distributed", "psutil")
     versions = {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
-    machine = {"cpu": cpu, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
+    machine = {"cpu": processor(), "cores": cores(), "load": round(os.getloadavg()[0], 2)}
     return {"date": date.today().isoformat(), "machine": machine, "versions": versions}
 
 

@@ -14,6 +14,7 @@ import typer
 
 from pipeline import store_cli, teachers_cli
 from pipeline.errors import UserError
+from pipeline.machine import set_thread_variables
 from pipeline.terminal import (
     JsonOption,
     LimitOption,
@@ -79,8 +80,6 @@ class Run:
 
     def stages(self, what: str, run: Callable[[Flow], list[StageResult]], teachers: bool) -> None:
         """Open what the options name, run the stages, say what was done; exits with the command's status."""
-        from pipeline.execution.executor import set_thread_variables
-
         set_thread_variables()  # before numpy and torch start their threads
         from pipeline.execution.opening import open_executor
         from pipeline.flow import Flow, load_models, summary
@@ -206,10 +205,8 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         quiet: QuietOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        from pipeline.execution.executor import default_workers, set_thread_variables
-
         set_thread_variables()
-        from pipeline.execution.executor import InProcess
+        from pipeline.execution.executor import InProcess, default_workers
         from pipeline.flow import Flow
         from pipeline.manifest import load_manifest
         from pipeline.report import describe, report
@@ -250,15 +247,16 @@ def check(manifest: ManifestOption, root: RootOption = None, as_json: JsonOption
 
 @app.command()
 def doctor() -> None:
-    """Check this machine: packages, GL libraries, a test picture, disk and memory."""
+    """Check this machine: packages, cores, memory, disk, processor, compiler, GL libraries, a test picture."""
     from pipeline.doctor import diagnose
 
     checks = diagnose()
     for check in checks:
-        mark = typer.style("ok  ", fg="green") if check.ok else typer.style("FAIL", fg="red")
-        answer([f"{mark} {check.name}: {check.detail}"])
-        if not check.ok and check.mend:
-            answer([f"     mend: {check.mend}"])
+        if check.ok:
+            mark = typer.style("note", fg="yellow") if check.mend else typer.style("ok  ", fg="green")
+            answer([f"{mark} {check.name}: {check.detail}{f'; {check.mend}' if check.mend else ''}"])
+        else:
+            answer([f"{typer.style('FAIL', fg='red')} {check.name}: {check.detail}", f"     mend: {check.mend}"])
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 

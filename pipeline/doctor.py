@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,10 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.machine import core_limits, memory_bytes, memory_limits, processor
+from pipeline.precision import computes_bfloat16
+
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "pyrender", "trimesh", "zarr", "dask", "numpy", "scipy",
     "pillow", "safetensors", "scikit-learn", "pydantic", "typer", "rich", "jinja2", "mapbox_earcut",
 )  # fmt: skip
+OWN_PACKAGES = ("pipeline", "trainer", "kernels")
+PROJECT = "recon"
 GL_LIBRARIES = ("libEGL.so.1", "libGL.so.1", "libOpenGL.so.0")
 INSTALL_GL = "sudo apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri"
 DRAW = "from pipeline.doctor import draw_test_picture; draw_test_picture()"
@@ -30,7 +37,7 @@ MIN_DISK_GB, MIN_MEMORY_GB = 5.0, 4.0
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `mend` is what to do when not ok, "" otherwise."""
+    """One finding. `mend` is what to do when not ok; when ok, what would add to it, or "" where nothing would."""
 
     name: str
     ok: bool
@@ -40,7 +47,8 @@ class Check:
 
 def diagnose() -> list[Check]:
     """All checks, cheapest first. Renders a test picture in a process of its own, as broken drivers crash."""
-    return [_python(), _packages(), _gl_libraries(), _test_picture(), _disk(), _machine(), _cuda()]
+    here = [_python(), _packages(), _own_packages(), _cores(), _memory(), _disk(), *_torch(), _compiler()]
+    return [*here, _gl_libraries(), _test_picture()]
 
 
 def _python() -> Check:
@@ -58,6 +66,31 @@ def _packages() -> Check:
     if missing:
         return Check("packages", False, f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     return Check("packages", True, ", ".join(versions))
+
+
+def _own_packages() -> Check:
+    """Whether this project's packages are the ones that `import` finds: other projects have some of the names too."""
+    name = "this project's packages"
+    root, owners = Path(__file__).resolve().parents[1], metadata.packages_distributions()
+    foreign = sorted({owner for own in OWN_PACKAGES for owner in owners.get(own, ()) if owner.lower() != PROJECT})
+    if foreign:
+        taken = [own for own in OWN_PACKAGES if set(foreign) & set(owners.get(own, ()))]
+        mend = f"pip uninstall {' '.join(foreign)} and install this project again, or in a venv of its own"
+        return Check(name, False, f"the package {', '.join(foreign)} installs {', '.join(taken)} too", mend)
+    for own in OWN_PACKAGES:
+        places = _places(own)
+        if root / own not in places:
+            found = f"found in {places[0]}" if places else "not found"
+            mend = f"take that off PYTHONPATH, or start elsewhere; this project's is {root / own}"
+            return Check(name, False, f"{own}: {found}", mend)
+    return Check(name, True, f"{', '.join(OWN_PACKAGES)} in {root}")
+
+
+def _places(package: str) -> list[Path]:
+    """Where `import` finds a package."""
+    spec = importlib.util.find_spec(package)
+    locations = (spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    return [Path(location).resolve() for location in locations]
 
 
 def _gl_libraries() -> Check:
@@ -129,25 +162,59 @@ def _disk() -> Check:
     return Check("disk", ok, f"{free:.1f} GB free here", "" if ok else f"free at least {MIN_DISK_GB:g} GB for a store")
 
 
-def _machine() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's own limit
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        memory = min(memory, int(text) / 1e9)
-    ok = memory >= MIN_MEMORY_GB
-    mend = "" if ok else f"at least {MIN_MEMORY_GB:g} GB of memory are needed"
-    return Check(
-        "machine", ok, f"{cores} cores, {memory:.1f} GB memory, {platform.system()} {platform.machine()}", mend
-    )
+def _cores() -> Check:
+    limits = core_limits()
+    allowed = min(limits.values())
+    names = {"affinity": "this process's affinity", "quota": "its control group's CPU quota"}
+    by = " and ".join(names[name] for name, count in limits.items() if name in names and count == allowed)
+    here = f"{allowed} of {limits['machine']}"
+    return Check("cores", True, here if allowed == limits["machine"] else f"{here}, by {by}")
 
 
-def _cuda() -> Check:
+def _memory() -> Check:
+    limits = memory_limits()
+    allowed = min(limits.values())
+    detail = f"{memory_bytes() / 1e9:.1f} GB free of {allowed / 1e9:.1f} GB"
+    if allowed < limits["machine"]:
+        detail += f" that its control group allows, of the machine's {limits['machine'] / 1e9:.1f} GB"
+    ok = allowed >= MIN_MEMORY_GB * 1e9
+    return Check("memory", ok, detail, "" if ok else f"at least {MIN_MEMORY_GB:g} GB of memory are needed")
+
+
+def _torch() -> list[Check]:
+    """What torch finds to compute with."""
     try:
         import torch
-    except ImportError as error:
-        return Check("accelerator", False, f"torch does not import: {error}", "pip install torch")
+    except (ImportError, OSError) as error:
+        return [Check("torch", False, f"does not import: {error}", "pip install torch")]
+    checks = [_processor(torch.backends.cpu.get_cpu_capability()), _bfloat16(*computes_bfloat16("cpu"))]
     if not torch.cuda.is_available():
-        return Check("accelerator", True, "no CUDA device: everything runs on the CPU")
+        return [*checks, Check("accelerator", True, "no CUDA device: everything runs on the CPU")]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Check("accelerator", True, f"CUDA {torch.version.cuda}: {', '.join(names)}")
+    return [*checks, Check("accelerator", True, f"CUDA {torch.version.cuda}: {', '.join(names)}")]
+
+
+def _processor(level: str) -> Check:
+    """level: the vector instructions torch has chosen, as it names them."""
+    lacks = "" if level == "AVX512" or platform.machine() not in ("x86_64", "AMD64") else ", not AVX512"
+    detail = f"{processor()}, {platform.system()} {platform.machine()}, vector level {level}{lacks}"
+    held = os.environ.get("ATEN_CPU_CAPABILITY")
+    return Check("processor", True, detail, f"ATEN_CPU_CAPABILITY={held} decides that: unset it" if held else "")
+
+
+def _bfloat16(computed: bool, why: str) -> Check:
+    if computed:
+        return Check("bfloat16", True, f"computed by the processor ({why})")
+    return Check("bfloat16", True, f"emulated ({why})", "train in float32 here, which is many times faster")
+
+
+def _compiler() -> Check:
+    """What torch.compile calls. A finding at most: training works without."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    lacking = "" if shutil.which(compiler) else compiler
+    if not lacking and not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        lacking = "Python.h"
+    if not lacking:
+        return Check("compiler", True, f"{compiler}, for run.compile")
+    mend = {"g++": "sudo apt-get install -y g++", "Python.h": "sudo apt-get install -y python3-dev"}
+    return Check("compiler", True, f"no {lacking}: training works, run.compile does not", mend.get(lacking, ""))

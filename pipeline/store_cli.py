@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import UserError
+from pipeline.machine import set_thread_variables
 from pipeline.terminal import JsonOption, RefOption, RootOption, StageProgress, answer, emit, human
 
 if TYPE_CHECKING:
@@ -109,8 +110,6 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check receipts, keys, refs and second copies; with --full all data. Exit status 1 when something is damaged."""
-    from pipeline.execution.executor import set_thread_variables
-
     set_thread_variables()
     from pipeline.store.verify import verify_path
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.machine import set_thread_variables
 from pipeline.terminal import JsonOption, answer, emit
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ def teachers(manifest: SpecsOption = None, search: SearchOption = "", as_json: J
 
     Exit status 1 when one of the manifest's cannot be used.
     """
-    from pipeline.execution.executor import set_thread_variables
-
     set_thread_variables()
     from pipeline.manifest import load_manifest
 

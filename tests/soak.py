@@ -268,7 +268,7 @@ def _make_cache(store: Path) -> None:
 
 def load_all(folder: Path) -> Any:
     """Import what a run needs, make a teacher and load it, without starting a thread; the manifest."""
-    from pipeline.execution.executor import set_thread_variables
+    from pipeline.machine import set_thread_variables
 
     set_thread_variables()
     os.environ["PYOPENGL_PLATFORM"] = "egl"

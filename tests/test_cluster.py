@@ -20,8 +20,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.execution import cluster, jobs
 from pipeline.execution.cluster import Dask
-from pipeline.execution.executor import THREAD_VARIABLES
 from pipeline.execution.opening import open_executor
+from pipeline.machine import THREAD_VARIABLES
 from tests.test_executor import ROOT, Task, children, square, until, work
 
 pytestmark = pytest.mark.slow
@@ -171,8 +171,8 @@ SCRIPT = """
 import faulthandler, os, signal, sys
 from pathlib import Path
 from pipeline.errors import UserError
-from pipeline.execution.executor import THREAD_VARIABLES
 from pipeline.execution.opening import open_executor
+from pipeline.machine import THREAD_VARIABLES
 from tests.test_executor import Task, work
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(25)  # a run that hangs says where

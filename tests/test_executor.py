@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.execution import jobs
+from pipeline.execution import executor, jobs
 from pipeline.execution.executor import Executor, InProcess, Processes, default_workers
 from pipeline.execution.opening import open_executor
 
@@ -359,11 +359,8 @@ def test_importing_the_executors_does_not_import_dask() -> None:
 def test_default_workers_fit_into_cores_and_memory(
     monkeypatch: pytest.MonkeyPatch, gigabytes: float, cores: int, workers: int
 ) -> None:
-    class Memory:
-        available = int(gigabytes * 1e9)
-
-    monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(executor, "memory_bytes", lambda: int(gigabytes * 1e9))
+    monkeypatch.setattr(executor, "cores", lambda: cores)
     assert default_workers() == workers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,7 +23,7 @@ from pipeline.caption import class_prompts
 from pipeline.errors import UserError
 from pipeline.store import FeatureStore
 from tests import trainer_store as tiny
-from trainer.batches import Batch, Batches, draw_points, workers
+from trainer.batches import Batch, Batches, draw_points, in_threads, workers
 from trainer.cache import LOCK
 from trainer.config import DataConfig
 from trainer.data import Dataset, load_dataset
@@ -185,6 +186,18 @@ def test_batches_prepared_ahead_are_the_same(store: FeatureStore, monkeypatch: p
     for left, right in zip(direct.iterate(2, 9), ahead.iterate(2, 9), strict=True):
         assert torch.equal(left.points, right.points) and torch.equal(left.text, right.text)
     assert list(ahead.iterate(3, 3)) == []
+
+
+@pytest.mark.parametrize("allowed", [1, 2, 8])
+def test_no_more_threads_prepare_than_cores_are_allowed(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    monkeypatch.setattr("trainer.batches.cores", lambda: allowed)
+    meet = threading.Barrier(min(allowed, 2))  # passed only when so many threads wait at it
+
+    def thread(step: int) -> int:
+        meet.wait(10)
+        return threading.get_ident()
+
+    assert len(set(in_threads(thread, range(8)))) == min(allowed, 2)
 
 
 def test_workers_compute_alone_and_leave_torch_as_it_was() -> None:

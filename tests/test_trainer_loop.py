@@ -25,7 +25,7 @@ from trainer.config import Config, DataConfig, OptimConfig, RunConfig
 from trainer.data import Dataset, load_dataset
 from trainer.loop import TIMING_FIELDS, Trainer, choose_device, pretrain
 from trainer.model import ModelConfig
-from trainer.side_by_side import Copies
+from trainer.side_by_side import Copies, torch_threads
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
@@ -115,7 +115,8 @@ def test_the_files_a_run_leaves(whole: Path) -> None:
         "training.json",
     ]
     record = json.loads((whole / "config.json").read_text())
-    assert set(record) == {"config", "data", "versions", "git_commit"}
+    assert set(record) == {"config", "threads", "data", "versions", "git_commit"}
+    assert record["threads"] == torch.get_num_threads()
     assert (record["config"]["model"]["image_dim"], record["config"]["run"]["seed"]) == (tiny.IMAGE_DIM, 0)
     assert record["data"]["image"]["key"] == "image-key"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -229,6 +230,23 @@ def test_resuming_takes_the_same_settings_and_data(store: Path, whole: Path, rec
     (run / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="the store's points changed since"):
         pretrain(QUIET, store, run, recipe, resume=True)
+
+
+@pytest.mark.parametrize(("before", "told"), [(1, False), (3, True), (None, False)])
+def test_another_number_of_threads_is_told(
+    store: Path, whole: Path, tmp_path: Path, before: int | None, told: bool
+) -> None:
+    run, out = tmp_path / "run", io.StringIO()
+    shutil.copytree(whole, run)
+    record = json.loads((run / "config.json").read_text())
+    del record["threads"]
+    if before is not None:
+        record["threads"] = before
+    (run / "config.json").write_text(json.dumps(record))
+    with torch_threads(1):
+        assert pretrain(Console(file=out), store, run, None, resume=True, device="cpu") == 0
+    line = "1 threads in an operation, 3 when the run began: other rounding from here on"
+    assert (line in out.getvalue().splitlines()) == ("rounding" in out.getvalue()) == told
 
 
 @pytest.mark.parametrize("name", ["step-00000006.safetensors", "step-00000006.state.safetensors", "last.json"])

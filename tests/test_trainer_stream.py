@@ -214,6 +214,17 @@ def test_features_that_are_not_finite(store: FeatureStore, tmp_path: Path) -> No
         epoch_of(stream(own, config(8)), 0)
 
 
+def test_a_buffer_beyond_memory_is_refused(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.stream.memory_bytes", lambda: 2 * 9 * SAMPLE_BYTES)
+    stream(store, config(9))
+    with pytest.raises(UserError, match=r"data\.buffer_gb 4.*: two such buffers hold 8.* GB and .* may take 7.* GB; "):
+        stream(store, config(10))
+    with pytest.raises(UserError, match=r"data\.buffer_gb 2: "):
+        stream(store, replace(config(), buffer_gb=2.0))
+    monkeypatch.setattr("trainer.stream.memory_bytes", lambda: 2 * NUM_ROWS * SAMPLE_BYTES)
+    stream(store, replace(config(), buffer_gb=2.0))  # it never holds more than an epoch
+
+
 def test_always_on_the_device_and_streamed_contradict_each_other() -> None:
     with pytest.raises(UserError, match=r'data: device_resident "always" needs loader "map"'):
         config_from_dict({"data": {"device_resident": "always", "loader": "stream"}}, "recipe")

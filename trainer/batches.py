@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.machine import cores
 from trainer.config import DataConfig
 from trainer.data import Dataset
 from trainer.transforms import normalize, random_bits, random_integers, random_subset, random_uniform, rotate_y, stream
@@ -232,11 +233,12 @@ def pinned(samples: Samples, device: torch.device) -> Samples:
 
 def in_threads(function: Callable[[int], T], steps: range) -> Iterator[T]:
     """`function` of each step, in order, computed a few steps ahead. Torch lets go of the GIL where it copies."""
-    with workers(_THREADS) as pool:
+    count = min(_THREADS, cores())
+    with workers(count) as pool:
         ahead: deque[Future[T]] = deque()
         for step in steps:
             ahead.append(pool.submit(function, step))
-            if len(ahead) > _THREADS:
+            if len(ahead) > count:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -1,6 +1,6 @@
 """What a run leaves on disk, but for its metrics: the record of what it was, and its checkpoints.
 
-    RUN/config.json                                 settings, digests of the data, versions, git commit
+    RUN/config.json                                 settings, threads, digests of the data, versions, git commit
     RUN/metrics.jsonl, RUN/training.json            written by `trainer.loop`
     RUN/checkpoints/step-00001000.safetensors       weights; their settings lie in the file's metadata
     RUN/checkpoints/step-00001000.state.safetensors what a resumed run needs besides
@@ -50,7 +50,7 @@ def check_run(run: Path, resume: bool, overwrite: bool) -> None:
             raise UserError(f"--run {run}: holds a run; give --resume, --overwrite or another folder")
 
 
-def begin_run(run: Path, config: Config, data: dict[str, Any]) -> None:
+def begin_run(run: Path, config: Config, data: dict[str, Any], threads: int) -> None:
     """Write config.json, and delete what training, probes and report left of an earlier run."""
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -59,14 +59,20 @@ def begin_run(run: Path, config: Config, data: dict[str, Any]) -> None:
             # config.json is what makes this a run's folder: cut off here, the command must still accept it.
             if path.suffix in (".json", ".jsonl", ".html") and path.name != "config.json":
                 path.unlink()
-        record = {"config": config_to_dict(config), "data": data, "versions": versions(), "git_commit": _git_commit()}
+        record = {
+            "config": config_to_dict(config),
+            "threads": threads,
+            "data": data,
+            "versions": versions(),
+            "git_commit": _git_commit(),
+        }
         write_atomically(run / "config.json", json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"--run {run}: cannot be written: {error.strerror or error}") from error
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """A run's config.json: config, data, versions, git_commit. UserError if it cannot be read."""
+    """A run's config.json: config, threads, data, versions, git_commit. UserError if it cannot be read."""
     try:
         record: dict[str, Any] = json.loads((run / "config.json").read_text("utf-8"))
         return record
@@ -85,6 +91,14 @@ def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:
     changed = [name for name, value in data.items() if record["data"].get(name) != value]
     if changed:
         raise UserError(f"--resume: the store's {changed[0]} changed since {run} began; train a new run")
+
+
+def threads_note(run: Path, threads: int) -> str:
+    """What a resumed run's number of threads means for its numbers; empty where it is the one the run began with."""
+    before = read_record(run).get("threads", threads)  # runs of before this was recorded say nothing
+    if before == threads:
+        return ""
+    return f"{threads} threads in an operation, {before} when the run began: other rounding from here on"
 
 
 @dataclass(frozen=True)

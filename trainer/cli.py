@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import UserError
+from pipeline.machine import use_allowed_cores
 
 app = typer.Typer(
     help="Pretrain ReCon on a feature store and measure what it learnt.",
@@ -110,6 +111,7 @@ def recipes() -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 1."""
+    use_allowed_cores()
     try:
         app()
     except UserError as error:

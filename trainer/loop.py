@@ -28,7 +28,16 @@ from pipeline.execution.work import peak_bytes
 from pipeline.store import FeatureStore
 from pipeline.store.receipts import write_atomically
 from trainer.batches import Batch, Batches, Loader
-from trainer.checkpoint import begin_run, check_run, check_same, load_checkpoint, read_record, restore, save_checkpoint
+from trainer.checkpoint import (
+    begin_run,
+    check_run,
+    check_same,
+    load_checkpoint,
+    read_record,
+    restore,
+    save_checkpoint,
+    threads_note,
+)
 from trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
 from trainer.data import Dataset, load_dataset
 from trainer.model import ReCon
@@ -70,8 +79,10 @@ def pretrain(
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
+        if target.type == "cpu" and (note := threads_note(run, trainer.threads)):
+            console.print(note, highlight=False, soft_wrap=True)
     else:
-        begin_run(run, trainer.config, dataset.record)
+        begin_run(run, trainer.config, dataset.record, trainer.threads)
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
     console.print(
         f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
@@ -111,6 +122,8 @@ class Trainer:
         self.forward = torch.compile(self.model) if config.run.compile else self.model
         side_by_side = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
         self.copies = Copies(self.model, config.optim.accumulate) if side_by_side else None
+        self.threads = self.copies.threads if self.copies else torch.get_num_threads()
+        """Torch's threads in an operation: with another number it rounds differently"""
         self.optimizer = build_optimizer(self.model, config.optim)
         self.step = 0
         self.sums: dict[str, Tensor] = {}  # of what was measured since the last line of metrics, on the device
@@ -141,7 +154,7 @@ class Trainer:
         self.model.train()
         self._trim_metrics()
         self._timed = (self.step, time.monotonic())
-        threads = torch_threads(self.copies.threads if self.copies else torch.get_num_threads())
+        threads = torch_threads(self.threads)
         with threads, stop_signals() as stopped, _progress(console, self.step, self.num_steps) as show:
             for batch in self.batches.iterate(self.step, self.num_steps):
                 self.train_step(batch)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.machine import memory_bytes
 from trainer.batches import Batch, Samples, count_steps, draw, pinned, workers
 from trainer.config import DataConfig
 from trainer.data import Dataset
@@ -60,6 +61,7 @@ class StreamBatches:
         self.block_rows = math.lcm(shard_rows(stored.xyz), shard_rows(stored.image, 0))
         sample_bytes = sum(tensor.nbytes for tensor in self._allocate(1).tensors())
         self.window_rows = int(config.buffer_gb * 1e9) // sample_bytes
+        self._check_memory(sample_bytes)
         self._windows_of = lru_cache(maxsize=2)(self._plan)
         self._window = lru_cache(maxsize=2)(self._read)
 
@@ -94,6 +96,15 @@ class StreamBatches:
                     yield self._assemble(step, lambda key: ahead[key].result())
             finally:
                 closed.set()
+
+    def _check_memory(self, sample_bytes: int) -> None:
+        """UserError where the two windows held at a time are more than this process may take."""
+        held = 2 * min(self.window_rows, self._piece.stop - self._piece.start) * sample_bytes
+        if held > (free := memory_bytes()):
+            raise UserError(
+                f"data.buffer_gb {self.config.buffer_gb:g}: two such buffers hold {held / 1e9:.3g} GB and this process "
+                f"may take {free / 1e9:.3g} GB; begin a run with a lower one, or free memory"
+            )
 
     def _assemble(self, step: int, window: Callable[[Key], Samples]) -> Samples:
         parts = [window(key).part(start, stop) for key, start, stop in self._needed(step)]

@@ -31,8 +31,9 @@ from distributed.utils import sync
 
 from pipeline.errors import UserError
 from pipeline.execution import jobs
-from pipeline.execution.executor import Closing, default_workers, set_thread_variables, without_interrupts
+from pipeline.execution.executor import Closing, default_workers, without_interrupts
 from pipeline.execution.jobs import Job, attempt, one_line
+from pipeline.machine import set_thread_variables
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -21,13 +21,11 @@ from typing import Any, Protocol, Self, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.execution.jobs import RETRIES, Job, attempt, one_line
+from pipeline.machine import cores, memory_bytes, set_thread_variables
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# One thread a worker: the cores are shared out between processes, and a matrix product split over another number of
-# threads would round differently.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
 WORKER_BYTES = 1.5e9  # torch with a teacher, or a scene and its pictures
 MAX_BARREN = 5  # workers in a row that die with no task in hand
 GRACE_SECONDS = 5.0
@@ -35,16 +33,7 @@ GRACE_SECONDS = 5.0
 
 def default_workers() -> int:
     """As many as there are cores this process may use and memory for, at least one."""
-    import psutil
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(psutil.virtual_memory().available // WORKER_BYTES)))
-
-
-def set_thread_variables() -> None:
-    """One thread a library, here and in spawned workers; to be called before numpy or torch is imported."""
-    for name in THREAD_VARIABLES:
-        os.environ.setdefault(name, "1")
+    return max(1, min(cores(), int(memory_bytes() // WORKER_BYTES)))
 
 
 class Executor(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipeline.errors import UserError
+from pipeline.machine import cores, processor
 from pipeline.store import FeatureStore
 from pipeline.store.receipts import write_atomically
 from pipeline.store.records import Ref
@@ -106,13 +106,7 @@ def stage_log(store: FeatureStore, ref: Ref) -> dict[str, dict[str, Any]]:
 
 def machine() -> dict[str, Any]:
     """Where the numbers were made."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    return {"processor": processor(), "cores": cores(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def _read(run: Path, name: str) -> dict[str, Any]:
