@@ -33,7 +33,7 @@ CONFIG = Config(
     model=ModelConfig(width=12, heads=3, depth=2, decoder_depth=1, num_group=8, group_size=8, image_dim=0, text_dim=0),
     data=DataConfig(num_points=64),
     optim=OptimConfig(epochs=3, batch_size=8, warmup_epochs=1, lr=1e-3),
-    run=RunConfig(log_every=2, save_every=4, keep_last=2),
+    run=RunConfig(precision="float32", log_every=2, save_every=4, keep_last=2),
 )
 
 
@@ -114,7 +114,8 @@ def test_the_files_a_run_leaves(whole: Path) -> None:
         "training.json",
     ]
     record = json.loads((whole / "config.json").read_text())
-    assert set(record) == {"config", "data", "versions", "git_commit"}
+    assert set(record) == {"config", "precision", "data", "versions", "git_commit"}
+    assert record["precision"] == {"asked": "float32", "used": "float32", "why": "asked for"}
     assert (record["config"]["model"]["image_dim"], record["config"]["run"]["seed"]) == (tiny.IMAGE_DIM, 0)
     assert record["data"]["image"]["key"] == "image-key"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]

@@ -25,10 +25,21 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.execution.work import peak_bytes
+from pipeline.precision import Precision
 from pipeline.store import FeatureStore
 from pipeline.store.receipts import write_atomically
 from trainer.batches import Batch, Batches, Loader
-from trainer.checkpoint import begin_run, check_run, check_same, load_checkpoint, read_record, restore, save_checkpoint
+from trainer.checkpoint import (
+    begin_run,
+    check_run,
+    check_same,
+    choose_precision,
+    keep_precision,
+    load_checkpoint,
+    read_record,
+    restore,
+    save_checkpoint,
+)
 from trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
 from trainer.data import Dataset, load_dataset
 from trainer.model import ReCon
@@ -64,21 +75,26 @@ def pretrain(
     else:
         raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
     target = choose_device(device)
+    precision = choose_precision(config, target.type)
+    if resume:
+        config, precision = keep_precision(run, config, target.type)
     dataset = load_dataset(FeatureStore.open(store), config.data)
-    trainer = Trainer(config, dataset, run, target)
+    trainer = Trainer(config, dataset, run, target, precision.used)
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
     else:
-        begin_run(run, trainer.config, dataset.record)
+        begin_run(run, trainer.config, dataset.record, precision)
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-    console.print(
+    batch_size = config.optim.batch_size
+    lines = [
         f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
-        f"weights, {target}, steps {trainer.step} to {trainer.num_steps} in {run}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+        f"weights, steps {trainer.step} to {trainer.num_steps} of {batch_size} samples each in {run}",
+        f"on {target} in {precision}, {torch.get_num_threads()} threads",
+        *([precision.note] if precision.note else []),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     status = trainer.train(console)
     spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
     write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
@@ -97,10 +113,16 @@ def choose_device(name: str) -> torch.device:
 class Trainer:
     """One run: model, optimiser, batches, and the step they stand at."""
 
-    def __init__(self, config: Config, dataset: Dataset, run: Path, device: torch.device) -> None:
-        """UserError where settings and data do not fit. Nothing is written before `train`."""
+    def __init__(
+        self, config: Config, dataset: Dataset, run: Path, device: torch.device, precision: Precision | None = None
+    ) -> None:
+        """UserError where settings and data do not fit. Nothing is written before `train`.
+
+        `precision` is what a resumed run began in; without it the settings and the device decide.
+        """
         self.config = config = with_teacher_dims(config, dataset.image_dim, dataset.text_dim)
         self.run, self.device, self.seed = run, device, config.run.seed
+        self.precision = precision or choose_precision(config, device.type).used
         form = StreamBatches if config.data.loader == "stream" else Batches
         self.batches: Loader = form(dataset, config.data, config.optim.batch_size, self.seed, device)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
@@ -172,7 +194,7 @@ class Trainer:
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Set the batch's gradient; returns its mean losses, on the device."""
         part_size = math.ceil(len(batch) / self.config.optim.accumulate)
-        bfloat16 = self.config.run.precision == "bfloat16"
+        bfloat16 = self.precision == "bfloat16"
         measured: dict[str, Tensor] = {}
         for start in range(0, len(batch), part_size):
             part = batch.part(start, start + part_size)
