@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -351,20 +352,35 @@ def test_labels_reach_the_contrast(data: Dataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_told_to_people_and_to_logs(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+def test_what_is_shown_changes_nothing(
+    data: Dataset, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
+    """After every step, here: the lines of metrics and the weights are those of a run that shows nothing."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=140)
-    monkeypatch.setattr("trainer.loop._LINE_EVERY", 0.0)
-    trainer_of(data, tmp_path).train(console)
+    for name in ("_REFRESH", "_FIRST_LINE", "_LINE_EVERY"):
+        monkeypatch.setattr(f"trainer.progress.{name}", 0.0)
+    trainer_of(data, tmp_path).train(Console(file=out, force_terminal=terminal, width=140))
+    assert_same_run(whole, tmp_path)
     shown = out.getvalue()
-    assert "epoch 2, loss " in shown and " samples/s" in shown
+    assert re.search(r"epoch 2, loss \d+\.\d{4}, [\d.]+ samples/s", shown) and "0:00:00 left" in shown
     if terminal:
-        assert "6/6" in shown and "0:00:00" in shown  # the bar, and the time left
+        assert "6/6" in shown
     else:
         assert [line.split(",")[0] for line in shown.splitlines()] == [f"step {step}/6" for step in range(1, 7)]
-        assert "0:00:00 left" in shown
+        # Between two lines of metrics the mean so far, after one that line's.
+        told = [float(line.split("loss ")[1].split(",")[0]) for line in shown.splitlines()]
+        logged = [line["total"] for line in metrics(whole)]
+        assert told[1::2] == [round(total, 4) for total in logged]
+        assert told[4] != told[5]
+
+
+def test_a_loss_is_fetched_only_to_be_shown(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = Trainer.describe
+    monkeypatch.setattr(Trainer, "describe", lambda self: asked.append(self.step) or original(self))
+    monkeypatch.setattr("trainer.progress._FIRST_LINE", 1e9)
+    trainer_of(data, tmp_path).train(Console(file=io.StringIO(), force_terminal=False))
+    assert asked == []
 
 
 def test_devices() -> None:

@@ -11,16 +11,14 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -44,12 +42,12 @@ from trainer.config import Config, config_from_dict, list_recipes, load_config, 
 from trainer.data import Dataset, load_dataset
 from trainer.model import ReCon
 from trainer.optim import build_optimizer, learning_rate
+from trainer.progress import TrainingProgress
 from trainer.stream import StreamBatches
 from trainer.transforms import stream
 
 TIMING_FIELDS = ("samples_per_second", "seconds")
 """The fields of a line of metrics in which two runs with one seed differ."""
-_LINE_EVERY = 60.0  # seconds between lines where no terminal shows a progress bar
 
 
 def pretrain(
@@ -98,8 +96,8 @@ def pretrain(
     status = trainer.train(console)
     spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
     write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
-    told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}"
-    console.print(f"{told}: {_describe(trainer.last_line)}", highlight=False, soft_wrap=True)
+    told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
+    console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
 
 
@@ -160,14 +158,15 @@ class Trainer:
         self.model.train()
         self._trim_metrics()
         self._timed = (self.step, time.monotonic())
-        with stop_signals() as stopped, _progress(console, self.step, self.num_steps) as show:
+        shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
+        with stop_signals() as stopped, shown as show:
             for batch in self.batches.iterate(self.step, self.num_steps):
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
                     self.log()
                 if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                     self.save()
-                show(self.step, self.last_line)
+                show(self.step, self.describe)
                 if stopped:
                     break
         self.save()
@@ -221,6 +220,13 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         self.sums, self._timed = {}, (self.step, now)
 
+    def describe(self) -> str:
+        """Epoch and mean loss since the last line of metrics, or of that line; waits for the device."""
+        told = f"epoch {self._epoch(max(self.step - 1, 0))}"
+        if "total" in self.sums:
+            return f"{told}, loss {self.sums['total'].item() / self._num_summed():.4f}"
+        return f"{told}, loss {self.last_line['total']:.4f}" if self.last_line else told
+
     def save(self) -> None:
         """Write a checkpoint of this step, unless it has one."""
         if self.step == self._saved_step:
@@ -242,7 +248,7 @@ class Trainer:
         """Fetch the means since the last line from the device; UserError if one is not finite."""
         if not self.sums:
             return {}
-        count = (self.step - 1) % self.config.run.log_every + 1
+        count = self._num_summed()
         values = torch.stack(list(self.sums.values())).tolist()
         means = {name: value / count for name, value in zip(self.sums, values, strict=True)}
         broken = [name for name, mean in means.items() if not math.isfinite(mean)]
@@ -252,6 +258,10 @@ class Trainer:
                 f"optim.clip_grad, or use run.precision=float32 (newest checkpoint: step {self._saved_step or 'none'})"
             )
         return means
+
+    def _num_summed(self) -> int:
+        """Steps since the last line of metrics, of which there is one at least."""
+        return (self.step - 1) % self.config.run.log_every + 1
 
     def _epoch(self, step: int) -> int:
         return step // self.batches.steps_per_epoch
@@ -280,37 +290,6 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-Show = Callable[[int, dict[str, float]], None]
-
-
-@contextmanager
-def _progress(console: Console, start: int, total: int) -> Iterator[Show]:
-    """A bar with the time left on a terminal; elsewhere one line a minute."""
-    if console.is_terminal:
-        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("training", total=total, completed=start)
-            yield lambda step, line: bar.update(task, completed=step, description=_describe(line))
-        return
-    began = shown = time.monotonic()
-
-    def show(step: int, line: dict[str, float]) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= _LINE_EVERY:
-            shown = now
-            left = timedelta(seconds=round((now - began) / (step - start) * (total - step)))
-            console.print(f"step {step}/{total}, {_describe(line)}, {left} left", highlight=False, soft_wrap=True)
-
-    yield show
-
-
-def _describe(line: dict[str, float]) -> str:
-    if not line:
-        return "nothing logged yet"
-    return f"epoch {line['epoch']}, loss {line['total']:.4f}, {line['samples_per_second']:.0f} samples/s"
 
 
 def _make_deterministic(device: torch.device) -> None:
