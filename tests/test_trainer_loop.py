@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 import shutil
 import signal
 from dataclasses import replace
@@ -26,6 +24,7 @@ from trainer.config import Config, DataConfig, OptimConfig, RunConfig
 from trainer.data import Dataset, load_dataset
 from trainer.loop import TIMING_FIELDS, Trainer, choose_device, pretrain
 from trainer.model import ModelConfig
+from trainer.side_by_side import Copies
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
@@ -290,22 +289,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Dataset, tmp_path: Path) 
     assert all(tensor.isfinite().all() for tensor in checkpoint.model.values())
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 8])
-def test_parts_of_a_batch_add_up_to_its_mean(data: Dataset, tmp_path: Path, accumulate: int) -> None:
+def test_parts_of_a_batch_add_up_to_its_mean(
+    data: Dataset, tmp_path: Path, accumulate: int, side_by_side: bool
+) -> None:
     # The last batch of an epoch is 7 rows here, which no number of parts divides.
     trainer = trainer_of(data, tmp_path, optim__accumulate=accumulate, data__drop_last=False)
     batch = trainer.batches.batch(2)
     assert len(batch) == 7
-    scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(points: Tensor, image: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"total": (scale * image).pow(2).mean()}
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
 
-    trainer.forward = forward
+        def forward(self, points: Tensor, image: Tensor, *_: Tensor, generator: object = None) -> dict[str, Tensor]:
+            return {"total": (self.scale * image).pow(2).mean()}
+
+    trainer.forward = model = Scaled()
+    trainer.copies = Copies(model, accumulate) if side_by_side else None
     measured = trainer.forward_backward(batch)
     mean = batch.image.pow(2).mean()
     torch.testing.assert_close(measured["total"], mean)
-    torch.testing.assert_close(scale.grad, 2 * mean)
+    torch.testing.assert_close(model.scale.grad, 2 * mean)
 
 
 def test_gradients_are_clipped_and_logged_as_they_were(
@@ -349,38 +356,6 @@ def test_labels_reach_the_contrast(data: Dataset, tmp_path: Path) -> None:
     trainer = trainer_of(data, tmp_path, model__self_contrastive=True)
     trainer.train_step(trainer.batches.batch(0))
     assert trainer.sums["contrast"] > 0
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_what_is_shown_changes_nothing(
-    data: Dataset, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
-    """After every step, here: the lines of metrics and the weights are those of a run that shows nothing."""
-    out = io.StringIO()
-    for name in ("_REFRESH", "_FIRST_LINE", "_LINE_EVERY"):
-        monkeypatch.setattr(f"trainer.progress.{name}", 0.0)
-    trainer_of(data, tmp_path).train(Console(file=out, force_terminal=terminal, width=140))
-    assert_same_run(whole, tmp_path)
-    shown = out.getvalue()
-    assert re.search(r"epoch 2, loss \d+\.\d{4}, [\d.]+ samples/s", shown) and "0:00:00 left" in shown
-    if terminal:
-        assert "6/6" in shown
-    else:
-        assert [line.split(",")[0] for line in shown.splitlines()] == [f"step {step}/6" for step in range(1, 7)]
-        # Between two lines of metrics the mean so far, after one that line's.
-        told = [float(line.split("loss ")[1].split(",")[0]) for line in shown.splitlines()]
-        logged = [line["total"] for line in metrics(whole)]
-        assert told[1::2] == [round(total, 4) for total in logged]
-        assert told[4] != told[5]
-
-
-def test_a_loss_is_fetched_only_to_be_shown(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    original = Trainer.describe
-    monkeypatch.setattr(Trainer, "describe", lambda self: asked.append(self.step) or original(self))
-    monkeypatch.setattr("trainer.progress._FIRST_LINE", 1e9)
-    trainer_of(data, tmp_path).train(Console(file=io.StringIO(), force_terminal=False))
-    assert asked == []
 
 
 def test_devices() -> None:

@@ -39,10 +39,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     seen: list[torch.dtype] = []
     original = ReCon.forward
 
-    def forward(self: ReCon, *arguments: Any) -> Any:
+    def forward(self: ReCon, *arguments: Any, **named: Any) -> Any:
         inside = torch.is_autocast_enabled("cpu")
         seen.append(torch.get_autocast_dtype("cpu") if inside else torch.float32)
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     monkeypatch.setattr(ReCon, "forward", forward)
     return seen

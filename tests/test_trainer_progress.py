@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from pipeline.store import FeatureStore
+from tests import trainer_store as tiny
+from tests.test_trainer_loop import CONFIG, QUIET, assert_same_run, metrics, trainer_of
+from trainer.data import Dataset, load_dataset
+from trainer.loop import Trainer
 from trainer.progress import Pace, TrainingProgress
 
 
@@ -94,3 +101,42 @@ def test_a_terminal_asks_for_the_loss_twice_a_second_and_at_the_end(clock: Clock
     text, asked = shown(clock, True, 0, range(1, 34), 0.125, 33)
     assert asked == [4, 8, 12, 16, 20, 24, 28, 32, 33]
     assert "33/33" in text and "loss of 33, 128 samples/s" in text and "0:00:00 left" in text
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    store = tiny.make_store(tmp_path_factory.mktemp("stores") / "tiny.zarr").path
+    return load_dataset(FeatureStore.open(store), CONFIG.data)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_shown_changes_nothing(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    """After every step, here: the lines of metrics and the weights are those of a run that shows nothing."""
+    whole, run, out = tmp_path / "quiet", tmp_path / "run", io.StringIO()
+    trainer_of(data, whole).train(QUIET)
+    for name in ("_REFRESH", "_FIRST_LINE", "_LINE_EVERY"):
+        monkeypatch.setattr(f"trainer.progress.{name}", 0.0)
+    trainer_of(data, run).train(Console(file=out, force_terminal=terminal, width=140))
+    assert_same_run(whole, run)
+    shown = out.getvalue()
+    assert re.search(r"epoch 2, loss \d+\.\d{4}, [\d.]+ samples/s", shown) and "0:00:00 left" in shown
+    if terminal:
+        assert "6/6" in shown
+    else:
+        assert [line.split(",")[0] for line in shown.splitlines()] == [f"step {step}/6" for step in range(1, 7)]
+        # Between two lines of metrics the mean so far, after one that line's.
+        told = [float(line.split("loss ")[1].split(",")[0]) for line in shown.splitlines()]
+        logged = [line["total"] for line in metrics(whole)]
+        assert told[1::2] == [round(total, 4) for total in logged]
+        assert told[4] != told[5]
+
+
+def test_a_loss_is_fetched_only_to_be_shown(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = Trainer.describe
+    monkeypatch.setattr(Trainer, "describe", lambda self: asked.append(self.step) or original(self))
+    monkeypatch.setattr("trainer.progress._FIRST_LINE", 1e9)
+    trainer_of(data, tmp_path).train(Console(file=io.StringIO(), force_terminal=False))
+    assert asked == []

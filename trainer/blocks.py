@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-POINT_WIDTH = 128  # width of the first per-point layer, and of the position MLP
-LOCAL_WIDTH = 256  # width of the per-point feature, and of its maximum over the group
-WIDE_WIDTH = 512  # width once both halves stand side by side
+POSITION_WIDTH = 128  # hidden width of the position MLP
+PATCH_WIDTH = 512  # the release's hidden width of the patch embedding
 MLP_RATIO = 4
 BLOCK_BRANCHES = 4  # residual branches of a ReCon block, in the order of its `scales`
 PLAIN_BRANCHES = 2
@@ -18,7 +17,7 @@ PLAIN_BRANCHES = 2
 
 def position_mlp(width: int) -> nn.Sequential:
     """MLP from a group's centre `[..., 3]` to its position code `[..., C]`."""
-    return nn.Sequential(nn.Linear(3, POINT_WIDTH), nn.GELU(), nn.Linear(POINT_WIDTH, width))
+    return nn.Sequential(nn.Linear(3, POSITION_WIDTH), nn.GELU(), nn.Linear(POSITION_WIDTH, width))
 
 
 class PatchEmbed(nn.Module):
@@ -27,17 +26,20 @@ class PatchEmbed(nn.Module):
     The release's 1x1 convolutions are linear layers here, over rows of points: the same function with a quarter fewer
     multiplications. `conv3` sees the group's maximum in its first half of columns and the point's own feature in the
     second; as W [g ; x] = Wg g + Wx x, the first product is formed once a group, not once a point.
+
+    `hidden` is the width once both halves stand side by side, a multiple of 4; the layers before have a quarter of it
+    and a half.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int = PATCH_WIDTH) -> None:
         super().__init__()
-        self.width = width
-        self.conv1 = nn.Linear(3, POINT_WIDTH)
-        self.norm1 = nn.BatchNorm1d(POINT_WIDTH)
-        self.conv2 = nn.Linear(POINT_WIDTH, LOCAL_WIDTH)
-        self.conv3 = nn.Linear(2 * LOCAL_WIDTH, WIDE_WIDTH)
-        self.norm2 = nn.BatchNorm1d(WIDE_WIDTH)
-        self.conv4 = nn.Linear(WIDE_WIDTH, width)
+        self.width, self.hidden, self.local = width, hidden, hidden // 2
+        self.conv1 = nn.Linear(3, hidden // 4)
+        self.norm1 = nn.BatchNorm1d(hidden // 4)
+        self.conv2 = nn.Linear(hidden // 4, self.local)
+        self.conv3 = nn.Linear(hidden, hidden)
+        self.norm2 = nn.BatchNorm1d(hidden)
+        self.conv4 = nn.Linear(hidden, width)
 
     def forward(self, groups: Tensor) -> Tensor:
         """Embed `groups [B, G, S, 3]`, centre-relative, as tokens `[B, G, C]`.
@@ -47,12 +49,12 @@ class PatchEmbed(nn.Module):
         batch, num_group, group_size, _ = groups.shape
         points = groups.reshape(-1, 3)
         local = self.conv2(F.relu(self.norm1(self.conv1(points)), inplace=True))
-        pooled = local.view(-1, group_size, LOCAL_WIDTH).max(dim=1).values
+        pooled = local.view(-1, group_size, self.local).max(dim=1).values
 
         weight = self.conv3.weight
-        wide = F.linear(local, weight[:, LOCAL_WIDTH:]).view(-1, group_size, WIDE_WIDTH)
-        wide = wide + F.linear(pooled, weight[:, :LOCAL_WIDTH], self.conv3.bias).unsqueeze(1)
-        wide = self.conv4(F.relu(self.norm2(wide.view(-1, WIDE_WIDTH)), inplace=True))
+        wide = F.linear(local, weight[:, self.local :]).view(-1, group_size, self.hidden)
+        wide = wide + F.linear(pooled, weight[:, : self.local], self.conv3.bias).unsqueeze(1)
+        wide = self.conv4(F.relu(self.norm2(wide.view(-1, self.hidden)), inplace=True))
         tokens: Tensor = wide.view(batch, num_group, group_size, self.width).max(dim=2).values
         return tokens
 
@@ -66,10 +68,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """Mix `x [B, L, C]`; with `last`, compute and return the last that many tokens only."""
         batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        if last is None or last == length:
+            qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv[0], qkv[1], qkv[2]
+        else:
+            weight, length = self.qkv.weight, last
+            q = F.linear(x[:, -last:], weight[:width]).view(batch, last, self.heads, -1).transpose(1, 2)
+            kv = F.linear(x, weight[width:]).view(batch, x.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+            k, v = kv[0], kv[1]
+        mixed = F.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
         return projected
 
@@ -117,9 +127,13 @@ class PlainBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        """Map `x [B, L, C]`; `scales [2, B, 1, 1]` multiply the branches' outputs (drop path), None leaves them."""
-        x = x + _scaled(self.attention(self.norm1(x)), scales, 0)
+    def forward(self, x: Tensor, scales: Tensor | None = None, last: int | None = None) -> Tensor:
+        """Map `x [B, L, C]`; `scales [2, B, 1, 1]` multiply the branches' outputs (drop path), None leaves them.
+
+        With `last`, only the last that many tokens are computed, from all of them: `[B, last, C]`.
+        """
+        mixed = _scaled(self.attention(self.norm1(x), last), scales, 0)
+        x = (x if last is None else x[:, -last:]) + mixed
         return x + _scaled(self.mlp(self.norm2(x)), scales, 1)
 
 

@@ -11,11 +11,12 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -43,6 +44,7 @@ from trainer.data import Dataset, load_dataset
 from trainer.model import ReCon
 from trainer.optim import build_optimizer, learning_rate
 from trainer.progress import TrainingProgress
+from trainer.side_by_side import Copies, torch_threads
 from trainer.stream import StreamBatches
 from trainer.transforms import stream
 
@@ -128,6 +130,8 @@ class Trainer:
         torch.manual_seed(stream(self.seed, "weights"))
         self.model = ReCon(config.model).to(device)
         self.forward = torch.compile(self.model) if config.run.compile else self.model
+        side_by_side = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
+        self.copies = Copies(self.model, config.optim.accumulate) if side_by_side else None
         self.optimizer = build_optimizer(self.model, config.optim)
         self.step = 0
         self.sums: dict[str, Tensor] = {}  # of what was measured since the last line of metrics, on the device
@@ -159,7 +163,8 @@ class Trainer:
         self._trim_metrics()
         self._timed = (self.step, time.monotonic())
         shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-        with stop_signals() as stopped, shown as show:
+        threads = torch_threads(self.copies.threads if self.copies else torch.get_num_threads())
+        with threads, stop_signals() as stopped, shown as show:
             for batch in self.batches.iterate(self.step, self.num_steps):
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
@@ -193,17 +198,29 @@ class Trainer:
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Set the batch's gradient; returns its mean losses, on the device."""
         part_size = math.ceil(len(batch) / self.config.optim.accumulate)
-        bfloat16 = self.precision == "bfloat16"
-        measured: dict[str, Tensor] = {}
-        for start in range(0, len(batch), part_size):
-            part = batch.part(start, start + part_size)
-            share = len(part) / len(batch)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-                losses = self.forward(part.points, part.image, part.text, part.labels)
-            (losses["total"] * share).backward()
-            for name, loss in losses.items():
-                measured[name] = measured.get(name, 0.0) + loss.detach() * share
-        return measured
+        parts = [batch.part(start, start + part_size) for start in range(0, len(batch), part_size)]
+        if self.copies is None:
+            losses = [self._part(self.forward, part, len(batch)) for part in parts]
+        else:
+            draws = [self._generator(index) for index in range(len(parts))]
+            losses = self.copies.run(
+                lambda model, index: self._part(model, parts[index], len(batch), draws[index]), len(parts)
+            )
+        return {name: torch.stack([loss[name] for loss in losses]).sum() for name in losses[0]}
+
+    def _part(
+        self, model: Callable[..., Any], part: Batch, num_samples: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Add a part's share of the gradient of a batch of `num_samples` to `model`; its share of the mean losses."""
+        share = len(part) / num_samples
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            losses = model(part.points, part.image, part.text, part.labels, generator=generator)
+        (losses["total"] * share).backward()
+        return {name: loss.detach() * share for name, loss in losses.items()}
+
+    def _generator(self, index: int) -> torch.Generator:
+        """What a part's mask and drop path are drawn from, whichever thread it runs in."""
+        return torch.Generator().manual_seed(stream(self.seed, "part", self.step, index))
 
     def log(self) -> None:
         """Append the means since the last line to metrics.jsonl."""
