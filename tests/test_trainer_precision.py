@@ -81,7 +81,8 @@ def test_auto_follows_the_machine(
     fake_cpu(monkeypatch, cpu)
     lines = train(store, tmp_path / "run", recipe, *ONE_STEP)
     assert used == [dtype]
-    assert lines[1] == f"on cpu in {name} (auto: {why}), {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    assert lines[1] == f"on cpu in {name} (auto: {why}), {threads} thread{'s' if threads > 1 else ''}"
     assert not any("warning" in line for line in lines)
     record = record_of(tmp_path / "run")
     assert record["config"]["run"]["precision"] == "auto"
@@ -135,6 +136,7 @@ def test_a_resumed_run_goes_on_as_it_began(
     notes = [line for line in lines if "goes on in it" in line]
     assert len(notes) == (told is not None) and all(line.startswith(str(told)) for line in notes)
     assert record_of(run) == before
+    assert ("where it began" in lines[1]) is (told is not None)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

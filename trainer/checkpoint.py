@@ -106,7 +106,7 @@ def keep_precision(run: Path, config: Config, device: str) -> tuple[Config, Deci
         note = f"warning: the run began in bfloat16 and goes on in it: {emulation(device)}"
     elif used == "float32" and computed and began == "auto":
         note = f"the run began in float32 and goes on in it; auto would take bfloat16 here ({here})"
-    return config, Decision(began, used, why, note)
+    return config, Decision(began, used, f"{why} where it began" if note and began == "auto" else why, note)
 
 
 def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:

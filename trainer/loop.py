@@ -86,11 +86,11 @@ def pretrain(
     else:
         begin_run(run, trainer.config, dataset.record, precision)
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-    batch_size = config.optim.batch_size
+    batch_size, threads = config.optim.batch_size, torch.get_num_threads()
     lines = [
         f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
         f"weights, steps {trainer.step} to {trainer.num_steps} of {batch_size} samples each in {run}",
-        f"on {target} in {precision}, {torch.get_num_threads()} threads",
+        f"on {target} in {precision}, {threads} thread{'s' if threads > 1 else ''}",
         *([precision.note] if precision.note else []),
     ]
     for line in lines:
