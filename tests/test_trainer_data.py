@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,21 @@ def test_image_targets_are_of_the_row_and_every_draw_and_view_comes(
     assert found == {(draw, view) for draw in seen for view in range(tiny.NUM_VIEWS)}
 
 
+@pytest.mark.parametrize("num_views", range(tiny.NUM_VIEWS + 1))
+def test_the_mean_of_several_views(store: FeatureStore, num_views: int) -> None:
+    config = replace(BOTH, draws=(0,), views=num_views)
+    data = load_dataset(store, config)
+    batches = Batches(data, config, 8, 0, CPU)
+    feat = np.asarray(store.targets().feat[:], np.float32)
+    subsets = list(combinations(range(tiny.NUM_VIEWS), num_views or tiny.NUM_VIEWS))
+    found = set()
+    for epoch in range(12):
+        for row, (_, image, *_) in by_row(epoch_of(batches, epoch)).items():
+            means = [np.float16(feat[0, row, list(views)].mean(axis=0)) for views in subsets]
+            found.add(next(views for views, mean in zip(subsets, means, strict=True) if (image.numpy() == mean).all()))
+    assert found == set(subsets)
+
+
 @pytest.mark.parametrize("captions", ["class", "shape", "both"])
 def test_text_targets(store: FeatureStore, captions: str) -> None:
     config = DataConfig(splits=("train", "test"), num_points=32, drop_last=False, captions=captions)  # type: ignore[arg-type]
@@ -270,6 +286,7 @@ def test_text_targets(store: FeatureStore, captions: str) -> None:
         (DataConfig(splits=("trian",)), "no split 'trian'; it has test, train"),
         (DataConfig(num_points=97), r"data\.num_points: 97 asked for, the store holds 96"),
         (DataConfig(num_points=32, draws=(0, 2)), r"data\.draws: no draw 2; the store holds 0 to 1"),
+        (DataConfig(num_points=32, views=9), r"data\.views: 9 asked for, the store holds \d a shape"),
         (DataConfig(num_points=32, ref="other"), "no ref 'other'"),
         (DataConfig(num_points=32, image_teacher="clip"), "no teacher 'clip'; it holds toy"),
     ],

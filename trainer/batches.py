@@ -171,10 +171,9 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
     bits = dict(zip(DRAWS, random_bits(keys, data.row[samples]), strict=True))
     choices = torch.tensor(config.draws or range(data.image.shape[0]), device=samples.device)
     lane = choices[random_integers(bits["draw"], len(choices))]
-    view = random_integers(bits["view"], data.image.shape[2])
     return Samples(
         points=draw_points(data.xyz, samples, bits["points"], config.num_points),
-        image=data.image[lane, samples, view],
+        image=_pictures(data, samples, lane, config.views, bits["view"]),
         text=data.text[_prompts(data, samples, config, bits)],
         angle=random_uniform(bits["angle"]) * (2 * math.pi),
         labels=data.category[samples],
@@ -197,6 +196,18 @@ def draw_points(xyz: Tensor, samples: Tensor, keys: Tensor, num_points: int) -> 
     chosen = torch.cat(subsets) + samples[:, None] * runs_a_row
     points = runs.index_select(0, chosen.view(-1))
     return points.view(len(samples), chosen.shape[1] * length, 3)[:, :num_points]
+
+
+def _pictures(data: Dataset, samples: Tensor, lane: Tensor, num_views: int, bits: Tensor) -> Tensor:
+    """[B, Di] image target of each sample: a view's feature, or the mean of several different views'."""
+    stored = data.image.shape[2]
+    if num_views == 1:
+        return data.image[lane, samples, random_integers(bits, stored)]
+    several = data.image[lane, samples]
+    if num_views:
+        view = random_subset(bits, stored, num_views)
+        several = several.gather(1, view[..., None].expand(-1, -1, several.shape[2]))
+    return several.float().mean(dim=1).to(several.dtype)
 
 
 def _prompts(data: Dataset, samples: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:

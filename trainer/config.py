@@ -42,6 +42,8 @@ class DataConfig:
     """Turn every sample by a random angle about y, as the release does; false where all shapes share one front."""
     draws: tuple[NonNegativeInt, ...] = ()
     """Picture draws to choose among (0 is the clean picture, 1 and up are augmented); empty takes all."""
+    views: NonNegativeInt = 1
+    """Views whose mean is a sample's image target: 1 draws one, n draws n different ones, 0 takes all."""
     drop_last: bool = True
     """Leave out an epoch's last batch where it is not full."""
     device_resident: Literal["auto", "always", "never"] = "auto"

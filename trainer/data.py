@@ -101,7 +101,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     if not len(rows):
         raise UserError(f"{store.path}: no row of {', '.join(config.splits)} is finished; run `recon-pipeline status`")
     captions = -np.sort(-text.captions[rows], axis=1)
-    _check_settings(config, points.xyz.shape[1], targets.feat.shape[0], captions)
+    _check_settings(config, points.xyz.shape[1], targets.feat.shape, captions)
     if not np.isfinite(text.feat).all():
         raise UserError(f"{store.path}: text features of {text.teacher!r} are not finite; compute them again")
 
@@ -176,10 +176,13 @@ def rows_of_splits(store: FeatureStore, ref: Ref, splits: Sequence[str]) -> tupl
     return mine & np.isin(split_of, splits), np.unique(registry.category[mine])
 
 
-def _check_settings(config: DataConfig, num_points: int, num_draws: int, captions: NDArray[np.int64]) -> None:
+def _check_settings(config: DataConfig, num_points: int, targets: Sequence[int], captions: NDArray[np.int64]) -> None:
+    num_draws, _, num_views, *_ = targets
     if config.num_points > num_points:
         raise UserError(f"data.num_points: {config.num_points} asked for, the store holds {num_points} a shape")
     if config.draws and max(config.draws) >= num_draws:
         raise UserError(f"data.draws: no draw {max(config.draws)}; the store holds 0 to {num_draws - 1}")
+    if config.views > num_views:
+        raise UserError(f"data.views: {config.views} asked for, the store holds {num_views} a shape")
     if config.captions != "class" and not (captions >= 0).any():
         raise UserError(f'data.captions: no shape has a caption of its own for {config.captions!r}; use "class"')
