@@ -3,11 +3,14 @@
 Three forms of one step (forward, backward, AdamW), timed in turn so that a busy machine slows them alike: the release's
 (1x1 convolutions over channels-first points, the wide one over the concatenated halves), ours, and ours on visible
 groups only. Losses of the first two are compared before anything is timed. Rates and ratios are per CPU second of one
-thread, which other work on the machine does not enter; wall-clock seconds stand beside them. Torch and NumPy suffice:
+thread, which other work on the machine does not enter; wall-clock seconds stand beside them. bfloat16 is timed where
+the processor computes in it; `--precision bfloat16` times it where it is emulated too, at ten times the time. Torch and
+NumPy suffice:
 
     python benchmarks/model.py
 """
 
+import argparse
 import json
 import os
 import platform
@@ -25,6 +28,7 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from pipeline.machine import cores, processor  # noqa: E402
+from pipeline.precision import decide  # noqa: E402
 from trainer.blocks import PatchEmbed  # noqa: E402
 from trainer.model import ModelConfig, ReCon  # noqa: E402
 
@@ -101,14 +105,20 @@ def measure(precision: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: auto")
+    decision = decide(parser.parse_args().precision, "cpu", "--precision auto")
+    if decision.note:
+        sys.stderr.write(f"{decision.note}\n")
     torch.set_num_threads(1)
     result = {
         "what": f"training step of the base model, batch {BATCH}, {NUM_POINTS} points, best of {ROUNDS}",
         "machine": {"cpu": processor(), "cores": cores(), "threads": torch.get_num_threads()},
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "precision": decision.record(),
         "f32": measure("f32"),
-        "bf16": measure("bf16"),
+        "bf16": measure("bf16") if decision.used == "bfloat16" else f"not measured: {decision}",
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

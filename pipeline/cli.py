@@ -85,11 +85,14 @@ class Run:
         from pipeline.flow import Flow, load_models, summary
         from pipeline.manifest import list_shapes, load_manifest
         from pipeline.store.session import writing
+        from pipeline.teachers.precision import settle
 
         settings = load_manifest(self.manifest)
         list_shapes(settings, self.root)  # a wrong root must not leave an empty store behind
         shard = parse_shard(self.shard)
         if teachers or what == "caption":  # nor should a mistyped teacher come to light after hours of rendering
+            settings, notes = settle(settings, self.store)
+            say(notes)
             load_models(settings, teachers)
         progress = StageProgress()
         with ExitStack() as stack:

@@ -41,6 +41,7 @@ from pipeline.store.reader import REGISTRY_COLUMNS
 from pipeline.store.receipts import canonical_json, digest_of
 from pipeline.store.verify import verify
 from pipeline.teachers import TeacherSpec, TextTeacher
+from pipeline.teachers.precision import settle
 
 Progress = Callable[[str, int, int, int], None]
 
@@ -76,6 +77,7 @@ class Flow:
     begin: Callable[[str, StagePlan], None] = lambda stage, plan: None
 
     def __post_init__(self) -> None:
+        self.manifest, _ = settle(self.manifest, self.store.path)
         self._listed: list[Row] | None = None
         self._meshed: list[Row] | None = None
         self._results: dict[str, StageResult] = {}

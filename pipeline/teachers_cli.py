@@ -28,9 +28,12 @@ def teachers(manifest: SpecsOption = None, search: SearchOption = "", as_json: J
     set_thread_variables()
     from pipeline.manifest import load_manifest
 
-    specs = load_manifest(manifest).features.teachers if manifest else ()
+    settings = load_manifest(manifest) if manifest else None
     from pipeline.teachers.listing import DEMO, Known, list_teacher
     from pipeline.teachers.listing import search as search_known
+    from pipeline.teachers.precision import settle
+
+    specs = settle(settings, None)[0].features.teachers if settings else ()
 
     known: list[Known] = search_known(search) if search else []
     shipped = () if any(spec.model == DEMO.model for spec in specs) else (DEMO,)

@@ -5,21 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -31,38 +24,43 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 RefOption = Annotated[str | None, typer.Option(help="Which manifest's keys; default: the store's only one.")]
 
 
-class StageProgress:
-    """A bar a stage on a terminal; one line a minute in a log."""
+_FIRST_LINE, _LINE_EVERY = 5.0, 60.0  # seconds before a stage's first line in a log, and from one to the next
 
-    def __init__(self) -> None:
+
+class StageProgress:
+    """A bar a stage on a terminal; in a log a line soon after the stage began, then one a minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         columns = (
             TextColumn("{task.description:>16}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-        )
-        self.bars = Progress(
-            *columns,
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+            TextColumn("{task.fields[left]}"),
         )
-        self.tasks: dict[str, tuple[TaskID, float]] = {}
-        self.last_line = time.monotonic()
+        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.clock = clock
+        self.tasks: dict[str, tuple[TaskID, float, int]] = {}
+        """By stage: its bar, when it began, and what was done by then."""
+        self.due = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
+        """Call when the stage begins and whenever more of it is done."""
+        now = self.clock()
         if stage not in self.tasks:
-            self.tasks[stage] = (self.bars.add_task(stage, total=total, rate=""), now)
-        task, started = self.tasks[stage]
-        rate = done / max(now - started, 1e-9)
-        self.bars.update(task, completed=done, total=total, rate=f"{rate:.1f}/s" if done else "")
-        if not console.is_terminal and now - self.last_line >= 60:
-            self.last_line = now
-            left = (total - done) / rate if done else float("nan")
-            console.print(f"{stage}: {done}/{total}, {rate:.1f}/s, about {left:.0f} s left")
+            self.tasks[stage] = (self.bars.add_task(stage, total=total, completed=done, rate="", left=""), now, done)
+            self.due = now + _FIRST_LINE
+        task, began, before = self.tasks[stage]
+        rate = left = ""
+        if done > before:
+            # Of the whole stage: workers finish their first shards together, and a short window would see only that.
+            seconds = max(now - began, 1e-9) / (done - before)
+            rate, left = f"{brief(1 / seconds)}/s", f"about {timedelta(seconds=round((total - done) * seconds))} left"
+        self.bars.update(task, completed=done, total=total, rate=rate, left=left)
+        if not console.is_terminal and now >= self.due and rate and done < total:
+            self.due = now + _LINE_EVERY
+            console.print(f"{stage}: {done}/{total}, {rate}, {left}")
 
 
 def say(lines: Sequence[str]) -> None:
@@ -88,6 +86,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)
+
+
+def brief(rate: float) -> str:
+    """A rate in three digits, or in whole numbers where it has more."""
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def human(count: float) -> str:

@@ -83,6 +83,8 @@ def test_metrics_are_what_was_measured(report: Path, small_store: Path) -> None:
     for name in ("zero_shot_accuracy", "zero_shot_accuracy_random_init", "teacher_zero_shot_accuracy", "chance"):
         assert metrics[name] == zero_shot[name]
     assert (metrics["num_train"], metrics["num_test"], metrics["num_categories"]) == (9, 3, 3)
+    used = read(report / "config.json")["precision"]["used"]
+    assert metrics["precision"] == {"pretrain": used, "svm": "float32", "zeroshot": "float32"}
     assert (metrics["seed"], metrics["step"], metrics["pretrain_splits"]) == (3, 4, ["train"])
 
     assert list(metrics["seconds"]) == STAGES

@@ -34,7 +34,7 @@ CONFIG = Config(
     model=ModelConfig(width=12, heads=3, depth=2, decoder_depth=1, num_group=8, group_size=8, image_dim=0, text_dim=0),
     data=DataConfig(num_points=64),
     optim=OptimConfig(epochs=3, batch_size=8, warmup_epochs=1, lr=1e-3),
-    run=RunConfig(log_every=2, save_every=4, keep_last=2),
+    run=RunConfig(precision="float32", log_every=2, save_every=4, keep_last=2),
 )
 
 
@@ -115,8 +115,9 @@ def test_the_files_a_run_leaves(whole: Path) -> None:
         "training.json",
     ]
     record = json.loads((whole / "config.json").read_text())
-    assert set(record) == {"config", "threads", "data", "versions", "git_commit"}
+    assert set(record) == {"config", "precision", "threads", "data", "versions", "git_commit"}
     assert record["threads"] == torch.get_num_threads()
+    assert record["precision"] == {"asked": "float32", "used": "float32", "why": "asked for"}
     assert (record["config"]["model"]["image_dim"], record["config"]["run"]["seed"]) == (tiny.IMAGE_DIM, 0)
     assert record["data"]["image"]["key"] == "image-key"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -374,23 +375,6 @@ def test_labels_reach_the_contrast(data: Dataset, tmp_path: Path) -> None:
     trainer = trainer_of(data, tmp_path, model__self_contrastive=True)
     trainer.train_step(trainer.batches.batch(0))
     assert trainer.sums["contrast"] > 0
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_told_to_people_and_to_logs(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=140)
-    monkeypatch.setattr("trainer.loop._LINE_EVERY", 0.0)
-    trainer_of(data, tmp_path).train(console)
-    shown = out.getvalue()
-    assert "epoch 2, loss " in shown and " samples/s" in shown
-    if terminal:
-        assert "6/6" in shown and "0:00:00" in shown  # the bar, and the time left
-    else:
-        assert [line.split(",")[0] for line in shown.splitlines()] == [f"step {step}/6" for step in range(1, 7)]
-        assert "0:00:00 left" in shown
 
 
 def test_devices() -> None:

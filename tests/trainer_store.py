@@ -50,6 +50,7 @@ lr = 1e-3
 [run]
 log_every = 2
 save_every = 4
+precision = "float32"
 """
 """Two batches an epoch of this store, 6 steps in all; lines of metrics at 2, 4 and 6, checkpoints at 4 and 6."""
 

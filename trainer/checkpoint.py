@@ -1,6 +1,6 @@
 """What a run leaves on disk, but for its metrics: the record of what it was, and its checkpoints.
 
-    RUN/config.json                                 settings, threads, digests of the data, versions, git commit
+    RUN/config.json                                 settings, precision, threads, digests of the data, versions, commit
     RUN/metrics.jsonl, RUN/training.json            written by `trainer.loop`
     RUN/checkpoints/step-00001000.safetensors       weights; their settings lie in the file's metadata
     RUN/checkpoints/step-00001000.state.safetensors what a resumed run needs besides
@@ -12,6 +12,7 @@ from. Nothing is ever pickled.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.execution.work import versions
+from pipeline.precision import Decision, computes_bfloat16, decide, emulation
 from pipeline.store.receipts import sync_directory, write_atomically
 from trainer.config import Config, config_from_dict, config_to_dict
 from trainer.model import ReCon
@@ -50,7 +52,7 @@ def check_run(run: Path, resume: bool, overwrite: bool) -> None:
             raise UserError(f"--run {run}: holds a run; give --resume, --overwrite or another folder")
 
 
-def begin_run(run: Path, config: Config, data: dict[str, Any], threads: int) -> None:
+def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decision, threads: int) -> None:
     """Write config.json, and delete what training, probes and report left of an earlier run."""
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,7 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], threads: int) -> 
                 path.unlink()
         record = {
             "config": config_to_dict(config),
+            "precision": precision.record(),
             "threads": threads,
             "data": data,
             "versions": versions(),
@@ -72,12 +75,39 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], threads: int) -> 
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """A run's config.json: config, threads, data, versions, git_commit. UserError if it cannot be read."""
+    """A run's config.json: config, precision, threads, data, versions, git_commit. UserError if it cannot be read."""
     try:
         record: dict[str, Any] = json.loads((run / "config.json").read_text("utf-8"))
         return record
     except (OSError, ValueError) as error:
         raise UserError(f"{run / 'config.json'}: cannot be read: {error}") from error
+
+
+def choose_precision(config: Config, device: str) -> Decision:
+    """What a new run computes in."""
+    return decide(config.run.precision, device, "run.precision=auto")
+
+
+def keep_precision(run: Path, config: Config, device: str) -> tuple[Config, Decision]:
+    """What a resumed run goes on in: what it began in, whatever this machine would choose.
+
+    Its settings come back with the precision it was asked for when it began, which auto agrees with.
+    """
+    record = read_record(run)
+    began = record["config"]["run"]["precision"]
+    if config.run.precision == "auto":
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=began))
+    if "precision" not in record:  # of a version that had no auto
+        used, why = began, "asked for"
+    else:
+        used, why = record["precision"]["used"], record["precision"]["why"]
+    computed, here = computes_bfloat16(device)
+    note = ""
+    if used == "bfloat16" and not computed:
+        note = f"warning: the run began in bfloat16 and goes on in it: {emulation(device)}"
+    elif used == "float32" and computed and began == "auto":
+        note = f"the run began in float32 and goes on in it; auto would take bfloat16 here ({here})"
+    return config, Decision(began, used, f"{why} where it began" if note and began == "auto" else why, note)
 
 
 def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:

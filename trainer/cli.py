@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from pipeline.errors import UserError
 from pipeline.machine import use_allowed_cores
+from pipeline.precision import Decision, decide
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
 
 app = typer.Typer(
     help="Pretrain ReCon on a feature store and measure what it learnt.",
@@ -53,6 +58,14 @@ def pretrain(
     raise typer.Exit(status)
 
 
+class PrecisionChoice(StrEnum):
+    """What to compute in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 StoreOption = Annotated[Path, typer.Option(help="The store the run was trained on.")]
 LabelledOption = Annotated[Path, typer.Option(help="A store with splits train and test: the run's or another.")]
 RefOption = Annotated[
@@ -61,25 +74,37 @@ RefOption = Annotated[
 RunOption = Annotated[Path, typer.Option(help="The run's folder.")]
 ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")]
 
+ProbePrecision = Annotated[
+    PrecisionChoice, typer.Option(help="Of the student; auto takes bfloat16 where the device computes in it.")
+]
+
 
 @app.command()
-def svm(store: LabelledOption, run: RunOption, ref: RefOption = None, device: ProbeDevice = DeviceChoice.auto) -> None:
+def svm(
+    store: LabelledOption,
+    run: RunOption,
+    ref: RefOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    precision: ProbePrecision = PrecisionChoice.float32,
+) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
     from trainer.evaluate.svm import run_svm
-    from trainer.loop import choose_device
 
-    _tell(run_svm(run, store, choose_device(device.value), ref))
+    _measure(run_svm, run, store, ref, device, precision)
 
 
 @app.command()
 def zeroshot(
-    store: LabelledOption, run: RunOption, ref: RefOption = None, device: ProbeDevice = DeviceChoice.auto
+    store: LabelledOption,
+    run: RunOption,
+    ref: RefOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    precision: ProbePrecision = PrecisionChoice.float32,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from trainer.evaluate.zero_shot import run_zero_shot
-    from trainer.loop import choose_device
 
-    _tell(run_zero_shot(run, store, choose_device(device.value), ref))
+    _measure(run_zero_shot, run, store, ref, device, precision)
 
 
 @app.command()
@@ -89,6 +114,24 @@ def report(store: StoreOption, run: RunOption) -> None:
 
     _tell(write_report(run, store))
     Console(stderr=True, soft_wrap=True).print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
+
+
+Measure = Callable[[Path, Path, "torch.device", str | None, Decision], dict[str, Any]]
+
+
+def _measure(
+    probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice
+) -> None:
+    """Run a probe and tell what it found."""
+    from trainer.loop import choose_device
+
+    target = choose_device(device.value)
+    decision = decide(precision.value, target.type, "--precision auto")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if decision.note:
+        console.print(decision.note, markup=False)
+    _tell(probe(run, store, target, ref, decision))
+    console.print(f"{'precision':>30} {decision}", markup=False)
 
 
 def _tell(result: dict[str, Any]) -> None:

@@ -94,8 +94,9 @@ class RunConfig:
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw of the run derives from it."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass; weights, gradients and the optimiser stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass; weights, gradients and the optimiser stay float32. "auto" takes bfloat16 where
+    the device computes in it, float32 elsewhere."""
     compile: bool = False
     """Run the model through torch.compile."""
     log_every: PositiveInt = 50

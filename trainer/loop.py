@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.execution.work import peak_bytes
+from pipeline.precision import Precision
 from pipeline.store import FeatureStore
 from pipeline.store.receipts import write_atomically
 from trainer.batches import Batch, Batches, Loader
@@ -32,6 +32,8 @@ from trainer.checkpoint import (
     begin_run,
     check_run,
     check_same,
+    choose_precision,
+    keep_precision,
     load_checkpoint,
     read_record,
     restore,
@@ -42,13 +44,13 @@ from trainer.config import Config, config_from_dict, list_recipes, load_config, 
 from trainer.data import Dataset, load_dataset
 from trainer.model import ReCon
 from trainer.optim import build_optimizer, learning_rate
+from trainer.progress import TrainingProgress
 from trainer.side_by_side import Copies, torch_threads
 from trainer.stream import StreamBatches
 from trainer.transforms import stream
 
 TIMING_FIELDS = ("samples_per_second", "seconds")
 """The fields of a line of metrics in which two runs with one seed differ."""
-_LINE_EVERY = 60.0  # seconds between lines where no terminal shows a progress bar
 
 
 def pretrain(
@@ -74,28 +76,33 @@ def pretrain(
     else:
         raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
     target = choose_device(device)
+    precision = choose_precision(config, target.type)
+    if resume:
+        config, precision = keep_precision(run, config, target.type)
     dataset = load_dataset(FeatureStore.open(store), config.data)
-    trainer = Trainer(config, dataset, run, target)
+    trainer = Trainer(config, dataset, run, target, precision.used)
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
         if target.type == "cpu" and (note := threads_note(run, trainer.threads)):
             console.print(note, highlight=False, soft_wrap=True)
     else:
-        begin_run(run, trainer.config, dataset.record, trainer.threads)
+        begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-    console.print(
+    threads, left = torch.get_num_threads(), trainer.num_steps - trainer.step
+    lines = [
         f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
-        f"weights, {target}, steps {trainer.step} to {trainer.num_steps} in {run}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+        f"weights, steps {trainer.step} to {trainer.num_steps}, {left * config.optim.batch_size:,} samples, on "
+        f"{target} in {precision}, {threads} thread{'s' if threads > 1 else ''}, in {run}",
+        *([precision.note] if precision.note else []),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     status = trainer.train(console)
     spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
     write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
-    told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}"
-    console.print(f"{told}: {_describe(trainer.last_line)}", highlight=False, soft_wrap=True)
+    told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
+    console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
 
 
@@ -109,10 +116,16 @@ def choose_device(name: str) -> torch.device:
 class Trainer:
     """One run: model, optimiser, batches, and the step they stand at."""
 
-    def __init__(self, config: Config, dataset: Dataset, run: Path, device: torch.device) -> None:
-        """UserError where settings and data do not fit. Nothing is written before `train`."""
+    def __init__(
+        self, config: Config, dataset: Dataset, run: Path, device: torch.device, precision: Precision | None = None
+    ) -> None:
+        """UserError where settings and data do not fit. Nothing is written before `train`.
+
+        `precision` is what a resumed run began in; without it the settings and the device decide.
+        """
         self.config = config = with_teacher_dims(config, dataset.image_dim, dataset.text_dim)
         self.run, self.device, self.seed = run, device, config.run.seed
+        self.precision = precision or choose_precision(config, device.type).used
         form = StreamBatches if config.data.loader == "stream" else Batches
         self.batches: Loader = form(dataset, config.data, config.optim.batch_size, self.seed, device)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
@@ -155,14 +168,15 @@ class Trainer:
         self._trim_metrics()
         self._timed = (self.step, time.monotonic())
         threads = torch_threads(self.threads)
-        with threads, stop_signals() as stopped, _progress(console, self.step, self.num_steps) as show:
+        shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
+        with threads, stop_signals() as stopped, shown as show:
             for batch in self.batches.iterate(self.step, self.num_steps):
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
                     self.log()
                 if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                     self.save()
-                show(self.step, self.last_line)
+                show(self.step, self.describe)
                 if stopped:
                     break
         self.save()
@@ -204,7 +218,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """Add a part's share of the gradient of a batch of `num_samples` to `model`; its share of the mean losses."""
         share = len(part) / num_samples
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             losses = model(part.points, part.image, part.text, part.labels, generator=generator)
         (losses["total"] * share).backward()
         return {name: loss.detach() * share for name, loss in losses.items()}
@@ -228,6 +242,13 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         self.sums, self._timed = {}, (self.step, now)
 
+    def describe(self) -> str:
+        """Epoch and mean loss since the last line of metrics, or of that line; waits for the device."""
+        told = f"epoch {self._epoch(max(self.step - 1, 0))}"
+        if "total" in self.sums:
+            return f"{told}, loss {self.sums['total'].item() / self._num_summed():.4f}"
+        return f"{told}, loss {self.last_line['total']:.4f}" if self.last_line else told
+
     def save(self) -> None:
         """Write a checkpoint of this step, unless it has one."""
         if self.step == self._saved_step:
@@ -249,7 +270,7 @@ class Trainer:
         """Fetch the means since the last line from the device; UserError if one is not finite."""
         if not self.sums:
             return {}
-        count = (self.step - 1) % self.config.run.log_every + 1
+        count = self._num_summed()
         values = torch.stack(list(self.sums.values())).tolist()
         means = {name: value / count for name, value in zip(self.sums, values, strict=True)}
         broken = [name for name, mean in means.items() if not math.isfinite(mean)]
@@ -259,6 +280,10 @@ class Trainer:
                 f"optim.clip_grad, or use run.precision=float32 (newest checkpoint: step {self._saved_step or 'none'})"
             )
         return means
+
+    def _num_summed(self) -> int:
+        """Steps since the last line of metrics, of which there is one at least."""
+        return (self.step - 1) % self.config.run.log_every + 1
 
     def _epoch(self, step: int) -> int:
         return step // self.batches.steps_per_epoch
@@ -287,37 +312,6 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-Show = Callable[[int, dict[str, float]], None]
-
-
-@contextmanager
-def _progress(console: Console, start: int, total: int) -> Iterator[Show]:
-    """A bar with the time left on a terminal; elsewhere one line a minute."""
-    if console.is_terminal:
-        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("training", total=total, completed=start)
-            yield lambda step, line: bar.update(task, completed=step, description=_describe(line))
-        return
-    began = shown = time.monotonic()
-
-    def show(step: int, line: dict[str, float]) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= _LINE_EVERY:
-            shown = now
-            left = timedelta(seconds=round((now - began) / (step - start) * (total - step)))
-            console.print(f"step {step}/{total}, {_describe(line)}, {left} left", highlight=False, soft_wrap=True)
-
-    yield show
-
-
-def _describe(line: dict[str, float]) -> str:
-    if not line:
-        return "nothing logged yet"
-    return f"epoch {line['epoch']}, loss {line['total']:.4f}, {line['samples_per_second']:.0f} samples/s"
 
 
 def _make_deterministic(device: torch.device) -> None:

@@ -40,7 +40,8 @@ class TeacherSpec(BaseModel):
     # (some have theirs after pooling, and so none here) and before any projection.
     tap: Tap = "pooled"
     # Of weights and activations; features leave as float32 in any case.
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # auto: bf16 where the device computes in it, else fp32; in a key it is the one taken (`precision.settle`).
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     # The ReCon release feeds its teachers BGR, and gives CLIP too ImageNet's statistics.
     channel_order: Literal["rgb", "bgr"] = "rgb"
     normalize: Literal["model", "imagenet"] = "model"
@@ -118,6 +119,10 @@ class TextTeacher(Teacher, Protocol):
 
 def load_teacher(spec: TeacherSpec, device: str = "cpu") -> Teacher:
     """The teacher a spec names, frozen, on `device`; UserError for what cannot be found, fetched or read."""
+    if spec.precision == "auto":
+        from pipeline.teachers.precision import decided
+
+        spec = decided(spec, device)
     # Importing either library takes seconds, which a command that loads no teacher should not spend.
     if spec.kind == "open_clip":
         from pipeline.teachers.open_clip_teacher import OpenClipTeacher

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.execution.work import peak_bytes
+from pipeline.precision import Decision, Precision, decide
 from pipeline.store import FeatureStore
 from pipeline.store.names import list_refs
 from pipeline.store.receipts import write_atomically
@@ -27,6 +28,8 @@ from trainer.model import ReCon
 from trainer.transforms import normalize, random_bits, random_subset, stream
 
 BATCH = 32
+FLOAT32 = decide("float32", "cpu", "")
+"""What probes compute in unless they are asked otherwise: results compare across machines."""
 SPARE = 1200 / 1024
 """The release's zero-shot test takes 1024 random points of the 1200 farthest ones."""
 
@@ -41,6 +44,7 @@ class Probe:
     store: FeatureStore
     ref: Ref
     device: torch.device
+    precision: Decision
     checkpoint: dict[str, Any]
     """What `newest_checkpoint` says of the student's weights."""
 
@@ -53,7 +57,9 @@ class Probe:
         return {"": self.student, "_random_init": self.random_init}
 
 
-def load_probe(run: Path, store: Path, device: torch.device, ref: str | None = None) -> Probe:
+def load_probe(
+    run: Path, store: Path, device: torch.device, ref: str | None = None, precision: Decision = FLOAT32
+) -> Probe:
     """The newest checkpoint of a run, and the weights its seed started from.
 
     Without a `ref` they are measured on the one the run was trained on, or on the store's only one. UserError for a
@@ -67,7 +73,8 @@ def load_probe(run: Path, store: Path, device: torch.device, ref: str | None = N
     torch.manual_seed(stream(config.run.seed, "weights"))
     random_init = ReCon(config.model).eval()
     measured_on = opened.ref(ref or None)
-    return Probe(student.to(device), random_init.to(device), config, opened, measured_on, device, checkpoint)
+    students = student.to(device), random_init.to(device)
+    return Probe(*students, config, opened, measured_on, device, precision, checkpoint)
 
 
 def newest_checkpoint(run: Path) -> dict[str, Any]:
@@ -102,10 +109,15 @@ def random_points(points: Tensor, rows: NDArray[np.int64], config: Config) -> Te
 
 
 @torch.inference_mode()
-def encode(function: Callable[[Tensor], Tensor], points: Tensor, device: torch.device) -> NDArray[np.float32]:
+def encode(
+    function: Callable[[Tensor], Tensor], points: Tensor, device: torch.device, precision: Precision = "float32"
+) -> NDArray[np.float32]:
     """`function` over normalised clouds [N, P, 3], a batch at a time on the device: [N, D] float32."""
-    batches = (points[start : start + BATCH].to(device) for start in range(0, len(points), BATCH))
-    parts = [function(normalize(batch)).float().cpu() for batch in batches]
+    batches = (normalize(points[start : start + BATCH].to(device)) for start in range(0, len(points), BATCH))
+    parts = []
+    for batch in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            parts.append(function(batch).float().cpu())
     features: NDArray[np.float32] = torch.cat(parts).numpy()
     return features
 
@@ -126,6 +138,7 @@ def write_result(
     `data` is the test split, `keys` those of what was read besides points, by the names of a run's record.
     """
     result = result | {
+        "precision": probe.precision.record(),
         "ref": probe.ref.name,
         "categories": data.categories,
         "checkpoint": probe.checkpoint,

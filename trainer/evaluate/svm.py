@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
 
 from pipeline.errors import UserError
-from trainer.evaluate.features import confusion, encode, load_probe, write_result
+from pipeline.precision import Decision
+from trainer.evaluate.features import FLOAT32, confusion, encode, load_probe, write_result
 
 C = 0.075
 
 
-def run_svm(run: Path, store: Path, device: torch.device, ref: str | None = None) -> dict[str, Any]:
+def run_svm(
+    run: Path, store: Path, device: torch.device, ref: str | None = None, precision: Decision = FLOAT32
+) -> dict[str, Any]:
     """Fit on the train split of a store's ref, measure on its test split, for the student and its random start.
 
     Features are `ReCon.svm_feature` of the farthest `data.num_points` points; of the store only points and categories
@@ -25,7 +28,7 @@ def run_svm(run: Path, store: Path, device: torch.device, ref: str | None = None
     training shapes of one category only.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device, ref)
+    probe = load_probe(run, store, device, ref, precision)
     splits = {name: probe.split(name) for name in ("train", "test")}
     labels = {name: data.category for name, data in splits.items()}
     if len(np.unique(labels["train"])) < 2:
@@ -33,7 +36,7 @@ def run_svm(run: Path, store: Path, device: torch.device, ref: str | None = None
     points = {name: data.farthest_points(probe.config.data.num_points) for name, data in splits.items()}
     result: dict[str, Any] = {"num_train": len(splits["train"]), "num_test": len(splits["test"]), "C": C}
     for suffix, student in probe.students().items():
-        features = {name: encode(student.svm_feature, cloud, device) for name, cloud in points.items()}
+        features = {name: encode(student.svm_feature, cloud, device, precision.used) for name, cloud in points.items()}
         predicted = fit_predict(features["train"], labels["train"], features["test"])
         result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == labels["test"]))
         result[f"confusion{suffix}"] = confusion(labels["test"], predicted, len(splits["test"].categories))

@@ -13,14 +13,26 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit
 
 from pipeline.errors import UserError
+from pipeline.precision import Decision
 from pipeline.store.records import Targets, Text
 from pipeline.store.spaces import one_space
 from trainer.checkpoint import read_record
-from trainer.evaluate.features import Probe, confusion, encode, load_probe, random_points, spare_points, write_result
+from trainer.evaluate.features import (
+    FLOAT32,
+    Probe,
+    confusion,
+    encode,
+    load_probe,
+    random_points,
+    spare_points,
+    write_result,
+)
 from trainer.reading import iterate_rows
 
 
-def run_zero_shot(run: Path, store: Path, device: torch.device, ref: str | None = None) -> dict[str, Any]:
+def run_zero_shot(
+    run: Path, store: Path, device: torch.device, ref: str | None = None, precision: Decision = FLOAT32
+) -> dict[str, Any]:
     """Classify a ref's test split by prompts alone: the student, its random start, and the image teacher itself.
 
     The teacher is measured where the store holds its features of the clean views, on the shapes that have them. Writes
@@ -28,7 +40,7 @@ def run_zero_shot(run: Path, store: Path, device: torch.device, ref: str | None 
     teachers do not share one space, and for a store without the words of its text teacher.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device, ref)
+    probe = load_probe(run, store, device, ref, precision)
     check_one_space(run, probe)
     text = learnt_words(run, probe)
     data = probe.split("test")
@@ -38,7 +50,8 @@ def run_zero_shot(run: Path, store: Path, device: torch.device, ref: str | None 
     points = random_points(far, data.row, probe.config)
     result: dict[str, Any] = {"num_test": len(data), "chance": 1 / num_classes}
     for suffix, student in probe.students().items():
-        predicted = classify(torch.from_numpy(encode(student.zero_shot_feature, points, device)), classes)
+        features = encode(student.zero_shot_feature, points, device, precision.used)
+        predicted = classify(torch.from_numpy(features), classes)
         result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
         result[f"confusion{suffix}"] = confusion(labels, predicted, num_classes)
     keys = {"text": text.key}

@@ -59,6 +59,14 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         "num_categories": len(svm["categories"]),
         "seconds": seconds,
         "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
+        "precision": {
+            # Without a record they are of a version that took what the settings say, and float32 for probes.
+            "pretrain": record.get("precision", {}).get("used", record["config"]["run"]["precision"]),
+            **{
+                name: probe.get("precision", {}).get("used", "float32")
+                for name, probe in (("svm", svm), ("zeroshot", zero_shot))
+            },
+        },
         "seed": record["config"]["run"]["seed"],
         "step": checkpoint["step"],
         "pretrain_splits": record["data"]["splits"],

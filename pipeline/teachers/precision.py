@@ -1,0 +1,91 @@
+"""`precision = "auto"` of a teacher: decided once, before anything is keyed, so that no key ever holds "auto"."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.manifest import Manifest
+from pipeline.precision import computes_bfloat16, emulation
+from pipeline.teachers import TeacherSpec, device_of
+
+_NO_MATTER = ("name", "precision", "device")  # of a label, to the question whether two teachers are one
+
+
+def settle(manifest: Manifest, store: Path | None) -> tuple[Manifest, list[str]]:
+    """The manifest with its teachers' precision decided, and what the user should read about it, a line each.
+
+    auto is what the store holds the teacher's features in, if it does; else what the teacher's device computes in. A
+    teacher whose GPU is not there keeps its auto: loading it is what fails.
+    """
+    settled, notes = [], []
+    for spec in manifest.features.teachers:
+        if spec.precision in ("auto", "bf16") and (device := _device(spec)):
+            held = _held(spec, device, store, manifest.name) if store and spec.precision == "auto" else None
+            taken = spec.model_copy(update={"precision": held}) if held else decided(spec, device)
+            notes += _note(spec, taken, device)
+            settled.append(taken)
+        else:
+            settled.append(spec)
+    features = manifest.features.model_copy(update={"teachers": tuple(settled)})
+    return manifest.model_copy(update={"features": features}), notes
+
+
+def decided(spec: TeacherSpec, device: str) -> TeacherSpec:
+    """The spec with auto as the device has it."""
+    return spec.model_copy(update={"precision": _suited(device)}) if spec.precision == "auto" else spec
+
+
+def _note(spec: TeacherSpec, taken: TeacherSpec, device: str) -> list[str]:
+    """The line about a precision that is emulated, or is the store's and not the device's."""
+    here, held = _suited(device), taken.precision
+    kept = f"the store holds its features in {held}, which is kept" if spec.precision == "auto" else ""
+    if held == "bf16" and here != "bf16":
+        asked = kept or 'precision = "bf16"'
+        return [f"warning: teacher {spec.name!r}: {asked}: {emulation(device)}; fp32 gives features of another key"]
+    if kept and held != here:
+        _, why = computes_bfloat16(device)
+        anew = f'precision = "{here}" computes them anew'
+        return [f"teacher {spec.name!r}: {kept}; auto would take {here} here ({why}): {anew}"]
+    return []
+
+
+def _suited(device: str) -> str:
+    computed, _ = computes_bfloat16(device)
+    return "bf16" if computed else "fp32"
+
+
+def _device(spec: TeacherSpec) -> str:
+    """Where the teacher runs; empty where it cannot."""
+    import torch
+
+    return "" if spec.device == "cuda" and not torch.cuda.is_available() else device_of(spec)
+
+
+def _held(spec: TeacherSpec, device: str, store: Path, dataset: str) -> str | None:
+    """What the store holds the teacher's features in: the data set's own; else what suits the device, if there are."""
+    wanted = _identity(spec.label())
+    found: dict[tuple[str, str], str] = {}
+    for kind in ("targets", "text"):
+        for path in sorted((store / kind).glob("*/zarr.json")):
+            label = _document(path).get("attributes", {}).get("teacher", {})
+            if _identity(label) == wanted:
+                found[kind, path.parent.name] = label["precision"]
+    ref = _document(store / "refs" / f"{dataset}.json")
+    own = [found.get((kind, ref.get(kind, {}).get(spec.name, ""))) for kind in ("targets", "text")]
+    here = _suited(device)
+    return next(filter(None, own), None) or (here if here in found.values() else next(iter(found.values()), None))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A JSON file of the store; empty where it is missing or damaged, which others tell and mend."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return document
+    except (OSError, ValueError):
+        return {}
+
+
+def _identity(label: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in label.items() if name not in _NO_MATTER}
