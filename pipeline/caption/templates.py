@@ -25,16 +25,19 @@ _PREFIXES = (
     "A image of a ",
     "A 3D model of ",
     "A 3D model of a ",
-)
-_PREFIXES += ("A rendering model of ", "A rendering model of a ", "A point cloud of ", "A point cloud of a ")
-_PREFIXES += ("A point cloud model of ", "A point cloud model of a ", "A 3D rendering model of ")
-_PREFIXES += (
+    "A rendering model of ",
+    "A rendering model of a ",
+    "A point cloud of ",
+    "A point cloud of a ",
+    "A point cloud model of ",
+    "A point cloud model of a ",
+    "A 3D rendering model of ",
     "A 3D rendering model of a ",
     "A rendering image of ",
     "A rendering image of a ",
     "A 3D rendering image of ",
+    "A 3D rendering image of a ",
 )
-_PREFIXES += ("A 3D rendering image of a ",)
 _SUFFIXES = (".", " with white background.", " with black context.")
 CLASS_PROMPTS = tuple(f"{prefix}{{category}}{suffix}" for prefix in _PREFIXES for suffix in _SUFFIXES)
 
