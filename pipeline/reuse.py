@@ -1,7 +1,8 @@
 """More views without computing the old ones again: what another preset's key holds of the same camera is copied.
 
 A key names all of its cameras, so a preset with more views is another key. Its rows take over whatever a finished row
-of a key that differs in nothing but the cameras has of theirs; the bits are those that computing would give.
+of a key that differs in nothing but the cameras has of theirs; the bits are those that computing would give. The
+clean draw of targets is likewise taken from a key whose other draws are augmented in another way.
 """
 
 from __future__ import annotations
@@ -27,16 +28,25 @@ def without_cameras(store: FeatureStore, kind: str, recipe: dict[str, Any]) -> d
     return {**recipe, "render": {name: value for name, value in recipe["render"].items() if name != "cameras"}}
 
 
-def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], shard_rows: int) -> Donors:
-    """The other keys of `kind` whose recipe differs in its cameras only."""
-    own, wanted = digest_of(recipe), canonical_json(without_cameras(store, kind, recipe))
+def _of_draw(store: FeatureStore, kind: str, recipe: dict[str, Any], lane: int) -> dict[str, Any]:
+    """What of a recipe a view's bits in a draw hang on: on no camera but its own, and if clean on no augmentation."""
+    rest = without_cameras(store, kind, recipe)
+    if kind == "targets" and lane == 0:
+        teacher = {name: value for name, value in rest["teacher"].items() if name != "augmentation"}
+        rest = {**rest, "teacher": teacher, "seed": None}
+    return rest
+
+
+def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], shard_rows: int, lane: int = 0) -> Donors:
+    """The other keys of `kind` that hold the same bits of a draw for a camera that they share."""
+    own, wanted = digest_of(recipe), canonical_json(_of_draw(store, kind, recipe, lane))
     found = []
     for there, key in store.list_keys():
         if there == kind and key != own:
             other = store.recipe(kind, key)
             if "views" in recipe and "views" not in other:
                 continue  # features that came with a data set: of no views that are known
-            if canonical_json(without_cameras(store, kind, other)) == wanted:
+            if canonical_json(_of_draw(store, kind, other, lane)) == wanted:
                 found.append((key, _cameras(store, kind, other)))
     return Donors(store, kind, found, _cameras(store, kind, recipe), shard_rows)
 

@@ -69,7 +69,7 @@ def test_what_a_reader_gets(small_store: Path) -> None:
     assert targets.feat.shape == (2, 12, 2, 24)
     assert targets.ok.all()
     assert text.class_prompts.shape == (3, 60)
-    assert text.prompts[text.class_prompts[1, 0]] == "a mug"
+    assert text.prompts[text.class_prompts[1, 0]] == "mug."
     row = store.registry.uid.index("chair-0-00000")
     captions = [text.prompts[i] for i in text.captions[row] if i >= 0]
     assert captions == [c for c in store.captions(ref)[row] if c]

@@ -13,7 +13,9 @@ from pipeline import stages
 from pipeline.flow import Flow
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.rendering.render import Renderer
+from pipeline.report import report
 from pipeline.store import FeatureStore
+from pipeline.teachers import images
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
@@ -148,3 +150,28 @@ def test_readers_get_cameras_and_straight_colours(small_store: Path) -> None:
     assert rgba.shape == (2, 32, 32, 4) and masks.shape == (2, 32, 32)
     assert np.array_equal(rgba[..., 3], views.alpha[0])
     assert 0 < masks.mean() < 1
+
+
+def test_the_clean_draw_stays_when_others_are_augmented_anew(
+    small_manifest: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a store made before the release's augmentation was at hand, or with another seed."""
+    shutil.copytree(small_store, tmp_path / "s.zarr", ignore=shutil.ignore_patterns("cache"))
+    manifest = load_manifest(small_manifest)
+    teacher = stages.teacher_of(manifest.features.teachers[0])
+    embed, made, version = teacher.embed_images, [], images.AUGMENTATION_VERSION
+    monkeypatch.setattr(images, "AUGMENTATION_VERSION", "another/0")
+    monkeypatch.setattr(teacher, "embed_images", lambda *given: made.append(given) or embed(*given))
+    store = FeatureStore.open(tmp_path / "s.zarr", write=True)
+    before = store.targets()
+    lines = {line.stage: line for line in report(Flow(manifest, None, store), 1)}
+    assert (
+        lines["targets tiny"].why[0] == f'differs from {before.key}: teacher.augmentation: "{version}" -> "another/0"'
+    )
+    Flow(manifest, None, store).all()
+    after = store.targets()
+    assert after.key != before.key
+    assert made and all(seeds is not None for _, seeds in made), "no clean picture is embedded again"
+    assert np.array_equal(after.feat[0], before.feat[0])
+    assert not np.array_equal(after.feat[1], before.feat[1])
+    assert np.array_equal(store.kind_group("targets", before.key)["feat"][:], before.feat[:])

@@ -1,6 +1,7 @@
 """Templates with slots for a name: the release's 60 class prompts, and files of one's own.
 
-`{}` or `{name}` is where the name goes; `{article}` is "a" or "an" as what follows it wants; `{word}` is an attribute.
+`{}` or `{name}` is where the name goes, with spaces for underscores; `{article}` is "a" or "an" as what follows it
+wants; `{word}` is an attribute. `{category}`, of the release's alone, is the name as the data set spells it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,34 @@ from typing import Any
 from pipeline.caption.words import article, spoken
 from pipeline.errors import UserError
 
-# The ReCon release draws one of 20 prefixes and one of 3 suffixes a step. Its wording is not at hand: the counts
-# are its, the words are ours.
+# The ReCon release's words, a prefix and a suffix drawn for every sample, with its grammar.
 _PREFIXES = (
+    "",
+    "A ",
+    "A model of ",
+    "A model of a ",
+    "A image of ",
+    "A image of a ",
+    "A 3D model of ",
+    "A 3D model of a ",
+    "A rendering model of ",
+    "A rendering model of a ",
+    "A point cloud of ",
+    "A point cloud of a ",
+    "A point cloud model of ",
+    "A point cloud model of a ",
+    "A 3D rendering model of ",
+    "A 3D rendering model of a ",
+    "A rendering image of ",
+    "A rendering image of a ",
+    "A 3D rendering image of ",
+    "A 3D rendering image of a ",
+)
+_SUFFIXES = (".", " with white background.", " with black context.")
+CLASS_PROMPTS = tuple(f"{prefix}{{category}}{suffix}" for prefix in _PREFIXES for suffix in _SUFFIXES)
+
+# What stood in their place before they were at hand: refs of that time name no templates and mean these.
+_EARLIER_PREFIXES = (
     "{article} {name}",
     "one {name}",
     "this is {article} {name}",
@@ -38,8 +64,8 @@ _PREFIXES = (
     "a point cloud of {article} {name}",
     "a view of the {name}",
 )
-_SUFFIXES = ("", " on a white background", " standing alone")
-CLASS_PROMPTS = tuple(prefix + suffix for prefix in _PREFIXES for suffix in _SUFFIXES)
+_EARLIER_SUFFIXES = ("", " on a white background", " standing alone")
+EARLIER_PROMPTS = tuple(prefix + suffix for prefix in _EARLIER_PREFIXES for suffix in _EARLIER_SUFFIXES)
 RELEASE = "release"
 
 _SLOT = re.compile(r"\{(\w*)\}")
@@ -47,8 +73,8 @@ _ARTICLE = "{article}"
 
 
 def class_prompts(name: str, templates: Sequence[str] = CLASS_PROMPTS) -> list[str]:
-    """The prompts of a class in the order of the templates; underscores become spaces."""
-    return [fill(template, name=spoken(name)) for template in templates]
+    """The prompts of a class in the order of the templates."""
+    return [fill(template, name=spoken(name), category=name) for template in templates]
 
 
 def fill(template: str, **slots: str) -> str:

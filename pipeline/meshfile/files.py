@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline.mesh import MeshError
 
@@ -19,7 +20,9 @@ MAX_PIECES = 20_000  # placed pieces of a scene: a small file can name one geome
 MAX_FILE_BYTES = 512 * 2**20
 MAX_TEXTURE_SIDE = 8192
 MAX_TEXTURE_PIXELS = 2**27  # of all pictures of a file together: half a gigabyte in memory
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tga", ".gif", ".tif", ".tiff", ".webp")
+# All that Pillow may take a picture for. It reads many more, and starts Ghostscript for one of them (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "TGA", "BMP", "GIF", "TIFF")
+HELD = "picture"  # what a stand-in's text is called
 
 # MTL's options before a picture's name, and how many words follow each; o, s and t take one to three numbers.
 OPTIONS = {"-blendu": 1, "-blendv": 1, "-bm": 1, "-boost": 1, "-cc": 1, "-clamp": 1, "-imfchan": 1, "-mm": 2}
@@ -29,39 +32,63 @@ OPTIONS |= {"-texres": 1, "-type": 1, "-o": 3, "-s": 3, "-t": 3}
 class ModelFiles:
     """trimesh's resolver: files beside the mesh, or elsewhere under the root (ShapeNetCore v2 has ../images/x.jpg).
 
-    `missing` gathers the names that were not found or are no picture, `outside` those that lead out of the root, and
-    `refusal` what makes the whole file unusable: trimesh goes on without a file whose reading fails.
+    trimesh opens whatever it gets as a picture with whatever Pillow can read, so of pictures it gets stand-ins of one
+    pixel; `pixels` has the real ones. `missing` gathers the names that were not found or are no picture, `outside`
+    those that lead out of the root, and `refusal` what makes the whole file unusable: trimesh goes on without a file
+    whose reading fails.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root.resolve()
         self.libraries: list[str] = []
+        self.buffers: set[str] = set()
         self.missing: set[str] = set()
         self.outside: set[str] = set()
         self.refusal: MeshError | None = None
+        self._held: list[tuple[str, bytes]] = []
+        self._stand_ins: dict[str, bytes] = {}
         self._pictures: dict[str, NDArray[np.uint8] | None] = {}
         self._pixels = 0
 
     def get(self, name: str) -> bytes:
-        """A file's content; FileNotFoundError when it is not there or is no picture though it is called one."""
+        """The material libraries, a buffer's content, or a picture's stand-in; FileNotFoundError as `picture`."""
         if self.libraries and name.strip() == self.libraries[0]:
             return self._materials()
+        return self.content(name) if name in self.buffers else self.picture(name)
+
+    __getitem__ = get
+
+    def content(self, name: str) -> bytes:
+        """A file's content; FileNotFoundError when it is not there."""
         content = self._read(picture_options(name)[0])
         if content is None:
             self.missing.add(name)
             raise FileNotFoundError(name)
-        if Path(picture_options(name)[0]).suffix.lower() in PICTURES:
+        return content
+
+    def picture(self, name: str) -> bytes:
+        """The stand-in of a picture in a file; FileNotFoundError when it is not there or is no picture."""
+        if name not in self._stand_ins:
+            content = self.content(name)
             try:
                 check_picture(content)
             except MeshError as error:
                 self.refusal = error
                 raise
             except Exception:  # Pillow's readers raise many kinds; a broken picture is a missing one
-                self.missing.add(name)
+                self.missing.add(_unreadable(name))
                 raise FileNotFoundError(name) from None
-        return content
+            self._stand_ins[name] = self.stand_in(name, content)
+        return self._stand_ins[name]
 
-    __getitem__ = get
+    def stand_in(self, name: str, content: bytes) -> bytes:
+        """A picture of one pixel, by which `pixels` finds what `content` holds."""
+        number = PngInfo()
+        number.add_text(HELD, str(len(self._held)))
+        self._held.append((name, content))
+        file = io.BytesIO()
+        Image.new("L", (1, 1)).save(file, "PNG", pnginfo=number)
+        return file.getvalue()
 
     def _materials(self) -> bytes:
         """All material libraries as one, as trimesh reads the first alone: a line names one file, or several."""
@@ -91,41 +118,62 @@ class ModelFiles:
                 continue
         return None
 
-    def pixels(self, image: Any, keep_alpha: bool) -> NDArray[np.uint8] | None:
-        """A Pillow picture as [H, W, 3 or 4] uint8; palettes, grey and grey-with-alpha pictures become RGB(A).
+    def pixels(self, stand_in: Any, keep_alpha: bool) -> NDArray[np.uint8] | None:
+        """A picture as [H, W, 3 or 4] uint8; palettes, grey and grey-with-alpha pictures become RGB(A).
 
-        A file's picture is decoded once, however many materials name it. None for a picture that is cut off.
+        A file's picture is decoded once, however many materials name it. None for what is no whole picture.
         """
-        if image is None:
+        if stand_in is None:
             return None
-        key = f"{image.info.get('file_path', id(image))} {keep_alpha}"
+        number = stand_in.info[HELD]
+        key = f"{number} {keep_alpha}"
         if key not in self._pictures:
-            check_size(image)
+            name, content = self._held[int(number)]
+            self._pictures[key] = None
+            try:
+                self._pictures[key] = self._decoded(content, keep_alpha)
+            except MeshError:
+                raise
+            except Exception:
+                self.missing.add(_unreadable(name))
+        return self._pictures[key]
+
+    def _decoded(self, content: bytes, keep_alpha: bool) -> NDArray[np.uint8]:
+        with open_picture(content) as image:
             self._pixels += image.size[0] * image.size[1]
             if self._pixels > MAX_TEXTURE_PIXELS:
                 words = f"its textures have more than {MAX_TEXTURE_PIXELS >> 20} Mi pixels together"
                 raise MeshError("unreadable", words)
-            try:
-                if image.mode.startswith("I"):  # 16 bits, which conversion would clip to white
-                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-                mode = "RGBA" if keep_alpha and image.has_transparency_data else "RGB"
-                self._pictures[key] = np.array(image.convert(mode), np.uint8)
-            except Exception:
-                self.missing.add(str(image.info.get("file_path", "an embedded picture")))
-                self._pictures[key] = None
-        return self._pictures[key]
+            mode = "RGBA" if keep_alpha and image.has_transparency_data else "RGB"
+            if image.mode.startswith("I"):  # 16 bits, which conversion would clip to white
+                return np.array(Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB"))
+            return np.array(image.convert(mode), np.uint8)
 
 
-def check_picture(content: bytes) -> None:
-    """Raise for what is no picture, and MeshError for one whose size, which its first bytes declare, is too large."""
+def open_picture(content: bytes) -> Image.Image:
+    """A picture in one of FORMATS, not decoded yet: the one place where a picture is opened.
+
+    Raises MeshError for one whose size, which its first bytes declare, is too large, and what Pillow raises for what
+    is no such picture.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own limit of size warns before ours refuses
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                check_size(image)
-                image.verify()
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise MeshError("unreadable", f"a texture is too large: {error}") from None
+    check_size(image)
+    return image
+
+
+def check_picture(content: bytes) -> None:
+    """Raise for what is no picture, without decoding it, as `open_picture` does."""
+    with open_picture(content) as image:
+        image.verify()
+
+
+def _unreadable(name: str) -> str:
+    return f"{name}: no whole picture in a format that is read ({', '.join(FORMATS)})"
 
 
 def check_size(image: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import struct
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.mesh import Floats, MeshError
-from pipeline.meshfile.files import MAX_FACES, check_pieces, decode_text
+from pipeline.meshfile.files import MAX_FACES, ModelFiles, check_pieces, decode_text
 
 # Required extensions that are read, or that change nothing but the fine look.
 READ = {"KHR_draco_mesh_compression", "KHR_mesh_quantization", "KHR_texture_transform"}
@@ -18,6 +20,8 @@ HARMLESS = ("KHR_materials_", "KHR_lights_", "KHR_animation_")
 # These change which triangles there are, even where the file does not require them.
 REFUSED = ("EXT_mesh_gpu_instancing",)
 GLOSS, TRANSFORM = "KHR_materials_pbrSpecularGlossiness", "KHR_texture_transform"
+BASE64 = "base64,"
+EMBEDDED = "an embedded picture"
 MAX_DEPTH = 500  # of nodes within nodes
 MAX_VALUES = 32 * MAX_FACES  # rows of all arrays, and of all primitives that use them
 
@@ -25,8 +29,9 @@ MAX_VALUES = 32 * MAX_FACES  # rows of all arrays, and of all primitives that us
 Transforms = dict[int, Floats]
 
 
-def guard_gltf(content: bytes) -> tuple[bytes, Transforms]:
-    """The file with each material's name after its index and a space, and what trimesh leaves out of the materials.
+def guard_gltf(content: bytes, files: ModelFiles) -> tuple[bytes, Transforms]:
+    """The file with each material's name after its index and a space, stand-ins of its pictures (see `ModelFiles`),
+    and what trimesh leaves out of the materials.
 
     That is how each lays out its texture, by index: [2, 3] transforms of its coordinates, v downwards.
     """
@@ -38,6 +43,7 @@ def guard_gltf(content: bytes) -> tuple[bytes, Transforms]:
     _check_extensions(header)
     _check_arrays(header)
     _check_nodes(header)
+    _take_pictures(header, chunks, files)
     transforms: Transforms = {}
     for index, material in enumerate(header.get("materials", [])):
         _mend_material(header, index, material, transforms)
@@ -59,6 +65,53 @@ def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
     if content[16:20] != b"JSON" or len(content) < max(20 + length, int.from_bytes(content[8:12], "little")):
         raise MeshError("unreadable", "it is shorter than it says: cut off?")
     return json.loads(decode_text(content[20 : 20 + length])), content[20 + length :]
+
+
+def _take_pictures(header: dict[str, Any], chunks: bytes, files: ModelFiles) -> None:
+    """Give the pictures to `files` and leave their stand-ins in the header; the rest that it names are buffers."""
+    buffers = header.get("buffers", [])
+    files.buffers = {entry["uri"] for entry in buffers if "uri" in entry}
+    contents: dict[int, bytes] = {}
+    for image in header.get("images", []):
+        uri, view = image.pop("uri", None), image.pop("bufferView", None)
+        if image.get("mimeType") == "image/ktx2":  # not read, which whoever writes it reckons with
+            continue
+        try:
+            if view is not None:
+                span = header["bufferViews"][view]
+                number, start = span["buffer"], span.get("byteOffset", 0)
+                if number not in contents:
+                    contents[number] = _buffer(buffers, number, chunks, files)
+                stand_in = files.stand_in(EMBEDDED, contents[number][start : start + span["byteLength"]])
+            elif uri is not None:
+                stand_in = files.stand_in(EMBEDDED, _decoded(uri)) if BASE64 in uri else files.picture(uri)
+            else:
+                continue
+        except FileNotFoundError:  # a missing picture, or a missing buffer, which trimesh will want too
+            continue
+        except binascii.Error:
+            stand_in = files.stand_in(EMBEDDED, b"")
+        image["uri"] = "data:image/png;" + BASE64 + base64.b64encode(stand_in).decode()
+
+
+def _decoded(uri: str) -> bytes:
+    return base64.b64decode(uri.partition(BASE64)[2])
+
+
+def _buffer(buffers: list[dict[str, Any]], number: int, chunks: bytes, files: ModelFiles) -> bytes:
+    """A buffer's content, which a .glb may have in a chunk of its own."""
+    uri = buffers[number].get("uri")
+    if uri is not None:
+        return _decoded(uri) if BASE64 in uri else files.content(uri)
+    skipped = sum("uri" not in entry for entry in buffers[:number])
+    while chunks:
+        length = int.from_bytes(chunks[:4], "little")
+        if chunks[4:8] == b"BIN\0":
+            if skipped == 0:
+                return chunks[8 : 8 + length]
+            skipped -= 1
+        chunks = chunks[8 + length :]
+    raise MeshError("unreadable", f"its buffer {number} is not there: cut off?")
 
 
 def _check_extensions(header: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
         # a file with a broken reference is refused: what it points to may be most of the shape
         up, options = guard_dae(content), {"ignore_broken": False}
     else:
-        content, transforms = guard_gltf(content)
+        content, transforms = guard_gltf(content, files)
     import trimesh  # half a second that only mesh files pay for
 
     resolver: Any = files

@@ -75,10 +75,10 @@ class ImageTargets:
         return lane == 0  # augmentations are drawn from seeds of the uid
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        """Features that a key of another preset holds of the same camera and draw are taken from there."""
+        """Features that another key holds of the same camera and draw are taken from there."""
         recipe = self.recipe
         views = store.recipe("views", recipe["views"])
-        donors = reuse.donors(store, "targets", recipe, self.shard_rows)
+        donors = reuse.donors(store, "targets", recipe, self.shard_rows, lane)
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
         pictures = read_rows(store, rgb, [row.index for row in rows])
         feat = np.zeros((len(rows), pictures.shape[1], *self.shape), np.float32)

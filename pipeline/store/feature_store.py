@@ -186,21 +186,17 @@ class FeatureStore(StoreReader):
                 data[kind][part] = key
 
     def settle_ref(self, name: str, captions: Sequence[str], templates: Sequence[str]) -> None:
-        """Forget captions of other tables than these, bring theirs into this order, note the class prompts' templates.
-
-        Templates other than the release's alone are written down.
-        """
+        """Forget captions of other tables than these, bring theirs into this order, note the class prompts' form."""
         with self._editing(name) as data:
             data["captions"] = {table: data["captions"][table] for table in captions if table in data["captions"]}
-            data.pop("templates", None)
-            if tuple(templates) != CLASS_PROMPTS:
-                data["templates"] = list(templates)
+            data["templates"] = list(templates)
 
     @contextmanager
     def _editing(self, name: str) -> Iterator[dict[str, Any]]:
         """A ref's document, written if it is another afterwards."""
         path = self.path / "refs" / f"{name}.json"
         data: dict[str, Any] = {"dataset": name, "keys": {}, "targets": {}, "text": {}, "captions": {}}
+        data["templates"] = list(CLASS_PROMPTS)
         if path.is_file():
             data = json.loads(path.read_text(encoding="utf-8"))
         before = json.dumps(data)

@@ -13,7 +13,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.caption import CLASS_PROMPTS, class_prompts
+from pipeline.caption import class_prompts
+from pipeline.caption.templates import EARLIER_PROMPTS
 from pipeline.errors import UserError
 from pipeline.store.captions import caption_records, joined_captions
 from pipeline.store.columns import VERIFY, read_column
@@ -90,7 +91,7 @@ class StoreReader:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             targets, text, captions = (dict(data[kind]) for kind in ("targets", "text", "captions"))
-            templates = tuple(data.get("templates", CLASS_PROMPTS))
+            templates = tuple(data.get("templates", EARLIER_PROMPTS))
             return Ref(name, data["dataset"], data["keys"], targets, text, captions, templates)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: unreadable ({error}); {VERIFY}") from error

@@ -18,11 +18,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Part of every recipe: raise it when a draw or an operation below changes.
-AUGMENTATION_VERSION = "flip-crop-randaugment/1"
+AUGMENTATION_VERSION = "flip-crop-fixmatch-cutout/2"
+# The release makes inputs of 224 px out of pictures of 256 and cuts 16 out of them. All else being shares of the
+# picture, these follow the input's size too: a draw is the release's, seen at another resolution.
+INPUT, RESIZED, CUTOUT = 224, 256, 16
 CROP_SCALE = (0.64, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 NUM_OPERATIONS = 2
-STRENGTH = 10 / 30  # RandAugment's magnitude m=10 on its scale of 30
+NUM_LEVELS = 10  # of which 1 to 9 are drawn
+GREY = 127
 
 
 @dataclass(frozen=True)
@@ -101,21 +105,37 @@ def center_crop(image: Pictures, size: tuple[int, int], fill: tuple[int, int, in
 
 
 def augment(image: Pictures, size: tuple[int, int], seed: int) -> Pictures:
-    """The ReCon release's augmentation of an [H, W, 3] picture: flip, random resized crop, RandAugment(n=2, m=10).
+    """The ReCon release's augmentation of an [H, W, 3] picture: flip, random resized crop, FixMatch's RandAugment.
 
     Every draw comes from `seed` alone; no global random state is read or changed.
     """
     rng = np.random.default_rng(seed)
+    edge = round(max(size) * RESIZED / INPUT)
+    image = resize(image, _fitted(image.shape[0], image.shape[1], (edge, edge), "shortest"), "bilinear")
     if rng.random() < 0.5:
         image = image[:, ::-1]
     top, left, height, width = _crop_box(rng, image.shape[0], image.shape[1])
     image = resize(image[top : top + height, left : left + width], size, "bicubic")
     picture = Image.fromarray(np.ascontiguousarray(image))
     for _ in range(NUM_OPERATIONS):
-        operation = OPERATIONS[int(rng.integers(len(OPERATIONS)))]
-        sign = 1 if rng.random() < 0.5 else -1
-        picture = operation(picture, STRENGTH * sign)
-    return np.asarray(picture)
+        operation, largest, bias = OPERATIONS[int(rng.integers(len(OPERATIONS)))]
+        level = int(rng.integers(1, NUM_LEVELS))
+        sign = -1 if operation in GEOMETRIC and rng.random() < 0.5 else 1
+        if rng.random() < 0.5:
+            picture = operation(picture, sign * (level * largest / NUM_LEVELS + bias))
+    return _cut_out(np.array(picture), rng)
+
+
+def _cut_out(image: Pictures, rng: np.random.Generator) -> Pictures:
+    """A grey square somewhere, its centre drawn evenly. `image` is changed.
+
+    As FixMatch has it: the last row and column count, so of 16 px it is 17, and where it would begin outside the
+    picture it begins at the edge, whole; only on the far sides is it cut off.
+    """
+    side = round(min(image.shape[:2]) * CUTOUT / INPUT)
+    left, top = (int(max(0, rng.uniform(0, length) - side / 2)) for length in (image.shape[1], image.shape[0]))
+    image[top : top + side + 1, left : left + side + 1] = GREY
+    return image
 
 
 def _crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
@@ -133,81 +153,83 @@ def _crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, i
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-# RandAugment's operations: (picture, strength in [-1, 1]) -> picture. Strength 1 is magnitude 30 of the usual scale;
-# the sign turns the direction where there is one. Moving the picture uncovers black.
+# FixMatch's operations: (picture, value) -> picture. Moving the picture uncovers black.
 def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 
 
-def _shear_x(picture: Image.Image, strength: float) -> Image.Image:
-    return _affine(picture, 1, 0.3 * strength, 0, 0, 1, 0)
+def _shear_x(picture: Image.Image, value: float) -> Image.Image:
+    return _affine(picture, 1, value, 0, 0, 1, 0)
 
 
-def _shear_y(picture: Image.Image, strength: float) -> Image.Image:
-    return _affine(picture, 1, 0, 0, 0.3 * strength, 1, 0)
+def _shear_y(picture: Image.Image, value: float) -> Image.Image:
+    return _affine(picture, 1, 0, 0, value, 1, 0)
 
 
-def _translate_x(picture: Image.Image, strength: float) -> Image.Image:
-    return _affine(picture, 1, 0, int(150 / 331 * picture.width * strength), 0, 1, 0)
+def _translate_x(picture: Image.Image, value: float) -> Image.Image:
+    return _affine(picture, 1, 0, int(value * picture.width), 0, 1, 0)
 
 
-def _translate_y(picture: Image.Image, strength: float) -> Image.Image:
-    return _affine(picture, 1, 0, 0, 0, 1, int(150 / 331 * picture.height * strength))
+def _translate_y(picture: Image.Image, value: float) -> Image.Image:
+    return _affine(picture, 1, 0, 0, 0, 1, int(value * picture.height))
 
 
-def _rotate(picture: Image.Image, strength: float) -> Image.Image:
-    return picture.rotate(30 * strength, Image.Resampling.NEAREST)
+def _rotate(picture: Image.Image, value: float) -> Image.Image:
+    return picture.rotate(int(value), Image.Resampling.NEAREST)
 
 
-def _brightness(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageEnhance.Brightness(picture).enhance(1 + 0.9 * strength)
+def _brightness(picture: Image.Image, value: float) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(value)
 
 
-def _color(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageEnhance.Color(picture).enhance(1 + 0.9 * strength)
+def _color(picture: Image.Image, value: float) -> Image.Image:
+    return ImageEnhance.Color(picture).enhance(value)
 
 
-def _contrast(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageEnhance.Contrast(picture).enhance(1 + 0.9 * strength)
+def _contrast(picture: Image.Image, value: float) -> Image.Image:
+    return ImageEnhance.Contrast(picture).enhance(value)
 
 
-def _sharpness(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageEnhance.Sharpness(picture).enhance(1 + 0.9 * strength)
+def _sharpness(picture: Image.Image, value: float) -> Image.Image:
+    return ImageEnhance.Sharpness(picture).enhance(value)
 
 
-def _posterize(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageOps.posterize(picture, 8 - round(4 * abs(strength)))
+def _posterize(picture: Image.Image, value: float) -> Image.Image:
+    return ImageOps.posterize(picture, int(value))
 
 
-def _solarize(picture: Image.Image, strength: float) -> Image.Image:
-    return ImageOps.solarize(picture, round(255 * (1 - abs(strength))))
+def _solarize(picture: Image.Image, value: float) -> Image.Image:
+    return ImageOps.solarize(picture, 256 - int(value))
 
 
-def _autocontrast(picture: Image.Image, strength: float) -> Image.Image:
+def _autocontrast(picture: Image.Image, value: float) -> Image.Image:
     return ImageOps.autocontrast(picture)
 
 
-def _equalize(picture: Image.Image, strength: float) -> Image.Image:
+def _equalize(picture: Image.Image, value: float) -> Image.Image:
     return ImageOps.equalize(picture)
 
 
-def _identity(picture: Image.Image, strength: float) -> Image.Image:
+def _identity(picture: Image.Image, value: float) -> Image.Image:
     return picture
 
 
-OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
-    _identity,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-    _rotate,
-    _brightness,
-    _color,
-    _contrast,
-    _sharpness,
-    _posterize,
-    _solarize,
-    _autocontrast,
-    _equalize,
+Operation = Callable[[Image.Image, float], Image.Image]
+# With the value of the largest level, and what is added to it.
+OPERATIONS: tuple[tuple[Operation, float, float], ...] = (
+    (_autocontrast, 0, 0),
+    (_brightness, 0.9, 0.05),
+    (_color, 0.9, 0.05),
+    (_contrast, 0.9, 0.05),
+    (_equalize, 0, 0),
+    (_identity, 0, 0),
+    (_posterize, 4, 4),
+    (_rotate, 30, 0),
+    (_sharpness, 0.9, 0.05),
+    (_shear_x, 0.3, 0),
+    (_shear_y, 0.3, 0),
+    (_solarize, 256, 0),
+    (_translate_x, 0.3, 0),
+    (_translate_y, 0.3, 0),
 )
+GEOMETRIC = (_rotate, _shear_x, _shear_y, _translate_x, _translate_y)  # in either direction
