@@ -129,7 +129,7 @@ def test_every_task_is_done_once() -> None:
     with Processes(2) as pair:
 
         @given(numbers=st.lists(st.integers(), max_size=20))
-        @settings(max_examples=20, deadline=None)
+        @settings(max_examples=20)
         def check(numbers: list[int]) -> None:
             expected = [number * number for number in numbers]
             assert list(InProcess().run(square, numbers)) == expected

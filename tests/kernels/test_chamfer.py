@@ -20,7 +20,7 @@ def test_reference_agrees_with_a_kd_tree() -> None:
     np.testing.assert_allclose(second[0], cKDTree(x[0].numpy()).query(y[0].numpy())[0] ** 2, rtol=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), kind=clouds.kinds, dtype=clouds.dtypes, seed=clouds.seeds, norm=st.sampled_from([1, 2]))
 def test_chamfer_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype, seed: int, norm: int) -> None:
     num_clouds, width = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 4)))

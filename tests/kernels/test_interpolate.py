@@ -9,7 +9,7 @@ from kernels import interpolate_three, reference
 FINITE = [kind for kind in clouds.KINDS if kind not in ("non_finite", "huge")]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 30), st.integers(1, 20), st.integers(1, 5)),
     kind=st.sampled_from(FINITE),

@@ -70,7 +70,7 @@ def check_forward(x: Tensor, y: Tensor, x_lengths: list[int] | None, y_lengths: 
                 assert torch.equal(dists[b, :size].cpu(), expected[0][b, :size, 0])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.data())
 def test_tiny_clouds_match_the_reference(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 11), st.integers(1, 11), st.integers(1, 5)))
@@ -81,7 +81,7 @@ def test_tiny_clouds_match_the_reference(data: st.DataObject) -> None:
 
 
 @pytest.mark.usefixtures("small_runs")
-@settings(deadline=None, max_examples=7)
+@settings(max_examples=7)
 @given(st.data())
 def test_runs_match_the_reference(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 2), st.integers(33, 70), st.integers(1, 20), st.integers(1, 4)))
@@ -165,7 +165,7 @@ def test_gradients_of_larger_clouds_match_autograd(single: bool) -> None:
     check_backward((2, 40, 9, 2), 2, single, 3)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 4), st.integers(1, 3)),
     st.sampled_from([1, 3, 130]),

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton")
 from kernels.on_triton import fps, group, knn  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
