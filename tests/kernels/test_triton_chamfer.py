@@ -80,6 +80,7 @@ def test_tiny_clouds_match_the_reference(data: st.DataObject) -> None:
     check_forward(x, y, *lengths, data.draw(st.sampled_from([1, 2])))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_runs")
 @settings(max_examples=7)
 @given(st.data())
@@ -91,6 +92,7 @@ def test_runs_match_the_reference(data: st.DataObject) -> None:
     check_forward(x, y, *lengths, data.draw(st.sampled_from([1, 2])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grid", "non_finite"])
 def test_larger_clouds_match_the_reference(kind: str) -> None:
     x, y = pair(kind, (1, 300, 70, 3), 5)
@@ -159,6 +161,7 @@ def test_gradients_match_autograd(shape: tuple[int, int, int, int], norm: int, s
     check_backward(shape, norm, single, sum(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_runs")
 @pytest.mark.parametrize("single", [False, True])
 def test_gradients_of_larger_clouds_match_autograd(single: bool) -> None:
