@@ -16,6 +16,8 @@ INSTALL_GL = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get u
 OPTIONS := --manifest $(MANIFEST) --store $(STORE) $(if $(ROOT),--root $(ROOT)) $(if $(WORKERS),--workers $(WORKERS))
 # Status 3 says that shapes were set aside: reported, and no reason to stop what comes next.
 STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
+# Whole runs of tests stay with one process, which makes their shared stores once.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor render features pretrain demo test test-fast soak lint bench bench-kernels demo-teacher
@@ -51,11 +53,11 @@ demo: $(READY)  ## from nothing to runs/demo/report.html: data, features, traini
 	$(BIN)/recon-train zeroshot --store $(STORE) --run $(RUN)
 	$(BIN)/recon-train report --store $(STORE) --run $(RUN)
 
-test: $(READY)  ## the whole suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## the whole suite, on every core
+	$(PYTEST)
 
 test-fast: $(READY)  ## what takes under two minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 soak: $(READY)  ## kill runs 1000 times, flip 1000 bits: nothing may be lost (about 35 minutes on one core)
 	$(BIN)/python -m tests.soak --kills 1000 --flips 1000 --seed 1

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Neither the clock nor the load nor chance decides: every run draws the same examples and none is kept on disk.
+# `--hypothesis-profile default` looks for new ones.
+settings.register_profile(
+    "recon", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("recon")
 
 # One thread a library, as the pipeline's own processes set it: pytest may import numpy before any of our modules.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
@@ -53,6 +61,12 @@ name = "tiny"
 kind = "open_clip"
 model = "{model}"
 """
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: the cores this process may use, where xdist takes the machine's without their hardware threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ def test_captions_equal_the_librarys_own(folder: Path) -> None:
     assert Captioner(table(folder)).write(PICTURES, None) == processor.batch_decode(tokens, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["", "a picture of"])
 @pytest.mark.parametrize("seeds", [None, SEEDS])
 def test_company_does_not_matter(folder: Path, prompt: str, seeds: list[int] | None) -> None:
@@ -56,6 +57,7 @@ def test_company_does_not_matter(folder: Path, prompt: str, seeds: list[int] | N
     assert captioner.write(PICTURES[::-1], None if seeds is None else seeds[::-1]) == together[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [None, SEEDS])
 def test_what_does_not_fit_on_a_gpu_is_halved(
     folder: Path, seeds: list[int] | None, monkeypatch: pytest.MonkeyPatch

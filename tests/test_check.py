@@ -74,6 +74,7 @@ def test_differences_are_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_many_missing_files_are_counted_and_few_named(tmp_path: Path) -> None:
     (tmp_path / "shapenet_pc").mkdir()
     manifest = load_manifest(MANIFESTS / "shapenet55.toml")

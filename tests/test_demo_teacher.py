@@ -72,6 +72,7 @@ def test_open_clip_itself_loads_the_files(demo: Any) -> None:
     assert np.array_equal(demo.embed_texts(caption.class_prompts("chair")[:32]), theirs)
 
 
+@pytest.mark.slow
 def test_classes_are_apart_and_raw_features_of_a_size_to_regress(demo: Any) -> None:
     texts = np.stack([demo.embed_texts(caption.class_prompts(name)) for name in CATEGORIES])
     norms = np.linalg.norm(texts, axis=-1)

@@ -144,7 +144,7 @@ names = st.text(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(names, names, st.sampled_from([".obj", ".ply", ".obj.ply"])), unique=True, min_size=1))
 def test_any_paths_have_distinct_uids_and_survive_the_csv(tmp_path_factory, parts):
     """Classes and files with "-", commas, quotes or any script; equal stems; suffixes within stems."""

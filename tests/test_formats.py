@@ -286,7 +286,7 @@ def test_a_picture_of_sixteen_bits_is_not_clipped_to_white(tmp_path):
     assert (item.texture == 128).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["a.obj", "a.off", "a.ply", "a.stl", "a.dae", "a.glb", "a.gltf"]), st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(tmp_path_factory, name, content):
     folder = tmp_path_factory.getbasetemp() / "any"

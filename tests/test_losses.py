@@ -63,7 +63,7 @@ def contrast_by_loops(embedding: Tensor, labels: list[int]) -> float:
     return sum(losses) / len(losses)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=8), seed=st.integers(0, 99))
 def test_contrast_matches_its_definition(labels: list[int], seed: int) -> None:
     embedding = normal(len(labels), 5, seed=seed).requires_grad_()

@@ -239,7 +239,7 @@ def test_unwelded_vertices_shade_like_shared_ones():
     assert np.allclose(loose, corner_normals(tube.vertices, tube.faces))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(1.0, 179.0))
 def test_normals_match_a_plain_loop(seed, num_faces, crease):
     # few positions and many faces: shared corners, degenerate faces and both windings all occur

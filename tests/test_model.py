@@ -120,7 +120,7 @@ def test_the_head_reaches_the_patch_embedding_in_fine_tuning() -> None:
     assert model.encoder.patch_embed.conv1.weight.grad.abs().sum() > 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 5), num_group=st.integers(2, 40), share=st.floats(0.05, 0.95), seed=st.integers(0, 2**32 - 1)
 )
@@ -134,7 +134,7 @@ def test_masks_hide_the_same_count_everywhere(batch: int, num_group: int, share:
         assert torch.equal(mask, draw(centers, num_masked, generator(seed)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(num_group=st.integers(2, 40), share=st.floats(0.05, 0.95), seed=st.integers(0, 1000))
 def test_block_mask_is_the_nearest_groups_of_one_center(num_group: int, share: float, seed: int) -> None:
     num_masked = min(max(1, int(share * num_group)), num_group - 1)

@@ -311,7 +311,7 @@ def test_ctrl_c_says_so_and_keeps_what_is_finished(small_manifest: Path, tmp_pat
     process = start_all(small_manifest, store, "2", stderr=subprocess.PIPE)
     wait_for_receipts(process, store, 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted" in output
     assert "Traceback" not in output

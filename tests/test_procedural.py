@@ -22,6 +22,7 @@ def shapes(request: pytest.FixtureRequest) -> list[Mesh]:
     return [build(request.param, shape_seed(request.param, 7, i)) for i in SEEDS]
 
 
+@pytest.mark.slow
 def test_sound_meshes_of_plausible_size(shapes: list[Mesh]) -> None:
     for mesh in shapes:
         check_mesh(mesh)
@@ -31,6 +32,7 @@ def test_sound_meshes_of_plausible_size(shapes: list[Mesh]) -> None:
         assert np.abs((low + high)[[0, 2]] / 2).max() <= 0.35 * (high - low).max()
 
 
+@pytest.mark.slow
 def test_six_parameters_and_two_variants(shapes: list[Mesh]) -> None:
     assert min(len(mesh.facts["values"]) for mesh in shapes) >= 6  # names differ where the structure does
     variants: dict[str, set[str]] = {}
@@ -40,6 +42,7 @@ def test_six_parameters_and_two_variants(shapes: list[Mesh]) -> None:
     assert sum(len(values) >= 2 for values in variants.values()) >= 2
 
 
+@pytest.mark.slow
 def test_shapes_of_a_category_differ(shapes: list[Mesh]) -> None:
     assert len({mesh_digest(mesh) for mesh in shapes}) == len(shapes)
     # Not the same mesh in other colours: the shapes themselves differ too.
@@ -47,6 +50,7 @@ def test_shapes_of_a_category_differ(shapes: list[Mesh]) -> None:
     assert len(outlines) > len(shapes) // 2
 
 
+@pytest.mark.slow
 def test_every_face_has_a_named_part(shapes: list[Mesh]) -> None:
     for mesh in shapes:
         assert len(mesh.parts) <= 255  # the store's uint8
@@ -55,6 +59,7 @@ def test_every_face_has_a_named_part(shapes: list[Mesh]) -> None:
     assert len({part for mesh in shapes for part in mesh.parts}) >= 3
 
 
+@pytest.mark.slow
 def test_captions_can_be_made_of_the_facts(shapes: list[Mesh]) -> None:
     spoken = set()
     for mesh in shapes:
@@ -69,6 +74,7 @@ def test_captions_can_be_made_of_the_facts(shapes: list[Mesh]) -> None:
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_a_seed_is_a_mesh(category: str) -> None:
     mesh = build(category, 5)
+    check_mesh(mesh)
     assert mesh.facts["category"] == category
     assert mesh_digest(mesh) == mesh_digest(build(category, 5))
 

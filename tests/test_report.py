@@ -123,6 +123,7 @@ def test_page_says_the_numbers(report: Path) -> None:
     assert "the test shapes were among" not in page and "measured other data" not in page
 
 
+@pytest.mark.slow
 def test_page_warns_of_test_shapes_in_pretraining(run: Path, small_store: Path) -> None:
     record = read(run / "config.json")
     record["data"]["splits"] = ["train", "test"]
@@ -192,6 +193,7 @@ def test_probes_of_two_data_sets_are_refused(run: Path, small_store: Path) -> No
     assert "different data" in refusal(run, small_store)
 
 
+@pytest.mark.slow
 def test_a_store_without_views_has_a_page_without_them(run: Path, small_store: Path, tmp_path: Path) -> None:
     # As of features that came with the data set: nobody rendered anything.
     own = tmp_path / "own.zarr"

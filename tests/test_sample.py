@@ -49,7 +49,7 @@ def test_points_are_uniform_within_a_triangle():
     assert chi < 120
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**63 - 1), st.integers(1, 300))
 def test_same_seed_same_bits(seed, num_points):
     first, second = (sample_points(two_boxes(), num_points, seed) for _ in range(2))

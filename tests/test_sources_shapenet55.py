@@ -194,7 +194,7 @@ def test_clouds_in_any_float_and_order(tmp_path: Path, form: str, order: str) ->
 ids = st.text(st.characters(blacklist_characters="/\\\0", blacklist_categories=("Cs", "Cc", "Zl", "Zp")), max_size=40)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @example(["", "-"])
 @given(st.lists(ids.map(str.strip).filter(lambda name: len(name.encode()) < 200), unique=True, min_size=1, max_size=4))
 def test_any_id_leads_to_its_own_files(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:

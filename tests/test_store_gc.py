@@ -89,7 +89,7 @@ def test_bytes_are_those_that_come_free(store: FeatureStore) -> None:
 
 
 @given(ages=st.lists(st.sampled_from([1.0, 6.9, 7.1, 30.0]), min_size=3, max_size=3))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_young_keys_stay_with_what_they_need(store: FeatureStore, ages: list[float]) -> None:
     """The age is that of the newest receipt; a young key's upstream stays however old it is."""
     for stage, days in zip(chain(1), ages, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -95,17 +96,18 @@ def test_a_second_process_is_refused_with_the_owner_named(tmp_path: Path) -> Non
         stop(holder)
 
 
-def test_a_killed_owners_lock_is_taken_at_once(tmp_path: Path) -> None:
+def test_a_killed_owners_lock_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its age, and without waiting."""
     holder = start_holder(tmp_path)
     os.kill(holder.pid, signal.SIGKILL)
     while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:  # nobody has waited for it yet
         time.sleep(0.01)
     assert (tmp_path / "lock.json").exists()
-    began = time.monotonic()
+    monkeypatch.setattr(lock, "STALE_SECONDS", math.inf)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
     with lock.hold(tmp_path, "sample") as held:
         held.check()
         assert json.loads((tmp_path / "lock.json").read_text())["what"] == "sample"
-    assert time.monotonic() - began < 1
     stop(holder)
     assert lock.writer(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
@@ -120,17 +122,17 @@ def test_of_two_contenders_on_a_stale_lock_exactly_one_gets_it(tmp_path: Path) -
     for process in contenders:
         process.start()
     for _ in contenders:
-        assert results.get(timeout=60) == "ready"
+        assert results.get(timeout=300) == "ready"
     for number in range(20):
         # In turns another machine's and that of a dead process of this one.
         stale = content | {"since": str(number)} | ({"host": host, "pid": 2**22} if number % 2 else {})
         (tmp_path / "lock.json").write_text(json.dumps(stale))
         os.utime(tmp_path / "lock.json", (1, 1))
-        start.wait(60)
-        outcomes = sorted(results.get(timeout=60).split(":")[0] for _ in contenders)
+        start.wait(300)
+        outcomes = sorted(results.get(timeout=300).split(":")[0] for _ in contenders)
         assert outcomes == ["got it", "refused"]
-        start.wait(60)
-        start.wait(60)
+        start.wait(300)
+        start.wait(300)
         assert not list(tmp_path.glob(".lock*"))
     for process in contenders:
         process.join(30)
@@ -240,7 +242,7 @@ def test_the_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
     with lock.hold(tmp_path, "render"):
         os.utime(tmp_path / "lock.json", (1, 1))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (tmp_path / "lock.json").stat().st_mtime < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)

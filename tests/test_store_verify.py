@@ -112,7 +112,10 @@ def test_any_flipped_bit_is_named(store: Path) -> None:
     assert verify_path(store, full=True).damages == ()
 
 
-@pytest.mark.parametrize("kind", ["meshes", "points", "views", "captions", "targets", "text"])
+@pytest.mark.parametrize(
+    "kind",
+    ["targets", *(pytest.param(k, marks=pytest.mark.slow) for k in ("meshes", "points", "views", "captions", "text"))],
+)
 def test_a_flip_in_a_shard_names_key_draw_and_rows_and_mending_withdraws_it(store: Path, kind: str) -> None:
     key = only(store / kind).name
     names = {column.name for column in FeatureStore.open(store).columns(kind, key)}

@@ -218,7 +218,9 @@ def test_broken_local_models_are_one_line(clip_folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a broken .npz open
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "another model"])
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.bin", "w.npz"])
+@pytest.mark.parametrize(
+    "name", ["w.safetensors", "w.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("w.bin", "w.npz"))]
+)
 @pytest.mark.parametrize("kind", ["open_clip", "timm"])
 def test_unreadable_weights_are_one_line(clip_folder: Path, tmp_path: Path, kind: str, name: str, damage: str) -> None:
     file = tmp_path / name

@@ -203,6 +203,7 @@ def test_augmented_features_depend_on_the_seed_only(vit_folder: Path) -> None:
     assert not np.allclose(first, teacher.embed_images(pictures(), None), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_compiled_tower_is_near_and_another_key(vit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"kind": "timm", "model": str(vit_folder)}
     asked: list[dict[str, Any]] = []

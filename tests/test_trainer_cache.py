@@ -77,7 +77,7 @@ data.load_dataset(store, DataConfig(num_points=32))
 def test_of_two_processes_one_builds_the_copy(own_store: FeatureStore, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(own_store.path), str(tmp_path / "log")]
     both = [subprocess.Popen([*command, mark], cwd=ROOT) for mark in "ab"]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
     assert (tmp_path / "log").read_text() in ("a", "b")
     assert len(copies(own_store)) == 1
 

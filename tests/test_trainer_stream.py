@@ -74,7 +74,10 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 9, 20, 100])
-@pytest.mark.parametrize("kind", [{}, {"draws": (1,)}, {"captions": "both", "rotate": False}])
+@pytest.mark.parametrize(
+    "kind",
+    [{}, *(pytest.param(k, marks=pytest.mark.slow) for k in ({"draws": (1,)}, {"captions": "both", "rotate": False}))],
+)
 def test_samples_are_the_map_s_in_another_order(store: FeatureStore, window: int, kind: dict[str, Any]) -> None:
     plain = replace(MAP, **kind)
     mapped = Batches(load_dataset(store, plain), plain, 8, 5, CPU)
@@ -90,7 +93,7 @@ def test_samples_are_the_map_s_in_another_order(store: FeatureStore, window: int
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ranks=st.integers(1, 5),
     batch_size=st.integers(1, 20),
@@ -116,7 +119,7 @@ def test_ranks_share_an_epoch_without_overlap(
         assert sorted(rows) == data.row.tolist()
 
 
-@pytest.mark.parametrize("window", [1, 9, 100])
+@pytest.mark.parametrize("window", [9, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 100))])
 def test_a_step_is_the_same_whoever_asks_and_when(store: FeatureStore, window: int) -> None:
     settings = config(window)
     through = list(stream(store, settings, 5).iterate(0, 18))  # three epochs
@@ -140,6 +143,7 @@ def test_orders_differ_by_epoch_and_mix_blocks(store: FeatureStore) -> None:
         assert blocks != sorted(blocks) and blocks != sorted(blocks, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_batch_lies_in_two_windows_at_most(store: FeatureStore) -> None:
     for batch_size in (1, 2, 3, 5, 7, 8, 9, 13, 20, 28):
         for window in (1, 5, 8, 11, 17):

@@ -20,7 +20,8 @@ def test_reference_agrees_with_a_kd_tree() -> None:
     np.testing.assert_allclose(second[0], cKDTree(x[0].numpy()).query(y[0].numpy())[0] ** 2, rtol=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=200)
 @given(data=st.data(), kind=clouds.kinds, dtype=clouds.dtypes, seed=clouds.seeds, norm=st.sampled_from([1, 2]))
 def test_chamfer_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype, seed: int, norm: int) -> None:
     num_clouds, width = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 4)))
@@ -83,7 +84,7 @@ def test_l1_gradient_is_finite_where_clouds_touch() -> None:
 @pytest.mark.parametrize("name", ["l1", "l2", "manhattan", "squared", "sum", "max"])
 def test_gradients(name: str, tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.on_torch.chamfer, "TINY", tiny)
-    lengths = torch.tensor([5, 2])
+    lengths = torch.tensor([4, 2])
     losses = {
         "l1": ChamferL1(),
         "l2": ChamferL2(),
@@ -92,7 +93,7 @@ def test_gradients(name: str, tiny: int, monkeypatch: pytest.MonkeyPatch) -> Non
         "sum": lambda x, y: chamfer_distance(x, y, y_lengths=lengths, point_reduction="sum")[0],
         "max": lambda x, y: chamfer_distance(x, y, point_reduction="max", batch_reduction="sum")[0],
     }
-    x, y = (clouds.cloud("random", 2, 5, 3, torch.float64, seed=n).requires_grad_() for n in (1, 2))
+    x, y = (clouds.cloud("random", 2, 4, 2, torch.float64, seed=n).requires_grad_() for n in (1, 2))
     assert torch.autograd.gradcheck(losses[name], (x, y))
     if name != "manhattan":
         assert torch.autograd.gradgradcheck(losses[name], (x, y))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernels import group_points, reference
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data(), kind=clouds.kinds, dtype=clouds.dtypes, seed=clouds.seeds)
 def test_groups_are_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype, seed: int) -> None:
     num_clouds, n = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 60)))

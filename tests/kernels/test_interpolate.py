@@ -9,7 +9,7 @@ from kernels import interpolate_three, reference
 FINITE = [kind for kind in clouds.KINDS if kind not in ("non_finite", "huge")]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 30), st.integers(1, 20), st.integers(1, 5)),
     kind=st.sampled_from(FINITE),
@@ -47,8 +47,8 @@ def test_non_finite_points_have_no_say() -> None:
 
 
 def test_gradients() -> None:
-    known, query = (clouds.cloud("random", 2, n, 3, torch.float64, seed=n).requires_grad_() for n in (6, 4))
-    features = clouds.cloud("random", 2, 6, 2, torch.float64, seed=9).requires_grad_()
+    known, query = (clouds.cloud("random", 2, n, 3, torch.float64, seed=n).requires_grad_() for n in (4, 2))
+    features = clouds.cloud("random", 2, 4, 1, torch.float64, seed=9).requires_grad_()
     assert torch.autograd.gradcheck(interpolate_three, (known, features, query))
     assert torch.autograd.gradgradcheck(interpolate_three, (known, features, query))
 

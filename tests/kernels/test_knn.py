@@ -31,7 +31,8 @@ def test_reference_manhattan_agrees_with_a_kd_tree() -> None:
     np.testing.assert_allclose(dists[0], tree_dists, rtol=1e-12)
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=250)
 @given(data=st.data(), kind=clouds.kinds, dtype=clouds.dtypes, seed=clouds.seeds, norm=st.sampled_from([1, 2]))
 def test_knn_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype, seed: int, norm: int) -> None:
     num_clouds, n, width = data.draw(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 5)))

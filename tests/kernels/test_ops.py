@@ -61,6 +61,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_torch_accepts_the_operator(name: str) -> None:
     op, arguments = CASES[name]
@@ -86,6 +87,7 @@ def test_torch_accepts_the_operator_on_triton(name: str) -> None:
 DIFFERENTIABLE = [name for name in CASES if name.split()[0] not in ("require", "farthest_points")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients_to_second_order(name: str) -> None:
     op, arguments = CASES[name]
@@ -122,7 +124,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_graph_with_its_backward(name: str, dtype: torch.dtype) -> None:
     """No graph break, and the eager result; aot_eager is Inductor without the C++ compiler."""

@@ -70,7 +70,7 @@ def check_forward(x: Tensor, y: Tensor, x_lengths: list[int] | None, y_lengths: 
                 assert torch.equal(dists[b, :size].cpu(), expected[0][b, :size, 0])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.data())
 def test_tiny_clouds_match_the_reference(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 11), st.integers(1, 11), st.integers(1, 5)))
@@ -80,8 +80,9 @@ def test_tiny_clouds_match_the_reference(data: st.DataObject) -> None:
     check_forward(x, y, *lengths, data.draw(st.sampled_from([1, 2])))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_runs")
-@settings(deadline=None, max_examples=7)
+@settings(max_examples=7)
 @given(st.data())
 def test_runs_match_the_reference(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 2), st.integers(33, 70), st.integers(1, 20), st.integers(1, 4)))
@@ -91,6 +92,7 @@ def test_runs_match_the_reference(data: st.DataObject) -> None:
     check_forward(x, y, *lengths, data.draw(st.sampled_from([1, 2])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grid", "non_finite"])
 def test_larger_clouds_match_the_reference(kind: str) -> None:
     x, y = pair(kind, (1, 300, 70, 3), 5)
@@ -159,13 +161,14 @@ def test_gradients_match_autograd(shape: tuple[int, int, int, int], norm: int, s
     check_backward(shape, norm, single, sum(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_runs")
 @pytest.mark.parametrize("single", [False, True])
 def test_gradients_of_larger_clouds_match_autograd(single: bool) -> None:
     check_backward((2, 40, 9, 2), 2, single, 3)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 4), st.integers(1, 3)),
     st.sampled_from([1, 3, 130]),

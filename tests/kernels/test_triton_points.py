@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton")
 from kernels.on_triton import fps, group, knn  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,7 @@ def test_knn_takes_every_point_once(kind: str) -> None:
     check_knn(points[:, :2].contiguous(), points, None, 2, 33)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_queries", "num_points", "K"), [(3, 1024, 32), (2, 3000, 20), (9, 128, 3)])
 def test_knn_is_the_reference_at_real_sizes(num_queries: int, num_points: int, K: int) -> None:
     check_knn(cloud("random", 1, num_queries, 3, 4), cloud("random", 1, num_points, 3, 5), None, 2, K)
@@ -112,7 +113,9 @@ def test_knn_is_the_reference_with_the_most_neighbours(kind: str) -> None:
     check_knn(points[:, :1].contiguous(), points, [2060], 1, 128)
 
 
-@pytest.mark.parametrize("kind", clouds.KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "non_finite" else pytest.mark.slow) for kind in clouds.KINDS]
+)
 def test_groups_are_the_reference(kind: str) -> None:
     points = cloud(kind, 2, 50, 3, seed=8)
     groups, centers, chosen, idx = (x.cpu() for x in group.groups(points.to(DEVICE), 5, 7))
