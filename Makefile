@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	@for library in libEGL.so.1 libGL.so.1 libOpenGL.so.0; do ldconfig -p | grep -q $$library || $(INSTALL_GL); done
 	@touch $(READY)
 
-doctor: $(READY)  ## check packages, GL libraries, a test picture, disk and memory
+doctor: $(READY)  ## check packages, cores, memory, disk, processor, GL libraries, a test picture
 	$(BIN)/recon-pipeline doctor
 
 render: $(READY)  ## render the views of MANIFEST into STORE
