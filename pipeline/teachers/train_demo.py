@@ -341,6 +341,8 @@ run without a download. Written by `make demo-teacher` (`python -m pipeline.teac
 | weights | sha256 of the tensors: `{recipe["weights"]}` |
 | image tower | timm's {plan.backbone} from scratch, {plan.image_size} px |
 | text tower | transformer, 2 layers of width 128, {CONTEXT_LENGTH} tokens, vocabulary from its captions |
+| words | the release's {len(caption.CLASS_PROMPTS)} class prompts, and captions |
+| augmentation | `{recipe["augmentation"]}` |
 | trained on | {num_train} embedded shapes of seed {TRAIN_SEED}, cameras {" and ".join(dict.fromkeys(plan.presets))} |
 | judged on | {num_held_out} embedded shapes of seed {HELD_OUT_SEED}, same cameras; chance {1 / len(CATEGORIES):.3f} |
 | zero-shot, clean | {clean["shapes"]:.3f} of shapes (mean over views), {clean["views"]:.3f} of single views |
