@@ -66,7 +66,9 @@ model = "{model}"
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: the cores this process may use, where xdist takes the machine's without their hardware threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from pipeline.machine import cores
+
+    return cores()
 
 
 @pytest.fixture(scope="session")
