@@ -205,7 +205,7 @@ def _processor(level: str) -> Check:
 def _bfloat16(computed: bool, why: str) -> Check:
     if computed:
         return Check("bfloat16", True, f"computed by the processor ({why})")
-    return Check("bfloat16", True, f"emulated ({why})", "train in float32 here, which is many times faster")
+    return Check("bfloat16", True, f"emulated ({why})", "float32 is much faster here, and auto takes it")
 
 
 def _compiler() -> Check:

@@ -246,7 +246,7 @@ def test_another_number_of_threads_is_told(
     (run / "config.json").write_text(json.dumps(record))
     with torch_threads(1):
         assert pretrain(Console(file=out), store, run, None, resume=True, device="cpu") == 0
-    line = "1 threads in an operation, 3 when the run began: other rounding from here on"
+    line = "1 thread in an operation, 3 when the run began: other rounding from here on"
     assert (line in out.getvalue().splitlines()) == ("rounding" in out.getvalue()) == told
 
 

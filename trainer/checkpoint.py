@@ -128,7 +128,8 @@ def threads_note(run: Path, threads: int) -> str:
     before = read_record(run).get("threads", threads)  # runs of before this was recorded say nothing
     if before == threads:
         return ""
-    return f"{threads} threads in an operation, {before} when the run began: other rounding from here on"
+    now = f"{threads} thread{'s' if threads > 1 else ''} in an operation"
+    return f"{now}, {before} when the run began: other rounding from here on"
 
 
 @dataclass(frozen=True)
