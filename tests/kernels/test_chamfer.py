@@ -80,7 +80,7 @@ def test_l1_gradient_is_finite_where_clouds_touch() -> None:
     assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("tiny", [0, 2**12])
+@pytest.mark.parametrize("tiny", [2**12, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["l1", "l2", "manhattan", "squared", "sum", "max"])
 def test_gradients(name: str, tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.on_torch.chamfer, "TINY", tiny)

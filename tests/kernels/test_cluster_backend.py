@@ -103,6 +103,7 @@ dtypes = st.sampled_from([torch.float32, torch.float64])
 over = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @over
 @given(data=st.data(), kind=clouds.kinds, dtype=dtypes, seed=clouds.seeds)
 def test_careless_answers_are_mended(

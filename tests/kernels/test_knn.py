@@ -118,7 +118,7 @@ def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("norm", [1, 2])
-@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("K", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_gradients(norm: int, K: int) -> None:
     p1, p2 = (clouds.cloud("random", 2, n, 3, torch.float64, seed=n).requires_grad_() for n in (4, 6))
     lengths = torch.tensor([6, 2])
