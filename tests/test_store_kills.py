@@ -93,9 +93,7 @@ def test_a_dozen_kills_change_nothing(tmp_path: Path) -> None:
     assert counts["failures"] == []
     assert counts["kills"] >= 12
     assert counts["stores"] >= 1
-    # Half are to come by the clock; how many of those meet the run still running hangs on the machine's load.
-    assert counts["at_operation"] >= 3
-    assert counts["by_clock"] + counts["at_operation"] == counts["kills"]
+    assert min(counts["by_clock"], counts["at_operation"]) >= 3
     assert len({stage.split()[0] for stage in counts["stages"]} - {"-"}) >= 3
     assert len(counts["files"]) >= 4
 
