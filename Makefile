@@ -72,4 +72,4 @@ bench-kernels: $(READY)  ## time the point-cloud kernels beside plain torch and 
 	$(BIN)/python benchmarks/kernels.py
 
 demo-teacher: $(READY)  ## train the shipped teacher again (about half an hour)
-	$(BIN)/python -m pipeline.teachers.train_demo
+	$(BIN)/python -m recon.pipeline.commands.train_demo

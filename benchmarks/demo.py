@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.machine import cores, processor, use_allowed_cores  # noqa: E402
+from recon.pipeline.base.machine import cores, processor, use_allowed_cores  # noqa: E402
 
 use_allowed_cores()
 
@@ -36,11 +36,11 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from pipeline.precision import computes_bfloat16  # noqa: E402
-from pipeline.store.receipts import write_atomically  # noqa: E402
-from trainer.evaluate.svm import run_svm  # noqa: E402
-from trainer.evaluate.zero_shot import run_zero_shot  # noqa: E402
-from trainer.loop import Trainer, pretrain  # noqa: E402
+from recon.pipeline.base.files import write_atomically  # noqa: E402
+from recon.pipeline.base.precision import computes_bfloat16  # noqa: E402
+from recon.trainer.evaluate.svm import run_svm  # noqa: E402
+from recon.trainer.evaluate.zero_shot import run_zero_shot  # noqa: E402
+from recon.trainer.loop import Trainer, pretrain  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 MANIFEST = ROOT / "data_manifests" / "demo.toml"
@@ -98,7 +98,16 @@ def make_store(work: Path, seed: int) -> Path:
     text = MANIFEST.read_text("utf-8")
     assert text.count("\nseed = 0\n") == 1
     manifest.write_text(text.replace("\nseed = 0\n", f"\nseed = {seed}\n"), "utf-8")
-    command = [sys.executable, "-m", "pipeline.cli", "all", "--manifest", str(manifest), "--store", str(store)]
+    command = [
+        sys.executable,
+        "-m",
+        "recon.pipeline.commands.cli",
+        "all",
+        "--manifest",
+        str(manifest),
+        "--store",
+        str(store),
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
     return store
 

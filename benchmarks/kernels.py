@@ -35,9 +35,9 @@ from kernel_parts import contestants as rivals  # noqa: E402
 from kernel_parts.clock import device_rates, graphed, measure  # noqa: E402
 from kernel_parts.page import markdown  # noqa: E402
 
-import kernels  # noqa: E402
-from kernels import chamfer, reference  # noqa: E402
-from pipeline.machine import cores  # noqa: E402
+from recon import kernels  # noqa: E402
+from recon.kernels import chamfer, reference  # noqa: E402
+from recon.pipeline.base.machine import cores  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SEED = 0

@@ -29,17 +29,17 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from pipeline.caption import class_prompts  # noqa: E402
-from pipeline.machine import cores, processor  # noqa: E402
-from pipeline.stages import FactCaptions, PointClouds, TextTargets  # noqa: E402
-from pipeline.store import FeatureStore  # noqa: E402
-from pipeline.store.receipts import Receipt  # noqa: E402
-from pipeline.store.records import Column  # noqa: E402
-from trainer.batches import RUN, Batches, Samples, draw, draw_points, in_threads  # noqa: E402
-from trainer.config import DataConfig  # noqa: E402
-from trainer.data import Dataset, load_dataset  # noqa: E402
-from trainer.stream import StreamBatches  # noqa: E402
-from trainer.transforms import random_bits, random_subset, stream  # noqa: E402
+from recon.pipeline.base.machine import cores, processor  # noqa: E402
+from recon.pipeline.stages import FactCaptions, PointClouds, TextTargets  # noqa: E402
+from recon.pipeline.store import FeatureStore  # noqa: E402
+from recon.pipeline.store.prompts import class_prompts  # noqa: E402
+from recon.pipeline.store.receipts import Receipt  # noqa: E402
+from recon.pipeline.store.records import Column  # noqa: E402
+from recon.trainer.batches import RUN, Batches, Samples, draw, draw_points, in_threads  # noqa: E402
+from recon.trainer.config import DataConfig  # noqa: E402
+from recon.trainer.data import Dataset, load_dataset  # noqa: E402
+from recon.trainer.stream import StreamBatches  # noqa: E402
+from recon.trainer.transforms import random_bits, random_subset, stream  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 CPU = torch.device("cpu")

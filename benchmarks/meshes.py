@@ -24,9 +24,9 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from pipeline.machine import cores, processor
-from pipeline.meshfile import load_mesh
-from pipeline.sample import farthest_point_order, sample_points
+from recon.pipeline.base.machine import cores, processor
+from recon.pipeline.shapes.meshfile import load_mesh
+from recon.pipeline.shapes.sample import farthest_point_order, sample_points
 
 RESULTS = Path(__file__).parent / "results" / "meshes.json"
 SIDE = 50  # of the grid that is bent to a ring: 2 * 50 * 50 faces

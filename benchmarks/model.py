@@ -27,10 +27,10 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from pipeline.machine import cores, processor  # noqa: E402
-from pipeline.precision import decide  # noqa: E402
-from trainer.blocks import PatchEmbed  # noqa: E402
-from trainer.model import ModelConfig, ReCon  # noqa: E402
+from recon.pipeline.base.machine import cores, processor  # noqa: E402
+from recon.pipeline.base.precision import decide  # noqa: E402
+from recon.trainer.blocks import PatchEmbed  # noqa: E402
+from recon.trainer.model import ModelConfig, ReCon  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "model-cpu.json"
 BATCH, NUM_POINTS, ROUNDS = 32, 1024, 2

@@ -39,15 +39,15 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from pipeline.machine import cores, processor
-from pipeline.mesh import Material, Mesh, Primitive
-from pipeline.meshfile import MeshError, load_mesh
-from pipeline.rendering.cameras import camera_poses
-from pipeline.rendering.rasterizer import Lights
-from pipeline.rendering.render import RenderConfig, Renderer
-from pipeline.sample import normalisation, sample_points, triangles
-from pipeline.sources.procedural import CATEGORIES, build
-from pipeline.sources.procedural.geometry import cylinder, ellipsoid
+from recon.pipeline.base.machine import cores, processor
+from recon.pipeline.procedural import CATEGORIES, build
+from recon.pipeline.procedural.geometry import cylinder, ellipsoid
+from recon.pipeline.rendering.cameras import camera_poses
+from recon.pipeline.rendering.rasterizer import Lights
+from recon.pipeline.rendering.render import RenderConfig, Renderer
+from recon.pipeline.shapes.mesh import Material, Mesh, Primitive
+from recon.pipeline.shapes.meshfile import MeshError, load_mesh
+from recon.pipeline.shapes.sample import normalisation, sample_points, triangles
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "render.json"

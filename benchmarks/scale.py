@@ -26,22 +26,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 STARTED = time.monotonic()  # before the imports, which a resumed run waits for too
-from pipeline.machine import cores, processor, set_thread_variables  # noqa: E402
+from recon.pipeline.base.machine import cores, processor, set_thread_variables  # noqa: E402
 
 set_thread_variables()
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
-from pipeline.execution.engine import run_stage  # noqa: E402
-from pipeline.execution.executor import Executor  # noqa: E402
-from pipeline.execution.opening import open_executor  # noqa: E402
-from pipeline.execution.planning import plan_stage  # noqa: E402
-from pipeline.execution.stage import Block, Row  # noqa: E402
-from pipeline.store.feature_store import FeatureStore  # noqa: E402
-from pipeline.store.reader import REGISTRY_COLUMNS  # noqa: E402
-from pipeline.store.receipts import digest_of  # noqa: E402
-from pipeline.store.records import Column  # noqa: E402
+from recon.pipeline.base.digests import digest_of  # noqa: E402
+from recon.pipeline.execution.engine import run_stage  # noqa: E402
+from recon.pipeline.execution.executor import Executor  # noqa: E402
+from recon.pipeline.execution.opening import open_executor  # noqa: E402
+from recon.pipeline.execution.planning import plan_stage  # noqa: E402
+from recon.pipeline.execution.stage import Block, Row  # noqa: E402
+from recon.pipeline.store.feature_store import FeatureStore  # noqa: E402
+from recon.pipeline.store.reader import REGISTRY_COLUMNS  # noqa: E402
+from recon.pipeline.store.records import Column  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 1_000_000

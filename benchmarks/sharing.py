@@ -36,7 +36,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.machine import THREAD_VARIABLES, WAIT_VARIABLE, control_groups, cores, processor, use_allowed_cores  # noqa: E402
+from recon.pipeline.base.machine import (  # noqa: E402
+    THREAD_VARIABLES,
+    WAIT_VARIABLE,
+    control_groups,
+    cores,
+    processor,
+    use_allowed_cores,
+)
 
 RESULTS = ROOT / "benchmarks" / "results"
 FORMS = {"in one piece": 1, "in two parts": 2}
@@ -56,12 +63,12 @@ def contestant(store: Path, settings: str) -> None:
         use_allowed_cores()
     import torch
 
-    from pipeline.store import FeatureStore
-    from trainer.config import Config, DataConfig, OptimConfig, RunConfig
-    from trainer.data import load_dataset
-    from trainer.loop import Trainer
-    from trainer.model import ModelConfig
-    from trainer.side_by_side import torch_threads
+    from recon.pipeline.store import FeatureStore
+    from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig
+    from recon.trainer.data import load_dataset
+    from recon.trainer.loop import Trainer
+    from recon.trainer.model import ModelConfig
+    from recon.trainer.side_by_side import torch_threads
 
     model = ModelConfig(
         width=256, heads=4, depth=3, decoder_depth=1, num_group=32, patch_scope="visible", image_dim=0, text_dim=0

@@ -38,16 +38,17 @@ from scale import (
 import numpy as np
 import zarr
 
-from pipeline.execution.engine import run_stage
-from pipeline.execution.executor import InProcess, Processes
-from pipeline.execution.planning import plan_stage
-from pipeline.execution.stage import Row, Stage
-from pipeline.flow import Flow, register
-from pipeline.manifest import load_manifest
-from pipeline.sources.procedural import CATEGORIES
-from pipeline.stages import ImageTargets, mesh_rows, prompt_rows, teacher_of
-from pipeline.store import FeatureStore, receipts
-from pipeline.store.receipts import Receipt, digest_of
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.execution.engine import run_stage
+from recon.pipeline.execution.executor import InProcess, Processes
+from recon.pipeline.execution.planning import plan_stage
+from recon.pipeline.execution.stage import Row, Stage
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow, register
+from recon.pipeline.procedural import CATEGORIES
+from recon.pipeline.stages import ImageTargets, mesh_rows, prompt_rows, teacher_of
+from recon.pipeline.store import FeatureStore, receipts
+from recon.pipeline.store.receipts import Receipt
 
 REPEATS = 5
 COUNTS = {"again": 52_470, "plan": 1_000_000, "overhead": 32, "sizes": 192, "workers": 192}  # shapes
@@ -147,7 +148,16 @@ def again(num_shapes: int, folder: Path) -> dict[str, Any]:
         stages[entry.name] = {"seconds": spread(times), "rows": len(entry.rows), "receipts": num_receipts}
     commands = {}
     for name in ("ingest", "render", "features", "all", "status"):
-        command = [sys.executable, "-m", "pipeline.cli", name, "--manifest", str(manifest), "--store", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "recon.pipeline.commands.cli",
+            name,
+            "--manifest",
+            str(manifest),
+            "--store",
+            str(path),
+        ]
         runs = [spent(command) for _ in range(REPEATS + 1)][1:]
         names = ("seconds", "cpu_seconds")
         commands[name] = {what: spread(taken) for what, taken in zip(names, zip(*runs, strict=True), strict=True)}
@@ -199,7 +209,7 @@ def plan_once(scope: str, manifest: Path, path: Path) -> dict[str, Any]:
     start = time.monotonic()
     flow = Flow(load_manifest(manifest), None, FeatureStore.open(path))
     if scope == "all stages":
-        from pipeline.report import report
+        from recon.pipeline.flow.report import report
 
         lines = report(flow, 2)
         done = {"seconds": time.monotonic() - start, "todo": sum(line.todo for line in lines)}
@@ -230,7 +240,7 @@ def overhead(num_shapes: int, folder: Path) -> dict[str, Any]:
 
 def overhead_of(model: str, num_shapes: int, folder: Path, resolution: int) -> dict[str, Any]:
     """Seconds a picture, by turns: the whole stage, reading, preparing, the forward pass of prepared batches."""
-    from pipeline.teachers.batches import CPU_BATCH
+    from recon.pipeline.teachers.batches import CPU_BATCH
 
     named = model if model == "demo" else str(random_clip(model, folder))
     settings = {"name": model.lower(), "resolution": resolution, "draws": 1, "model": named}

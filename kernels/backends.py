@@ -48,7 +48,7 @@ def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = Fals
 
 def implementation(backend: str, op: str) -> ModuleType:
     """The module of `backend` that has the op family `op` ("fps", "knn", "chamfer", "group", "interpolate")."""
-    return import_module("kernels.on_cluster" if backend == "cluster" else f"kernels.on_{backend}.{op}")
+    return import_module("recon.kernels.on_cluster" if backend == "cluster" else f"recon.kernels.on_{backend}.{op}")
 
 
 def _triton_lacks(points: Tensor, K: int) -> str:

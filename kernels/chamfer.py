@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from kernels import ops
-from kernels.backends import choose
-from kernels.checks import check_lengths, check_like, check_points, working_dtype
-from kernels.knn import check_norm, knn_gather
+from recon.kernels import ops
+from recon.kernels.backends import choose
+from recon.kernels.checks import check_lengths, check_like, check_points, working_dtype
+from recon.kernels.knn import check_norm, knn_gather
 
 
 def chamfer_distance(

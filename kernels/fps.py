@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from kernels import ops
-from kernels.backends import choose
-from kernels.checks import check_count, check_integers, check_lengths, check_points, working_dtype
+from recon.kernels import ops
+from recon.kernels.backends import choose
+from recon.kernels.checks import check_count, check_integers, check_lengths, check_points, working_dtype
 
 
 def sample_farthest_points(

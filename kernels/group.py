@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels import ops
-from kernels.backends import choose
-from kernels.checks import check_count, check_points, working_dtype
+from recon.kernels import ops
+from recon.kernels.backends import choose
+from recon.kernels.checks import check_count, check_points, working_dtype
 
 
 def group_points(points: Tensor, num_group: int, group_size: int, backend: str | None = None) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from kernels import ops
-from kernels.backends import choose
-from kernels.checks import check_like, check_points, working_dtype
-from kernels.knn import knn_points
+from recon.kernels import ops
+from recon.kernels.backends import choose
+from recon.kernels.checks import check_like, check_points, working_dtype
+from recon.kernels.knn import knn_points
 
 
 def interpolate_three(known: Tensor, features: Tensor, query: Tensor, backend: str | None = None) -> Tensor:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kernels import ops
-from kernels.backends import choose
-from kernels.checks import check_count, check_integers, check_lengths, check_like, check_points, working_dtype
-from kernels.on_torch.knn import padded
+from recon.kernels import ops
+from recon.kernels.backends import choose
+from recon.kernels.checks import check_count, check_integers, check_lengths, check_like, check_points, working_dtype
+from recon.kernels.on_torch.knn import padded
 
 
 class KNN(NamedTuple):

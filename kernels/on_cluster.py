@@ -12,8 +12,8 @@ again have to be counted; it cannot be captured in a CUDA graph.
 import torch
 from torch import Tensor
 
-from kernels.on_torch import fps, knn
-from kernels.on_torch.rows import take
+from recon.kernels.on_torch import fps, knn
+from recon.kernels.on_torch.rows import take
 
 GPU_MOST = 100
 """Neighbours a query that torch-cluster's CUDA kernel has room for."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from kernels.backends import implementation
-from kernels.on_torch import rows as on_torch_rows
-from kernels.on_torch.knn import matched_backward as on_torch_matched_backward
-from kernels.on_torch.knn import padded
+from recon.kernels.backends import implementation
+from recon.kernels.on_torch import rows as on_torch_rows
+from recon.kernels.on_torch.knn import matched_backward as on_torch_matched_backward
+from recon.kernels.on_torch.knn import padded
 
 Pair = tuple[Tensor, Tensor]
 Matches = tuple[Tensor, Tensor, Tensor, Tensor]

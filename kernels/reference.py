@@ -7,7 +7,7 @@ floating dtype and compute in float32, or float64 for float64.
 import torch
 from torch import Tensor
 
-from kernels.checks import working_dtype
+from recon.kernels.checks import working_dtype
 
 
 def pair_distances(p1: Tensor, p2: Tensor, norm: int = 2) -> Tensor:

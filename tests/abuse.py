@@ -49,7 +49,7 @@ def write_manifest(folder: Path, shapes: int = 4) -> Path:
 
 def cut_small() -> None:
     """Shards of a few rows in this process and its forks, so that a dozen shapes make many. Digests do not show it."""
-    from pipeline import stages
+    from recon.pipeline import stages
 
     for name, rows in SMALL_SHARDS.items():
         getattr(stages, name).shard_rows = rows
@@ -58,7 +58,7 @@ def cut_small() -> None:
 @contextmanager
 def shards_uncut() -> Iterator[None]:
     """Takes `cut_small` back in the end."""
-    from pipeline import stages
+    from recon.pipeline import stages
 
     before = {name: getattr(stages, name).shard_rows for name in SMALL_SHARDS}
     try:
@@ -69,7 +69,7 @@ def shards_uncut() -> Iterator[None]:
 
 
 def digests(path: Path) -> dict[str, str]:
-    from pipeline.store import FeatureStore
+    from recon.pipeline.store import FeatureStore
 
     store = FeatureStore.open(path)
     return {f"{kind}/{key}": store.digest(key) for kind, key in store.list_keys()}
@@ -77,8 +77,8 @@ def digests(path: Path) -> dict[str, str]:
 
 def inspect(path: Path) -> dict[str, Any]:
     """A store's digests, what a full check finds, and the rows set aside."""
-    from pipeline.store import FeatureStore
-    from pipeline.store.verify import verify_path
+    from recon.pipeline.keeping.verify import verify_path
+    from recon.pipeline.store import FeatureStore
 
     found = verify_path(path, full=True).damages
     store = FeatureStore.open(path)

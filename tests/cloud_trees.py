@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest import Manifest, load_manifest
+from recon.pipeline.flow.manifest import Manifest, load_manifest
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "data_manifests"
 

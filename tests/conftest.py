@@ -66,7 +66,7 @@ model = "{model}"
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: the cores this process may use, where xdist takes the machine's without their hardware threads."""
-    from pipeline.machine import cores
+    from recon.pipeline.base.machine import cores
 
     return cores()
 
@@ -97,9 +97,9 @@ def small_manifest(clip_config: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def small_store(small_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store of `small_manifest`, for reading only."""
-    from pipeline.flow import Flow
-    from pipeline.manifest import load_manifest
-    from pipeline.store import FeatureStore
+    from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.flow.run import Flow
+    from recon.pipeline.store import FeatureStore
 
     path = tmp_path_factory.mktemp("store") / "small.zarr"
     results = Flow(load_manifest(small_manifest), None, FeatureStore.create(path)).all()

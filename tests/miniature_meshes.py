@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.manifest import AnySource
-from pipeline.meshfile import concatenate
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.shapes.meshfile import concatenate
+from recon.pipeline.sources.layouts import AnySource
 
 AIRPLANE, CHAIR, CAMERA = "02691156", "03001627", "02942699"
 

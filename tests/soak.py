@@ -111,8 +111,8 @@ class Killer:
 
     def _resume(self, store: Path, fatal: int | None) -> dict[str, tuple[float, int]]:
         """In a child: `all` for half of the shapes, then for all; when and at which operation each stage began."""
-        from pipeline.flow import Flow
-        from pipeline.store.session import writing
+        from recon.pipeline.flow.run import Flow
+        from recon.pipeline.store.session import writing
 
         began, marks = time.monotonic(), dict[str, tuple[float, int]]()
         self.ledger.clear()
@@ -209,9 +209,9 @@ def _sort_at_work(path: str) -> str:
 
 def flip_bits(manifest: Any, store: Path, count: int, seed: int) -> Flips:
     """Flip a bit, have it found, have it mended; so many times on one store. Runs in a child: it renders."""
-    from pipeline.flow import Flow
-    from pipeline.store.session import writing
-    from pipeline.store.verify import verify_path
+    from recon.pipeline.flow.run import Flow
+    from recon.pipeline.keeping.verify import verify_path
+    from recon.pipeline.store.session import writing
 
     draw, result, began = random.Random(f"flips:{seed}"), Flips(), time.monotonic()
     with writing(store, "all") as opened:
@@ -259,9 +259,9 @@ def _is_about(damage: Any, path: str) -> bool:
 
 
 def _make_cache(store: Path) -> None:
-    from pipeline.store import FeatureStore
-    from trainer.config import DataConfig
-    from trainer.data import load_dataset
+    from recon.pipeline.store import FeatureStore
+    from recon.trainer.config import DataConfig
+    from recon.trainer.data import load_dataset
 
     load_dataset(FeatureStore.open(store), DataConfig(splits=("train", "test"), num_points=32, drop_last=False))
 
@@ -271,14 +271,19 @@ def _make_cache(store: Path) -> None:
 
 def load_all(folder: Path) -> Any:
     """Import what a run needs, make a teacher and load it, without starting a thread; the manifest."""
-    from pipeline.machine import set_thread_variables
+    from recon.pipeline.base.machine import set_thread_variables
 
     set_thread_variables()
     os.environ["PYOPENGL_PLATFORM"] = "egl"
-    for name in ("pyrender", "pyrender.platforms.egl", "pipeline.rendering.render", "pipeline.store.verify"):
+    for name in (
+        "pyrender",
+        "pyrender.platforms.egl",
+        "recon.pipeline.rendering.render",
+        "recon.pipeline.keeping.verify",
+    ):
         importlib.import_module(name)
-    from pipeline.manifest import load_manifest
-    from pipeline.stages import teacher_of
+    from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.stages import teacher_of
 
     manifest = load_manifest(write_manifest(folder))
     for spec in manifest.features.teachers:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.teachers import TeacherSpec
-from pipeline.teachers.batches import CPU_BATCH
+from recon.pipeline.teachers import TeacherSpec
+from recon.pipeline.teachers.batches import CPU_BATCH
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 VISION = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16}

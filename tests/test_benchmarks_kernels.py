@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import kernels
+from recon import kernels
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "kernels.py"
+SCRIPT = ROOT / "benchmarks" / "recon.kernels.py"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

@@ -23,9 +23,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_fabricated_store_is_finished_to_the_real_flow(bench: ModuleType, tmp_path: Path) -> None:
-    from pipeline.flow import Flow
-    from pipeline.manifest import load_manifest
-    from pipeline.store import FeatureStore
+    from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.flow.run import Flow
+    from recon.pipeline.store import FeatureStore
 
     manifest = load_manifest(bench.write_manifest(tmp_path, 150))
     bench.fabricate(Flow(manifest, None, FeatureStore.create(tmp_path / "s.zarr")))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trimesh
 
-from pipeline import cli
-from pipeline.store import FeatureStore
+from recon.pipeline.commands import cli
+from recon.pipeline.store import FeatureStore
 from tests.conftest import FOLDER_MANIFEST
 
 pytestmark = pytest.mark.slow  # whole stores are made

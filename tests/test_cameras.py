@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.rendering.cameras import (
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.rendering.cameras import (
     MAX_VIEWS,
     PRESETS,
     Cameras,

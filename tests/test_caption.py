@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.caption import CLASS_PROMPTS, article, class_prompts, describe
+from recon.pipeline.base.words import article
+from recon.pipeline.caption.facts import describe
+from recon.pipeline.store.prompts import CLASS_PROMPTS, class_prompts
 
 CHAIR: dict[str, Any] = {
     "category": "chair",

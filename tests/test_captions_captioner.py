@@ -12,11 +12,11 @@ pytest.importorskip("transformers", reason="the extra `captioner` is not install
 
 import torch
 
-from pipeline.caption.captioner import CPU_BATCH, TOP_P, Captioner, _Draw
-from pipeline.caption.tables import CaptionerTable
-from pipeline.errors import UserError
-from pipeline.manifest import load_manifest
-from pipeline.teachers.batches import BatchSize
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.caption.captioner import CPU_BATCH, TOP_P, Captioner, _Draw
+from recon.pipeline.caption.tables import CaptionerTable
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.teachers.batches import BatchSize
 from tests.miniature_meshes import message
 from tests.tiny_captioner import save_captioner
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.caption.files import read_captions
-from pipeline.errors import UserError
-from pipeline.manifest import load_manifest
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.caption.files import read_captions
+from recon.pipeline.flow.manifest import load_manifest
 from tests.miniature_meshes import message
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import cli
-from pipeline.caption import class_prompts
-from pipeline.errors import UserError
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.report import report
-from pipeline.store import FeatureStore
-from pipeline.store.export import export
-from pipeline.store.gc import plan_gc
-from pipeline.store.merge import merge
-from pipeline.store.stats import describe, statistics
-from pipeline.store.verify import verify
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.commands import cli
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.report import report
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.export import export
+from recon.pipeline.keeping.gc import plan_gc
+from recon.pipeline.keeping.merge import merge
+from recon.pipeline.keeping.stats import describe, statistics
+from recon.pipeline.keeping.verify import verify
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.prompts import class_prompts
 from tests.tiny_captioner import save_captioner
 
 pytestmark = pytest.mark.slow  # whole stores are made
@@ -257,7 +257,7 @@ def test_the_jsonl_export(full: Path, place: Path, tmp_path: Path) -> None:
     assert isinstance(written["view"], int)
     assert -1 <= written["score"] <= 1
     assert (len(written["model"]), written["seed"]) == (64, 0)
-    from pipeline.caption.files import read_captions
+    from recon.pipeline.caption.files import read_captions
 
     again = read_captions(tmp_path / "out" / "captions.jsonl", set(store.registry.uid)).captions
     assert again[MUG] == tuple(text for text in store.captions()[store.registry.uid.index(MUG)] if text)
@@ -333,7 +333,7 @@ def test_what_cannot_be_made_is_one_line(
 
 
 def test_clouds_have_no_views_to_describe(place: Path, small_manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.sources.procedural.source import ProceduralSource
+    from recon.pipeline.sources.procedural import ProceduralSource
 
     monkeypatch.setattr(ProceduralSource, "has_meshes", property(lambda self: False))
     flow: Any = Flow(load_manifest(place / "m.toml"), None, FeatureStore.create(place / "clouds.zarr"))

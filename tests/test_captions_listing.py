@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.sources.procedural.source import ProceduralSource
-from pipeline.sources.source import Cloud, Listed
-from pipeline.store import FeatureStore
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.sources.procedural import ProceduralSource
+from recon.pipeline.sources.source import Listed
+from recon.pipeline.store import FeatureStore
 
 TEXTS = {"mug-0-00000": ("a  mug", "a cup", "a mug", " "), "chair-0-00001": ("a seat",)}
 

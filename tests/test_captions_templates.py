@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.caption import article, class_prompts
-from pipeline.caption.templates import EARLIER_PROMPTS, check_template, fill, read_templates, templates_of
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.words import article
+from recon.pipeline.caption.templates import check_template, read_templates, templates_of
+from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts, fill
 from tests.miniature_meshes import message
 
 ULIP = Path(__file__).resolve().parents[1] / "data_manifests" / "templates" / "ulip.txt"

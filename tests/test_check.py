@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.check import check, describe
-from pipeline.cli import app
-from pipeline.errors import UserError
-from pipeline.manifest import load_manifest
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.commands.cli import app
+from recon.pipeline.flow.check import check, describe
+from recon.pipeline.flow.manifest import load_manifest
 from tests.miniature_meshes import (
     CHAIR,
     TRAIN,

@@ -17,11 +17,11 @@ import distributed
 import psutil
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.execution import cluster, jobs
-from pipeline.execution.cluster import Dask
-from pipeline.execution.opening import open_executor
-from pipeline.machine import THREAD_VARIABLES
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.machine import THREAD_VARIABLES
+from recon.pipeline.execution import cluster, jobs
+from recon.pipeline.execution.cluster import Dask
+from recon.pipeline.execution.opening import open_executor
 from tests.test_executor import ROOT, Task, children, square, until, work
 
 pytestmark = pytest.mark.slow
@@ -170,9 +170,9 @@ def test_a_closed_cluster_leaves_no_process() -> None:
 SCRIPT = """
 import faulthandler, os, signal, sys
 from pathlib import Path
-from pipeline.errors import UserError
-from pipeline.execution.opening import open_executor
-from pipeline.machine import THREAD_VARIABLES
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution.opening import open_executor
+from recon.pipeline.base.machine import THREAD_VARIABLES
 from tests.test_executor import Task, work
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(250)  # a run that hangs says where

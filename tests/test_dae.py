@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.meshfile import load_mesh
+from recon.pipeline.shapes.meshfile import load_mesh
 from tests.test_formats import area, put, refusal
 
 

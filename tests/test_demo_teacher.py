@@ -15,13 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import caption
-from pipeline.rendering.render import RenderConfig, Renderer
-from pipeline.sources.procedural import CATEGORIES, build, shape_seed
-from pipeline.teachers import TeacherSpec, load_teacher, train_demo
-from pipeline.teachers.images import Preprocess
-from pipeline.teachers.open_clip_teacher import DEMO_CONFIG
-from pipeline.teachers.train_demo import Plan, Shapes, contrastive_loss, learn_merges, make_batch
+from recon.pipeline.commands import train_demo
+from recon.pipeline.commands.train_demo import Plan, Shapes, contrastive_loss, learn_merges, make_batch
+from recon.pipeline.procedural import CATEGORIES, build, shape_seed
+from recon.pipeline.rendering.render import RenderConfig, Renderer
+from recon.pipeline.store.prompts import class_prompts
+from recon.pipeline.teachers import TeacherSpec, load_teacher
+from recon.pipeline.teachers.images import Preprocess
+from recon.pipeline.teachers.open_clip_teacher import DEMO_CONFIG
 
 PREPROCESS = Preprocess((32, 32), (32, 32), "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)
 UNSEEN_SEED = 30_000_000  # neither trained nor judged on
@@ -68,13 +69,13 @@ def test_open_clip_itself_loads_the_files(demo: Any) -> None:
         f"local-dir:{DEMO_CONFIG.parent}", bpe_path=str(DEMO_CONFIG.parent / train_demo.VOCABULARY)
     )
     with torch.no_grad():
-        theirs = model.encode_text(tokenizer(caption.class_prompts("chair")[:32])).numpy()
-    assert np.array_equal(demo.embed_texts(caption.class_prompts("chair")[:32]), theirs)
+        theirs = model.encode_text(tokenizer(class_prompts("chair")[:32])).numpy()
+    assert np.array_equal(demo.embed_texts(class_prompts("chair")[:32]), theirs)
 
 
 @pytest.mark.slow
 def test_classes_are_apart_and_raw_features_of_a_size_to_regress(demo: Any) -> None:
-    texts = np.stack([demo.embed_texts(caption.class_prompts(name)) for name in CATEGORIES])
+    texts = np.stack([demo.embed_texts(class_prompts(name)) for name in CATEGORIES])
     norms = np.linalg.norm(texts, axis=-1)
     assert norms.min() > 5
     assert norms.max() < 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trimesh
 
-from pipeline.execution.executor import InProcess
+from recon.pipeline.execution.executor import InProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,9 +49,9 @@ def test_every_make_target_exists(path: Path) -> None:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, clip_config: Path) -> Path:
     """A folder laid out as the manuals assume, with small things in it."""
-    from pipeline.flow import Flow
-    from pipeline.manifest import load_manifest
-    from pipeline.store import FeatureStore
+    from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.flow.run import Flow
+    from recon.pipeline.store import FeatureStore
     from tests.test_pipeline import folder_manifest
 
     place = tmp_path_factory.mktemp("docs")
@@ -102,7 +102,7 @@ def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
 
 def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands run their stages in this process: starting workers again and again would take most of a test's time."""
-    monkeypatch.setattr("pipeline.execution.opening.Processes", lambda workers: InProcess())
+    monkeypatch.setattr("recon.pipeline.execution.opening.Processes", lambda workers: InProcess())
 
 
 def small_settings() -> list[str]:
@@ -111,8 +111,8 @@ def small_settings() -> list[str]:
 
 def succeeds(program: str, *words: str, status: int = 0) -> None:
     """Run a command line in this process."""
-    from pipeline import cli as pipeline_cli
-    from trainer import cli as trainer_cli
+    from recon.pipeline.commands import cli as pipeline_cli
+    from recon.trainer import cli as trainer_cli
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *words])

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.caption import CLASS_PROMPTS, class_prompts
-from pipeline.caption.templates import EARLIER_PROMPTS
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.report import report
-from pipeline.store import FeatureStore
-from pipeline.store.verify import verify
-from trainer.evaluate.zero_shot import class_embeddings, classify, teacher_feature
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.report import report
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.verify import verify
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.prompts import CLASS_PROMPTS, EARLIER_PROMPTS, class_prompts
+from recon.trainer.evaluate.zero_shot import class_embeddings, classify, teacher_feature
 
 pytestmark = pytest.mark.slow  # whole stores are made
 

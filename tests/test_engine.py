@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.execution import work
-from pipeline.execution.engine import run_stage
-from pipeline.execution.executor import InProcess, Processes
-from pipeline.execution.planning import plan_stage
-from pipeline.execution.stage import Block, Row, each_row
-from pipeline.store import FeatureStore, shards
-from pipeline.store.receipts import Receipt, canonical_json, digest_of, row_digest, row_seed
-from pipeline.store.records import Column
+from recon.pipeline.base.digests import canonical_json, digest_of, row_digest, row_seed
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution import work
+from recon.pipeline.execution.engine import run_stage
+from recon.pipeline.execution.executor import InProcess, Processes
+from recon.pipeline.execution.planning import plan_stage
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.store import FeatureStore, shards
+from recon.pipeline.store.receipts import Receipt
+from recon.pipeline.store.records import Column
 
 
 @dataclass(frozen=True)

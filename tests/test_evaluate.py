@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
-from pipeline.store.spaces import one_space
-from tests import trainer_store as tiny
-from trainer.config import load_config
-from trainer.data import load_dataset
-from trainer.evaluate import features
-from trainer.evaluate.features import (
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.spaces import one_space
+from recon.trainer.config import load_config
+from recon.trainer.data import load_dataset
+from recon.trainer.evaluate import features
+from recon.trainer.evaluate.features import (
     Probe,
     confusion,
     encode,
@@ -33,10 +32,11 @@ from trainer.evaluate.features import (
     random_points,
     spare_points,
 )
-from trainer.evaluate.labelled import Labelled, load_labelled
-from trainer.evaluate.svm import fit_predict, run_svm
-from trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
-from trainer.loop import Trainer, pretrain
+from recon.trainer.evaluate.labelled import Labelled, load_labelled
+from recon.trainer.evaluate.svm import fit_predict, run_svm
+from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
+from recon.trainer.loop import Trainer, pretrain
+from tests import trainer_store as tiny
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
@@ -260,7 +260,7 @@ def test_zero_shot_s_features_are_those_of_its_parts(
         seen.append(encode(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr("trainer.evaluate.zero_shot.encode", recorded)
+    monkeypatch.setattr("recon.trainer.evaluate.zero_shot.encode", recorded)
     run_zero_shot(run, small_store, CPU)
     assert len(seen) == 2
     spare = torch.from_numpy(farthest(testing, 75))  # 64 x 1200 / 1024

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.execution import executor, jobs
-from pipeline.execution.executor import Executor, InProcess, Processes, default_workers
-from pipeline.execution.opening import open_executor
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution import executor, jobs
+from recon.pipeline.execution.executor import Executor, InProcess, Processes, default_workers
+from recon.pipeline.execution.opening import open_executor
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
@@ -214,8 +214,8 @@ def test_workers_that_cannot_start_end_the_run(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent("""
         import sys
-        from pipeline.errors import UserError
-        from pipeline.execution.executor import Processes
+        from recon.pipeline.base.errors import UserError
+        from recon.pipeline.execution.executor import Processes
         if __name__ != "__main__":
             sys.exit(5)  # a module that does not import in a worker
         try:
@@ -309,7 +309,7 @@ def _env() -> dict[str, str]:
 SLEEPER = """
 import sys
 from pathlib import Path
-from pipeline.execution.executor import Processes
+from recon.pipeline.execution.executor import Processes
 from tests.test_executor import Task, work
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -348,7 +348,7 @@ def test_ctrl_c_is_the_parents_alone(tmp_path: Path) -> None:
 
 
 def test_importing_the_executors_does_not_import_dask() -> None:
-    code = "import sys, pipeline.execution.executor; sys.exit('dask' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, recon.pipeline.execution.executor; sys.exit('dask' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=_env(), check=False).returncode == 0
 
 

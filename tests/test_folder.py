@@ -10,10 +10,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.manifest import load_manifest
-from pipeline.meshfile import SUFFIXES, concatenate
-from pipeline.sources.folder import FOREIGN, FolderSource, list_folder
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.shapes.meshfile import SUFFIXES, concatenate
+from recon.pipeline.sources.folder import FOREIGN, FolderSource, list_folder
 from tests.miniature_meshes import TURNED, build_folder
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "data_manifests"

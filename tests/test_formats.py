@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.meshfile import MeshError, load_mesh
-from pipeline.meshfile import files as files_module
-from pipeline.sources.procedural.geometry import box
+from recon.pipeline.procedural.geometry import box
+from recon.pipeline.shapes.meshfile import MeshError, load_mesh
+from recon.pipeline.shapes.meshfile import files as files_module
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 QUAD = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"

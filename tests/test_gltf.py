@@ -13,7 +13,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from pipeline.meshfile import MeshError, load_mesh
+from recon.pipeline.shapes.meshfile import MeshError, load_mesh
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.flow import Flow
-from pipeline.manifest import Manifest, list_shapes, load_manifest
-from pipeline.report import report
-from pipeline.store import FeatureStore
-from pipeline.store.export import export
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import Manifest, list_shapes, load_manifest
+from recon.pipeline.flow.report import report
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.export import export
+from recon.pipeline.store import FeatureStore
 
 pytestmark = pytest.mark.slow  # whole stores are made
 

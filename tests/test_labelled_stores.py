@@ -19,21 +19,21 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from pipeline.errors import UserError
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.sample import take_points
-from pipeline.sources.source import Cloud
-from pipeline.store import FeatureStore
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.sample import take_points
+from recon.pipeline.store import FeatureStore
+from recon.trainer.batches import draw_points
+from recon.trainer.cli import app
+from recon.trainer.evaluate.svm import run_svm
+from recon.trainer.evaluate.zero_shot import run_zero_shot
+from recon.trainer.loop import pretrain
+from recon.trainer.show.report import write_report
+from recon.trainer.transforms import random_bits, stream
 from tests.test_evaluate import edit_record, refusal, train
 from tests.test_store_cli import Shell
-from trainer.batches import draw_points
-from trainer.cli import app
-from trainer.evaluate.svm import run_svm
-from trainer.evaluate.zero_shot import run_zero_shot
-from trainer.loop import pretrain
-from trainer.show.report import write_report
-from trainer.transforms import random_bits, stream
 
 pytestmark = pytest.mark.slow  # whole stores are made
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.losses import category_contrast_loss, cross_modal_loss, reconstruction_loss
+from recon.trainer.losses import category_contrast_loss, cross_modal_loss, reconstruction_loss
 
 
 def normal(*shape: int, seed: int) -> Tensor:

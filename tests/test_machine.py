@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import machine
-from pipeline.machine import core_limits, memory_bytes, memory_limits
+from recon.pipeline.base import machine
+from recon.pipeline.base.machine import core_limits, memory_bytes, memory_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -133,7 +133,8 @@ def test_a_folder_in_a_files_place_is_no_limit(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_cores_are_those_of_the_affinity() -> None:
     one = min(os.sched_getaffinity(0))
-    code = f"import os, sys; os.sched_setaffinity(0, {{{one}}}); from pipeline.machine import cores, core_limits\n"
+    code = f"import os, sys; os.sched_setaffinity(0, {{{one}}})\n"
+    code += "from recon.pipeline.base.machine import cores, core_limits\n"
     code += "sys.exit(0 if cores() == 1 == core_limits()['affinity'] else f'{cores()} of {core_limits()}')"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -209,8 +210,8 @@ def first_import(module: str, *arguments: str, **set_by_user: str) -> dict[str, 
     return found
 
 
-TRAIN = ("trainer.cli", "pretrain", "--recipe", "demo", "--store", "none.zarr", "--run", "none")
-COMPUTE = ("pipeline.cli", "all", "--manifest", "none.toml", "--store", "none.zarr")
+TRAIN = ("recon.trainer", "pretrain", "--recipe", "demo", "--store", "none.zarr", "--run", "none")
+COMPUTE = ("recon.pipeline", "all", "--manifest", "none.toml", "--store", "none.zarr")
 
 
 def test_the_trainer_takes_the_allowed_cores_before_torch_loads() -> None:
@@ -233,6 +234,6 @@ def test_what_the_user_has_set_stays(command: tuple[str, ...]) -> None:
 
 
 def test_counting_cores_loads_neither_numpy_nor_torch() -> None:
-    code = "import sys; from pipeline.machine import cores, memory_bytes; cores(), memory_bytes()\n"
+    code = "import sys; from recon.pipeline.base.machine import cores, memory_bytes; cores(), memory_bytes()\n"
     code += "sys.exit('numpy' in sys.modules or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.manifest import Manifest, ProceduralSource, list_shapes, load_manifest
-from pipeline.sources import procedural
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import Manifest, list_shapes, load_manifest
+from recon.pipeline.sources import procedural
+from recon.pipeline.sources.procedural import ProceduralSource
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = """

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.mesh import Material, Mesh, Primitive
-from pipeline.meshfile import SUFFIXES, MeshError, check_mesh, load_mesh, mesh_digest
-from pipeline.normals import corner_normals
-from pipeline.sources.procedural.geometry import box, cylinder
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.procedural.geometry import box, cylinder
+from recon.pipeline.shapes.mesh import Material, Mesh, Primitive
+from recon.pipeline.shapes.meshfile import SUFFIXES, MeshError, check_mesh, load_mesh, mesh_digest
+from recon.pipeline.shapes.normals import corner_normals
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 QUAD = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 3 0\nvt 3 3\nvt 0 3\n"
@@ -270,7 +270,7 @@ def test_normals_match_a_plain_loop(seed, num_faces, crease):
 def test_large_meshes_are_done_in_blocks(monkeypatch):
     tube = cylinder(1.0, 2.0, segments=60)
     whole = corner_normals(tube.vertices, tube.faces)
-    monkeypatch.setattr("pipeline.normals.PAIRS_A_BLOCK", 50)
+    monkeypatch.setattr("recon.pipeline.shapes.normals.PAIRS_A_BLOCK", 50)
     assert np.array_equal(corner_normals(tube.vertices, tube.faces), whole)
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import ChamferL1
-from trainer.blocks import DropPath, PatchEmbed, ReConBlock, block_mask, random_mask
-from trainer.heads import Classifier, Segmenter
-from trainer.model import SIZES, ModelConfig, ReCon, take
-from trainer.released import infer_config, load_weights
+from recon.kernels import ChamferL1
+from recon.trainer.blocks import DropPath, PatchEmbed, ReConBlock, block_mask, random_mask
+from recon.trainer.heads import Classifier, Segmenter
+from recon.trainer.model import SIZES, ModelConfig, ReCon, take
+from recon.trainer.released import infer_config, load_weights
 
 CONFIG = ModelConfig(
     width=24, heads=3, depth=3, decoder_depth=2, num_group=10, group_size=8, image_dim=7, text_dim=7, drop_path=0.0

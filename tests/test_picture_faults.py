@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.mesh import Mesh
-from pipeline.meshfile import MeshError, load_mesh
-from pipeline.rendering.render import RenderConfig, Renderer
-from pipeline.sample import sample_points
-from pipeline.sources.procedural.geometry import box, cylinder
+from recon.pipeline.procedural.geometry import box, cylinder
+from recon.pipeline.rendering.render import RenderConfig, Renderer
+from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.shapes.meshfile import MeshError, load_mesh
+from recon.pipeline.shapes.sample import sample_points
 
 CONFIG = RenderConfig(preset="pointclip6", resolution=64)  # view 0 looks at the front
 MIDDLE = (0, slice(28, 36), slice(28, 36))

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.meshfile import load_mesh
-from pipeline.meshfile.files import FORMATS
+from recon.pipeline.shapes.meshfile import load_mesh
+from recon.pipeline.shapes.meshfile.files import FORMATS
 from tests.test_dae import dae, put
 from tests.test_gltf import SQUARE, Builder
 from tests.test_picture_faults import write
@@ -33,7 +33,7 @@ def hook(event, arguments):
     if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty"):
         started.append([event, str(arguments)])
 sys.addaudithook(hook)
-from pipeline.meshfile import load_mesh
+from recon.pipeline.shapes.meshfile import load_mesh
 for name in sys.argv[1:]:
     path = Path(name)
     mesh = load_mesh(path, path.parent)

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import trimesh
 
-from pipeline import cli
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.store import FeatureStore
+from recon.pipeline.commands import cli
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.store import FeatureStore
 from tests.conftest import MANIFEST
 
 pytestmark = pytest.mark.slow  # whole stores are made
@@ -101,8 +101,8 @@ def test_the_cameras_put_the_depth_back_onto_the_mesh(small_store: Path) -> None
 
 def test_clean_and_augmented_draws_are_the_teachers_own(small_store: Path, small_manifest: Path) -> None:
     """What lies in the store is what the teacher says of the stored picture, to the last bit."""
-    from pipeline.stages import teacher_of
-    from pipeline.store.receipts import digest_of, row_seed
+    from recon.pipeline.base.digests import digest_of, row_seed
+    from recon.pipeline.stages import teacher_of
 
     store = FeatureStore.open(small_store)
     ref = store.ref()
@@ -151,7 +151,18 @@ def test_any_steps_give_the_same_digests(small_store: Path, small_manifest: Path
 
 def start_all(manifest: Path, store: Path, workers: str, stderr: int) -> subprocess.Popen[str]:
     """`recon-pipeline all` in a group of processes of its own."""
-    command = [sys.executable, "-m", "pipeline.cli", "all", "-m", str(manifest), "-s", str(store), "--workers", workers]
+    command = [
+        sys.executable,
+        "-m",
+        "recon.pipeline.commands.cli",
+        "all",
+        "-m",
+        str(manifest),
+        "-s",
+        str(store),
+        "--workers",
+        workers,
+    ]
     return subprocess.Popen(command, start_new_session=True, stderr=stderr, text=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.precision import computes_bfloat16, decide
+from recon.pipeline.base.precision import computes_bfloat16, decide
 from tests.machines import fake_cpu, fake_gpu
 
 
@@ -84,7 +84,7 @@ def test_a_torch_that_does_not_list_capabilities(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert computes_bfloat16("cpu") == (True, "AVX512-BF16")
     info = tmp_path / "cpuinfo"
-    monkeypatch.setattr("pipeline.precision.CPU_INFO", info)
+    monkeypatch.setattr("recon.pipeline.base.precision.CPU_INFO", info)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     for features, computed in (("fp asimd bf16 sve\n", True), ("fp asimd sve\n", False)):
         info.write_text(f"processor\t: 0\nFeatures\t: {features}")
@@ -118,6 +118,6 @@ def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_this_machine_is_judged_alike_every_time_and_torch_is_not_loaded_before() -> None:
-    code = "import sys, pipeline.precision; assert 'torch' not in sys.modules"
+    code = "import sys, recon.pipeline.base.precision; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert computes_bfloat16("cpu") == computes_bfloat16("cpu")

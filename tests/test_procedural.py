@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.caption import describe
-from pipeline.errors import UserError
-from pipeline.mesh import Mesh
-from pipeline.meshfile import check_mesh, mesh_digest
-from pipeline.sources.procedural import CATEGORIES, build, shape_seed
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.caption.facts import describe
+from recon.pipeline.procedural import CATEGORIES, build, shape_seed
+from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.shapes.meshfile import check_mesh, mesh_digest
 
 SEEDS = range(40)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from recon.trainer.released import from_released, load_released, load_weights, to_released
 from tests.released_goldens import GOLDEN, build_recon, weights
-from trainer.released import from_released, load_released, load_weights, to_released
 
 
 def test_released_checkpoint_holds_the_weights_of_the_recording() -> None:

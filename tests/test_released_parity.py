@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from recon.trainer.heads import Classifier, Segmenter
+from recon.trainer.model import take
+from recon.trainer.released import from_released, infer_config, load_weights, to_released
 from tests.released_goldens import GOLDEN, build_recon, config_of, recorded, weights
-from trainer.heads import Classifier, Segmenter
-from trainer.model import take
-from trainer.released import from_released, infer_config, load_weights, to_released
 
 INPUTS = {"points", "image_feature", "text_feature", "mask", "partseg.points", "partseg.onehot"}
 RTOL, ATOL = 1e-4, 1e-5

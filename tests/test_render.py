@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.manifest import load_manifest
-from pipeline.mesh import Material, Mesh, Primitive
-from pipeline.meshfile import MeshError, load_mesh
-from pipeline.rendering import rasterizer
-from pipeline.rendering.cameras import projection_matrix
-from pipeline.rendering.compositing import mask, straight_rgba
-from pipeline.rendering.rasterizer import Lights
-from pipeline.rendering.render import RenderConfig, Renderer, recipe
-from pipeline.sample import sample_points
-from pipeline.sources.procedural.geometry import Geometry, box, cylinder, ellipsoid
+from recon.pipeline.base.compositing import mask, straight_rgba
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.procedural.geometry import Geometry, box, cylinder, ellipsoid
+from recon.pipeline.rendering import rasterizer
+from recon.pipeline.rendering.cameras import projection_matrix
+from recon.pipeline.rendering.rasterizer import Lights
+from recon.pipeline.rendering.render import RenderConfig, Renderer, recipe
+from recon.pipeline.shapes.mesh import Material, Mesh, Primitive
+from recon.pipeline.shapes.meshfile import MeshError, load_mesh
+from recon.pipeline.shapes.sample import sample_points
 
 SIX = RenderConfig(preset="pointclip6", resolution=64)  # front, right, back, left, top, bottom
 WHITE, GREY = Material("white", (1.0, 1.0, 1.0)), Material("grey", (0.2140, 0.2140, 0.2140))

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.trainer.evaluate.svm import run_svm
+from recon.trainer.evaluate.zero_shot import run_zero_shot
+from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
+from recon.trainer.show.report import SHAPES_A_CATEGORY, _sheet_rows, stage_log, write_report
 from tests.test_evaluate import train
-from trainer.evaluate.svm import run_svm
-from trainer.evaluate.zero_shot import run_zero_shot
-from trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
-from trainer.show.report import SHAPES_A_CATEGORY, _sheet_rows, stage_log, write_report
 
 CPU = torch.device("cpu")
 STAGES = ["meshes", "points", "views", "captions", "targets", "text", "pretrain", "svm", "zeroshot"]

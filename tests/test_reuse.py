@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import stages
-from pipeline.flow import Flow
-from pipeline.manifest import Manifest, load_manifest
-from pipeline.rendering.render import Renderer
-from pipeline.report import report
-from pipeline.store import FeatureStore
-from pipeline.teachers import images
+from recon.pipeline import stages
+from recon.pipeline.flow.manifest import Manifest, load_manifest
+from recon.pipeline.flow.report import report
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.rendering.render import Renderer
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.teachers import images
 
 pytestmark = pytest.mark.slow  # whole stores are made
 

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.errors import UserError
-from pipeline.sources import safe_pickle
-from pipeline.sources.safe_pickle import load_npy_object, load_pickle
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.sources import safe_pickle
+from recon.pipeline.sources.safe_pickle import load_npy_object, load_pickle
 from tests.miniature_meshes import message
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

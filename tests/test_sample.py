@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.mesh import Material, Mesh, Primitive
-from pipeline.meshfile import MeshError
-from pipeline.sample import farthest_point_order, normalisation, point_frame, sample_points, take_points
-from pipeline.sources.procedural.geometry import box, cylinder, ellipsoid
-from pipeline.sources.source import Cloud
+from recon.pipeline.procedural.geometry import box, cylinder, ellipsoid
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import Material, Mesh, Primitive
+from recon.pipeline.shapes.meshfile import MeshError
+from recon.pipeline.shapes.sample import farthest_point_order, normalisation, point_frame, sample_points, take_points
 
 GREY = Material("grey", (0.5, 0.5, 0.5))
 SQUARE = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])

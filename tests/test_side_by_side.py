@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recon.trainer.data import Dataset
+from recon.trainer.model import ModelConfig, ReCon
+from recon.trainer.side_by_side import Copies, torch_threads
 from tests.test_trainer_loop import QUIET, data, metrics, store, trainer_of  # noqa: F401
-from trainer.data import Dataset
-from trainer.model import ModelConfig, ReCon
-from trainer.side_by_side import Copies, torch_threads
 
 MODEL = ModelConfig(
     width=12, heads=3, depth=2, decoder_depth=1, num_group=8, group_size=8, image_dim=6, text_dim=5, drop_path=0.2

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.flow import Flow
-from pipeline.manifest import list_shapes
-from pipeline.sources.clouds import read_table
-from pipeline.sources.shapenetpart import CATEGORIES, PARTS
-from pipeline.store import FeatureStore
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import list_shapes
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.sources.clouds import read_table
+from recon.pipeline.sources.shapenetpart import CATEGORIES, PARTS
+from recon.pipeline.store import FeatureStore
 from tests.cloud_trees import (
     TREES,
     fps_tree,

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.manifest import list_shapes
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import list_shapes
 from tests.cloud_trees import (
     OFF,
     TREES,

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.manifest import list_shapes, load_manifest
-from pipeline.meshfile import MeshError
-from pipeline.sources.shapenet55 import ShapeNet55Source
-from pipeline.sources.shapenet_core import SYNSETS, SYNSETS_V1, ShapeNetCoreSource
+from recon.pipeline.flow.manifest import list_shapes, load_manifest
+from recon.pipeline.shapes.meshfile import MeshError
+from recon.pipeline.sources.shapenet55 import ShapeNet55Source
+from recon.pipeline.sources.shapenet_core import SYNSETS, SYNSETS_V1, ShapeNetCoreSource
 from tests.miniature_meshes import (
     AIRPLANE,
     CHAIR,

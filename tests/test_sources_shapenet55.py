@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.manifest import Manifest, list_shapes, load_manifest
-from pipeline.meshfile import MeshError
-from pipeline.sources.shapenet55 import PUBLISHED, ShapeNet55Source, read_points
-from pipeline.sources.shapenet_core import SYNSETS, SYNSETS_V1
+from recon.pipeline.flow.manifest import Manifest, list_shapes, load_manifest
+from recon.pipeline.shapes.meshfile import MeshError
+from recon.pipeline.sources.shapenet55 import PUBLISHED, ShapeNet55Source, read_points
+from recon.pipeline.sources.shapenet_core import SYNSETS, SYNSETS_V1
 from tests.miniature_meshes import (
     CHAIR,
     TEST,
@@ -243,8 +243,8 @@ def small(name: str, clip_config: Path, folder: Path, **changes: str) -> Manifes
 @pytest.mark.slow
 def test_shapenet55_through_every_stage(tmp_path: Path, clip_config: Path) -> None:
     """Clouds with their meshes' views; and clouds alone, which must not ask for a mesh anywhere."""
-    from pipeline.flow import Flow
-    from pipeline.store import FeatureStore
+    from recon.pipeline.flow.run import Flow
+    from recon.pipeline.store import FeatureStore
 
     root = tmp_path / "root"
     build_shapenet55(root, train=[*TRAIN, f"{CHAIR}-bare"])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import zarr
 
-from pipeline.errors import UserError
-from pipeline.store.columns import append_text
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import write_atomically
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.store.columns import append_text
+from recon.pipeline.store.feature_store import FeatureStore
 
 COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 

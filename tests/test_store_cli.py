@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
-from pipeline.store import FeatureStore
+from recon.pipeline.commands import cli
+from recon.pipeline.store import FeatureStore
 
 pytestmark = pytest.mark.slow  # whole stores are made
 

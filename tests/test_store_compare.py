@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
-from pipeline.store import compare as comparing
-from pipeline.store.compare import (
+from recon.pipeline.base.digests import canonical_json, digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping import compare as comparing
+from recon.pipeline.keeping.compare import (
     COSINE_EDGES,
     Side,
     compare,
@@ -28,8 +28,9 @@ from pipeline.store.compare import (
     recipe_diff_expanded,
     resolve_key,
 )
-from pipeline.store.receipts import Failure, Receipt, canonical_json, digest_of
-from pipeline.store.records import Column
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.receipts import Failure, Receipt
+from recon.pipeline.store.records import Column
 from tests.toy_stage import COLUMNS, Toy, files_of, fill, register
 
 pytestmark = pytest.mark.slow  # whole stores are made

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import trimesh
 
-from pipeline import cli
-from pipeline.errors import UserError
-from pipeline.execution.engine import run_stage
-from pipeline.execution.executor import InProcess
-from pipeline.execution.stage import Row, each_row
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.store import FeatureStore
-from pipeline.store.receipts import DamagedStore, Receipt, canonical_json, digest_of
-from pipeline.store.shards import read_rows
-from pipeline.store.verify import verify_path
+from recon.pipeline.base.digests import canonical_json, digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.commands import cli
+from recon.pipeline.execution.engine import run_stage
+from recon.pipeline.execution.executor import InProcess
+from recon.pipeline.execution.stage import Row, each_row
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.verify import verify_path
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.receipts import DamagedStore, Receipt
+from recon.pipeline.store.shards import read_rows
 from tests.test_engine import Squares, numbers, rows_of, store  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow  # whole stores are made

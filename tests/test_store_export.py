@@ -17,11 +17,11 @@ import pytest
 import zarr
 from safetensors import safe_open
 
-from pipeline.caption import class_prompts
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
-from pipeline.store.export import Form, export
-from pipeline.store.receipts import Receipt
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping.export import Form, export
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.prompts import class_prompts
+from recon.pipeline.store.receipts import Receipt
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
@@ -358,7 +358,7 @@ def test_wrong_arguments_are_one_line(small_store: Path, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="cannot write the export there"):
         run(small_store, tmp_path / "used" / "mine.txt" / "out", "memmap")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "pipeline.store.export.parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "recon.pipeline.keeping.export.parquet", raising=False)
     with pytest.raises(UserError, match=r"pip install recon\[parquet\]"):
         run(small_store, tmp_path / "out", "parquet")
     assert not (tmp_path / "out").exists()

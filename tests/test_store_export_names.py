@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.export.table import safe_names
+from recon.pipeline.keeping.export.table import safe_names
 
 
 @given(st.lists(st.text(max_size=120), max_size=12, unique=True))

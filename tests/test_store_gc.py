@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore, gc, twins
-from pipeline.store.gc import DAY, GcItem, GcPlan, collect, plan_gc
-from pipeline.store.receipts import digest_of
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping import gc
+from recon.pipeline.keeping.gc import DAY, GcItem, GcPlan, collect, plan_gc
+from recon.pipeline.store import FeatureStore, twins
 from tests.toy_stage import Toy, files_of, fill, register
 
 pytestmark = pytest.mark.slow  # whole stores are made

@@ -19,15 +19,15 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.store import lock
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import lock
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.store.lock import hold
+from recon.pipeline.store.lock import hold
 with hold(Path(sys.argv[1]), "render"):
     print("held", flush=True)
     time.sleep(60)

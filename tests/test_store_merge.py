@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore, twins
-from pipeline.store import merge as merging
-from pipeline.store.merge import merge
-from pipeline.store.receipts import Receipt
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping import merge as merging
+from recon.pipeline.keeping.merge import merge
+from recon.pipeline.store import FeatureStore, twins
+from recon.pipeline.store.receipts import Receipt
 from tests.toy_stage import Toy, files_of, fill, register
 
 pytestmark = pytest.mark.slow  # whole stores are made
@@ -293,8 +293,8 @@ def test_a_place_that_is_taken_is_refused(tmp_path: Path, parts: list[FeatureSto
 
 @pytest.mark.slow
 def test_shards_of_a_manifest_make_its_store(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
-    from pipeline.flow import Flow
-    from pipeline.manifest import load_manifest
+    from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.flow.run import Flow
 
     paths = []
     for number in range(3):

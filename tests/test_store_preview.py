@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
-from pipeline.store import preview as sheets
-from pipeline.store.preview import CELL, GAP, LABEL, MARGIN, contact_sheet
-from pipeline.store.receipts import Failure, Receipt
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping import preview as sheets
+from recon.pipeline.keeping.preview import CELL, GAP, LABEL, MARGIN, contact_sheet
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.receipts import Failure, Receipt
 
 STEP = CELL + 32 + GAP  # from one strip to the next
 TOP = MARGIN + 44

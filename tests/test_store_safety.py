@@ -23,18 +23,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-from pipeline.execution.executor import InProcess, Processes
-from pipeline.execution.opening import open_executor
-from pipeline.execution.stage import Row
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.mesh import Mesh
-from pipeline.stages import Origin, RenderedViews
-from pipeline.store.merge import merge
-from pipeline.store.reader import REGISTRY_COLUMNS
-from pipeline.store.session import writing
-from pipeline.store.verify import verify_path
+from recon.pipeline.commands import cli
+from recon.pipeline.execution.executor import InProcess, Processes
+from recon.pipeline.execution.opening import open_executor
+from recon.pipeline.execution.stage import Row
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.merge import merge
+from recon.pipeline.keeping.verify import verify_path
+from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.stages import Origin, RenderedViews
+from recon.pipeline.store.reader import REGISTRY_COLUMNS
+from recon.pipeline.store.session import writing
 from tests.abuse import cut_small, digests, receipts_in, shards_uncut
 from tests.conftest import FOLDER_MANIFEST
 from tests.test_store_kills import ROOT, soak
@@ -45,7 +45,7 @@ Change = Callable[[], None]
 
 
 def words(manifest: Path, store: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.cli", "all", "-m", str(manifest), "-s", str(store), *options]
+    return [sys.executable, "-m", "recon.pipeline", "all", "-m", str(manifest), "-s", str(store), *options]
 
 
 def run(manifest: Path, store: Path, *options: str) -> subprocess.CompletedProcess[str]:

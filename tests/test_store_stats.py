@@ -16,13 +16,13 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.caption import class_prompts
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
-from pipeline.store.receipts import Failure, Receipt
-from pipeline.store.stats import KeyLine, describe, list_store, statistics
-from pipeline.store.stats.features import feature_statistics
-from pipeline.store.stats.listing import folder_bytes
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping.stats import KeyLine, describe, list_store, statistics
+from recon.pipeline.keeping.stats.features import feature_statistics
+from recon.pipeline.keeping.stats.listing import folder_bytes
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.prompts import class_prompts
+from recon.pipeline.store.receipts import Failure, Receipt
 from tests import trainer_store
 
 pytestmark = pytest.mark.slow  # whole stores are made

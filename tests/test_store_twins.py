@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.store import twins
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.reader import REGISTRY_COLUMNS
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import twins
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.reader import REGISTRY_COLUMNS
 
 
 @pytest.fixture

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.store import twins
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.lock import hold
-from pipeline.store.receipts import Receipt, digest_of
-from pipeline.store.verify import Report, mend, recompute, verify, verify_path
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping.verify import Report, mend, recompute, verify, verify_path
+from recon.pipeline.store import twins
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.lock import hold
+from recon.pipeline.store.receipts import Receipt
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ def test_a_log_whose_last_newline_flipped_is_damaged_not_cut_off(store: Path) ->
 
 def test_a_shard_that_is_written_meanwhile_is_looked_at_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process replaces a shard and its receipt between verify's look at the one and at the other."""
-    from pipeline.store import verify as module
+    from recon.pipeline.keeping import verify as module
 
     opened = FeatureStore.open(store, write=True)
     key = only(store / "points").name
@@ -333,8 +334,8 @@ def test_a_living_writer_gets_time_to_write_the_second_copy(store: Path) -> None
 
 @pytest.mark.slow
 def test_recomputed_rows_are_the_same_and_a_changed_one_is_not(store: Path, small_manifest: Path) -> None:
-    from pipeline.flow import Flow
-    from pipeline.manifest import load_manifest
+    from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.flow.run import Flow
 
     opened = FeatureStore.open(store, write=True)
     stages = list(Flow(load_manifest(small_manifest), None, opened).stages())

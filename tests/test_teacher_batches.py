@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.teachers.batches import CPU_BATCH, GPU_BATCH, BatchSize, embed, embed_pictures, in_batches
-from pipeline.teachers.images import Preprocess
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.teachers.batches import CPU_BATCH, GPU_BATCH, BatchSize, embed, embed_pictures, in_batches
+from recon.pipeline.teachers.images import Preprocess
 
 PREPROCESS = Preprocess((24, 24), (24, 24), "squash", "bicubic", (0.48, 0.45, 0.4), (0.27, 0.26, 0.28))
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # the second is a name here: nothing is moved there

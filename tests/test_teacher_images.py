@@ -16,8 +16,8 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import functional as reference
 
-from pipeline.teachers import images as module
-from pipeline.teachers.images import OPERATIONS, Preprocess, augment
+from recon.pipeline.teachers import images as module
+from recon.pipeline.teachers.images import OPERATIONS, Preprocess, augment
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.27, 0.26, 0.28)
 

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import cli
-from pipeline.errors import UserError
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.stages import ImageTargets
-from pipeline.store import FeatureStore
-from pipeline.store.compare import compare
-from pipeline.store.export import export
-from pipeline.store.receipts import digest_of
-from pipeline.store.stats import statistics
-from pipeline.store.verify import verify
-from pipeline.teachers import load_teacher
-from pipeline.teachers.listing import DEMO, list_teacher
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.commands import cli
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.compare import compare
+from recon.pipeline.keeping.export import export
+from recon.pipeline.keeping.stats import statistics
+from recon.pipeline.keeping.verify import verify
+from recon.pipeline.stages import ImageTargets
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.teachers import load_teacher
+from recon.pipeline.teachers.listing import DEMO, list_teacher
 from tests.conftest import MANIFEST
 from tests.teacher_models import spec
 
@@ -145,7 +145,7 @@ def test_features_of_another_shape_than_the_class_says_are_named(
     monkeypatch.setattr(
         type(teacher), "embed_images", lambda self, images, seeds: np.ones((len(images), 1), np.float32)
     )
-    monkeypatch.setattr("pipeline.stages.targets.teacher_of", load_teacher)
+    monkeypatch.setattr("recon.pipeline.stages.targets.teacher_of", load_teacher)
     flow = Flow(manifest, None, FeatureStore.create(tmp_path / "s.zarr"))
     with pytest.raises(UserError, match=r"teacher 'toy': toy_teacher:Grid gave features \[6, 1\] where .* \[6, 3\]"):
         flow.features()
@@ -252,7 +252,7 @@ def test_weights_in_the_hubs_cache_are_at_hand(tmp_path: Path, monkeypatch: pyte
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    from pipeline.teachers import open_clip_teacher, timm_teacher
+    from recon.pipeline.teachers import open_clip_teacher, timm_teacher
 
     far = spec(model="ViT-B-32", pretrained="openai")
     vit = spec(kind="timm", model="test_vit", pretrained="r160_in1k")

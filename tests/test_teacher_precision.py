@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import cli
-from pipeline.flow import Flow
-from pipeline.manifest import load_manifest
-from pipeline.store import FeatureStore
-from pipeline.teachers import load_teacher
-from pipeline.teachers.listing import list_teacher
-from pipeline.teachers.precision import settle
+from recon.pipeline.commands import cli
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.teachers import load_teacher
+from recon.pipeline.teachers.listing import list_teacher
+from recon.pipeline.teachers.precision import settle
 from tests.conftest import MANIFEST
 from tests.machines import fake_cpu, fake_gpu
 from tests.teacher_models import spec

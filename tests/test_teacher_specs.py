@@ -17,10 +17,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import UserError
-from pipeline.manifest import load_manifest
-from pipeline.teachers import device_of, load_teacher
-from pipeline.teachers.weights import text_weights, weights_digest
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.teachers import device_of, load_teacher
+from recon.pipeline.teachers.weights import text_weights, weights_digest
 from tests.conftest import MANIFEST
 from tests.teacher_models import CLIP, clip_spec, pictures, save_clip, save_timm, spec
 

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from pipeline.errors import UserError
-from pipeline.teachers import Tap, load_teacher
-from pipeline.teachers.batches import CPU_BATCH
-from pipeline.teachers.images import Preprocess
-from pipeline.teachers.weights import DTYPES
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.teachers import Tap, load_teacher
+from recon.pipeline.teachers.batches import CPU_BATCH
+from recon.pipeline.teachers.images import Preprocess
+from recon.pipeline.teachers.weights import DTYPES
 from tests.teacher_models import (
     BLANK,
     CONFIGS,

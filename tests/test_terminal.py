@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline import terminal
-from pipeline.terminal import StageProgress
+from recon.pipeline.commands import terminal
+from recon.pipeline.commands.terminal import StageProgress
 
 
 @pytest.mark.parametrize("before", [0, 40], ids=["new", "begun earlier"])

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
-from pipeline.store.receipts import Receipt
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.receipts import Receipt
+from recon.trainer.cache import LOCK
+from recon.trainer.config import DataConfig
+from recon.trainer.data import load_dataset
 from tests import trainer_store as tiny
-from trainer.cache import LOCK
-from trainer.config import DataConfig
-from trainer.data import load_dataset
 
 ROOT = Path(__file__).parents[1]
 BOTH = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
@@ -54,9 +54,9 @@ def test_the_copy_is_made_once_and_again_when_damaged(own_store: FeatureStore) -
 BUILD = """
 import sys, time
 from pathlib import Path
-from pipeline.store import FeatureStore
-from trainer import cache, data
-from trainer.config import DataConfig
+from recon.pipeline.store import FeatureStore
+from recon.trainer import cache, data
+from recon.trainer.config import DataConfig
 store, log, mark = FeatureStore.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 build = cache._write_cache
 def write(*arguments):
@@ -85,7 +85,7 @@ def test_of_two_processes_one_builds_the_copy(own_store: FeatureStore, tmp_path:
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from trainer import cache
+from recon.trainer import cache
 with cache._only_builder(Path(sys.argv[1])):
     Path(sys.argv[1], ".writing-half").mkdir()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from recon.trainer.cli import main
+from recon.trainer.config import list_recipes
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import assert_same_run
-from trainer.cli import main
-from trainer.config import list_recipes
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +44,7 @@ def recipe(tmp_path: Path) -> str:
 def test_help_loads_no_torch() -> None:
     # Torch takes seconds to import; `--help` should not.
     code = (
-        "import sys; from typer.testing import CliRunner; from trainer.cli import app\n"
+        "import sys; from typer.testing import CliRunner; from recon.trainer.cli import app\n"
         "result = CliRunner().invoke(app, ['pretrain', '--help'])\n"
         "assert result.exit_code == 0 and '--resume' in result.output, result.output\n"
         "assert not {'torch', 'numpy', 'zarr'} & set(sys.modules)"
@@ -106,7 +106,7 @@ def test_ctrl_c_saves_and_resume_goes_on(
     words += ["--set", "optim.epochs=40", "--set", "run.log_every=1"]
     assert run_main(monkeypatch, *words, "--run", str(tmp_path / "whole")) == 0
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer.cli", *words, "--run", str(run)]
+    command = [sys.executable, "-m", "recon.trainer", *words, "--run", str(run)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 500
     while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 2000):

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import trainer.config
-from pipeline.errors import UserError
-from trainer.config import (
+from recon.pipeline.base.errors import UserError
+from recon.trainer import config as settings_module
+from recon.trainer.config import (
     DataConfig,
     OptimConfig,
     RunConfig,
@@ -24,7 +24,7 @@ from trainer.config import (
     load_config,
     with_teacher_dims,
 )
-from trainer.model import ModelConfig
+from recon.trainer.model import ModelConfig
 
 GUIDE = Path(__file__).parent.parent / "docs" / "training.md"
 
@@ -147,7 +147,7 @@ def test_settings_survive_the_way_through_json(optim: OptimConfig, run: RunConfi
 
 
 def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:
-    tree = ast.parse(inspect.getsource(trainer.config))
+    tree = ast.parse(inspect.getsource(settings_module))
     classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
     guide = GUIDE.read_text("utf-8")
     for section in (DataConfig, OptimConfig, RunConfig):

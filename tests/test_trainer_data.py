@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
-from pipeline.caption import class_prompts
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.prompts import class_prompts
+from recon.trainer.batches import Batch, Batches, draw_points, in_threads, workers
+from recon.trainer.cache import LOCK
+from recon.trainer.config import DataConfig
+from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.evaluate.svm import run_svm
+from recon.trainer.evaluate.zero_shot import run_zero_shot
+from recon.trainer.loop import pretrain
+from recon.trainer.transforms import normalize, random_bits, random_subset, stream
 from tests import trainer_store as tiny
-from trainer.batches import Batch, Batches, draw_points, in_threads, workers
-from trainer.cache import LOCK
-from trainer.config import DataConfig
-from trainer.data import Dataset, load_dataset
-from trainer.evaluate.svm import run_svm
-from trainer.evaluate.zero_shot import run_zero_shot
-from trainer.loop import pretrain
-from trainer.transforms import normalize, random_bits, random_subset, stream
 
 CPU = torch.device("cpu")
 BOTH = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
@@ -190,7 +190,7 @@ def test_batches_prepared_ahead_are_the_same(store: FeatureStore, monkeypatch: p
 
 @pytest.mark.parametrize("allowed", [1, 2, 8])
 def test_no_more_threads_prepare_than_cores_are_allowed(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
-    monkeypatch.setattr("trainer.batches.cores", lambda: allowed)
+    monkeypatch.setattr("recon.trainer.batches.cores", lambda: allowed)
     meet = threading.Barrier(min(allowed, 2))  # passed only when so many threads wait at it
 
     def thread(step: int) -> int:

@@ -17,15 +17,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.trainer.checkpoint import load_checkpoint
+from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig
+from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.loop import TIMING_FIELDS, Trainer, choose_device, pretrain
+from recon.trainer.model import ModelConfig
+from recon.trainer.side_by_side import Copies, torch_threads
 from tests import trainer_store as tiny
-from trainer.checkpoint import load_checkpoint
-from trainer.config import Config, DataConfig, OptimConfig, RunConfig
-from trainer.data import Dataset, load_dataset
-from trainer.loop import TIMING_FIELDS, Trainer, choose_device, pretrain
-from trainer.model import ModelConfig
-from trainer.side_by_side import Copies, torch_threads
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
@@ -195,7 +195,7 @@ def test_a_run_killed_while_saving_goes_on_from_the_checkpoint_before(
         def counted(self: Trainer, batch: Any) -> None:
             original(self, batch)
             if self.step == 6:
-                patch.setattr("trainer.checkpoint.write_atomically", killed)
+                patch.setattr("recon.trainer.checkpoint.write_atomically", killed)
 
         patch.setattr(Trainer, "train_step", counted)
         with pytest.raises(KeyboardInterrupt):

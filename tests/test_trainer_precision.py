@@ -11,13 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
+from recon.trainer.checkpoint import load_model
+from recon.trainer.config import list_recipes, load_config
+from recon.trainer.loop import pretrain
+from recon.trainer.model import ReCon
 from tests import trainer_store as tiny
 from tests.machines import fake_cpu
-from trainer.checkpoint import load_student
-from trainer.config import list_recipes, load_config
-from trainer.loop import pretrain
-from trainer.model import ReCon
 
 ONE_STEP = ["optim.epochs=1", "optim.warmup_epochs=0", "optim.batch_size=16"]
 
@@ -88,7 +88,7 @@ def test_auto_follows_the_machine(
     record = record_of(tmp_path / "run")
     assert record["config"]["run"]["precision"] == "auto"
     assert record["precision"] == {"asked": "auto", "used": name, "why": why}
-    assert load_student(tmp_path / "run")[1].run.precision == "auto"
+    assert load_model(tmp_path / "run")[1].run.precision == "auto"
 
 
 def test_emulated_bfloat16_works_and_warns_once(

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.trainer.batches import Batch, Batches, Samples
+from recon.trainer.config import DataConfig, config_from_dict
+from recon.trainer.data import load_dataset
+from recon.trainer.loop import pretrain
+from recon.trainer.stream import StreamBatches
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import assert_same_run, stop_after
-from trainer.batches import Batch, Batches, Samples
-from trainer.config import DataConfig, config_from_dict
-from trainer.data import load_dataset
-from trainer.loop import pretrain
-from trainer.stream import StreamBatches
 
 CPU = torch.device("cpu")
 MAP = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
@@ -219,13 +219,13 @@ def test_features_that_are_not_finite(store: FeatureStore, tmp_path: Path) -> No
 
 
 def test_a_buffer_beyond_memory_is_refused(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.stream.memory_bytes", lambda: 2 * 9 * SAMPLE_BYTES)
+    monkeypatch.setattr("recon.trainer.stream.memory_bytes", lambda: 2 * 9 * SAMPLE_BYTES)
     stream(store, config(9))
     with pytest.raises(UserError, match=r"data\.buffer_gb 4.*: two such buffers hold 8.* GB and .* may take 7.* GB; "):
         stream(store, config(10))
     with pytest.raises(UserError, match=r"data\.buffer_gb 2: "):
         stream(store, replace(config(), buffer_gb=2.0))
-    monkeypatch.setattr("trainer.stream.memory_bytes", lambda: 2 * NUM_ROWS * SAMPLE_BYTES)
+    monkeypatch.setattr("recon.trainer.stream.memory_bytes", lambda: 2 * NUM_ROWS * SAMPLE_BYTES)
     stream(store, replace(config(), buffer_gb=2.0))  # it never holds more than an epoch
 
 

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.transforms import normalize, random_bits, random_integers, random_subset, random_uniform, rotate_y, stream
+from recon.trainer.transforms import (
+    normalize,
+    random_bits,
+    random_integers,
+    random_subset,
+    random_uniform,
+    rotate_y,
+    stream,
+)
 
 signed = st.integers(-(2**63), 2**63 - 1)
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.execution.engine import run_stage
-from pipeline.execution.executor import InProcess
-from pipeline.execution.stage import Block, Row, each_row
-from pipeline.store import FeatureStore
-from pipeline.store.reader import REGISTRY_COLUMNS
-from pipeline.store.receipts import digest_of, row_seed
-from pipeline.store.records import Column
+from recon.pipeline.base.digests import digest_of, row_seed
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution.engine import run_stage
+from recon.pipeline.execution.executor import InProcess
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.reader import REGISTRY_COLUMNS
+from recon.pipeline.store.records import Column
 
 COLUMNS = {
     "meshes": (Column("digest", (), "str"), Column("facts", (2,), "str"), Column("faces", (), "int64")),

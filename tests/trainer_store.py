@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.caption import class_prompts
-from pipeline.sample import farthest_point_order, point_frame
-from pipeline.store import FeatureStore
-from pipeline.store.receipts import Receipt
-from pipeline.store.records import Column
+from recon.pipeline.shapes.sample import farthest_point_order, point_frame
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.prompts import class_prompts
+from recon.pipeline.store.receipts import Receipt
+from recon.pipeline.store.records import Column
 
 NUM_ROWS = 30
 NUM_POINTS = 96

@@ -15,11 +15,19 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.machine import cores
-from trainer.config import DataConfig
-from trainer.data import Dataset
-from trainer.transforms import normalize, random_bits, random_integers, random_subset, random_uniform, rotate_y, stream
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.machine import cores
+from recon.trainer.config import DataConfig
+from recon.trainer.data import Dataset
+from recon.trainer.transforms import (
+    normalize,
+    random_bits,
+    random_integers,
+    random_subset,
+    random_uniform,
+    rotate_y,
+    stream,
+)
 
 T = TypeVar("T")
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.store.receipts import digest_of, sync_directory
-from trainer.reading import iterate_rows
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import sync_directory
+from recon.trainer.reading import iterate_rows
 
 if TYPE_CHECKING:
-    from pipeline.store.records import Points, Targets
+    from recon.pipeline.store.records import Points, Targets
 
 CACHE_VERSION = 1
 LOCK = ".lock"

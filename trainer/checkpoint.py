@@ -27,13 +27,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.execution.work import versions
-from pipeline.precision import Decision, computes_bfloat16, decide, emulation
-from pipeline.store.receipts import sync_directory, write_atomically
-from trainer.config import Config, config_from_dict, config_to_dict
-from trainer.model import ReCon
-from trainer.released import infer_config, load_released, load_weights
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import sync_directory, write_atomically
+from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
+from recon.pipeline.base.provenance import versions
+from recon.trainer.config import Config, config_from_dict, config_to_dict
+from recon.trainer.model import ReCon
+from recon.trainer.released import infer_config, load_released, load_weights
 
 FORMAT = "recon-checkpoint 1"
 
@@ -208,7 +208,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def load_student(path: Path | str) -> tuple[ReCon, Config]:
+def load_model(path: Path | str) -> tuple[ReCon, Config]:
     """The trained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
 
     `path` is a run's folder (its newest checkpoint), one of its `step-*.safetensors`, or a pretraining checkpoint of

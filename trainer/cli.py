@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.errors import UserError
-from pipeline.machine import use_allowed_cores
-from pipeline.precision import Decision, decide
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.machine import use_allowed_cores
+from recon.pipeline.base.precision import Decision, decide
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
@@ -51,7 +51,7 @@ def pretrain(
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
-    from trainer.loop import pretrain as train
+    from recon.trainer.loop import pretrain as train
 
     console = Console(stderr=True)
     status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
@@ -88,7 +88,7 @@ def svm(
     precision: ProbePrecision = PrecisionChoice.float32,
 ) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
-    from trainer.evaluate.svm import run_svm
+    from recon.trainer.evaluate.svm import run_svm
 
     _measure(run_svm, run, store, ref, device, precision)
 
@@ -102,7 +102,7 @@ def zeroshot(
     precision: ProbePrecision = PrecisionChoice.float32,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
-    from trainer.evaluate.zero_shot import run_zero_shot
+    from recon.trainer.evaluate.zero_shot import run_zero_shot
 
     _measure(run_zero_shot, run, store, ref, device, precision)
 
@@ -110,7 +110,7 @@ def zeroshot(
 @app.command()
 def report(store: StoreOption, run: RunOption) -> None:
     """Write the run's metrics.json and report.html from what training and both probes left there."""
-    from trainer.show.report import write_report
+    from recon.trainer.show.report import write_report
 
     _tell(write_report(run, store))
     Console(stderr=True, soft_wrap=True).print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
@@ -123,7 +123,7 @@ def _measure(
     probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice
 ) -> None:
     """Run a probe and tell what it found."""
-    from trainer.loop import choose_device
+    from recon.trainer.loop import choose_device
 
     target = choose_device(device.value)
     decision = decide(precision.value, target.type, "--precision auto")
@@ -145,7 +145,7 @@ def _tell(result: dict[str, Any]) -> None:
 @app.command()
 def recipes() -> None:
     """List the shipped recipes."""
-    from trainer.config import list_recipes
+    from recon.trainer.config import list_recipes
 
     console = Console(soft_wrap=True, highlight=False)
     for name, description in list_recipes().items():
@@ -160,7 +160,3 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

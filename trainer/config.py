@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from pipeline.errors import UserError
-from trainer.model import SIZES, ModelConfig
+from recon.pipeline.base.errors import UserError
+from recon.trainer.model import SIZES, ModelConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 

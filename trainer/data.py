@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.store.receipts import digest_of
-from trainer.cache import cached_arrays
-from trainer.config import DataConfig
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.errors import UserError
+from recon.trainer.cache import cached_arrays
+from recon.trainer.config import DataConfig
 
 if TYPE_CHECKING:
     import zarr
 
-    from pipeline.store import FeatureStore
-    from pipeline.store.records import Ref, Targets
+    from recon.pipeline.store import FeatureStore
+    from recon.pipeline.store.records import Ref, Targets
 
 
 @dataclass(frozen=True)

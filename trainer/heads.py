@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import group_points, interpolate_three
-from trainer.model import Encoder, ModelConfig
+from recon.kernels import group_points, interpolate_three
+from recon.trainer.model import Encoder, ModelConfig
 
 CLASSIFY_WIDTH = 256
 PROPAGATE_WIDTH = 1024

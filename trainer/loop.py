@@ -22,13 +22,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.execution.work import peak_bytes
-from pipeline.precision import Precision
-from pipeline.store import FeatureStore
-from pipeline.store.receipts import write_atomically
-from trainer.batches import Batch, Batches, Loader
-from trainer.checkpoint import (
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.precision import Precision
+from recon.pipeline.base.provenance import peak_bytes
+from recon.pipeline.store import FeatureStore
+from recon.trainer.batches import Batch, Batches, Loader
+from recon.trainer.checkpoint import (
     begin_run,
     check_run,
     check_same,
@@ -40,14 +40,14 @@ from trainer.checkpoint import (
     save_checkpoint,
     threads_note,
 )
-from trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
-from trainer.data import Dataset, load_dataset
-from trainer.model import ReCon
-from trainer.optim import build_optimizer, learning_rate
-from trainer.progress import TrainingProgress
-from trainer.side_by_side import Copies, torch_threads
-from trainer.stream import StreamBatches
-from trainer.transforms import stream
+from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
+from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.model import ReCon
+from recon.trainer.optim import build_optimizer, learning_rate
+from recon.trainer.progress import TrainingProgress
+from recon.trainer.side_by_side import Copies, torch_threads
+from recon.trainer.stream import StreamBatches
+from recon.trainer.transforms import stream
 
 TIMING_FIELDS = ("samples_per_second", "seconds")
 """The fields of a line of metrics in which two runs with one seed differ."""

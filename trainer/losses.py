@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import ChamferL1, ChamferL2
+from recon.kernels import ChamferL1, ChamferL2
 
 TEMPERATURE = 0.1
 

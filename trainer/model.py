@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kernels import group_points
-from trainer.blocks import (
+from recon.kernels import group_points
+from recon.trainer.blocks import (
     BLOCK_BRANCHES,
     PATCH_WIDTH,
     PLAIN_BRANCHES,
@@ -25,7 +25,7 @@ from trainer.blocks import (
     random_mask,
     take,
 )
-from trainer.losses import category_contrast_loss, cross_modal_loss, reconstruction_loss
+from recon.trainer.losses import category_contrast_loss, cross_modal_loss, reconstruction_loss
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "heads": 3},

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config import OptimConfig
-from trainer.model import no_weight_decay
+from recon.trainer.config import OptimConfig
+from recon.trainer.model import no_weight_decay
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.terminal import brief
+from recon.pipeline.base.wording import brief
 
 Clock = Callable[[], float]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
 
 if TYPE_CHECKING:
     import zarr

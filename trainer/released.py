@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.model import ModelConfig
+from recon.trainer.model import ModelConfig
 
 FORMS = ("pretrain", "classify", "segment")
 # The released heads are 64 channels wide at every size, and no weight's shape tells their number.

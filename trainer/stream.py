@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.machine import memory_bytes
-from trainer.batches import Batch, Samples, count_steps, draw, pinned, workers
-from trainer.config import DataConfig
-from trainer.data import Dataset
-from trainer.reading import read_rows, shard_rows
-from trainer.transforms import random_bits, stream
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.machine import memory_bytes
+from recon.trainer.batches import Batch, Samples, count_steps, draw, pinned, workers
+from recon.trainer.config import DataConfig
+from recon.trainer.data import Dataset
+from recon.trainer.reading import read_rows, shard_rows
+from recon.trainer.transforms import random_bits, stream
 
 Key = tuple[int, int]
 """Epoch, and number of the window in it."""

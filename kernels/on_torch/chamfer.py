@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.on_torch.knn import blocked, chunk_size, matched_backward, pair_distances, planes, search, workspace
+from recon.kernels.on_torch.knn import blocked, chunk_size, matched_backward, pair_distances, planes, search, workspace
 
 # Up to this many pairs a cloud, clouds lie innermost.
 TINY = 2**12

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.on_torch.knn import blocked, padded
+from recon.kernels.on_torch.knn import blocked, padded
 
 # Running distances of points that may not be chosen yet; all lie below every distance. Non-finite points come
 # after every finite one, chosen points after those, padding last.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.on_torch.rows import flat_rows
+from recon.kernels.on_torch.rows import flat_rows
 
 # Values of the result worked on at once; larger temporaries leave a CPU's cache, and cost memory.
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**24

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels.on_torch import tree
-from kernels.on_torch.rows import add_flat, flat_rows
+from recon.kernels.on_torch import tree
+from recon.kernels.on_torch.rows import add_flat, flat_rows
 
 # Distances held at once. On a CPU, what they need together should stay in the last cache; on a GPU few launches count.
 # The most that either can cost, keys included, is 64 MB (2**22 x (4 + 4 + 8) bytes).

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.on_triton import on_device, tiles
-from kernels.on_triton.chamfer_backward import nearest_backward
-from kernels.on_triton.tiles import coordinates, distance, queries_of
+from recon.kernels.on_triton import on_device, tiles
+from recon.kernels.on_triton.chamfer_backward import nearest_backward
+from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
 __all__ = ["nearest", "nearest_backward"]
 

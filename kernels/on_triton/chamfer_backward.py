@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.on_triton import on_device, tiles
-from kernels.on_triton.tiles import coordinates, distance, queries_of
+from recon.kernels.on_triton import on_device, tiles
+from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
 # Pairs whose gradient a warp works out, and points it then walks between two looks at the end.
 PAIRS, STEP = 128, 4

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.on_triton import on_device
+from recon.kernels.on_triton import on_device
 
 # Up to this many points of up to three coordinates stay in a program's registers; other clouds are walked in blocks.
 RESIDENT = 8192

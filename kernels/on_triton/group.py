@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.on_triton import fps, knn
+from recon.kernels.on_triton import fps, knn
 
 
 def groups(points: Tensor, num_group: int, group_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.on_triton import on_device
+from recon.kernels.on_triton import on_device
 
 # Values of the result one program makes, and how many of them at most lie along a row.
 VALUES, COLUMNS = 1024, 128

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.on_triton import on_device
+from recon.kernels.on_triton import on_device
 
 # Keys that one program, a warp, orders at once: enough to keep it busy, few enough for its registers.
 KEYS = 512

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.caption.tables import CaptionerTable
-from pipeline.caption.words import one_line
-from pipeline.errors import UserError
-from pipeline.store.receipts import canonical_json
-from pipeline.teachers.batches import BatchSize, in_batches
-from pipeline.teachers.weights import weights_digest
+from recon.pipeline.base.digests import canonical_json
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.words import single_spaced
+from recon.pipeline.caption.tables import CaptionerTable
+from recon.pipeline.teachers.batches import BatchSize, in_batches
+from recon.pipeline.teachers.weights import weights_digest
 
 CPU_BATCH = 8
 GPU_BATCH = 64  # to begin with
@@ -84,7 +84,7 @@ class Captioner:
         with _quiet():
             tokens = self._model.generate(**inputs, **options)
         lines: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
-        return [one_line(line) for line in lines]
+        return [single_spaced(line) for line in lines]
 
 
 class _Draw:
@@ -131,7 +131,7 @@ def _load(table: CaptionerTable) -> tuple[Any, Any]:
     except Exception as error:  # transports, formats and architectures raise what they like
         what = "cannot load the captioner saved in" if local else "cannot fetch the captioner"
         mend = "" if local else "; offline, name the folder of a saved one as `model`"
-        reason = one_line(str(error).splitlines()[0] if str(error).strip() else type(error).__name__)
+        reason = single_spaced(str(error).splitlines()[0] if str(error).strip() else type(error).__name__)
         raise UserError(f"captions {table.name!r}: {what} {table.model}: {reason}{mend}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise UserError(f"captions {table.name!r}: {table.model} does not turn pictures into text; name a captioner")

@@ -8,8 +8,8 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.caption.words import one_line
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.words import single_spaced
 
 _HEADER = ["uid", "caption"]
 
@@ -56,7 +56,7 @@ def read_captions(path: Path, uids: Container[str]) -> Found:
     try:
         for uid, caption in reader(path):
             found.lines += 1
-            text = one_line(caption)
+            text = single_spaced(caption)
             if uid not in uids:
                 found.strange += 1
                 found.example = found.example or uid

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.caption.templates import check_template
-from pipeline.sources.source import Strict
+from recon.pipeline.base.settings import Strict
+from recon.pipeline.caption.templates import check_template
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
 Keep = Annotated[int, Field(ge=1, le=64)]

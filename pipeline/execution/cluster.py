@@ -29,11 +29,12 @@ from distributed.scheduler import KilledWorker
 from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.utils import sync
 
-from pipeline.errors import UserError
-from pipeline.execution import jobs
-from pipeline.execution.executor import Closing, default_workers, without_interrupts
-from pipeline.execution.jobs import Job, attempt, one_line
-from pipeline.machine import set_thread_variables
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.machine import set_thread_variables
+from recon.pipeline.base.wording import one_line
+from recon.pipeline.execution import jobs
+from recon.pipeline.execution.executor import Closing, default_workers, without_interrupts
+from recon.pipeline.execution.jobs import Job, attempt
 
 T = TypeVar("T")
 R = TypeVar("R")

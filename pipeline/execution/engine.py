@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from pipeline.execution.executor import Executor
-from pipeline.execution.planning import StagePlan, plan_stage
-from pipeline.execution.stage import Row, Stage
-from pipeline.execution.work import peak_bytes, run_task, versions
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import Failure
+from recon.pipeline.base.provenance import peak_bytes, versions
+from recon.pipeline.execution.executor import Executor
+from recon.pipeline.execution.planning import StagePlan, plan_stage
+from recon.pipeline.execution.stage import Row, Stage
+from recon.pipeline.execution.work import run_task
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.receipts import Failure
 
 ROW_SECONDS = 120.0
 

@@ -19,9 +19,10 @@ from itertools import islice
 from multiprocessing import connection, resource_tracker
 from typing import Any, Protocol, Self, TypeVar
 
-from pipeline.errors import UserError
-from pipeline.execution.jobs import RETRIES, Job, attempt, one_line
-from pipeline.machine import cores, memory_bytes, set_thread_variables
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.machine import cores, memory_bytes, set_thread_variables
+from recon.pipeline.base.wording import one_line
+from recon.pipeline.execution.jobs import RETRIES, Job, attempt
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.store.receipts import Failure
+from recon.pipeline.store.receipts import Failure
 
 DEATHS = 2
 _START, _OVER = "\x01start ", "\x01over"  # control characters: no traceback holds them

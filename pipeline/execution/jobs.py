@@ -8,19 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 RETRIES = 2  # file systems hiccup
 MAX_DEATHS = 24  # room for a function to halve a shard down to its worst rows
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, with its type where a user would not expect it."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline.errors import UserError
-from pipeline.execution.executor import Executor, InProcess, Processes, default_workers
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution.executor import Executor, InProcess, Processes, default_workers
 
 
 def open_executor(
@@ -36,7 +36,7 @@ def open_executor(
     if cluster is not None and workers == 0:
         raise UserError(f"--cluster {cluster} needs at least one worker: --workers 0 means this process")
     if scheduler is not None or cluster is not None:
-        from pipeline.execution.cluster import connect, start_cluster  # half a second of imports
+        from recon.pipeline.execution.cluster import connect, start_cluster  # half a second of imports
 
         return connect(scheduler) if scheduler is not None else start_cluster(cluster, workers, hosts)
     return InProcess() if workers == 0 else Processes(workers or default_workers())

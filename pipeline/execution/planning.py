@@ -11,10 +11,11 @@ from typing import cast
 
 import numpy as np
 
-from pipeline.execution.stage import Row, Stage
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import Failure, Receipt, digest_of
-from pipeline.store.shards import Shard
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.execution.stage import Row, Stage
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.receipts import Failure, Receipt
+from recon.pipeline.store.shards import Shard
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline.errors import UserError
-from pipeline.execution.hazards import in_hand
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import DamagedStore, Failure
-from pipeline.store.records import Column
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution.hazards import in_hand
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.receipts import DamagedStore, Failure
+from recon.pipeline.store.records import Column
 
 # What the disk or the machine refuses is no fault of a shape.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG}

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-import platform
-import resource
 import socket
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.execution.hazards import Watch, in_hand, read_deaths, split_by
-from pipeline.execution.planning import Task
-from pipeline.execution.stage import MACHINE, Row
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import Failure, Receipt, row_digest
-from pipeline.store.session import REFUSALS, cannot_write
-from pipeline.store.shards import read_rows, write_shard
+from recon.pipeline.base.digests import row_digest
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.provenance import peak_bytes, versions
+from recon.pipeline.execution.hazards import Watch, in_hand, read_deaths, split_by
+from recon.pipeline.execution.planning import Task
+from recon.pipeline.execution.stage import MACHINE, Row
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.receipts import Failure, Receipt
+from recon.pipeline.store.session import REFUSALS, cannot_write
+from recon.pipeline.store.shards import read_rows, write_shard
 
 Values = dict[int, list[Any] | None]  # row of the store -> a value a column, or nothing
 Made = dict[int, "list[Any] | Failure"]
@@ -196,25 +193,3 @@ def _sign(
         host=socket.gethostname(),
         versions=versions(),
     )
-
-
-def peak_bytes() -> int:
-    """The largest resident set this process has had."""
-    try:  # Linux: what getrusage says counts the parent's pages from before exec too
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Recorded beside every result, never part of a key."""
-    names = ("recon", "torch", "numpy", "zarr", "trimesh", "pyrender", "open_clip_torch", "timm", "transformers")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "-"
-    return found

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.mesh import Floats
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.shapes.mesh import Floats
 
 MARGIN = 0.05  # of near and far plane beyond the unit sphere, which rounding may leave
 RING_ELEVATION = 20.0

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
 
 Floats32 = NDArray[np.float32]
 

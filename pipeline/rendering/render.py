@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.mesh import Mesh
-from pipeline.meshfile import MeshError
-from pipeline.rendering import rasterizer
-from pipeline.rendering.cameras import Cameras, camera_poses, preset_angles, projection_matrix
-from pipeline.rendering.rasterizer import DrawRange, Lights, Rasterizer
-from pipeline.sample import Normalisation, normalisation, triangles
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.rendering import rasterizer
+from recon.pipeline.rendering.cameras import Cameras, camera_poses, preset_angles, projection_matrix
+from recon.pipeline.rendering.rasterizer import DrawRange, Lights, Rasterizer
+from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.shapes.meshfile import MeshError
+from recon.pipeline.shapes.sample import Normalisation, normalisation, triangles
 
 VERSION = 3  # raise it when the same mesh and settings give other pixels
 MIN_FOREGROUND = 0.005

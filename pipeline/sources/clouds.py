@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.mesh import MeshError
-from pipeline.sources.source import Cloud, axes
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.shapes.axes import axes
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import MeshError
 
 MAX_POINTS = 1 << 20
 MAX_TABLE_BYTES = 256 << 20

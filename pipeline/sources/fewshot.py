@@ -19,13 +19,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.errors import UserError
-from pipeline.mesh import Mesh, MeshError
-from pipeline.sources.clouds import class_of, cloud_of, folder, row_of
-from pipeline.sources.hdf5 import Hdf5Source
-from pipeline.sources.modelnet import ModelNetFpsSource, ModelNetOffSource, ModelNetTextSource
-from pipeline.sources.safe_pickle import load_pickle
-from pipeline.sources.source import Cloud, Listed, Source, stamp
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import Mesh, MeshError
+from recon.pipeline.sources.clouds import class_of, cloud_of, folder, row_of
+from recon.pipeline.sources.hdf5 import Hdf5Source
+from recon.pipeline.sources.modelnet import ModelNetFpsSource, ModelNetOffSource, ModelNetTextSource
+from recon.pipeline.sources.safe_pickle import load_pickle
+from recon.pipeline.sources.source import Listed, Source, stamp
 
 Pool = ModelNetOffSource | ModelNetTextSource | ModelNetFpsSource | Hdf5Source
 

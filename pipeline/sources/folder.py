@@ -17,9 +17,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import UserError
-from pipeline.sources.source import Listed, Source, stamp
-from pipeline.sources.tables import SPLITS, inside, nearest, read_rows, some
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import nearest, some
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import SPLITS, inside, read_rows
 
 Listing = list[Listed]  # the class below has a field called `list`
 Lines = list[str]
@@ -75,7 +76,7 @@ class FolderSource(Source):
 
 def list_folder(root: Path) -> list[tuple[str, str, str]]:
     """(uid, category, path relative to root) of every mesh file, sorted by path; UserError when there is none."""
-    from pipeline.meshfile import SUFFIXES
+    from recon.pipeline.shapes.meshfile import SUFFIXES
 
     if not root.is_dir():
         raise UserError(f"no folder {root}: the data set's root must hold one folder of mesh files a class")
@@ -95,7 +96,7 @@ def list_folder(root: Path) -> list[tuple[str, str, str]]:
 
 def _read_list(path: Path, root: Path) -> Listing:
     """The shapes of a CSV file in its order, the captions of one path together."""
-    from pipeline.meshfile import SUFFIXES
+    from recon.pipeline.shapes.meshfile import SUFFIXES
 
     said: dict[str, tuple[int, str, str]] = {}
     captions: defaultdict[str, list[str]] = defaultdict(list)
@@ -130,7 +131,7 @@ def _uids(paths: list[str]) -> list[str]:
 
 
 def _is_mesh(name: str) -> bool:
-    from pipeline.meshfile import SUFFIXES
+    from recon.pipeline.shapes.meshfile import SUFFIXES
 
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.errors import UserError
-from pipeline.mesh import MeshError
-from pipeline.sources.clouds import MAX_POINTS, class_of, cloud_of, folder, row_of
-from pipeline.sources.source import Cloud, Listed, Source, stamp
-from pipeline.sources.tables import inside, read_lines
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.sources.clouds import MAX_POINTS, class_of, cloud_of, folder, row_of
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import inside, read_lines
 
 if TYPE_CHECKING:  # commands that read no HDF5 do without
     import h5py

@@ -24,12 +24,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.mesh import MeshError
-from pipeline.sources.clouds import class_of, cloud_of, folder, read_table, row_of
-from pipeline.sources.safe_pickle import load_pickle
-from pipeline.sources.source import Cloud, Listed, Source, stamp
-from pipeline.sources.tables import nearest, read_lines, some
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import nearest, some
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.sources.clouds import class_of, cloud_of, folder, read_table, row_of
+from recon.pipeline.sources.safe_pickle import load_pickle
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import read_lines
 
 SPLITS = ("train", "test")
 NAME = re.compile(r"([A-Za-z0-9_-]+)_(\d+)")

@@ -14,9 +14,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import UserError
-from pipeline.sources.source import Listed, Source, stamp
-from pipeline.sources.tables import inside, read_json, read_lines, some
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import some
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import inside, read_json, read_lines
 
 UNKNOWN = "object"  # the category of what no annotation names
 
@@ -65,7 +66,7 @@ class ObjaverseSource(Source):
 
     def _objects(self, root: Path) -> dict[str, str]:
         """uid -> path relative to the root."""
-        from pipeline.meshfile import SUFFIXES
+        from recon.pipeline.shapes.meshfile import SUFFIXES
 
         path = root / self.objects
         if not root.is_dir():

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.errors import UserError
-from pipeline.mesh import MeshError, srgb_to_linear
-from pipeline.sources.clouds import cloud_of, folder
-from pipeline.sources.safe_pickle import load_npy_object
-from pipeline.sources.source import Cloud, Listed, Source, Strict, stamp
-from pipeline.sources.tables import inside, read_json
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.settings import Strict
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import MeshError, srgb_to_linear
+from recon.pipeline.sources.clouds import cloud_of, folder
+from recon.pipeline.sources.safe_pickle import load_npy_object
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import inside, read_json
 
 ROUNDING = 1e-3  # of colours, beyond [0, 1]
 

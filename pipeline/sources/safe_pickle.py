@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
 
 _DTYPE = re.compile(r"[<>=|]?([?]|[biufcSUO]\d{0,4})")
 _MAX_INTEGER_BYTES = 16  # shapes and labels are smaller; a number of megabytes takes minutes to print

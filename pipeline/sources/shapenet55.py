@@ -21,11 +21,14 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.mesh import Mesh
-from pipeline.sources.shapenet_core import FILES, FRONTS, SYNSETS, ShapeNetCoreSource
-from pipeline.sources.source import Cloud, Listed, Source, axes, stamp
-from pipeline.sources.tables import read_lines, some
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import some
+from recon.pipeline.shapes.axes import axes
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.sources.shapenet_core import FILES, FRONTS, SYNSETS, ShapeNetCoreSource
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import read_lines
 
 BASES = ("ShapeNet55-34", "ShapeNet55", ".")
 PUBLISHED = Path(__file__).parent / "lists"
@@ -70,7 +73,9 @@ class ShapeNet55Source(Source):
         return listed
 
     def mesh(self, root: Path, reference: str) -> Mesh:
-        from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; listing does without
+        from recon.pipeline.shapes.meshfile import (
+            load_mesh,  # trimesh takes half a second to import; listing does without
+        )
 
         path = self._mesh_path(root, reference.rsplit("/", 1)[-1])
         return load_mesh(path, root / self.meshes, up="+Y", front=FRONTS[self.meshes_version])
@@ -172,7 +177,7 @@ def _read_lists(pair: list[Path]) -> dict[str, str]:
 
 def read_points(path: Path) -> NDArray[np.float64]:
     """[P, 3] from a .npy file, never unpickled. MeshError unless it holds just that, finite and not one point."""
-    from pipeline.meshfile import MAX_COORDINATE, MeshError
+    from recon.pipeline.shapes.meshfile import MAX_COORDINATE, MeshError
 
     try:
         with path.open("rb") as file:

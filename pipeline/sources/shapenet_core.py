@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from pipeline.errors import UserError
-from pipeline.sources.source import Listed, Source, stamp
-from pipeline.sources.tables import SPLITS, nearest, read_json, read_rows, some
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import nearest, some
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import SPLITS, read_json, read_rows
 
 SYNSETS = {
     "02691156": "airplane",

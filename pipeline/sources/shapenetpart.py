@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.mesh import MeshError
-from pipeline.sources.clouds import cloud_of, folder, read_table
-from pipeline.sources.source import Cloud, Listed, Source, stamp
-from pipeline.sources.tables import read_json, some
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import some
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.sources.clouds import cloud_of, folder, read_table
+from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.tables import read_json
 
 SPLITS = ("train", "val", "test")
 ENTRY = re.compile(r"shape_data/(\d{8})/([A-Za-z0-9_.-]+)")

@@ -8,18 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
-from pipeline.errors import UserError
-from pipeline.mesh import Floats, Mesh
-
-
-class Strict(BaseModel):
-    """A table of the manifest: every field is known, typed and immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from recon.pipeline.base.settings import Strict
+from recon.pipeline.shapes.axes import axes
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import Mesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +32,17 @@ class Listed:
     """Texts that came with the listing."""
 
 
-@dataclass(frozen=True)
-class Cloud:
-    """A ready-made point cloud in the project's axes and its own units, in stored order."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One shape a manifest lists; see `Listed`."""
 
-    xyz: NDArray[np.float32]
-    """[P, 3]"""
-    normal: NDArray[np.float32] | None = None
-    """[P, 3], unit length"""
-    color: NDArray[np.uint8] | None = None
-    """[P, 3] linear RGB times 255"""
-    part: NDArray[np.uint8] | None = None
-    """[P] index into `parts`"""
-    parts: tuple[str, ...] = ()
-    """Names of the parts that the data set knows, whether this shape has them or not."""
+    uid: str
+    dataset: str
+    category: str
+    split: str
+    source: str
+    fingerprint: str
+    captions: tuple[str, ...] = ()
 
 
 class Source(Strict):
@@ -91,7 +82,9 @@ class Source(Strict):
 
     def mesh(self, root: Path, reference: str) -> Mesh:
         """The mesh of one shape, where `has_meshes`: the file that the reference names."""
-        from pipeline.meshfile import load_mesh  # trimesh takes half a second to import; listing does without
+        from recon.pipeline.shapes.meshfile import (
+            load_mesh,  # trimesh takes half a second to import; listing does without
+        )
 
         return load_mesh(root / reference, root, up=self.up, front=self.front)
 
@@ -124,15 +117,3 @@ def stamp(path: Path) -> str:
     except OSError:
         return "missing"
     return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def axes(up: str, front: str) -> Floats:
-    """[3, 3] rotation that takes the named axes to +Y and +Z. UserError for names that are no two different axes."""
-    rows = {}
-    for name, value in (("up", up), ("front", front)):
-        if len(value) != 2 or value[0] not in "+-" or value[1].upper() not in "XYZ":
-            raise UserError(f"{name} axis {value!r} must be one of +X -X +Y -Y +Z -Z")
-        rows[name] = np.eye(3)["XYZ".index(value[1].upper())] * (1.0 if value[0] == "+" else -1.0)
-    if rows["up"] @ rows["front"] != 0:
-        raise UserError(f"up axis {up!r} and front axis {front!r} must be different axes")
-    return np.stack([np.cross(rows["up"], rows["front"]), rows["up"], rows["front"]])

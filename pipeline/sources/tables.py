@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import io
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import nearest
 
 MAX_LIST_BYTES = 1 << 30  # unpacked; the longest known list, Objaverse's, has 50 MB
 SPLITS = ("train", "val", "test")  # as most lists call them
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for a near miss, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def some(names: Sequence[str], total: int | None = None, most: int = 3) -> str:
-    """The first few of many names and how many more there are; `total` where only the first were kept."""
-    left = (len(names) if total is None else total) - most
-    return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def read_text(path: Path) -> str:

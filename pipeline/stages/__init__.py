@@ -1,6 +1,6 @@
 """The stages, a module each: a recipe, columns and one `compute`; `rows` says what goes into them."""
 
-from pipeline.stages.captions import (
+from recon.pipeline.stages.captions import (
     AttributeCaptions,
     FactCaptions,
     ModelCaptions,
@@ -9,13 +9,13 @@ from pipeline.stages.captions import (
     captioner_of,
     text_rows,
 )
-from pipeline.stages.meshes import Meshes
-from pipeline.stages.origin import Origin, origin_of
-from pipeline.stages.points import PointClouds
-from pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
-from pipeline.stages.targets import ImageTargets, finite_block, teacher_of
-from pipeline.stages.text import TextTargets
-from pipeline.stages.views import RenderedViews
+from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.stages.origin import Origin, origin_of
+from recon.pipeline.stages.points import PointClouds
+from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
+from recon.pipeline.stages.targets import ImageTargets, finite_block, teacher_of
+from recon.pipeline.stages.text import TextTargets
+from recon.pipeline.stages.views import RenderedViews
 
 __all__ = [
     "AttributeCaptions",

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.caption.files import read_captions
-from pipeline.caption.tables import (
+from recon.pipeline.base.digests import canonical_json
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.words import single_spaced, spoken
+from recon.pipeline.caption.files import read_captions
+from recon.pipeline.caption.tables import (
     AnyCaptions,
     AttributesTable,
     CaptionerTable,
@@ -21,13 +24,11 @@ from pipeline.caption.tables import (
     TextTable,
     teacher_named,
 )
-from pipeline.caption.templates import fill
-from pipeline.caption.words import one_line, spoken
-from pipeline.errors import UserError
-from pipeline.execution.stage import Row, Stage
-from pipeline.manifest import Manifest, Shape, root_of
-from pipeline.sources.openshape import OpenShapeSource
-from pipeline.stages.captions import (
+from recon.pipeline.execution.stage import Row, Stage
+from recon.pipeline.flow.manifest import Manifest, root_of
+from recon.pipeline.sources.openshape import OpenShapeSource
+from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.captions import (
     AttributeCaptions,
     FactCaptions,
     ModelCaptions,
@@ -36,14 +37,14 @@ from pipeline.stages.captions import (
     captioner_of,
     text_rows,
 )
-from pipeline.stages.imported import ImportedCaptions
-from pipeline.stages.origin import Origin
-from pipeline.stages.targets import ImageTargets
-from pipeline.stages.text import TextTargets
-from pipeline.stages.views import RenderedViews
-from pipeline.store.receipts import canonical_json
-from pipeline.store.spaces import one_space
-from pipeline.teachers import TeacherSpec
+from recon.pipeline.stages.imported import ImportedCaptions
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.stages.targets import ImageTargets
+from recon.pipeline.stages.text import TextTargets
+from recon.pipeline.stages.views import RenderedViews
+from recon.pipeline.store.prompts import fill
+from recon.pipeline.store.spaces import one_space
+from recon.pipeline.teachers import TeacherSpec
 
 TeacherStages = Callable[[TeacherSpec], tuple[ImageTargets, TextTargets | None]]
 
@@ -170,7 +171,7 @@ class CaptionTables:
             return read.captions
         if isinstance(table, SynonymsTable):
             return self._synonyms(table)
-        lines = {shape.uid: dict.fromkeys(map(one_line, shape.captions)) for shape in self.shapes}
+        lines = {shape.uid: dict.fromkeys(map(single_spaced, shape.captions)) for shape in self.shapes}
         return {uid: tuple(filter(None, texts)) for uid, texts in lines.items()}
 
     def _synonyms(self, table: SynonymsTable) -> dict[str, tuple[str, ...]]:

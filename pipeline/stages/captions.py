@@ -12,25 +12,25 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import caption
-from pipeline.caption.attributes import Floats, best_word, directions, mean_direction
-from pipeline.caption.tables import CaptionerTable
-from pipeline.caption.templates import fill
-from pipeline.caption.words import spoken
-from pipeline.execution.stage import Block, Row, each_row
-from pipeline.stages.meshes import Meshes
-from pipeline.stages.origin import Origin
-from pipeline.stages.targets import ImageTargets, teacher_of
-from pipeline.stages.text import TextTargets
-from pipeline.stages.views import RenderedViews
-from pipeline.store.columns import read_column
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import digest_of, row_seed
-from pipeline.store.records import Column
-from pipeline.store.shards import read_rows
-from pipeline.teachers import TeacherSpec, TextTeacher
+from recon.pipeline.base.digests import digest_of, row_seed
+from recon.pipeline.base.words import spoken
+from recon.pipeline.caption.attributes import Floats, best_word, directions, mean_direction
+from recon.pipeline.caption.facts import describe
+from recon.pipeline.caption.tables import CaptionerTable
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.stages.targets import ImageTargets, teacher_of
+from recon.pipeline.stages.text import TextTargets
+from recon.pipeline.stages.views import RenderedViews
+from recon.pipeline.store.columns import read_column
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.prompts import fill
+from recon.pipeline.store.records import Column
+from recon.pipeline.store.shards import read_rows
+from recon.pipeline.teachers import TeacherSpec, TextTeacher
 
-NUM_FACTS = 4  # `caption.describe` writes no more
+NUM_FACTS = 4  # `facts.describe` writes no more
 VERSION = 2  # raise it when this code makes other captions from the same recipe
 
 
@@ -59,7 +59,7 @@ class FactCaptions:
         facts = read_column(group, "facts", rows[-1].index + 1)
 
         def one(row: Row) -> tuple[list[str]]:
-            lines = caption.describe(json.loads(facts[row.index]) if facts[row.index] else {})
+            lines = describe(json.loads(facts[row.index]) if facts[row.index] else {})
             return (filled(lines, NUM_FACTS),)
 
         return each_row(rows, ["caption"], one)
@@ -287,7 +287,7 @@ def captioner_of(table: CaptionerTable, device: str = "auto") -> Any:
     """The process's one copy of a captioner."""
     import torch
 
-    from pipeline.caption.captioner import Captioner  # the library takes seconds to import
+    from recon.pipeline.caption.captioner import Captioner  # the library takes seconds to import
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

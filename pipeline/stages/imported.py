@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.execution.stage import Block, Row, each_row
-from pipeline.manifest import Shape
-from pipeline.mesh import MeshError
-from pipeline.sources.openshape import OpenShapeSource, StoredFeatures
-from pipeline.stages.captions import filled
-from pipeline.stages.origin import Origin
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.records import Column
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.sources.openshape import OpenShapeSource, StoredFeatures
+from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.captions import filled
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
 
 VERSION = 1  # raise it when this code makes other values from the same recipe
 

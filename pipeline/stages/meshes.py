@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipeline.execution.stage import Block, Row, each_row
-from pipeline.stages.origin import Origin
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.records import Column
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code makes other numbers from the same recipe
 
@@ -40,7 +40,7 @@ class Meshes:
         return False  # its inputs say whether a file changed, not what it holds
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        from pipeline.meshfile import check_mesh, mesh_digest
+        from recon.pipeline.shapes.meshfile import check_mesh, mesh_digest
 
         def one(row: Row) -> tuple[str, str, str, int]:
             mesh = self.origin.mesh(row)

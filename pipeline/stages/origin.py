@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.execution.stage import Row
-from pipeline.manifest import AnySource, Manifest, root_of
-from pipeline.mesh import Mesh
-from pipeline.sources.source import Cloud
+from recon.pipeline.execution.stage import Row
+from recon.pipeline.flow.manifest import Manifest, root_of
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.sources.layouts import AnySource
 
 
 @dataclass(frozen=True)

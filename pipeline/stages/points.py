@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.execution.stage import Block, Row, each_row
-from pipeline.manifest import SampleRecipe
-from pipeline.sample import farthest_point_order, point_frame, sample_points, take_points
-from pipeline.stages.meshes import Meshes
-from pipeline.stages.origin import Origin
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import digest_of, row_seed
-from pipeline.store.records import Column
+from recon.pipeline.base.digests import digest_of, row_seed
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.shapes.sample import SampleRecipe, farthest_point_order, point_frame, sample_points, take_points
+from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code makes other numbers from the same recipe
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.execution.stage import Row
-from pipeline.manifest import Shape
-from pipeline.stages.meshes import Meshes
-from pipeline.store.columns import read_column
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import digest_of
-from pipeline.store.records import Registry
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.execution.stage import Row
+from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.store.columns import read_column
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Registry
 
 
 def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:

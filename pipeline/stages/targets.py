@@ -10,15 +10,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipeline import reuse
-from pipeline.errors import UserError
-from pipeline.execution.stage import Block, Row
-from pipeline.stages.views import RenderedViews
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import Failure, digest_of, row_seed
-from pipeline.store.records import Column
-from pipeline.store.shards import read_rows
-from pipeline.teachers import Teacher, TeacherSpec, device_of, load_teacher
+from recon.pipeline.base.digests import digest_of, row_seed
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution.stage import Block, Row
+from recon.pipeline.stages import reuse
+from recon.pipeline.stages.views import RenderedViews
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.receipts import Failure
+from recon.pipeline.store.records import Column
+from recon.pipeline.store.shards import read_rows
+from recon.pipeline.teachers import Teacher, TeacherSpec, device_of, load_teacher
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
 

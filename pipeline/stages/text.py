@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pipeline.execution.stage import Block, Row
-from pipeline.stages.targets import check_features, finite_block, teacher_of
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.records import Column
-from pipeline.teachers import TeacherSpec, TextTeacher
+from recon.pipeline.execution.stage import Block, Row
+from recon.pipeline.stages.targets import check_features, finite_block, teacher_of
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
+from recon.pipeline.teachers import TeacherSpec, TextTeacher
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import reuse
-from pipeline.execution.stage import Block, Row, each_row
-from pipeline.rendering.cameras import camera_angles, camera_poses, intrinsic_matrix
-from pipeline.rendering.render import RenderConfig, Renderer, check_visible
-from pipeline.rendering.render import recipe as render_recipe
-from pipeline.stages.meshes import Meshes
-from pipeline.stages.origin import Origin
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import digest_of
-from pipeline.store.records import Column
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.rendering.cameras import camera_angles, camera_poses, intrinsic_matrix
+from recon.pipeline.rendering.render import RenderConfig, Renderer, check_visible
+from recon.pipeline.rendering.render import recipe as render_recipe
+from recon.pipeline.stages import reuse
+from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code makes other numbers from the same recipe
 

@@ -1,3 +1,3 @@
 """The feature store: what was computed, under keys that say how, with receipts that prove it."""
 
-from pipeline.store.feature_store import FeatureStore as FeatureStore
+from recon.pipeline.store.feature_store import FeatureStore as FeatureStore

@@ -9,9 +9,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.store.columns import VERIFY, read_column
-from pipeline.store.receipts import DamagedStore
-from pipeline.store.records import Caption
+from recon.pipeline.store.columns import VERIFY, read_column
+from recon.pipeline.store.receipts import DamagedStore
+from recon.pipeline.store.records import Caption
 
 
 def joined_captions(tables: Mapping[str, zarr.Group], rows: int) -> list[list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from pipeline.store.receipts import DamagedStore
+from recon.pipeline.store.receipts import DamagedStore
 
 COMPRESSORS = [ZstdCodec(level=1), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
 VERIFY = "`recon-pipeline verify` says what is damaged"

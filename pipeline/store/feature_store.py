@@ -25,13 +25,15 @@ from typing import Any, cast
 import numpy as np
 import zarr
 
-from pipeline.caption import CLASS_PROMPTS
-from pipeline.errors import UserError
-from pipeline.store import twins
-from pipeline.store.columns import COMPRESSORS, append_text
-from pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
-from pipeline.store.receipts import Receipt, canonical_json, digest_of, write_atomically
-from pipeline.store.records import Column
+from recon.pipeline.base.digests import canonical_json, digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.store import twins
+from recon.pipeline.store.columns import COMPRESSORS, append_text
+from recon.pipeline.store.prompts import CLASS_PROMPTS
+from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
+from recon.pipeline.store.receipts import Receipt
+from recon.pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep

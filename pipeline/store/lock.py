@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
 
 FILE = "lock.json"
 TOUCH_SECONDS = 10.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 
-from pipeline.errors import UserError
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.reader import KINDS
-from pipeline.store.records import Ref
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.reader import KINDS
+from recon.pipeline.store.records import Ref
 
 SHORTEST = 4  # digits of a key's beginning
 _OFFERED = 6

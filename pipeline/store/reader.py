@@ -13,13 +13,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.caption import class_prompts
-from pipeline.caption.templates import EARLIER_PROMPTS
-from pipeline.errors import UserError
-from pipeline.store.captions import caption_records, joined_captions
-from pipeline.store.columns import VERIFY, read_column
-from pipeline.store.receipts import DamagedStore, Failure, Receipt
-from pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Views
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store.captions import caption_records, joined_captions
+from recon.pipeline.store.columns import VERIFY, read_column
+from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
+from recon.pipeline.store.receipts import DamagedStore, Failure, Receipt
+from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Views
 
 FORMAT = {"format": "recon-store", "version": 3}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")

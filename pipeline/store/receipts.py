@@ -1,75 +1,16 @@
-"""What the store's bookkeeping is made of: canonical JSON, digests, row seeds, atomic files, receipts."""
+"""Receipts: proof of what a shard holds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.errors import UserError
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces, no NaN."""
-    return _ENCODER.encode(value)
-
-
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def digest_of(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a JSON value: keys and row digests."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
-
-
-def row_digest(values: Iterable[Any]) -> str:
-    """16 hex digits over a row's values, one a column, byte for byte."""
-    digest = hashlib.sha256()
-    for value in values:
-        array = np.asarray(value)
-        texts = array.dtype.kind in "UOT"
-        digest.update(
-            "\0".join(map(str, array.ravel().tolist())).encode() if texts else np.ascontiguousarray(array).tobytes()
-        )
-    return digest.hexdigest()[:16]
-
-
-def row_seed(key: str, uid: str, *draw: int) -> int:
-    """The 63-bit seed of one row's draw: the same on any worker, whatever ran before."""
-    digest = hashlib.sha256(":".join([key, uid, *map(str, draw)]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write, fsync, rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename in `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
+from recon.pipeline.base.digests import canonical_json
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
 
 MEND = "`recon-pipeline retry` has its shard computed again"
 

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.rendering.compositing import mask, straight_rgba
+from recon.pipeline.base.compositing import mask, straight_rgba
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Views:
-    """Rendered views; `pipeline.rendering.cameras` has the convention, `compositing` what alpha is good for."""
+    """Rendered views; `recon.pipeline.rendering.cameras` has the convention, `compositing` what alpha is good for."""
 
     key: str
     recipe: dict[str, Any]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.store import twins
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.lock import hold
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import twins
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.lock import hold
 
 # What waiting does not mend.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}

@@ -16,9 +16,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.store.feature_store import FeatureStore
-from pipeline.store.receipts import MEND, DamagedStore, sync_directory
-from pipeline.store.records import Column
+from recon.pipeline.base.files import sync_directory
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.receipts import MEND, DamagedStore
+from recon.pipeline.store.records import Column
 
 
 @dataclass(frozen=True)

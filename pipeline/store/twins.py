@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import UserError
-from pipeline.store.receipts import sync_directory
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import sync_directory
 
 FOLDER = "twins"
 RETRY = "`recon-pipeline retry`"
@@ -46,7 +46,7 @@ class Damage:
 
     @property
     def by_retry(self) -> bool:
-        """Whether the words say that `pipeline.store.mend` does it."""
+        """Whether the words say that `recon.pipeline.keeping.mend` does it."""
         return self.mend.startswith(RETRY)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import UserError
+from recon.pipeline.base.errors import UserError
 
 Floats = NDArray[np.float32]
 Pictures = NDArray[np.uint8]
@@ -120,19 +120,19 @@ class TextTeacher(Teacher, Protocol):
 def load_teacher(spec: TeacherSpec, device: str = "cpu") -> Teacher:
     """The teacher a spec names, frozen, on `device`; UserError for what cannot be found, fetched or read."""
     if spec.precision == "auto":
-        from pipeline.teachers.precision import decided
+        from recon.pipeline.teachers.precision import decided
 
         spec = decided(spec, device)
     # Importing either library takes seconds, which a command that loads no teacher should not spend.
     if spec.kind == "open_clip":
-        from pipeline.teachers.open_clip_teacher import OpenClipTeacher
+        from recon.pipeline.teachers.open_clip_teacher import OpenClipTeacher
 
         return OpenClipTeacher(spec, device)
     if spec.kind == "timm":
-        from pipeline.teachers.timm_teacher import TimmTeacher
+        from recon.pipeline.teachers.timm_teacher import TimmTeacher
 
         return TimmTeacher(spec, device)
-    from pipeline.teachers.custom import load_custom
+    from recon.pipeline.teachers.custom import load_custom
 
     return load_custom(spec, device)
 
@@ -146,13 +146,6 @@ def device_of(spec: TeacherSpec) -> str:
     if spec.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return spec.device
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what a library says went wrong, with the next where that only announces it."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    line = " ".join(part.strip() for part in lines[: 2 if lines[0].endswith(":") else 1])
-    return line if len(line) <= 300 else f"{line[:300]}..."
 
 
 def trouble(spec: TeacherSpec, field: str, message: str) -> UserError:

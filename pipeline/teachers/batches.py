@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.teachers.images import Pictures, Preprocess
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.teachers.images import Pictures, Preprocess
 
 CPU_BATCH = 32
 GPU_BATCH = 256

@@ -6,8 +6,9 @@ import importlib
 import json
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.teachers import Teacher, TeacherSpec, one_line, trouble
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import said
+from recon.pipeline.teachers import Teacher, TeacherSpec, trouble
 
 
 def load_custom(spec: TeacherSpec, device: str) -> Teacher:
@@ -18,7 +19,7 @@ def load_custom(spec: TeacherSpec, device: str) -> Teacher:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module may raise anything
-        message = f"cannot import {module_name}: {one_line(error)}; install it, or put its folder on PYTHONPATH"
+        message = f"cannot import {module_name}: {said(error)}; install it, or put its folder on PYTHONPATH"
         raise trouble(spec, "model", message) from error
     if not hasattr(module, attribute):
         raise trouble(spec, "model", f"{module_name} ({module.__file__}) has no {attribute!r}")
@@ -28,10 +29,10 @@ def load_custom(spec: TeacherSpec, device: str) -> Teacher:
     except UserError:
         raise
     except Exception as error:  # and so may a class
-        message = f"{spec.model} does not start: {type(error).__name__}: {one_line(error)}"
+        message = f"{spec.model} does not start: {type(error).__name__}: {said(error)}"
         raise trouble(spec, "model", message) from error
     if problem:
-        raise trouble(spec, "model", f"{spec.model} is no teacher: {problem}; see pipeline.teachers.Teacher")
+        raise trouble(spec, "model", f"{spec.model} is no teacher: {problem}; see recon.pipeline.teachers.Teacher")
     return teacher
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import open_clip
 import timm
 
-from pipeline.errors import UserError
-from pipeline.store.receipts import digest_of
-from pipeline.teachers import HUB, TeacherSpec, load_teacher, one_line
-from pipeline.teachers import open_clip_teacher as of_open_clip
-from pipeline.teachers import timm_teacher as of_timm
-from pipeline.teachers.tower import ImageTower
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import said
+from recon.pipeline.teachers import HUB, TeacherSpec, load_teacher
+from recon.pipeline.teachers import open_clip_teacher as of_open_clip
+from recon.pipeline.teachers import timm_teacher as of_timm
+from recon.pipeline.teachers.tower import ImageTower
 
 DEMO = TeacherSpec(name="demo", kind="open_clip", model="demo")
 _MODULES: dict[str, ModuleType] = {"open_clip": of_open_clip, "timm": of_timm}
@@ -68,7 +69,7 @@ def list_teacher(spec: TeacherSpec) -> Listed:
     except UserError as error:
         found["problem"] = str(error)
     except Exception as error:  # a model that nobody ran yet can fail anywhere
-        found["problem"] = f"teacher {spec.name!r}: {type(error).__name__}: {one_line(error)}"
+        found["problem"] = f"teacher {spec.name!r}: {type(error).__name__}: {said(error)}"
     shown = {name: getattr(spec, name) for name in ("name", "kind", "model", "pretrained", "tap", "precision")}
     return Listed(**shown, **found)
 

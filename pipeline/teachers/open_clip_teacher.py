@@ -14,11 +14,12 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg
 
-from pipeline.teachers import HUB, Floats, Tap, TeacherSpec, one_line, trouble, unknown
-from pipeline.teachers.batches import BatchSize, embed_texts
-from pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
-from pipeline.teachers.weights import in_hub_cache, text_weights, weights_digest
+from recon.pipeline.base.wording import said
+from recon.pipeline.teachers import HUB, Floats, Tap, TeacherSpec, trouble, unknown
+from recon.pipeline.teachers.batches import BatchSize, embed_texts
+from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
+from recon.pipeline.teachers.weights import in_hub_cache, text_weights, weights_digest
 
 DEMO_CONFIG = Path(__file__).parent / "demo" / "open_clip_config.json"
 HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -153,7 +154,7 @@ def _load_named(spec: TeacherSpec) -> Loaded:
         if spec.pretrained is not None and Path(spec.pretrained).is_file():
             raise trouble(spec, "pretrained", _unreadable(Path(spec.pretrained), spec.model, error)) from error
         message = (
-            f"cannot fetch {spec.model} {spec.pretrained or ''}: {one_line(error)}; offline, name a weights file "
+            f"cannot fetch {spec.model} {spec.pretrained or ''}: {said(error)}; offline, name a weights file "
             'you have as `pretrained`, or use the shipped model = "demo"'
         )
         raise trouble(spec, "model", message) from error
@@ -171,7 +172,7 @@ def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
         config = document.get("model_cfg", document)
         text = {key: value for key, value in config["text_cfg"].items() if key != "tokenizer_kwargs"}
     except (ValueError, KeyError, AttributeError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        why = f"it has no {error}" if isinstance(error, KeyError) else said(error)
         message = f"{path} is no model config of open_clip: {why}; put the model's own there"
         raise trouble(spec, "model", message) from error
     try:
@@ -195,8 +196,7 @@ def _weights_beside(spec: TeacherSpec, path: Path) -> Path:
 
 def _unreadable(weights: Path, model: str, error: Exception) -> str:
     return (
-        f"{weights} does not hold weights of {model} that can be read: {one_line(error)}; "
-        "name a whole file of that model"
+        f"{weights} does not hold weights of {model} that can be read: {said(error)}; name a whole file of that model"
     )
 
 

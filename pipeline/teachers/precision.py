@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.manifest import Manifest
-from pipeline.precision import computes_bfloat16, emulation
-from pipeline.teachers import TeacherSpec, device_of
+from recon.pipeline.base.precision import computes_bfloat16, emulation
+from recon.pipeline.flow.manifest import Manifest
+from recon.pipeline.teachers import TeacherSpec, device_of
 
 _NO_MATTER = ("name", "precision", "device")  # of a label, to the question whether two teachers are one
 

@@ -12,10 +12,11 @@ import timm.models
 import torch
 from timm.data.config import resolve_model_data_config
 
-from pipeline.teachers import HUB, Tap, TeacherSpec, one_line, trouble, unknown
-from pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
-from pipeline.teachers.weights import in_hub_cache
+from recon.pipeline.base.wording import said
+from recon.pipeline.teachers import HUB, Tap, TeacherSpec, trouble, unknown
+from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
+from recon.pipeline.teachers.weights import in_hub_cache
 
 HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
 FITS = {"center": "shortest", "squash": "squash", "border": "longest"}
@@ -99,7 +100,7 @@ def _load(spec: TeacherSpec) -> Any:
     try:
         model = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # transports and architectures raise what they like
-        raise trouble(spec, field, f"{failure}: {one_line(error)}; {mend}") from error
+        raise trouble(spec, field, f"{failure}: {said(error)}; {mend}") from error
     if model.num_classes:
         model.reset_classifier(0)  # type: ignore[operator]
     return model
@@ -132,7 +133,7 @@ def _num_classes(spec: TeacherSpec, file: Path) -> int:
     try:
         state = timm.models.load_state_dict(str(file))
     except Exception as error:  # any file can stand there
-        message = f"cannot read weights from {file}: {one_line(error)}; name a whole weights file"
+        message = f"cannot read weights from {file}: {said(error)}; name a whole weights file"
         raise trouble(spec, "pretrained", message) from error
     config = timm.get_pretrained_cfg(spec.model)
     classifier = config.classifier if config else None

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
-from pipeline.teachers import TAPS, Floats, Pictures, Tap, TeacherSpec, one_line, trouble
-from pipeline.teachers.batches import BatchSize, Encode, embed_pictures
-from pipeline.teachers.images import Preprocess
-from pipeline.teachers.weights import DTYPES, weights_digest
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import said
+from recon.pipeline.teachers import TAPS, Floats, Pictures, Tap, TeacherSpec, trouble
+from recon.pipeline.teachers.batches import BatchSize, Encode, embed_pictures
+from recon.pipeline.teachers.images import Preprocess
+from recon.pipeline.teachers.weights import DTYPES, weights_digest
 
 Tapped = Callable[[Any, torch.Tensor, Tap], torch.Tensor]
 """(model, pictures [B, 3, h, w], tap) -> [B, D], or [B, T, D] for "patch". NoTap where there is no such tap."""
@@ -102,7 +103,7 @@ def _compiled(spec: TeacherSpec, encode: Encode) -> Encode:
             raise
         except torch._dynamo.exc.TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)
-            message = f"torch cannot compile {spec.model} here, leave it out: {one_line(cause)}"
+            message = f"torch cannot compile {spec.model} here, leave it out: {said(cause)}"
             raise trouble(spec, "compile", message) from error
 
     return call

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels
-from kernels.backends import BACKENDS
+from recon import kernels
+from recon.kernels.backends import BACKENDS
 
 pytestmark = pytest.mark.slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

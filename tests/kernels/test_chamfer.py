@@ -8,9 +8,9 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-import kernels.on_torch.chamfer
-import kernels.on_torch.knn
-from kernels import ChamferL1, ChamferL2, chamfer_distance, reference
+import recon.kernels.on_torch.chamfer
+import recon.kernels.on_torch.knn
+from recon.kernels import ChamferL1, ChamferL2, chamfer_distance, reference
 
 
 def test_reference_agrees_with_a_kd_tree() -> None:
@@ -31,8 +31,8 @@ def test_chamfer_is_the_reference(data: st.DataObject, kind: str, dtype: torch.d
     single = data.draw(st.booleans())
     with pytest.MonkeyPatch.context() as patch:
         # Both searches at every size, and chunks with seams everywhere.
-        patch.setattr(kernels.on_torch.chamfer, "TINY", data.draw(st.sampled_from([0, 2**12])))
-        patch.setattr(kernels.on_torch.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 500, 2**16])))
+        patch.setattr(recon.kernels.on_torch.chamfer, "TINY", data.draw(st.sampled_from([0, 2**12])))
+        patch.setattr(recon.kernels.on_torch.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 500, 2**16])))
         found, normals = chamfer_distance(
             x,
             y,
@@ -53,9 +53,9 @@ def test_chamfer_is_the_reference(data: st.DataObject, kind: str, dtype: torch.d
 
 @pytest.mark.parametrize("tiny", [0, 2**12])
 def test_ties_go_to_the_lowest_index(tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.on_torch.chamfer, "TINY", tiny)
+    monkeypatch.setattr(recon.kernels.on_torch.chamfer, "TINY", tiny)
     x, y = (clouds.cloud("grid", 40, 32, 3, torch.float32, seed=n) for n in (1, 2))
-    _, idx_x, _, idx_y = kernels.chamfer.nearest(x, y)
+    _, idx_x, _, idx_y = recon.kernels.chamfer.nearest(x, y)
     whole = [32] * 40
     assert torch.equal(idx_x, reference.knn(x, y, whole, whole, 1)[1][..., 0])
     assert torch.equal(idx_y, reference.knn(y, x, whole, whole, 1)[1][..., 0])
@@ -83,7 +83,7 @@ def test_l1_gradient_is_finite_where_clouds_touch() -> None:
 @pytest.mark.parametrize("tiny", [2**12, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["l1", "l2", "manhattan", "squared", "sum", "max"])
 def test_gradients(name: str, tiny: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.on_torch.chamfer, "TINY", tiny)
+    monkeypatch.setattr(recon.kernels.on_torch.chamfer, "TINY", tiny)
     lengths = torch.tensor([4, 2])
     losses = {
         "l1": ChamferL1(),

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import on_cluster, reference
-from kernels.on_torch import fps as torch_fps
-from kernels.on_torch import knn as torch_knn
+from recon.kernels import on_cluster, reference
+from recon.kernels.on_torch import fps as torch_fps
+from recon.kernels.on_torch import knn as torch_knn
 
 GENERATOR = torch.Generator().manual_seed(0)
 FARTHEST = 1e10

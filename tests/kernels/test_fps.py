@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import reference, sample_farthest_points
+from recon.kernels import reference, sample_farthest_points
 
 
 def test_reference_on_a_line() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels
+from recon import kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import group_points, reference
+from recon.kernels import group_points, reference
 
 
 @settings(max_examples=80)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import interpolate_three, reference
+from recon.kernels import interpolate_three, reference
 
 FINITE = [kind for kind in clouds.KINDS if kind not in ("non_finite", "huge")]
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-import kernels.on_torch.knn
-import kernels.on_torch.tree
-from kernels import knn_gather, knn_points, reference
+import recon.kernels.on_torch.knn
+import recon.kernels.on_torch.tree
+from recon.kernels import knn_gather, knn_points, reference
 
 
 def test_reference_agrees_with_a_kd_tree() -> None:
@@ -42,9 +42,9 @@ def test_knn_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype
     p1, p2 = (clouds.cloud(kind, num_clouds, size, width, dtype, seed + size) for size in (n, m))
     # Chunks far smaller than the problem, so that their seams lie everywhere.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels.on_torch.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 100, 1000, 2**16])))
+        patch.setattr(recon.kernels.on_torch.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 100, 1000, 2**16])))
         by_tree = data.draw(st.booleans())
-        patch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: by_tree)
+        patch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: by_tree)
         found = knn_points(
             p1, p2, torch.tensor(lengths1).long(), torch.tensor(lengths2).long(), norm, K, return_nn=True
         )
@@ -72,20 +72,22 @@ def test_large_clouds_are_searched_by_a_tree_and_come_out_the_same(monkeypatch: 
     points = clouds.cloud("random", 3, 3000, 3, torch.float32, seed=1)
     points[:, 1500:1700] = points[:, :200]  # ties, which the tree leaves open
     points[1, 7] = torch.nan
-    assert kernels.on_torch.tree.pays(3000, 3000, 2)
+    assert recon.kernels.on_torch.tree.pays(3000, 3000, 2)
     asked = []
-    tree_search = kernels.on_torch.tree.search
-    monkeypatch.setattr(kernels.on_torch.tree, "search", lambda *arguments: asked.append(1) or tree_search(*arguments))
+    tree_search = recon.kernels.on_torch.tree.search
+    monkeypatch.setattr(
+        recon.kernels.on_torch.tree, "search", lambda *arguments: asked.append(1) or tree_search(*arguments)
+    )
     found = knn_points(points, points, K=2)
     assert asked
-    monkeypatch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: False)
+    monkeypatch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: False)
     expected = knn_points(points, points, K=2)
     assert torch.equal(found.idx, expected.idx) and torch.equal(found.dists, expected.dists)
 
 
 @pytest.mark.parametrize("K", [1, 600])
 def test_a_tree_whose_distances_overflow_is_not_believed(K: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: True)
+    monkeypatch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: True)
     points = clouds.cloud("random", 2, 600, 3, torch.float64, seed=1) * 1e154  # squares reach the top of float64
     found = knn_points(points[:, :50], points, K=K)
     dists, idx = reference.knn(points[:, :50], points, [50] * 2, [600] * 2, K)
@@ -102,18 +104,18 @@ def test_neighbours_away_from_the_origin_are_those_of_float64() -> None:
 
 def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    whole = kernels.on_torch.knn.pair_distances
+    whole = recon.kernels.on_torch.knn.pair_distances
 
     def spy(*arguments: Any) -> torch.Tensor:
         found = whole(*arguments)
         sizes.append(found.numel())
         return found
 
-    monkeypatch.setattr(kernels.on_torch.knn, "pair_distances", spy)
-    monkeypatch.setattr(kernels.on_torch.tree, "pays", lambda *sizes: False)
+    monkeypatch.setattr(recon.kernels.on_torch.knn, "pair_distances", spy)
+    monkeypatch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: False)
     points = torch.randn(2, 3000, 3, generator=torch.Generator().manual_seed(0))
     knn_points(points, points, K=4)
-    assert max(sizes) <= kernels.on_torch.knn.CPU_CHUNK
+    assert max(sizes) <= recon.kernels.on_torch.knn.CPU_CHUNK
     assert sum(sizes) >= 2 * 3000 * 3000
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels
-from kernels import ops
-from kernels.backends import choose
+from recon import kernels
+from recon.kernels import ops
+from recon.kernels.backends import choose
 
 
 def cloud(
@@ -156,7 +156,7 @@ def test_a_compiled_graph_still_checks_values() -> None:
 def test_backends_are_chosen_by_argument_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.zeros(1, 2, 3)
     monkeypatch.delenv("RECON_KERNELS", raising=False)
-    monkeypatch.setattr("kernels.backends.find_spec", lambda name: None if name == "torch_cluster" else True)
+    monkeypatch.setattr("recon.kernels.backends.find_spec", lambda name: None if name == "torch_cluster" else True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose(None, points, "op") == "torch"  # the interpreter is for tests: nobody gets it unasked
     assert choose("triton", points, "op") == "triton"
@@ -174,7 +174,7 @@ def test_backends_are_chosen_by_argument_then_environment(monkeypatch: pytest.Mo
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match="backend triton needs points on a CUDA device"):
         choose(None, points, "op")
-    monkeypatch.setattr("kernels.backends.find_spec", lambda name: True)
+    monkeypatch.setattr("recon.kernels.backends.find_spec", lambda name: True)
     with pytest.raises(ValueError, match="backend cluster cannot run op: it has no such op"):
         choose("cluster", points, "op")
     monkeypatch.setenv("RECON_KERNELS", "cluster")

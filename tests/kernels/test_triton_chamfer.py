@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import reference
+from recon.kernels import reference
 
 pytest.importorskip("triton")
 
-from kernels.on_triton import chamfer, chamfer_backward, interpolate, tiles
+from recon.kernels.on_triton import chamfer, chamfer_backward, interpolate, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # NumPy, which stands in for the GPU, warns of overflow and of inf - inf.

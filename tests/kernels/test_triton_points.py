@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import reference
+from recon.kernels import reference
 
 triton = pytest.importorskip("triton")
 
-from kernels.on_triton import fps, group, knn  # noqa: E402
+from recon.kernels.on_triton import fps, group, knn  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])

@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.execution.work import peak_bytes
-from pipeline.precision import Decision, Precision, decide
-from pipeline.store import FeatureStore
-from pipeline.store.names import list_refs
-from pipeline.store.receipts import write_atomically
-from pipeline.store.records import Ref
-from trainer.checkpoint import load_student
-from trainer.config import Config
-from trainer.evaluate.labelled import Labelled, load_labelled
-from trainer.model import ReCon
-from trainer.transforms import normalize, random_bits, random_subset, stream
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.precision import Decision, Precision, decide
+from recon.pipeline.base.provenance import peak_bytes
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.names import list_refs
+from recon.pipeline.store.records import Ref
+from recon.trainer.checkpoint import load_model
+from recon.trainer.config import Config
+from recon.trainer.evaluate.labelled import Labelled, load_labelled
+from recon.trainer.model import ReCon
+from recon.trainer.transforms import normalize, random_bits, random_subset, stream
 
 BATCH = 32
 FLOAT32 = decide("float32", "cpu", "")
@@ -67,7 +67,7 @@ def load_probe(
     """
     opened = FeatureStore.open(store)
     checkpoint = newest_checkpoint(run)
-    student, config = load_student(run)
+    student, config = load_model(run)
     if not ref and config.data.ref in {held.name for held in list_refs(opened)}:
         ref = config.data.ref
     torch.manual_seed(stream(config.run.seed, "weights"))

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.store import FeatureStore
-from pipeline.store.records import Points, Ref
-from trainer.data import rows_of_splits
-from trainer.reading import iterate_rows
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.records import Points, Ref
+from recon.trainer.data import rows_of_splits
+from recon.trainer.reading import iterate_rows
 
 
 @dataclass(frozen=True)

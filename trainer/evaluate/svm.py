@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
 
-from pipeline.errors import UserError
-from pipeline.precision import Decision
-from trainer.evaluate.features import FLOAT32, confusion, encode, load_probe, write_result
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.precision import Decision
+from recon.trainer.evaluate.features import FLOAT32, confusion, encode, load_probe, write_result
 
 C = 0.075
 

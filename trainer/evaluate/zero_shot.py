@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 
-from pipeline.errors import UserError
-from pipeline.precision import Decision
-from pipeline.store.records import Targets, Text
-from pipeline.store.spaces import one_space
-from trainer.checkpoint import read_record
-from trainer.evaluate.features import (
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.precision import Decision
+from recon.pipeline.store.records import Targets, Text
+from recon.pipeline.store.spaces import one_space
+from recon.trainer.checkpoint import read_record
+from recon.trainer.evaluate.features import (
     FLOAT32,
     Probe,
     confusion,
@@ -27,7 +27,7 @@ from trainer.evaluate.features import (
     spare_points,
     write_result,
 )
-from trainer.reading import iterate_rows
+from recon.trainer.reading import iterate_rows
 
 
 def run_zero_shot(

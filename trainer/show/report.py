@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from pipeline.errors import UserError
-from pipeline.machine import cores, processor
-from pipeline.store import FeatureStore
-from pipeline.store.receipts import write_atomically
-from pipeline.store.records import Ref
-from trainer.checkpoint import read_record
-from trainer.evaluate.features import newest_checkpoint
-from trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.machine import cores, processor
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.records import Ref
+from recon.trainer.checkpoint import read_record
+from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 
 SHAPES_A_CATEGORY = 5
 PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")
@@ -88,7 +88,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         figures["views"] = contact_sheet(_sheet_rows(store, ref))
     if "confusion_teacher" in zero_shot:
         figures["teacher"] = confusion_matrix(zero_shot["confusion_teacher"], zero_shot["categories"])
-    loader = Environment(loader=PackageLoader("trainer", "show"), autoescape=select_autoescape())
+    loader = Environment(loader=PackageLoader("recon.trainer", "show"), autoescape=select_autoescape())
     images = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in figures.items()}
     page = loader.get_template("report.html").render(
         run=run.name, metrics=metrics, images=images, config=record["config"], data=record["data"], last=lines[-1]

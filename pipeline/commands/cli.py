@@ -1,0 +1,273 @@
+"""recon-pipeline: meshes to views, points, captions and frozen teachers' features in one feature store."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.machine import set_thread_variables
+from recon.pipeline.base.wording import human
+from recon.pipeline.commands import store as store_cli
+from recon.pipeline.commands import teachers as teachers_cli
+from recon.pipeline.commands.terminal import (
+    JsonOption,
+    LimitOption,
+    ManifestOption,
+    RootOption,
+    StageProgress,
+    StoreOption,
+    answer,
+    console,
+    emit,
+    say,
+)
+
+if TYPE_CHECKING:  # a second of imports that `--help` and mistyped options do without
+    from recon.pipeline.execution.engine import StageResult
+    from recon.pipeline.execution.planning import StagePlan
+    from recon.pipeline.flow.run import Flow
+
+EXIT_QUARANTINE = 3
+EXIT_TODO = 4
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Renders meshes, samples points, writes captions and caches frozen teachers' features in a Zarr store.\n\n"
+    "Every stage first runs the stages it needs; a finished stage does nothing. Exit status: 0 done, 3 done with "
+    "shapes set aside, 1 failed (or: damage found, a difference found), 4 work left (`--quiet`), 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+Cluster = Literal["local", "slurm", "ssh"]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes; default: by cores and memory. 0: this process.")
+]
+SchedulerOption = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://host:port.")]
+ClusterOption = Annotated[Cluster | None, typer.Option(help="Start a dask cluster of --workers workers.")]
+HostsOption = Annotated[str, typer.Option(help="For --cluster ssh: the scheduler's host, then the workers'.")]
+ShardOption = Annotated[str, typer.Option(help="i/n: every n-th shape from the i-th on, for a store of its own.")]
+MaxOption = Annotated[float | None, typer.Option("--max-gb", min=0, help="Refuse to let the store grow beyond this.")]
+SecondsOption = Annotated[float, typer.Option("--row-seconds", min=0.1, help="Set a shape aside that takes longer.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing; exit status 4 when work is left.")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The options of a command that computes."""
+
+    manifest: Path
+    store: Path
+    root: Path | None
+    workers: int | None
+    scheduler: str | None
+    cluster: Cluster | None
+    hosts: str
+    limit: int | None
+    shard: str
+    max_gb: float | None
+    row_seconds: float
+    as_json: bool
+
+    def stages(self, what: str, run: Callable[[Flow], list[StageResult]], teachers: bool) -> None:
+        """Open what the options name, run the stages, say what was done; exits with the command's status."""
+        set_thread_variables()  # before numpy and torch start their threads
+        from recon.pipeline.execution.opening import open_executor
+        from recon.pipeline.flow.manifest import list_shapes, load_manifest
+        from recon.pipeline.flow.run import Flow, load_models, summary
+        from recon.pipeline.store.session import writing
+        from recon.pipeline.teachers.precision import settle
+
+        settings = load_manifest(self.manifest)
+        list_shapes(settings, self.root)  # a wrong root must not leave an empty store behind
+        shard = parse_shard(self.shard)
+        if teachers or what == "caption":  # nor should a mistyped teacher come to light after hours of rendering
+            settings, notes = settle(settings, self.store)
+            say(notes)
+            load_models(settings, teachers)
+        progress = StageProgress()
+        with ExitStack() as stack:
+            hosts = [host for host in self.hosts.split(",") if host]
+            executor = stack.enter_context(open_executor(self.workers, self.scheduler, self.cluster, hosts))
+            store = stack.enter_context(writing(self.store, what))
+            flow = Flow(settings, self.root, store, executor, self.limit, shard, self.row_seconds)
+            check = self._size_check(flow, executor.workers)
+
+            def begin(stage: str, plan: StagePlan) -> None:
+                more = human(plan.todo * plan.bytes_a_row)
+                console.print(f"{stage}: {plan.todo} of {plan.total} rows to do, about {more}", markup=False)
+
+            def note(stage: str, done: int, total: int, written: int) -> None:
+                check(stage, written)
+                progress(stage, done, total)
+
+            flow.begin, flow.progress = begin, note
+            stack.enter_context(progress.bars)
+            try:
+                results = run(flow)
+            except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
+                console.print("interrupted: finished shards are kept; the same command goes on from there")
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+        say([*flow.mended, *flow.notes])
+        failed: dict[str, str] = {}
+        for result in results:
+            did = "up to date"
+            if result.computed:
+                did = f"{result.computed} of {result.total} rows in {result.seconds:.1f} s"
+            aside = f", {len(result.failed)} set aside" if result.failed else ""
+            console.print(f"{result.kind:>9} {result.key}: {did}{aside}")
+            failed |= {uid: failure.reason for uid, failure in result.failed.items()}
+        say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
+        if self.as_json:
+            typer.echo(summary(results))
+        raise typer.Exit(EXIT_QUARANTINE if failed else 0)
+
+    def _size_check(self, flow: Flow, workers: int) -> Callable[[str, int], None]:
+        """UserError when the run would pass --max-gb; the function that stops it where the prediction was too low."""
+        if self.max_gb is None:
+            return lambda stage, written: None
+        from recon.pipeline.flow.report import disk_usage, report
+
+        most, held = self.max_gb * 1e9, disk_usage(self.store)
+        to_come = sum(line.bytes_to_come for line in report(flow, workers))
+        if held + to_come > most:
+            raise UserError(
+                f"{self.store}: {human(held)} there and about {human(to_come)} to come are more than --max-gb "
+                f"{self.max_gb:g}; nothing was computed"
+            )
+        by_stage: dict[str, int] = {}
+
+        def check(stage: str, written: int) -> None:
+            by_stage[stage] = written
+            if held + sum(by_stage.values()) > most:
+                raise UserError(f"{self.store}: has reached --max-gb {self.max_gb:g}; finished shards are kept")
+
+        return check
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "1/3" -> (1, 3). UserError unless 0 <= i < n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/3, 1/3 and 2/3")
+    return int(match[1]), int(match[2])
+
+
+def stage_command(name: str, doc: str) -> None:
+    """Register one stage as a command: they differ in nothing but the flow's method."""
+
+    def command(
+        manifest: ManifestOption,
+        store: StoreOption,
+        root: RootOption = None,
+        workers: WorkersOption = None,
+        scheduler: SchedulerOption = None,
+        cluster: ClusterOption = None,
+        hosts: HostsOption = "",
+        limit: LimitOption = None,
+        shard: ShardOption = "0/1",
+        max_gb: MaxOption = None,
+        row_seconds: SecondsOption = 120.0,
+        as_json: JsonOption = False,
+    ) -> None:
+        where = (workers, scheduler, cluster, hosts)
+        options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
+        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all", "retry"))
+
+    app.command(name, help=doc)(command)
+
+
+stage_command("ingest", "Register the manifest's shapes and read every mesh once; broken ones are set aside.")
+stage_command("sample", "Sample surface points with normals, colours and part ids.")
+stage_command("render", "Render views: RGB, depth, cameras.")
+stage_command("caption", "Write captions: from facts, lists, files, a CLIP's features, captioning models.")
+stage_command("features", "Embed views and words with every frozen teacher of the manifest.")
+stage_command("all", "Every stage, in order.")
+stage_command("retry", "Check the whole store, mend what is damaged, and do every stage again where it failed.")
+
+
+def plan_command(name: str, doc: str, only_todo: bool) -> None:
+    """Register `plan` or `status`: one report, the first without what is finished."""
+
+    def command(
+        manifest: ManifestOption,
+        store: StoreOption,
+        root: RootOption = None,
+        workers: WorkersOption = None,
+        limit: LimitOption = None,
+        shard: ShardOption = "0/1",
+        quiet: QuietOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        set_thread_variables()
+        from recon.pipeline.execution.executor import InProcess, default_workers
+        from recon.pipeline.flow.manifest import load_manifest
+        from recon.pipeline.flow.report import describe, report
+        from recon.pipeline.flow.run import Flow
+        from recon.pipeline.store import FeatureStore
+
+        flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
+        lines = report(flow, default_workers() if workers is None else workers)
+        left = any(line.todo for line in lines)
+        shown = [line for line in lines if line.todo] if only_todo else lines
+        if as_json:
+            emit([{**vars(line), "todo": line.todo} for line in shown])
+        elif not quiet:
+            answer(describe(shown) if shown else ["nothing to do"])
+        raise typer.Exit(EXIT_TODO if quiet and left else 0)
+
+    app.command(name, help=doc)(command)
+
+
+plan_command("plan", "Say what a run would do: rows, why, bytes, time. Writes nothing.", only_todo=True)
+plan_command("status", "Say what is done, missing or stale in each stage, and why. Writes nothing.", only_todo=False)
+store_cli.register(app)
+app.command()(teachers_cli.teachers)
+
+
+@app.command()
+def check(manifest: ManifestOption, root: RootOption = None, as_json: JsonOption = False) -> None:
+    """Say what of a data set is missing, extra or other than published; exit status 1 then. Reads no shape."""
+    from recon.pipeline.flow.check import check, describe
+    from recon.pipeline.flow.manifest import load_manifest
+
+    found = check(load_manifest(manifest), root)
+    if as_json:
+        emit({**vars(found), "clean": found.clean})
+    else:
+        answer(list(describe(found)))
+    raise typer.Exit(0 if found.clean else 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: packages, cores, memory, disk, processor, compiler, GL libraries, a test picture."""
+    from recon.pipeline.commands.doctor import diagnose
+
+    checks = diagnose()
+    for check in checks:
+        if check.ok:
+            mark = typer.style("note", fg="yellow") if check.mend else typer.style("ok  ", fg="green")
+            answer([f"{mark} {check.name}: {check.detail}{f'; {check.mend}' if check.mend else ''}"])
+        else:
+            answer([f"{typer.style('FAIL', fg='red')} {check.name}: {check.detail}", f"     mend: {check.mend}"])
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+def main() -> None:
+    """Entry point: a UserError is one line on standard error, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)

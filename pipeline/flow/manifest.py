@@ -1,0 +1,184 @@
+"""Manifests: one TOML file says where a data set lies, how it is split and which recipes turn it into features."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import types
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import BaseModel, Field, ValidationError
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.settings import Strict
+from recon.pipeline.base.wording import nearest
+from recon.pipeline.caption.tables import AnyCaptions, CaptionerTable, teacher_named
+from recon.pipeline.caption.templates import RELEASE, templates_of
+from recon.pipeline.rendering.render import RenderConfig
+from recon.pipeline.shapes.sample import SampleRecipe
+from recon.pipeline.sources.layouts import AnySource
+from recon.pipeline.sources.openshape import OpenShapeSource, StoredFeatures
+from recon.pipeline.sources.source import Shape
+from recon.pipeline.teachers import TeacherSpec
+
+
+class FeatureRecipe(Strict):
+    """Which frozen teachers see the views and captions."""
+
+    teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
+    stored: tuple[StoredFeatures, ...] = ()
+    """Features that came with the data set, named like teachers."""
+    draws: int = Field(default=1, ge=1)
+    """K: draw 0 is the clean picture, the others are augmented with seeds of their own."""
+    seed: int = 0
+
+
+class Manifest(Strict):
+    """A data set and its recipes."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    description: str = ""
+    licence: str = ""
+    obtain: str = ""
+    """How to get the files."""
+    units: str = ""
+    """Of the files' coordinates."""
+    root_variable: str = ""
+    """The environment variable that names the root where --root does not."""
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Of shapes whose split no list names."""
+    expected: dict[str, int] = Field(default={})
+    """Split -> number of shapes in the data set as published; `recon-pipeline check` compares."""
+    source: Annotated[AnySource, Field(discriminator="layout")]
+    sample: SampleRecipe = SampleRecipe()
+    render: RenderConfig = RenderConfig()
+    features: FeatureRecipe
+    class_prompts: str = RELEASE
+    """The release's 60, or a file of templates beside the manifest; see `store.prompts`."""
+    captions: tuple[Annotated[AnyCaptions, Field(discriminator="kind")], ...] | None = None
+    """Where captions of the single shape come from. None: what the shapes know of themselves, and the listing says."""
+
+
+def _explain(path: Path, error: ValidationError) -> UserError:
+    """The first of pydantic's complaints as one line with the file, the field and the mend."""
+    # A mistyped name of a field that must be there is two complaints, of which "unknown" says more than "missing".
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    first = min(error.errors(), key=lambda complaint: complaint["type"] not in unknown)
+    place = [str(part) for part in first["loc"]]
+    if place[0] == "source" and len(place) > 1:
+        del place[1]  # the layout, by which pydantic found the right table
+    if place[0] == "captions" and len(place) > 3:
+        del place[2]  # the kind, likewise
+    where = ".".join(place)
+    if first["type"] in unknown:
+        known = [*_fields(_table_of(first["loc"]))]
+        return UserError(f"{path}: unknown field {where!r}{nearest(place[-1], known)}; remove or rename it")
+    return UserError(f"{path}: field {where!r}: {first['msg'].removeprefix('Value error, ')}")
+
+
+def _table_of(place: tuple[int | str, ...]) -> Any:
+    """The source or captions that pydantic chose by layout or kind; elsewhere the whole manifest."""
+    tables, tag = {"source": (AnySource, "layout"), "captions": (AnyCaptions, "kind")}.get(str(place[0]), (None, ""))
+    for table in get_args(tables):
+        if place[-2] in get_args(table.model_fields[tag].annotation):
+            return table
+    return Manifest
+
+
+def _fields(table: Any) -> Iterator[str]:
+    """Names of all fields of a table and of the tables in it."""
+    if isinstance(table, types.GenericAlias | types.UnionType) or get_args(table):
+        for inner in get_args(table):
+            yield from _fields(inner)
+    elif isinstance(table, type) and issubclass(table, BaseModel):
+        for name, info in table.model_fields.items():
+            yield name
+            yield from _fields(info.annotation)
+    elif is_dataclass(table):
+        for name, inner in get_type_hints(table).items():
+            yield name
+            yield from _fields(inner)
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read and validate a manifest. UserError names the file and the field that is wrong."""
+    if not path.is_file():
+        here = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise UserError(f"no manifest at {path}" + (f"; there are {', '.join(here)}" if here else ""))
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        raise _explain(path, error) from error
+    names = [spec.name for spec in manifest.features.teachers]
+    stored = [item.name for item in manifest.features.stored]
+    if len({*names, *stored}) < len(names) + len(stored):
+        raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
+    if stored and not isinstance(manifest.source, OpenShapeSource):
+        raise UserError(
+            f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
+        )
+    _check_captions(path, manifest, names)
+    return _with_paths(manifest, path.parent)
+
+
+def _with_paths(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with relative paths of what lies beside it joined to its folder; checks its templates."""
+    prompts, tables = manifest.class_prompts, manifest.captions
+    if prompts != RELEASE:
+        prompts = str(folder / prompts)
+        templates_of(prompts)
+    if tables is not None:
+        tables = tuple(table.resolved(folder) if isinstance(table, CaptionerTable) else table for table in tables)
+    teachers = tuple(spec.resolved(folder.absolute()) for spec in manifest.features.teachers)
+    features = manifest.features.model_copy(update={"teachers": teachers})
+    return manifest.model_copy(update={"class_prompts": prompts, "captions": tables, "features": features})
+
+
+def _check_captions(path: Path, manifest: Manifest, teachers: list[str]) -> None:
+    names = set()
+    for number, table in enumerate(manifest.captions or ()):
+        if table.name in names:
+            raise UserError(f"{path}: field 'captions.{number}.name': there is another {table.name!r}; rename one")
+        names.add(table.name)
+        teacher = teacher_named(table)
+        if teacher is not None and teacher not in teachers:
+            field = "teacher" if table.kind == "attributes" else "rerank"
+            raise UserError(
+                f"{path}: field 'captions.{number}.{field}': no teacher {teacher!r}{nearest(teacher, teachers)}; "
+                f"there are {', '.join(teachers)}"
+            )
+
+
+def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
+    """Every shape of the data set in the source's order. UserError for two of one uid."""
+    source = manifest.source
+    shapes: dict[str, Shape] = {}
+    for item in source.shapes(root_of(manifest, root)):
+        if item.uid in shapes:
+            other = shapes[item.uid].source
+            raise UserError(f"two shapes share the uid {item.uid!r}: {other} and {item.source}; rename one")
+        split = item.split or source.split_of(item.uid, manifest.test_fraction)
+        shapes[item.uid] = Shape(
+            item.uid, manifest.name, item.category, split, item.source, item.fingerprint, item.captions
+        )
+    return list(shapes.values())
+
+
+def root_of(manifest: Manifest, root: Path | None) -> Path:
+    """The data set's root, given or from the manifest's environment variable; else one line on how to name it."""
+    if not manifest.source.reads_files:
+        return Path()
+    variable = manifest.root_variable
+    if root is None and variable and os.environ.get(variable):
+        root = Path(os.environ[variable])
+    if root is None:
+        also = f" or the environment variable {variable}" if variable else ""
+        raise UserError(f"manifest {manifest.name!r} reads files: say where they lie with --root DIR{also}")
+    return root

@@ -1,0 +1,1 @@
+"""What looks after stores: verify, mend, merge, compare, gc, stats, preview, export."""

@@ -1,0 +1,132 @@
+"""Exports as OpenShape's training data: a pickled dict a shape, which the loader of its release reads.
+
+Followed: repository Colin97/OpenShape_code, README and src/data.py at commit 010609ab (class `Four`). Its loader takes
+xyz with y up and centres it; colours are what textures and vertex colours hold divided by 255, so sRGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping.export.table import Arrays, Progress, Table, Words, safe_names
+from recon.pipeline.store.spaces import one_space
+
+NOTES = {
+    "data": "shapes/<group>/<id>.npy: np.load(path, allow_pickle=True).item(); group is the category",
+    "xyz": "[P, 3] float32, centred on the mean, the farthest point at distance 1; +Y up",
+    "rgb": "[P, 3] float32 sRGB in [0, 1]",
+    "image_feat": "[V, D] float16, every view of draw 0, raw",
+    "thumbnail_feat": "[D] float16, the first view's",
+    "text": "the first class prompt, then the shape's own captions",
+    "text_feat": "a text: original [1, D] float16; prompt_avg [1, D] float32, of the first text the mean over all "
+    "class prompts' raw features, of the others the original",
+    "split": "split/<split>.json lists the shapes for `dataset.train_split`; data_path is relative to this folder",
+}
+
+
+def write_openshape(
+    table: Table, folder: Path, trace: dict[str, Any], shard_rows: int, progress: Progress
+) -> dict[str, Any]:
+    """shapes/<group>/<id>.npy and split/<split>.json.
+
+    UserError where no teacher gives pictures and words of one space.
+    """
+    teacher, column, words, feat = _shared_space(table)
+    groups = dict(zip(table.categories, safe_names(table.categories), strict=True))
+    splits: dict[str, list[dict[str, str]]] = {}
+    for start, stop, arrays in table.blocks(shard_rows):
+        for i in range(start, stop):
+            record = table.records[i]
+            group, name = groups[record["category"]], record["name"]
+            path = folder / "shapes" / group / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            features = arrays[column][i - start, 0]
+            whose = {"dataset": record["dataset"], "group": group, "id": record["uid"]}
+            shape = whose | _points({k: v[i - start] for k, v in arrays.items()}) | _words(words, feat, record, i)
+            shape |= {"image_feat": features, "thumbnail_feat": features[0]}
+            with path.open("wb") as file:
+                _save(file, shape)
+            splits.setdefault(record["split"], []).append(whose | {"data_path": f"shapes/{group}/{name}.npy"})
+        progress(stop, len(table))
+    (folder / "split").mkdir()
+    for name, lines in zip(safe_names(list(splits)), splits.values(), strict=True):
+        (folder / "split" / f"{name}.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    return {"teacher": teacher, "openshape": NOTES}
+
+
+def _shared_space(table: Table) -> tuple[str, str, Words, NDArray[np.float16]]:
+    """The first teacher whose pictures can be compared with words, its column, the words and their features [T, D]."""
+    store, ref = table.store, table.ref
+    for teacher, column in zip(ref.targets, safe_names(list(ref.targets)), strict=True):
+        targets = store.targets(teacher, ref)
+        for reader, feat in table.words.feat.items() if table.words else ():
+            reading = store.recipe("text", ref.text[reader]).get("teacher", {})
+            if table.words and one_space(targets.recipe.get("teacher", {}), reading, targets.dim, feat.shape[1]):
+                return teacher, f"targets-{column}", table.words, feat
+    names = ", ".join(table.ref.targets) or "none"
+    raise UserError(
+        f"form openshape wants pictures and words of one space (a teacher with text and tap 'pooled'), "
+        f"ref {table.ref.name!r} has {names}; choose another form or add such a teacher to the manifest"
+    )
+
+
+def _points(arrays: Arrays) -> Arrays:
+    xyz = arrays["xyz"].astype(np.float64)
+    xyz -= xyz.mean(axis=0)
+    xyz /= float(np.linalg.norm(xyz, axis=1).max()) or 1.0
+    return {"xyz": xyz.astype(np.float32), "rgb": linear_to_srgb(arrays["color"])}
+
+
+def linear_to_srgb(color: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Linear RGB times 255 to sRGB in [0, 1] (IEC 61966-2-1)."""
+    linear = np.arange(256) / 255
+    srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return srgb.astype(np.float32)[color]
+
+
+def _words(words: Words, feat: NDArray[np.float16], record: dict[str, Any], row: int) -> dict[str, Any]:
+    """The text fields, of features [T, D]. Captions of other models and retrieved texts, which the store has none of,
+    are empty: the loader then passes over them."""
+    of_class = words.class_prompts[record["label"]]
+    first = feat[of_class[:1]]
+    average = feat[of_class].astype(np.float32).mean(axis=0, keepdims=True)
+    own = [feat[i : i + 1] for i in words.captions[row, : len(record["captions"])]]
+    return {
+        "text": [words.prompts[of_class[0]], *record["captions"]],
+        "text_feat": [
+            {"original": first, "prompt_avg": average},
+            *({"original": f, "prompt_avg": f.astype(np.float32)} for f in own),
+        ],
+        "blip_caption": "",
+        "blip_caption_feat": {},
+        "msft_caption": "",
+        "msft_caption_feat": {},
+        "retrieval_text": [],
+        "retrieval_text_feat": [],
+    }
+
+
+class _Pickler(pickle._Pickler):  # the C one cannot rename what it refers to
+    """Calls numpy's functions by their names of before numpy 2, which every numpy can load."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        module = getattr(obj, "__module__", None) or ""
+        if not module.startswith("numpy._core"):
+            super().save_global(obj, name)  # type: ignore[misc]
+            return
+        self.write(pickle.GLOBAL + f"{module.replace('_core', 'core', 1)}\n{obj.__name__}\n".encode())  # type: ignore[attr-defined]
+        self.memoize(obj)  # type: ignore[attr-defined]
+
+
+def _save(file: BinaryIO, value: dict[str, Any]) -> None:
+    """What np.save does with a dict."""
+    npy_format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+    _Pickler(file, protocol=4).dump(np.array(value, dtype=object))

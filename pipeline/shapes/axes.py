@@ -1,0 +1,20 @@
+"""The project's axes, +Y up and +Z front, from a file's own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.shapes.mesh import Floats
+
+
+def axes(up: str, front: str) -> Floats:
+    """[3, 3] rotation that takes the named axes to +Y and +Z. UserError for names that are no two different axes."""
+    rows = {}
+    for name, value in (("up", up), ("front", front)):
+        if len(value) != 2 or value[0] not in "+-" or value[1].upper() not in "XYZ":
+            raise UserError(f"{name} axis {value!r} must be one of +X -X +Y -Y +Z -Z")
+        rows[name] = np.eye(3)["XYZ".index(value[1].upper())] * (1.0 if value[0] == "+" else -1.0)
+    if rows["up"] @ rows["front"] != 0:
+        raise UserError(f"up axis {up!r} and front axis {front!r} must be different axes")
+    return np.stack([np.cross(rows["up"], rows["front"]), rows["up"], rows["front"]])

@@ -1,0 +1,228 @@
+"""What a mesh file asks for: other files under the root and pictures; and how much of anything is taken from it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from recon.pipeline.shapes.mesh import MeshError
+
+MAX_FACES = 2_000_000
+MAX_PIECES = 20_000  # placed pieces of a scene: a small file can name one geometry very often
+MAX_FILE_BYTES = 512 * 2**20
+MAX_TEXTURE_SIDE = 8192
+MAX_TEXTURE_PIXELS = 2**27  # of all pictures of a file together: half a gigabyte in memory
+# All that Pillow may take a picture for. It reads many more, and starts Ghostscript for one of them (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "TGA", "BMP", "GIF", "TIFF")
+HELD = "picture"  # what a stand-in's text is called
+
+# MTL's options before a picture's name, and how many words follow each; o, s and t take one to three numbers.
+OPTIONS = {"-blendu": 1, "-blendv": 1, "-bm": 1, "-boost": 1, "-cc": 1, "-clamp": 1, "-imfchan": 1, "-mm": 2}
+OPTIONS |= {"-texres": 1, "-type": 1, "-o": 3, "-s": 3, "-t": 3}
+
+
+class ModelFiles:
+    """trimesh's resolver: files beside the mesh, or elsewhere under the root (ShapeNetCore v2 has ../images/x.jpg).
+
+    trimesh opens whatever it gets as a picture with whatever Pillow can read, so of pictures it gets stand-ins of one
+    pixel; `pixels` has the real ones. `missing` gathers the names that were not found or are no picture, `outside`
+    those that lead out of the root, and `refusal` what makes the whole file unusable: trimesh goes on without a file
+    whose reading fails.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root = folder, root.resolve()
+        self.libraries: list[str] = []
+        self.buffers: set[str] = set()
+        self.missing: set[str] = set()
+        self.outside: set[str] = set()
+        self.refusal: MeshError | None = None
+        self._held: list[tuple[str, bytes]] = []
+        self._stand_ins: dict[str, bytes] = {}
+        self._pictures: dict[str, NDArray[np.uint8] | None] = {}
+        self._pixels = 0
+
+    def get(self, name: str) -> bytes:
+        """The material libraries, a buffer's content, or a picture's stand-in; FileNotFoundError as `picture`."""
+        if self.libraries and name.strip() == self.libraries[0]:
+            return self._materials()
+        return self.content(name) if name in self.buffers else self.picture(name)
+
+    __getitem__ = get
+
+    def content(self, name: str) -> bytes:
+        """A file's content; FileNotFoundError when it is not there."""
+        content = self._read(picture_options(name)[0])
+        if content is None:
+            self.missing.add(name)
+            raise FileNotFoundError(name)
+        return content
+
+    def picture(self, name: str) -> bytes:
+        """The stand-in of a picture in a file; FileNotFoundError when it is not there or is no picture."""
+        if name not in self._stand_ins:
+            content = self.content(name)
+            try:
+                check_picture(content)
+            except MeshError as error:
+                self.refusal = error
+                raise
+            except Exception:  # Pillow's readers raise many kinds; a broken picture is a missing one
+                self.missing.add(_unreadable(name))
+                raise FileNotFoundError(name) from None
+            self._stand_ins[name] = self.stand_in(name, content)
+        return self._stand_ins[name]
+
+    def stand_in(self, name: str, content: bytes) -> bytes:
+        """A picture of one pixel, by which `pixels` finds what `content` holds."""
+        number = PngInfo()
+        number.add_text(HELD, str(len(self._held)))
+        self._held.append((name, content))
+        file = io.BytesIO()
+        Image.new("L", (1, 1)).save(file, "PNG", pnginfo=number)
+        return file.getvalue()
+
+    def _materials(self) -> bytes:
+        """All material libraries as one, as trimesh reads the first alone: a line names one file, or several."""
+        found = []
+        for line in self.libraries:
+            whole = self._read(line)
+            contents = [whole] if whole is not None or " " not in line else [self._read(n) for n in line.split()]
+            if None in contents:
+                self.missing.add(line)
+            found += [content for content in contents if content is not None]
+        if not found:
+            raise FileNotFoundError(self.libraries[0])
+        return b"\n".join(found)
+
+    def _read(self, name: str) -> bytes | None:
+        relative = name.strip().replace("\\", "/").removeprefix("file://")
+        for candidate in dict.fromkeys((relative, unquote(relative), relative.rsplit("/", 1)[-1])):
+            try:
+                target = (self.folder / candidate).resolve()
+                if not target.is_relative_to(self.root):
+                    if not Path(candidate).is_absolute():  # paths of the author's disk are merely missing
+                        self.outside.add(name)
+                        return None
+                elif target.is_file() and target.stat().st_size <= MAX_FILE_BYTES:
+                    return target.read_bytes()
+            except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
+                continue
+        return None
+
+    def pixels(self, stand_in: Any, keep_alpha: bool) -> NDArray[np.uint8] | None:
+        """A picture as [H, W, 3 or 4] uint8; palettes, grey and grey-with-alpha pictures become RGB(A).
+
+        A file's picture is decoded once, however many materials name it. None for what is no whole picture.
+        """
+        if stand_in is None:
+            return None
+        number = stand_in.info[HELD]
+        key = f"{number} {keep_alpha}"
+        if key not in self._pictures:
+            name, content = self._held[int(number)]
+            self._pictures[key] = None
+            try:
+                self._pictures[key] = self._decoded(content, keep_alpha)
+            except MeshError:
+                raise
+            except Exception:
+                self.missing.add(_unreadable(name))
+        return self._pictures[key]
+
+    def _decoded(self, content: bytes, keep_alpha: bool) -> NDArray[np.uint8]:
+        with open_picture(content) as image:
+            self._pixels += image.size[0] * image.size[1]
+            if self._pixels > MAX_TEXTURE_PIXELS:
+                words = f"its textures have more than {MAX_TEXTURE_PIXELS >> 20} Mi pixels together"
+                raise MeshError("unreadable", words)
+            mode = "RGBA" if keep_alpha and image.has_transparency_data else "RGB"
+            if image.mode.startswith("I"):  # 16 bits, which conversion would clip to white
+                return np.array(Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB"))
+            return np.array(image.convert(mode), np.uint8)
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """A picture in one of FORMATS, not decoded yet: the one place where a picture is opened.
+
+    Raises MeshError for one whose size, which its first bytes declare, is too large, and what Pillow raises for what
+    is no such picture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own limit of size warns before ours refuses
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise MeshError("unreadable", f"a texture is too large: {error}") from None
+    check_size(image)
+    return image
+
+
+def check_picture(content: bytes) -> None:
+    """Raise for what is no picture, without decoding it, as `open_picture` does."""
+    with open_picture(content) as image:
+        image.verify()
+
+
+def _unreadable(name: str) -> str:
+    return f"{name}: no whole picture in a format that is read ({', '.join(FORMATS)})"
+
+
+def check_size(image: Any) -> None:
+    """Raise MeshError for a picture, not decoded yet, that would fill the memory."""
+    width, height = image.size
+    if max(width, height) > MAX_TEXTURE_SIDE:
+        raise MeshError("unreadable", f"a texture is {width} x {height} px; at most {MAX_TEXTURE_SIDE} a side")
+
+
+def picture_options(text: str) -> tuple[str, tuple[float, float], tuple[float, float]]:
+    """A picture's name as an MTL gives it: the name, which may hold spaces, its scale and its offset."""
+    rest, found = text.strip(), {"-s": (1.0, 1.0), "-o": (0.0, 0.0)}
+    while rest.startswith("-") and (option := rest.split(None, 1)[0].lower()) in OPTIONS:
+        count = OPTIONS[option]
+        if count == 3:
+            numbers = _leading_numbers(rest.split()[1:4])
+            count = len(numbers)
+            if option in found and numbers:
+                found[option] = numbers[0], (*numbers, found[option][1])[1]
+        parts = rest.split(None, count + 1)
+        rest = parts[count + 1] if len(parts) > count + 1 else ""
+    return rest, found["-s"], found["-o"]
+
+
+def _leading_numbers(words: list[str]) -> list[float]:
+    numbers = []
+    for word in words:
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            break
+    return numbers
+
+
+def decode_text(content: bytes) -> str:
+    """UTF-8 where it is that, else Latin-1, which decodes anything: names in old files are in many encodings."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def check_count(num_faces: int) -> None:
+    """Raise MeshError for more triangles than are drawn."""
+    if num_faces > MAX_FACES:
+        raise MeshError("too-many-faces", f"it has {num_faces} triangles; simplify it to at most {MAX_FACES}")
+
+
+def check_pieces(num_pieces: int) -> None:
+    """Raise MeshError for a scene of more placed pieces than any shape has."""
+    if num_pieces > MAX_PIECES:
+        raise MeshError("too-many-parts", f"its scene places more than {MAX_PIECES} pieces")

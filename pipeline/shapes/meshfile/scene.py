@@ -1,0 +1,227 @@
+"""trimesh's scene of a mesh file as primitives: placed, with our colours, materials and textures."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, srgb_to_linear
+from recon.pipeline.shapes.meshfile.dae_guard import guard_dae
+from recon.pipeline.shapes.meshfile.files import ModelFiles, check_count, picture_options
+from recon.pipeline.shapes.meshfile.gltf_guard import guard_gltf
+from recon.pipeline.shapes.meshfile.text_guard import guard_obj, guard_off, guard_stl, promised_faces
+
+PLAIN_GREY = Material("", (0.5, 0.5, 0.5))  # of files that say nothing of colour
+PLAIN_WHITE = Material("", (1.0, 1.0, 1.0))  # of vertex and face colours, which it multiplies
+BLACK = 0.01  # a base colour below this came from a file that meant its texture to give the colour
+FAINTEST = 1 / 255  # less opacity than this is none
+
+
+@dataclass
+class Reading:
+    """What a file holds, in its own axes.
+
+    `hidden` are the primitives of fully transparent materials, `up` the axis that the file itself states.
+    """
+
+    shown: list[Primitive] = field(default_factory=list)
+    hidden: list[Primitive] = field(default_factory=list)
+    up: str | None = None
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """A material, its picture, how its coordinates [2, 3] are changed before they are used, and whether it hides."""
+
+    material: Material
+    texture: NDArray[np.uint8] | None = None
+    layout: Floats | None = None
+    hidden: bool = False
+
+
+def read_scene(path: Path, files: ModelFiles) -> Reading:
+    """Every placed piece of a mesh file that is there; MeshError, or whatever trimesh raises, when it is broken."""
+    suffix, content = path.suffix.lower(), path.read_bytes()
+    options: dict[str, Any] = {}
+    up, promised = None, 0
+    transforms: dict[int, Floats] | None = None
+    if suffix == ".obj":
+        content, options, files.libraries = guard_obj(content)
+    elif suffix == ".off":
+        content = guard_off(content)
+    elif suffix == ".ply":
+        promised = promised_faces(content)
+    elif suffix == ".stl":
+        guard_stl(content)
+    elif suffix == ".dae":
+        # a file with a broken reference is refused: what it points to may be most of the shape
+        up, options = guard_dae(content), {"ignore_broken": False}
+    else:
+        content, transforms = guard_gltf(content, files)
+    import trimesh  # half a second that only mesh files pay for
+
+    resolver: Any = files
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whatever a broken file upsets is judged by check_mesh
+        kind: dict[str, Any] = {"file_type": suffix[1:], "resolver": resolver, "process": False}
+        try:
+            scene = trimesh.load_scene(io.BytesIO(content), **kind, **options)
+        except FileNotFoundError as error:
+            raise MeshError("unreadable", f"it needs {str(error)!r}, which is not there") from None
+        finally:
+            _check_files(files)
+        reading = _Builder(files, transforms, suffix == ".dae").read(scene)
+    _check_files(files)
+    found = sum(len(p.faces) for p in reading.shown)
+    if 0 < found < promised:
+        raise MeshError("unreadable", f"it promises {promised} faces and holds {found}: cut off?")
+    reading.up = up
+    return reading
+
+
+def _check_files(files: ModelFiles) -> None:
+    """What the resolver could not tell trimesh, which takes any failure for a missing file."""
+    if files.outside:
+        words = f"it names {min(files.outside)!r}, which lies outside {files.root}; choose a root above it"
+        raise MeshError("unreadable", words)
+    if files.refusal is not None:
+        raise files.refusal
+
+
+class _Builder:
+    """`transforms`: a glTF's, see `guard_gltf`; None for files whose colours are sRGB."""
+
+    def __init__(self, files: ModelFiles, transforms: dict[int, Floats] | None, is_dae: bool) -> None:
+        self.files, self.transforms, self.is_dae = files, transforms, is_dae
+
+    def read(self, scene: Any) -> Reading:
+        placed = [(*scene.graph[node], node) for node in scene.graph.nodes_geometry]
+        placed = [(t, g) for t, g, _ in placed if getattr(scene.geometry[g], "faces", None) is not None]
+        check_count(sum(len(scene.geometry[g].faces) for _, g in placed))  # before the instances are copied out
+        reading = Reading()
+        for transform, name in placed:
+            geometry = scene.geometry[name]
+            if len(geometry.faces) == 0:
+                continue
+            faces = np.asarray(geometry.faces, np.int64)
+            if np.linalg.det(transform[:3, :3]) < 0:
+                faces = faces[:, ::-1]  # a mirrored instance would be inside out
+            vertices = np.asarray(geometry.vertices, np.float64) @ transform[:3, :3].T + transform[:3, 3]
+            primitive, hidden = self._dress(name, vertices, faces, geometry)
+            (reading.hidden if hidden else reading.shown).append(primitive)
+        return reading
+
+    def _dress(self, part: str, vertices: Floats, faces: Ints, geometry: Any) -> tuple[Primitive, bool]:
+        """The primitive with its colours: texture, vertex or face colours, else the material's; whether it hides."""
+        visual = geometry.visual
+        if visual.kind == "face":
+            # each face needs corners of its own to have a colour of its own
+            colors = np.repeat(self._linear(visual.face_colors), 3, axis=0)
+            apart = np.arange(faces.size).reshape(-1, 3)
+            return Primitive(part, vertices[faces].reshape(-1, 3), apart, PLAIN_WHITE, colors), False
+        if visual.kind == "vertex":
+            return Primitive(part, vertices, faces, PLAIN_WHITE, self._linear(visual.vertex_colors)), False
+        if visual.kind != "texture":
+            return Primitive(part, vertices, faces, PLAIN_GREY), False
+        finish = self._finish(visual.material)
+        texture, uv = finish.texture, None if visual.uv is None else np.asarray(visual.uv, np.float64)[:, :2]
+        if uv is None or len(uv) != len(vertices):
+            uv = texture = None
+        if uv is not None and finish.layout is not None:
+            uv = uv @ finish.layout[:, :2].T + finish.layout[:, 2]
+        colors = visual.vertex_attributes.get("color")
+        if colors is not None:
+            scale = np.iinfo(colors.dtype).max if np.issubdtype(np.asarray(colors).dtype, np.integer) else 1
+            colors = np.asarray(colors, np.float64)[:, :3] / scale
+        uv = uv if texture is not None else None
+        return Primitive(part, vertices, faces, finish.material, colors, uv, texture), finish.hidden
+
+    def _linear(self, colors: Any) -> Floats:
+        """[N, 3] linear of trimesh's bytes: glTF stores colours linear, the others in sRGB."""
+        shares: Floats = np.asarray(colors)[:, :3] / 255
+        return shares if self.transforms is not None else srgb_to_linear(shares)
+
+    def _finish(self, source: Any) -> _Finish:
+        if hasattr(source, "baseColorTexture"):
+            return self._dae(source) if self.is_dae else self._gltf(source)
+        return self._simple(source)
+
+    def _gltf(self, source: Any) -> _Finish:
+        number, _, name = str(source.name or "").partition(" ")
+        factor = source.baseColorFactor
+        base, alpha = _floats(factor)
+        mode, cutoff = source.alphaMode, source.alphaCutoff
+        hidden = mode in ("MASK", "BLEND") and alpha < (_cutoff(cutoff) if mode == "MASK" else FAINTEST)
+        texture = self.files.pixels(source.baseColorTexture, keep_alpha=mode in ("MASK", "BLEND"))
+        if texture is not None and mode == "MASK":
+            texture = _cut(texture, alpha * 0.5 / max(_cutoff(cutoff), FAINTEST))
+        # The format's default is bare metal, which files that leave it out hardly ever mean.
+        metallic = 0.0 if source.metallicFactor is None else float(source.metallicFactor)
+        roughness = PLAIN_GREY.roughness if source.roughnessFactor is None else float(source.roughnessFactor)
+        layout = (self.transforms or {}).get(int(number or -1))
+        if layout is not None:  # it is meant for v downwards
+            turned = layout * [[1, -1, 1], [-1, 1, -1]]
+            layout = np.column_stack([turned[:, :2], turned[:, 2] + [layout[0, 1], 1 - layout[1, 1]]])
+        return _Finish(Material(name, base, metallic, roughness), texture, layout, hidden)
+
+    def _dae(self, source: Any) -> _Finish:
+        base, alpha = _floats(source.baseColorFactor)
+        red, green, blue = (float(c) for c in srgb_to_linear(np.array(base)))
+        texture = self.files.pixels(source.baseColorTexture, keep_alpha=True)
+        return _Finish(Material(str(source.name or ""), (red, green, blue)), texture, None, alpha < FAINTEST)
+
+    def _simple(self, source: Any) -> _Finish:
+        """An OBJ's or PLY's material."""
+        if source.image is not None and source.image.size == (2, 2) and "file_path" not in source.image.info:
+            return _Finish(PLAIN_GREY)  # trimesh's stand-in for a material that the file does not have
+        base = srgb_to_linear(np.asarray(source.main_color, np.float64)[:3] / 255)
+        texture, layout = self.files.pixels(source.image, keep_alpha=True), None
+        if texture is not None:
+            base = np.ones(3)  # exporters write any Kd, even black, beside a texture
+            _, scale, offset = picture_options(source.image.info.get("file_path", ""))
+            if (scale, offset) != ((1.0, 1.0), (0.0, 0.0)):
+                layout = np.array([[scale[0], 0.0, offset[0]], [0.0, scale[1], offset[1]]])
+        elif self.files.missing and base.max() < BLACK:
+            base = np.array(PLAIN_GREY.base_color)  # black because its texture, which is missing, gave the colour
+        red, green, blue = (float(c) for c in base)
+        return _Finish(
+            Material(str(source.name or ""), (red, green, blue)), texture, layout, _transparent(source.kwargs)
+        )
+
+
+def _floats(factor: Any) -> tuple[tuple[float, float, float], float]:
+    """Colour and opacity of trimesh's four bytes; white and opaque where there are none."""
+    if factor is None:
+        return (1.0, 1.0, 1.0), 1.0
+    red, green, blue, alpha = (float(c) for c in (*(np.asarray(factor, np.float64) / 255), 1.0)[:4])
+    return (red, green, blue), alpha
+
+
+def _cutoff(value: Any) -> float:
+    return 0.5 if value is None else float(value)
+
+
+def _cut(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """The picture with its alpha scaled so that one half, where the renderer cuts, is where the file cuts."""
+    if picture.shape[2] < 4 or abs(factor - 1) < 1e-3:
+        return picture
+    cut = picture.copy()
+    cut[..., 3] = np.rint(np.minimum(picture[..., 3] * factor, 255)).astype(np.uint8)
+    return cut
+
+
+def _transparent(words: dict[str, Any]) -> bool:
+    """Whether an MTL hides a material. Where both are given, `d` counts: exporters disagree on what `Tr` means."""
+    for name, opaque in (("d", True), ("tr", False)):
+        try:
+            value = float(words[name][-1])
+        except (KeyError, IndexError, TypeError, ValueError):
+            continue
+        return (value if opaque else 1.0 - value) <= 0.0
+    return False

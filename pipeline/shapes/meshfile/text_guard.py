@@ -1,0 +1,108 @@
+"""OBJ, OFF, PLY and STL files before trimesh reads them: promises are checked, and what it would misread is mended."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.shapes.meshfile.files import check_count, decode_text
+
+MAX_NAMED = 256  # objects or groups, above which they are no parts: labels are bytes
+
+# The letters before it announce texture coordinates, colours or normals, which follow a vertex's position.
+OFF_MAGIC = re.compile(r"\s*(?:ST)?C?N?OFF(?![A-Z])", re.IGNORECASE)
+PLY_ELEMENT = re.compile(rb"^element\s+(\S+)\s+(\d+)", re.MULTILINE)
+STL_HEADER_BYTES, STL_FACE_BYTES = 84, 50
+
+
+def guard_obj(content: bytes) -> tuple[bytes, dict[str, Any], list[str]]:
+    """An OBJ as trimesh understands it, the options to read it with, and its lines that name material libraries.
+
+    trimesh counts negative indices from the end of the file instead of from where they stand, takes index 0 for the
+    first vertex, and knows no indented lines or comments behind numbers.
+    """
+    text = decode_text(content).replace("\r\n", "\n").replace("\r", "\n").replace("\\\n", " ").replace("\t", " ")
+    # each search of the whole text takes milliseconds, so it is made where a quick look finds a reason
+    if "\n " in text or "#" in text:
+        text = re.sub(r"(?m)^ +|^#.*$", "", text)
+    if "#" in text:
+        text = re.sub(r"(?m)^((?:v|vt|vn|f) [^#\n]*)#.*$", r"\1", text)
+    faces = text[text.find("\nf ") :]
+    if "-" in faces and re.search(r"(?m)^f [^\n]*[ /]-\d", faces):
+        text = _absolute(text)
+    if any(zero in faces for zero in (" 0 ", " 0/", " 0\n")) and re.search(r"(?m)^f [^\n]*(?<= )0(?=[/ \n])", faces):
+        raise MeshError("bad-index", "a face names vertex 0, which does not exist: they are counted from 1")
+    options: dict[str, Any] = {}
+    for letter, option in (("o", "split_objects"), ("g", "split_groups")):
+        names = set(re.findall(rf"(?m)^{letter} +(.*)$", text)) if f"\n{letter} " in text else ()
+        if 1 < len(names) <= MAX_NAMED:
+            options = {option: True}
+            break
+    libraries = [name.strip() for name in re.findall(r"(?m)^mtllib +(.*)$", text)]
+    return text.encode(), options, libraries
+
+
+def _absolute(text: str) -> str:
+    """The text with plain indices instead of those that count back from the last vertex read."""
+    counts = {"v": 0, "vt": 0, "vn": 0}
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        key, _, rest = line.partition(" ")
+        if key in counts:
+            counts[key] += 1
+        elif key == "f" and "-" in rest:
+            corners = [corner.split("/") for corner in rest.split()]
+            for corner in corners:
+                for place, total in enumerate(list(counts.values())[: len(corner)]):
+                    if corner[place].startswith("-"):
+                        index = total + 1 + int(corner[place])
+                        if index < 1:
+                            raise MeshError("bad-index", "a face counts back to before the first vertex")
+                        corner[place] = str(index)
+            lines[number] = "f " + " ".join("/".join(corner) for corner in corners)
+    return "\n".join(lines)
+
+
+def guard_off(content: bytes) -> bytes:
+    """An OFF with a magic word on a line of its own: ModelNet glues the counts to it.
+
+    Raises MeshError when it holds less than it promises, which trimesh takes for a smaller mesh.
+    """
+    text = re.sub(r"#[^\n]*", "", decode_text(content))
+    magic = OFF_MAGIC.match(text)
+    lines = [line for line in (text[magic.end() :] if magic else text).splitlines() if line and not line.isspace()]
+    try:
+        num_vertices, num_faces = (int(word) for word in lines[0].split()[:2])
+    except (IndexError, ValueError):
+        words = "it is no OFF file: no numbers of vertices and faces at its start"
+        raise MeshError("unreadable", words) from None
+    if num_vertices < 0 or num_faces < 0 or len(lines) - 1 < num_vertices + num_faces:
+        words = f"it promises {num_vertices} vertices and {num_faces} faces and has {len(lines) - 1} lines: cut off?"
+        raise MeshError("unreadable", words)
+    check_count(num_faces)
+    faces = [line.split() for line in lines[1 + num_vertices : 1 + num_vertices + num_faces]]
+    if any(len(face) <= int(face[0]) for face in faces):
+        raise MeshError("unreadable", "a face has fewer corners than its line says")
+    return "\n".join(["OFF", *lines]).encode()
+
+
+def promised_faces(content: bytes) -> int:
+    """Of a PLY. Raises MeshError for counts that so few bytes cannot hold."""
+    header, end, _ = content[: 1 << 16].partition(b"end_header")
+    counts = {name: int(count) for name, count in PLY_ELEMENT.findall(header.replace(b"\r", b"\n"))}
+    if end and sum(counts.values()) > len(content) - len(header):
+        raise MeshError("unreadable", f"it promises {max(counts.values())} rows in {len(content)} bytes: cut off?")
+    check_count(counts.get(b"face", 0))
+    return counts.get(b"face", 0)
+
+
+def guard_stl(content: bytes) -> None:
+    """Raise MeshError for an STL that is neither text nor as long as its header says."""
+    promised = int.from_bytes(content[80:84], "little")
+    whole = len(content) >= STL_HEADER_BYTES and len(content) == STL_HEADER_BYTES + promised * STL_FACE_BYTES
+    text = content.lstrip()[:5].lower() == b"solid"
+    if whole:
+        check_count(promised)
+    elif not text or b"endsolid" not in content[-4096:].lower():
+        raise MeshError("unreadable", f"it is no whole STL file of {promised} triangles, nor a text one: cut off?")

@@ -1,0 +1,51 @@
+"""ReCon's feature pipeline, trainer and point-cloud kernels, under one name.
+
+    from recon import FeatureStore, load_model
+    from recon.kernels import knn_points
+
+The folders `pipeline`, `trainer`, `kernels` and `data_manifests` stand beside this one in a checkout and are linked
+here; a wheel holds them here. What this module offers is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recon.pipeline.flow.manifest import Manifest as Manifest
+    from recon.pipeline.flow.manifest import list_shapes as list_shapes
+    from recon.pipeline.flow.manifest import load_manifest as load_manifest
+    from recon.pipeline.shapes.meshfile import load_mesh as load_mesh
+    from recon.pipeline.shapes.sample import sample_points as sample_points
+    from recon.pipeline.store import FeatureStore as FeatureStore
+    from recon.pipeline.teachers import TeacherSpec as TeacherSpec
+    from recon.pipeline.teachers import load_teacher as load_teacher
+    from recon.trainer.checkpoint import load_model as load_model
+    from recon.trainer.config import DataConfig as DataConfig
+    from recon.trainer.data import load_dataset as load_dataset
+
+_HOME = {
+    "DataConfig": "recon.trainer.config",
+    "FeatureStore": "recon.pipeline.store",
+    "Manifest": "recon.pipeline.flow.manifest",
+    "TeacherSpec": "recon.pipeline.teachers",
+    "list_shapes": "recon.pipeline.flow.manifest",
+    "load_dataset": "recon.trainer.data",
+    "load_manifest": "recon.pipeline.flow.manifest",
+    "load_mesh": "recon.pipeline.shapes.meshfile",
+    "load_model": "recon.trainer.checkpoint",
+    "load_teacher": "recon.pipeline.teachers",
+    "sample_points": "recon.pipeline.shapes.sample",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'recon' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
