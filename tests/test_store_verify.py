@@ -17,7 +17,9 @@ import pytest
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.keeping.verify import Report, mend, recompute, verify, verify_path
+from recon.pipeline.execution.recompute import recompute
+from recon.pipeline.keeping.mend import mend
+from recon.pipeline.keeping.verify import Report, verify, verify_path
 from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.lock import hold

@@ -11,11 +11,11 @@ import pytest
 
 from recon.pipeline.commands import cli
 from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.manifest import settled as settle
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import load_teacher
 from recon.pipeline.teachers.listing import list_teacher
-from recon.pipeline.teachers.precision import settle
 from tests.conftest import MANIFEST
 from tests.machines import fake_cpu, fake_gpu
 from tests.teacher_models import spec

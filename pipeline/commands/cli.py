@@ -83,16 +83,15 @@ class Run:
         """Open what the options name, run the stages, say what was done; exits with the command's status."""
         set_thread_variables()  # before numpy and torch start their threads
         from recon.pipeline.execution.opening import open_executor
-        from recon.pipeline.flow.manifest import list_shapes, load_manifest
+        from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
         from recon.pipeline.flow.run import Flow, load_models, summary
         from recon.pipeline.store.session import writing
-        from recon.pipeline.teachers.precision import settle
 
         settings = load_manifest(self.manifest)
         list_shapes(settings, self.root)  # a wrong root must not leave an empty store behind
         shard = parse_shard(self.shard)
         if teachers or what == "caption":  # nor should a mistyped teacher come to light after hours of rendering
-            settings, notes = settle(settings, self.store)
+            settings, notes = settled(settings, self.store)
             say(notes)
             load_models(settings, teachers)
         progress = StageProgress()

@@ -26,14 +26,13 @@ def teachers(manifest: SpecsOption = None, search: SearchOption = "", as_json: J
     Exit status 1 when one of the manifest's cannot be used.
     """
     set_thread_variables()
-    from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.flow.manifest import load_manifest, settled
 
     settings = load_manifest(manifest) if manifest else None
     from recon.pipeline.teachers.listing import DEMO, Known, list_teacher
     from recon.pipeline.teachers.listing import search as search_known
-    from recon.pipeline.teachers.precision import settle
 
-    specs = settle(settings, None)[0].features.teachers if settings else ()
+    specs = settled(settings, None)[0].features.teachers if settings else ()
 
     known: list[Known] = search_known(search) if search else []
     shipped = () if any(spec.model == DEMO.model for spec in specs) else (DEMO,)

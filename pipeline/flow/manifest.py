@@ -22,7 +22,9 @@ from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.layouts import AnySource
 from recon.pipeline.sources.openshape import OpenShapeSource, StoredFeatures
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.origin import Origin
 from recon.pipeline.teachers import TeacherSpec
+from recon.pipeline.teachers.precision import settle
 
 
 class FeatureRecipe(Strict):
@@ -169,6 +171,18 @@ def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
             item.uid, manifest.name, item.category, split, item.source, item.fingerprint, item.captions
         )
     return list(shapes.values())
+
+
+def settled(manifest: Manifest, store: Path | None) -> tuple[Manifest, list[str]]:
+    """The manifest with its teachers' precision decided, and what to tell of that; see `precision.settle`."""
+    teachers, notes = settle(manifest.features.teachers, store, manifest.name)
+    features = manifest.features.model_copy(update={"teachers": teachers})
+    return manifest.model_copy(update={"features": features}), notes
+
+
+def origin_of(manifest: Manifest, root: Path | None) -> Origin:
+    """UserError when the manifest reads files and no root is given."""
+    return Origin(manifest.source, root_of(manifest, root))
 
 
 def root_of(manifest: Manifest, root: Path | None) -> Path:

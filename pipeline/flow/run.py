@@ -17,7 +17,8 @@ from recon.pipeline.execution.engine import ROW_SECONDS, StageResult, run_stage
 from recon.pipeline.execution.executor import Executor, InProcess
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
-from recon.pipeline.flow.manifest import Manifest, list_shapes
+from recon.pipeline.flow.caption_tables import CaptionTables
+from recon.pipeline.flow.manifest import Manifest, list_shapes, origin_of, settled
 from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
@@ -30,19 +31,16 @@ from recon.pipeline.stages import (
     TextTargets,
     captioner_of,
     mesh_rows,
-    origin_of,
     prompt_rows,
     shape_rows,
     teacher_of,
     with_upstream,
 )
-from recon.pipeline.stages.caption_tables import CaptionTables
 from recon.pipeline.stages.imported import ImportedTargets, check_width
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
 from recon.pipeline.teachers import TeacherSpec, TextTeacher
-from recon.pipeline.teachers.precision import settle
 
 Progress = Callable[[str, int, int, int], None]
 
@@ -78,7 +76,7 @@ class Flow:
     begin: Callable[[str, StagePlan], None] = lambda stage, plan: None
 
     def __post_init__(self) -> None:
-        self.manifest, _ = settle(self.manifest, self.store.path)
+        self.manifest, _ = settled(self.manifest, self.store.path)
         self._listed: list[Row] | None = None
         self._meshed: list[Row] | None = None
         self._results: dict[str, StageResult] = {}

@@ -17,8 +17,6 @@ from pathlib import Path
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import one_line
-from recon.pipeline.execution.recompute import Recomputed as Recomputed
-from recon.pipeline.execution.recompute import recompute as recompute
 from recon.pipeline.keeping.layout import Layout, MissingColumn, compare_rows, misfit, names_in, read_layout
 from recon.pipeline.keeping.mend import log_lines
 from recon.pipeline.keeping.mend import mend as mend

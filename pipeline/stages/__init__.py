@@ -10,7 +10,7 @@ from recon.pipeline.stages.captions import (
     text_rows,
 )
 from recon.pipeline.stages.meshes import Meshes
-from recon.pipeline.stages.origin import Origin, origin_of
+from recon.pipeline.stages.origin import Origin
 from recon.pipeline.stages.points import PointClouds
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.stages.targets import ImageTargets, finite_block, teacher_of
@@ -32,7 +32,6 @@ __all__ = [
     "captioner_of",
     "finite_block",
     "mesh_rows",
-    "origin_of",
     "prompt_rows",
     "shape_rows",
     "teacher_of",

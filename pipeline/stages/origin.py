@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from recon.pipeline.execution.stage import Row
-from recon.pipeline.flow.manifest import Manifest, root_of
 from recon.pipeline.shapes.cloud import Cloud
 from recon.pipeline.shapes.mesh import Mesh
 from recon.pipeline.sources.layouts import AnySource
@@ -29,8 +28,3 @@ class Origin:
 
     def cloud(self, row: Row) -> Cloud:
         return self.source.cloud(self.root, row.source)
-
-
-def origin_of(manifest: Manifest, root: Path | None) -> Origin:
-    """UserError when the manifest reads files and no root is given."""
-    return Origin(manifest.source, root_of(manifest, root))

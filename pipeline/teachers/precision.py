@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recon.pipeline.base.precision import computes_bfloat16, emulation
-from recon.pipeline.flow.manifest import Manifest
 from recon.pipeline.teachers import TeacherSpec, device_of
 
 _NO_MATTER = ("name", "precision", "device")  # of a label, to the question whether two teachers are one
 
 
-def settle(manifest: Manifest, store: Path | None) -> tuple[Manifest, list[str]]:
-    """The manifest with its teachers' precision decided, and what the user should read about it, a line each.
+def settle(specs: Sequence[TeacherSpec], store: Path | None, dataset: str) -> tuple[tuple[TeacherSpec, ...], list[str]]:
+    """The teachers of a data set with their precision decided, and what the user should read about it, a line each.
 
     auto is what the store holds the teacher's features in, if it does; else what the teacher's device computes in. A
     teacher whose GPU is not there keeps its auto: loading it is what fails.
     """
     settled, notes = [], []
-    for spec in manifest.features.teachers:
+    for spec in specs:
         if spec.precision in ("auto", "bf16") and (device := _device(spec)):
-            held = _held(spec, device, store, manifest.name) if store and spec.precision == "auto" else None
+            held = _held(spec, device, store, dataset) if store and spec.precision == "auto" else None
             taken = spec.model_copy(update={"precision": held}) if held else decided(spec, device)
             notes += _note(spec, taken, device)
             settled.append(taken)
         else:
             settled.append(spec)
-    features = manifest.features.model_copy(update={"teachers": tuple(settled)})
-    return manifest.model_copy(update={"features": features}), notes
+    return tuple(settled), notes
 
 
 def decided(spec: TeacherSpec, device: str) -> TeacherSpec:
