@@ -30,7 +30,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from recon.pipeline.base.machine import cores, processor  # noqa: E402
-from recon.pipeline.stages import FactCaptions, PointClouds, TextTargets  # noqa: E402
+from recon.pipeline.caption.facts import FactCaptions  # noqa: E402
+from recon.pipeline.stages.points import PointClouds  # noqa: E402
+from recon.pipeline.stages.text import TextTargets  # noqa: E402
 from recon.pipeline.store import FeatureStore  # noqa: E402
 from recon.pipeline.store.prompts import class_prompts  # noqa: E402
 from recon.pipeline.store.receipts import Receipt  # noqa: E402

@@ -43,10 +43,12 @@ from recon.pipeline.execution.engine import run_stage
 from recon.pipeline.execution.executor import InProcess, Processes
 from recon.pipeline.execution.planning import plan_stage
 from recon.pipeline.execution.stage import Row, Stage
+from recon.pipeline.flow.listing import register
 from recon.pipeline.flow.manifest import load_manifest
-from recon.pipeline.flow.run import Flow, register
+from recon.pipeline.flow.run import Flow
 from recon.pipeline.procedural import CATEGORIES
-from recon.pipeline.stages import ImageTargets, mesh_rows, prompt_rows, teacher_of
+from recon.pipeline.stages.rows import mesh_rows, prompt_rows
+from recon.pipeline.stages.targets import ImageTargets, teacher_of
 from recon.pipeline.store import FeatureStore, receipts
 from recon.pipeline.store.receipts import Receipt
 
@@ -90,14 +92,14 @@ def write_manifest(folder: Path, num_shapes: int, **settings: Any) -> Path:
 
 def fabricate(flow: Flow) -> None:
     """Receipts of every stage for all of a flow's shapes, and the columns that other stages read back."""
-    register(flow.store, flow.shapes)
+    register(flow.store, flow.manifest.name, flow.shapes, whole=True)
     with mock.patch.object(receipts, "write_atomically", _write_plainly):
         for entry in flow.stages():
             stage, rows = entry.stage, entry.rows
             key = digest_of(stage.recipe)
             group = flow.store.require_key(stage.kind, key, stage.recipe, stage.columns, stage.attributes)
             if stage.kind == "text":
-                flow.store.append_prompts(key, flow._prompts())
+                flow.store.append_prompts(key, flow.prompts())
                 rows = prompt_rows(flow.store.prompts(key))
             _fill(flow.store, stage, group, len(rows))
             _sign(flow.store, stage, key, rows)
@@ -218,7 +220,7 @@ def plan_once(scope: str, manifest: Path, path: Path) -> dict[str, Any]:
         rows = flow._registered_rows()
         read = time.monotonic()
         rows = flow._up_to_date(meshes, rows)
-        rows = mesh_rows(flow.store, meshes, rows) if rows else flow._registered_rows()
+        rows = mesh_rows(flow.store, digest_of(meshes.recipe), rows) if rows else flow._registered_rows()
         digests = time.monotonic()
         planned = plan_stage(flow.store, views, rows)
         now = time.monotonic()

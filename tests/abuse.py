@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = {"os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0}
 _SIZES = struct.Struct("<qq")  # operations so far, length of the text after it
 SMALL_SHARDS = {
-    "Meshes": 4,
-    "PointClouds": 4,
-    "RenderedViews": 4,
-    "FactCaptions": 8,
-    "ImageTargets": 4,
-    "TextTargets": 64,
+    "stages.meshes:Meshes": 4,
+    "stages.points:PointClouds": 4,
+    "stages.views:RenderedViews": 4,
+    "caption.facts:FactCaptions": 8,
+    "stages.targets:ImageTargets": 4,
+    "stages.text:TextTargets": 64,
 }
 
 
@@ -49,23 +50,24 @@ def write_manifest(folder: Path, shapes: int = 4) -> Path:
 
 def cut_small() -> None:
     """Shards of a few rows in this process and its forks, so that a dozen shapes make many. Digests do not show it."""
-    from recon.pipeline import stages
-
     for name, rows in SMALL_SHARDS.items():
-        getattr(stages, name).shard_rows = rows
+        _stage(name).shard_rows = rows
 
 
 @contextmanager
 def shards_uncut() -> Iterator[None]:
     """Takes `cut_small` back in the end."""
-    from recon.pipeline import stages
-
-    before = {name: getattr(stages, name).shard_rows for name in SMALL_SHARDS}
+    before = {name: _stage(name).shard_rows for name in SMALL_SHARDS}
     try:
         yield
     finally:
         for name, rows in before.items():
-            getattr(stages, name).shard_rows = rows
+            _stage(name).shard_rows = rows
+
+
+def _stage(name: str) -> Any:
+    module, _, called = name.partition(":")
+    return getattr(import_module(f"recon.pipeline.{module}"), called)
 
 
 def digests(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from recon.pipeline.caption.attributes import best_word, directions, mean_direction
+from recon.pipeline.caption.directions import best_word, directions, mean_direction
 
 finite = st.floats(-4, 4, width=32)
 views = arrays(np.float32, st.tuples(st.integers(1, 4), st.just(5)), elements=finite)

@@ -13,8 +13,8 @@ pytest.importorskip("transformers", reason="the extra `captioner` is not install
 import torch
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.caption.captioner import CPU_BATCH, TOP_P, Captioner, _Draw
-from recon.pipeline.caption.tables import CaptionerTable
+from recon.pipeline.caption.captioner import CaptionerTable
+from recon.pipeline.caption.image_to_text import CPU_BATCH, TOP_P, Captioner, _Draw
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.teachers.batches import BatchSize
 from tests.miniature_meshes import message

@@ -337,5 +337,5 @@ def test_clouds_have_no_views_to_describe(place: Path, small_manifest: Path, mon
 
     monkeypatch.setattr(ProceduralSource, "has_meshes", property(lambda self: False))
     flow: Any = Flow(load_manifest(place / "m.toml"), None, FeatureStore.create(place / "clouds.zarr"))
-    with pytest.raises(UserError, match="captions 'tiny': kind 'captioner' needs meshes, and manifest 'small'"):
+    with pytest.raises(UserError, match="captions 'tiny': kind 'captioner' needs meshes, and layout 'procedural'"):
         flow.caption()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,13 @@ from recon.pipeline.execution.executor import InProcess, Processes
 from recon.pipeline.execution.opening import open_executor
 from recon.pipeline.execution.stage import Row
 from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.nodes import Plan
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.merge import merge
 from recon.pipeline.keeping.verify import verify_path
 from recon.pipeline.shapes.mesh import Mesh
-from recon.pipeline.stages import Origin, RenderedViews
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
 from recon.pipeline.store.session import writing
 from tests.abuse import cut_small, digests, receipts_in, shards_uncut
@@ -341,9 +344,12 @@ class Deadly(Origin):
 class DeadlyFlow(Flow):
     hangs: bool = False
 
-    @property
-    def _views(self) -> RenderedViews:
-        return RenderedViews(Deadly(self.manifest.source, Path(), "mug-0-00001", self.hangs), self.manifest.render)
+    @cached_property
+    def plan(self) -> Plan:
+        plan = super().plan
+        deadly = Deadly(self.manifest.source, Path(), "mug-0-00001", self.hangs)
+        plan.views = RenderedViews(deadly, self.manifest.render)
+        return plan
 
 
 @pytest.mark.parametrize(

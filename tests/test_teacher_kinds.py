@@ -19,7 +19,7 @@ from recon.pipeline.keeping.compare import compare
 from recon.pipeline.keeping.export import export
 from recon.pipeline.keeping.stats import statistics
 from recon.pipeline.keeping.verify import verify
-from recon.pipeline.stages import ImageTargets
+from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import load_teacher
 from recon.pipeline.teachers.listing import DEMO, list_teacher

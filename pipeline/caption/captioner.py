@@ -1,172 +1,204 @@
-"""Captioners from the transformers library: pictures in, one line of text a picture out."""
+"""Captions that a model writes of views."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
-from recon.pipeline.base.digests import canonical_json
+from recon.pipeline.base.digests import canonical_json, digest_of, row_seed
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.words import single_spaced
-from recon.pipeline.caption.tables import CaptionerTable
-from recon.pipeline.teachers.batches import BatchSize, in_batches
-from recon.pipeline.teachers.weights import weights_digest
-
-CPU_BATCH = 8
-GPU_BATCH = 64  # to begin with
-NUM_BEAMS = 3
-TOP_P = 0.9
-VERSION = 1  # of how captions are searched and drawn; raise it when that changes
-
-# What says where a model came from and who saved it, not what it does.
-_ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+from recon.pipeline.caption.directions import Floats, directions
+from recon.pipeline.caption.table import CaptionsTable, Keep, Name, Subject
+from recon.pipeline.caption.texts import VERSION
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.stages.targets import ImageTargets, clean_features, teacher_of
+from recon.pipeline.stages.text import TextTargets
+from recon.pipeline.stages.views import RenderedViews
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
+from recon.pipeline.store.shards import read_rows
+from recon.pipeline.teachers import TextTeacher
 
 
-class Captioner:
-    """A frozen image-to-text model. The same picture, seed and recipe give one caption; of GPUs see `BatchSize`."""
+class CaptionerTable(CaptionsTable):
+    """Captions that a model of the transformers library writes of views; needs the extra `captioner`."""
 
-    def __init__(self, table: CaptionerTable, device: str = "cpu") -> None:
-        self._table = table
-        self._device = torch.device(device)
-        self._processor, self._model = _load(table)
-        self._model.eval().requires_grad_(False)
-        self._digest = weights_digest(self._model.state_dict())
-        self._model.to(self._device)
-        self._batch = BatchSize(self._device, CPU_BATCH, GPU_BATCH)
+    kind: Literal["captioner"]
+    name: Name = "captioner"
+    model: str = Field(min_length=1)
+    """A name on the hub, or a folder (beside the manifest) with the model, its processor and safetensors weights."""
+    views: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Which views of the preset; none named: all."""
+    num: int = Field(default=1, ge=1, le=32)
+    """Captions a view: the first by beam search, the others drawn."""
+    seed: int = 0
+    prompt: str = ""
+    """What every caption begins with."""
+    max_new_tokens: int = Field(default=30, ge=1, le=1024)
+    rerank: str | None = None
+    """A teacher as in "attributes": captions that fit their view best come first."""
+    keep: Keep = 4
+    """So many a shape, the best ones; the rest is stored as rejected."""
+
+    def resolved(self, folder: Path) -> Self:
+        """The table with a model that lies under `folder`, the manifest's, named by its path."""
+        lies_there = (folder / self.model).is_dir()
+        return self.model_copy(update={"model": str(folder / self.model)}) if lies_there else self
+
+    @field_validator("views")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a view is named twice")
+        return value
+
+    teacher_field: ClassVar[str] = "rerank"
 
     @property
-    def digest(self) -> str:
-        """Of the weights."""
-        return self._digest
+    def after(self) -> str:
+        """See `CaptionsTable.after`."""
+        return f"targets {self.rerank}" if self.rerank else "views"
 
-    def recipe(self) -> dict[str, Any]:
-        """Everything about the model that decides the captions, as JSON values."""
-        search = {"num_beams": NUM_BEAMS, "top_p": TOP_P, "version": VERSION}
-        return {
-            "architecture": _plain(self._model.config.to_diff_dict()),
-            "generation": _plain(self._model.generation_config.to_diff_dict()),
-            "weights": self._digest,
-            "pictures": _plain(self._processor.image_processor.to_dict()),
-            "tokenizer": _tokenizer_digest(self._processor.tokenizer),
-            "search": search,
-            "prompt": self._table.prompt,
-            "max_new_tokens": self._table.max_new_tokens,
-        }
+    def load(self) -> None:
+        """See `CaptionsTable.load`."""
+        captioner_of(self)
 
-    def write(self, pictures: NDArray[np.uint8], seeds: Sequence[int] | None) -> list[str]:
-        """[B, H, W, 3] sRGB -> B captions: by beam search, or with a seed a picture drawn from the likeliest words."""
-
-        def run(rows: range) -> list[str]:
-            part = pictures[rows.start : rows.stop]
-            blank = np.full((len(rows) - len(part), *part.shape[1:]), 255, np.uint8)
-            numbers = None if seeds is None else [*seeds[rows.start : rows.stop], *[0] * len(blank)]
-            return self._pass([*part, *blank], numbers)
-
-        whose = f"captions {self._table.name!r}"
-        return in_batches(whose, len(pictures), self._batch, lambda start, rows: range(start, start + rows), run)
-
-    def _pass(self, pictures: list[NDArray[np.uint8]], seeds: Sequence[int] | None) -> list[str]:
-        words = {"text": [self._table.prompt] * len(pictures)} if self._table.prompt else {}
-        inputs = self._processor(images=pictures, **words, return_tensors="pt").to(self._device)
-        options: dict[str, Any] = {"do_sample": False, "max_new_tokens": self._table.max_new_tokens}
-        if seeds is None:
-            options["num_beams"] = NUM_BEAMS
-        else:
-            options |= {"num_beams": 1, "logits_processor": [_Draw(seeds)]}
-        with _quiet():
-            tokens = self._model.generate(**inputs, **options)
-        lines: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
-        return [single_spaced(line) for line in lines]
-
-
-class _Draw:
-    """Makes a greedy search draw each next token from the likeliest ones, a row by its own seed.
-
-    The largest of log-probabilities with Gumbel noise is a draw from the distribution. Torch's own sampling takes one
-    generator for the batch, so a row's draw would hang on where in the batch it stands.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._seeds = seeds
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """[B, L] tokens so far, [B, V] logits -> [B, V]; the likeliest tokens that make up TOP_P keep a chance."""
-        likely, order = scores.float().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
-        before = likely.exp().cumsum(-1) - likely.exp()
-        likely = likely.masked_fill(before >= TOP_P, -torch.inf)
-        noise = np.stack(
-            [np.random.default_rng((seed, input_ids.shape[1])).gumbel(size=scores.shape[1]) for seed in self._seeds]
-        )
-        drawn = likely + torch.from_numpy(noise).to(likely)
-        return torch.full_like(drawn, -torch.inf).scatter(1, order, drawn)
-
-
-def _load(table: CaptionerTable) -> tuple[Any, Any]:
-    """The processor and the model in float32. Only safetensors are read: other weights are pickles."""
-    try:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-    except ImportError as error:
-        raise UserError(
-            f"captions {table.name!r}: a captioner needs the transformers library: pip install recon[captioner]"
-        ) from error
-    local = Path(table.model).is_dir()
-    if local and not any(Path(table.model).glob("*.safetensors")):
-        raise UserError(f"captions {table.name!r}: {table.model} holds no .safetensors weights; save them as such")
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    find_processor: Any = AutoProcessor.from_pretrained
-    try:
-        with _quiet():
-            processor = find_processor(table.model, **options)
-            model = AutoModelForImageTextToText.from_pretrained(
-                table.model, **options, use_safetensors=True, dtype=torch.float32
+    def stage(self, subject: Subject) -> ModelCaptions:
+        """See `CaptionsTable.stage`."""
+        views = subject.views
+        if self.views and max(self.views) >= views.num_views:
+            raise UserError(
+                f"captions {self.name!r}: there is no view {max(self.views)}: preset {views.config.preset!r} "
+                f"has 0 to {views.num_views - 1}"
             )
-    except Exception as error:  # transports, formats and architectures raise what they like
-        what = "cannot load the captioner saved in" if local else "cannot fetch the captioner"
-        mend = "" if local else "; offline, name the folder of a saved one as `model`"
-        reason = single_spaced(str(error).splitlines()[0] if str(error).strip() else type(error).__name__)
-        raise UserError(f"captions {table.name!r}: {what} {table.model}: {reason}{mend}") from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise UserError(f"captions {table.name!r}: {table.model} does not turn pictures into text; name a captioner")
-    return processor, model
+        recipe = canonical_json(captioner_of(self).recipe())
+        return ModelCaptions(self, views, recipe, *(subject.one_space(self.name, self.rerank) if self.rerank else ()))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's progress bars and advice, which would mix with this program's own."""
-    from transformers.utils import logging as logs
+@dataclass(frozen=True)
+class ModelCaptions:
+    """What a captioner writes of views; where a teacher ranks them, the best first."""
 
-    library: Any = logs
-    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity(logging.ERROR)
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(level)
-        if bars:
-            library.enable_progress_bar()
+    table: CaptionerTable
+    views: RenderedViews
+    captioner_recipe: str
+    """Canonical JSON: it needs the weights, so it is read once, in the parent."""
+    images: ImageTargets | None = None
+    text: TextTargets | None = None
+    """The teacher that ranks."""
+    kind = "captions"
+    gpu = True
+    lanes = 0
+    shard_rows = 32
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """Views that are looked at."""
+        return self.table.views or tuple(range(self.views.num_views))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the manifest called the model; the recipe says what it is."""
+        model = json.loads(self.captioner_recipe)["weights"]
+        path = Path(self.table.model)
+        name = path.name if path.is_absolute() else self.table.model  # the rest of it is this machine's
+        return {"source": "captioner", "name": name, "model": model, "seed": self.table.seed}
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        num = (len(self.chosen) * self.table.num,)
+        score = (Column("score", num, "float32"),) if self.text else ()
+        return Column("caption", num, "str"), Column("view", num, "int16"), *score, Column("kept", num, "bool")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        recipe = {
+            "stage": "captions",
+            "version": VERSION,
+            "source": "captioner",
+            "views": digest_of(self.views.recipe),
+            "captioner": json.loads(self.captioner_recipe),
+            "chosen": list(self.chosen),
+            "num": self.table.num,
+            "keep": self.table.keep,
+            "seed": self.table.seed,
+        }
+        if self.images and self.text:
+            recipe |= {"targets": digest_of(self.images.recipe), "text": digest_of(self.text.recipe)}
+        return recipe
+
+    def by_content(self, lane: int) -> bool:
+        return self.table.num == 1  # further captions are drawn from seeds of the uid
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        recipe = self.recipe
+        rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
+        pictures = read_rows(store, rgb, [row.index for row in rows])[:, list(self.chosen)]
+        flat = pictures.reshape(-1, *pictures.shape[2:])
+        captioner = captioner_of(self.table)
+        drafts = [captioner.write(flat, None)]
+        for draw in range(1, self.table.num):
+            drafts.append(
+                captioner.write(flat, [row_seed(key, row.name, view, draw) for row in rows for view in self.chosen])
+            )
+        by_row = np.array(drafts, dtype=object).T.reshape(len(rows), -1)
+        views = np.repeat(np.array(self.chosen, np.int16), self.table.num)
+        scores = self._scores(clean_features(store, recipe["targets"], rows), by_row, views) if self.text else None
+        names = [column.name for column in self.columns]
+        place = {row.index: at for at, row in enumerate(rows)}
+
+        def one(row: Row) -> tuple[Any, ...]:
+            at = place[row.index]
+            return self._ranked(by_row[at].tolist(), views, None if scores is None else scores[at])
+
+        return each_row(rows, names, one)
+
+    def _scores(self, feat: NDArray[Any], captions: NDArray[Any], views: NDArray[np.int16]) -> Floats:
+        """[R, C] cosines of captions with what the teacher saw in their view; `feat` [R, V, D] has every view."""
+        assert self.text is not None
+        distinct = sorted(set(captions.ravel().tolist()))
+        teacher = cast(TextTeacher, teacher_of(self.text.teacher))
+        words = dict(zip(distinct, directions(teacher.embed_texts(distinct)), strict=True))
+        seen = directions(feat[:, views])
+        return np.array(
+            [
+                [float(np.dot(words[text], image)) for text, image in zip(lines, images, strict=True)]
+                for lines, images in zip(captions, seen, strict=True)
+            ]
+        )
+
+    def _ranked(self, captions: list[str], views: NDArray[np.int16], scores: Floats | None) -> tuple[Any, ...]:
+        """One row's columns: best first, the first `keep` different ones kept."""
+        order = list(range(len(captions)))
+        if scores is not None:
+            order.sort(key=lambda i: -scores[i])
+        kept: dict[str, bool] = {}
+        told = []
+        for i in order:
+            first = bool(captions[i]) and captions[i] not in kept and len(kept) < self.table.keep
+            if first:
+                kept[captions[i]] = True
+            told.append(first)
+        ranks = () if scores is None else (scores[order].astype(np.float32),)
+        return [captions[i] for i in order], views[order], *ranks, np.array(told)
 
 
-def _plain(value: Any) -> Any:
-    """A configuration as JSON values, without where it came from."""
-    if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items() if name not in _ORIGIN}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    plain = value is None or isinstance(value, str | int | bool) or (isinstance(value, float) and np.isfinite(value))
-    return value if plain else str(value)
+@lru_cache(maxsize=1)
+def captioner_of(table: CaptionerTable, device: str = "auto") -> Any:
+    """The process's one copy of a captioner."""
+    import torch
 
+    from recon.pipeline.caption.image_to_text import Captioner  # the library takes seconds to import
 
-def _tokenizer_digest(tokenizer: Any) -> str:
-    content = [sorted(tokenizer.get_vocab().items()), _plain(tokenizer.special_tokens_map)]
-    if getattr(tokenizer, "is_fast", False):  # the whole of it: how text is cut up too
-        content.append(tokenizer.backend_tokenizer.to_str())
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)  # workers share the cores, and other thread counts round differently
+    return Captioner(table, device)

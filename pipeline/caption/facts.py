@@ -1,11 +1,71 @@
-"""What can be said of a shape without a model: the article a word wants, and sentences from a shape's facts."""
+"""Captions from what a shape knows of itself: sentences from the facts of embedded shapes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.words import article
+from recon.pipeline.caption.table import CaptionsTable, Name, Subject
+from recon.pipeline.caption.texts import VERSION, filled
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.store.columns import read_column
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
+
+NUM_FACTS = 4  # `describe` writes no more
+
+
+class FactsTable(CaptionsTable):
+    """What a procedural shape knows of itself; nothing for plain files."""
+
+    kind: Literal["facts"]
+    name: Name = "facts"
+
+    @property
+    def after(self) -> str:
+        """See `CaptionsTable.after`."""
+        return "meshes"
+
+    def stage(self, subject: Subject) -> FactCaptions:
+        """See `CaptionsTable.stage`."""
+        return FactCaptions(subject.origin)
+
+
+@dataclass(frozen=True)
+class FactCaptions:
+    """From what a mesh's source knows of it; nothing for a plain file."""
+
+    origin: Origin
+    kind = "captions"
+    gpu = False
+    attributes: ClassVar[dict[str, Any]] = {"source": "facts"}
+    lanes = 0
+    shard_rows = 1024
+    columns = (Column("caption", (NUM_FACTS,), "str"),)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        meshes = digest_of(Meshes(self.origin).recipe)
+        return {"stage": "captions", "version": VERSION, "source": "facts", "meshes": meshes}
+
+    def by_content(self, lane: int) -> bool:
+        return False  # cheaper than looking for a twin
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        group = store.kind_group("meshes", self.recipe["meshes"])
+        facts = read_column(group, "facts", rows[-1].index + 1)
+
+        def one(row: Row) -> tuple[list[str]]:
+            lines = describe(json.loads(facts[row.index]) if facts[row.index] else {})
+            return (filled(lines, NUM_FACTS),)
+
+        return each_row(rows, ["caption"], one)
 
 
 def describe(facts: Mapping[str, Any]) -> list[str]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recon.pipeline.base.wording import some
-from recon.pipeline.caption.files import read_captions
-from recon.pipeline.caption.tables import FileTable
 from recon.pipeline.flow.manifest import Manifest, list_shapes, root_of
 
 SHOWN = 20  # missing files that a report names; it counts them all
@@ -57,11 +55,9 @@ def check(manifest: Manifest, root: Path | None) -> Report:
         for split in sorted(splits.keys() | manifest.expected.keys())
         if manifest.expected and splits[split] != manifest.expected.get(split, 0)
     ]
-    captioned = {
-        table.name: len(read_captions(where / table.path, {shape.uid for shape in shapes}).captions)
-        for table in manifest.captions or ()
-        if isinstance(table, FileTable)
-    }
+    uids = {shape.uid for shape in shapes}
+    counts = {table.name: table.count(where, uids) for table in manifest.captions or ()}
+    captioned = {name: count for name, count in counts.items() if count is not None}
     return Report(
         dataset=manifest.name,
         root=str(where) if manifest.source.reads_files else "",

@@ -15,12 +15,12 @@ from pydantic import BaseModel, Field, ValidationError
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.settings import Strict
 from recon.pipeline.base.wording import nearest
-from recon.pipeline.caption.tables import AnyCaptions, CaptionerTable, teacher_named
+from recon.pipeline.caption.kinds import AnyCaptions
 from recon.pipeline.caption.templates import RELEASE, templates_of
 from recon.pipeline.rendering.render import RenderConfig
 from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.layouts import AnySource
-from recon.pipeline.sources.openshape import OpenShapeSource, StoredFeatures
+from recon.pipeline.sources.openshape import StoredFeatures
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.teachers import TeacherSpec
@@ -122,7 +122,7 @@ def load_manifest(path: Path) -> Manifest:
     stored = [item.name for item in manifest.features.stored]
     if len({*names, *stored}) < len(names) + len(stored):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
-    if stored and not isinstance(manifest.source, OpenShapeSource):
+    if stored and not manifest.source.has_features:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )
@@ -137,7 +137,7 @@ def _with_paths(manifest: Manifest, folder: Path) -> Manifest:
         prompts = str(folder / prompts)
         templates_of(prompts)
     if tables is not None:
-        tables = tuple(table.resolved(folder) if isinstance(table, CaptionerTable) else table for table in tables)
+        tables = tuple(table.resolved(folder) for table in tables)
     teachers = tuple(spec.resolved(folder.absolute()) for spec in manifest.features.teachers)
     features = manifest.features.model_copy(update={"teachers": teachers})
     return manifest.model_copy(update={"class_prompts": prompts, "captions": tables, "features": features})
@@ -149,13 +149,10 @@ def _check_captions(path: Path, manifest: Manifest, teachers: list[str]) -> None
         if table.name in names:
             raise UserError(f"{path}: field 'captions.{number}.name': there is another {table.name!r}; rename one")
         names.add(table.name)
-        teacher = teacher_named(table)
+        teacher = table.teacher_named
         if teacher is not None and teacher not in teachers:
-            field = "teacher" if table.kind == "attributes" else "rerank"
-            raise UserError(
-                f"{path}: field 'captions.{number}.{field}': no teacher {teacher!r}{nearest(teacher, teachers)}; "
-                f"there are {', '.join(teachers)}"
-            )
+            hint = f"no teacher {teacher!r}{nearest(teacher, teachers)}; there are {', '.join(teachers)}"
+            raise UserError(f"{path}: field 'captions.{number}.{table.teacher_field}': {hint}")
 
 
 def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:

@@ -106,6 +106,8 @@ def merge(out: Path, parts: Sequence[Path], progress: Progress = lambda done, to
             for receipt in _copy_key(merged, stores, plan):
                 counts.append((sum(receipt.ok), len(receipt.failed)) if receipt else None)
                 progress(len(counts), total)
+        for name, rows in _merge_listed(stores, origin).items():
+            merged.list_rows(name, rows, whole=True)
         for name, kind, key, teacher in refs:
             merged.write_ref(name, kind, key, teacher)
         for name, several in templates.items():
@@ -170,6 +172,15 @@ def _merge_refs(stores: Sequence[FeatureStore]) -> list[tuple[str, str, str, str
                     )
                 found[ref.name, kind, key, name.partition("/")[2] or None] = None
     return list(found)
+
+
+def _merge_listed(stores: Sequence[FeatureStore], origin: _Origin) -> dict[str, list[int]]:
+    """Rows of the merged store that the parts' refs list, by ref."""
+    listed: dict[str, list[int]] = {}
+    for part, store in enumerate(stores):
+        for ref in list_refs(store):
+            listed.setdefault(ref.name, []).extend(origin.places(part)[store.rows(ref)].tolist())
+    return listed
 
 
 def _merge_templates(stores: Sequence[FeatureStore]) -> dict[str, tuple[str, ...]]:

@@ -59,6 +59,14 @@ class OpenShapeSource(Source):
     def has_clouds(self) -> bool:
         return True
 
+    @property
+    def has_features(self) -> bool:
+        return True
+
+    @property
+    def has_texts(self) -> bool:
+        return True
+
     def shapes(self, root: Path) -> list[Listed]:
         """List by list, in its order; the uid is "<dataset>/<group>/<id>". No shape is read."""
         folder(root, ", ".join(self.lists.values()))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from numpy.typing import NDArray
 from pydantic import model_validator
 
 from recon.pipeline.base.settings import Strict
@@ -76,6 +77,16 @@ class Source(Strict):
         """Whether shapes have ready-made points, which are taken instead of sampling the mesh."""
         return False
 
+    @property
+    def has_features(self) -> bool:
+        """Whether shapes' files hold features of pictures."""
+        return False
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether shapes' files hold texts."""
+        return False
+
     @abstractmethod
     def shapes(self, root: Path) -> list[Listed]:
         """Every shape that the lists name or that is there, in a fixed order."""
@@ -91,6 +102,14 @@ class Source(Strict):
     def cloud(self, root: Path, reference: str) -> Cloud:
         """The ready-made points of one shape, where `has_clouds`."""
         raise NotImplementedError(f"layout {self.layout!r} has no ready-made points")
+
+    def features(self, root: Path, reference: str, field: str) -> NDArray[Any]:
+        """[V, D] features of pictures from one shape's file, where `has_features`."""
+        raise NotImplementedError(f"layout {self.layout!r} has no features")
+
+    def texts(self, root: Path, reference: str) -> list[str]:
+        """Texts from one shape's file, where `has_texts`."""
+        raise NotImplementedError(f"layout {self.layout!r} has no texts")
 
     def recipe(self) -> dict[str, Any]:
         """What turns a reference into a mesh or cloud, for the store's keys; which shapes there are does not count."""

@@ -1,4 +1,4 @@
-"""What a data set's own files hold beside points: features of pictures, and texts. Taken over, not computed."""
+"""Features of pictures that a data set's own files hold: taken over, not computed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.shapes.mesh import MeshError
-from recon.pipeline.sources.openshape import OpenShapeSource, StoredFeatures
-from recon.pipeline.sources.source import Shape
-from recon.pipeline.stages.captions import filled
+from recon.pipeline.sources.openshape import StoredFeatures
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
@@ -53,10 +51,28 @@ class ImportedTargets:
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         return each_row(rows, ["feat"], lambda row: (self._feat(row.source),))
 
+    def check_width(self, references: Sequence[str]) -> None:
+        """UserError when the first file has features of another width: before every row is set aside for it.
+
+        A first file that cannot be read is left to the stage, which sets it aside.
+        """
+        if not references:
+            return
+        stored = self.stored
+        try:
+            feat = self.origin.source.features(self.origin.root, references[0], stored.field)
+        except MeshError:
+            return
+        if feat.shape[1] != stored.dim:
+            found = f"{stored.field} in {references[0]} is {feat.shape[1]} wide"
+            raise UserError(
+                f"field 'features.stored': {stored.name!r} has dim = {stored.dim}, {found}; set dim = {feat.shape[1]}"
+            )
+
     def _feat(self, reference: str) -> NDArray[np.float16]:
         """[views, dim] of one shape; MeshError for other widths, too few views and what float16 cannot hold."""
         stored = self.stored
-        feat = _source(self.origin).features(self.origin.root, reference, stored.field)
+        feat = self.origin.source.features(self.origin.root, reference, stored.field)
         if feat.shape[1] != stored.dim:
             words = f"{reference}: {stored.field} is {feat.shape[1]} wide, the store's is {stored.dim}"
             raise MeshError("wrong-width", words)
@@ -67,63 +83,3 @@ class ImportedTargets:
         if not np.isfinite(half).all():
             raise MeshError("non-finite", f"{reference}: {stored.field} is not finite in float16")
         return half
-
-
-def check_width(origin: Origin, stored: StoredFeatures, shapes: Sequence[Shape]) -> None:
-    """UserError when the first file that is there has features of another width: before every row is set aside for it.
-
-    A first file that cannot be read is left to the stage, which sets it aside.
-    """
-    there = next((shape.source for shape in shapes if shape.fingerprint != "missing"), None)
-    if there is None:
-        return
-    try:
-        feat = _source(origin).features(origin.root, there, stored.field)
-    except MeshError:
-        return
-    if feat.shape[1] != stored.dim:
-        raise UserError(
-            f"field 'features.stored': {stored.name!r} has dim = {stored.dim}, {stored.field} in {there} is "
-            f"{feat.shape[1]} wide; set dim = {feat.shape[1]}"
-        )
-
-
-@dataclass(frozen=True)
-class ImportedCaptions:
-    """Texts from the data set's files, the first `keep` of a shape, read row by row: there may be millions of files."""
-
-    origin: Origin
-    keep: int
-    kind = "captions"
-    gpu = False
-    lanes = 0
-    shard_rows = 1024
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return {"source": "stored"}
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        return (Column("caption", (self.keep,), "str"),)
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        files = self.origin.recipe()
-        return {"stage": "captions", "version": VERSION, "source": "stored", "files": files, "keep": self.keep}
-
-    def by_content(self, lane: int) -> bool:
-        return False  # as of ImportedTargets
-
-    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        source = _source(self.origin)
-
-        def one(row: Row) -> tuple[list[str]]:
-            return (filled(source.texts(self.origin.root, row.source), self.keep),)
-
-        return each_row(rows, ["caption"], one)
-
-
-def _source(origin: Origin) -> OpenShapeSource:
-    assert isinstance(origin.source, OpenShapeSource), "the manifest refuses these tables for other layouts"
-    return origin.source

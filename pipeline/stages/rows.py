@@ -8,7 +8,6 @@ from dataclasses import replace
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.execution.stage import Row
 from recon.pipeline.sources.source import Shape
-from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Registry
@@ -22,9 +21,8 @@ def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:
     return sorted(rows, key=lambda row: row.index)
 
 
-def mesh_rows(store: FeatureStore, meshes: Meshes, rows: Sequence[Row]) -> list[Row]:
-    """The same shapes as rows of a stage that works on meshes: what counts now is the mesh's digest."""
-    key = digest_of(meshes.recipe)
+def mesh_rows(store: FeatureStore, key: str, rows: Sequence[Row]) -> list[Row]:
+    """The same shapes as rows of a stage that works on the meshes read under `key`: the mesh's digest counts now."""
     digests = read_column(store.kind_group("meshes", key), "digest", rows[-1].index + 1)
     ok = store.ok(key, rows[-1].index + 1).tolist()
     return [Row(r.index, r.name, digests[r.index] if ok[r.index] else "", ok[r.index], r.source) for r in rows]

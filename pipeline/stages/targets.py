@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import digest_of, row_seed
 from recon.pipeline.base.errors import UserError
@@ -117,3 +118,9 @@ def finite_block(feat: np.ndarray) -> Block:
     finite = np.isfinite(half).reshape(len(half), -1).all(1)
     failed = {int(i): Failure("the teacher's feature is not finite in float16") for i in np.flatnonzero(~finite)}
     return Block({"feat": list(half)}, failed)
+
+
+def clean_features(store: FeatureStore, key: str, rows: Sequence[Row]) -> NDArray[Any]:
+    """[R, V, D] what a teacher saw in the clean views of finished rows."""
+    feat = cast(Any, store.kind_group("targets", key)["feat"])
+    return read_rows(store, feat, [row.index for row in rows], 0)

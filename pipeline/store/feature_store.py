@@ -30,6 +30,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.store import twins
 from recon.pipeline.store.columns import COMPRESSORS, append_text
+from recon.pipeline.store.listed import relist
 from recon.pipeline.store.prompts import CLASS_PROMPTS
 from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
 from recon.pipeline.store.receipts import Receipt
@@ -186,6 +187,12 @@ class FeatureStore(StoreReader):
             else:
                 assert part is not None, f"a ref has {kind} by name"
                 data[kind][part] = key
+
+    def list_rows(self, name: str, rows: Iterable[int], whole: bool) -> int:
+        """Note in the ref which rows its manifest lists; how many are retired by that. See `listed.relist`."""
+        known = np.flatnonzero(np.array(self.registry.dataset) == name)
+        with self._editing(name) as data:
+            return relist(data, known, rows, whole)
 
     def settle_ref(self, name: str, captions: Sequence[str], templates: Sequence[str]) -> None:
         """Forget captions of other tables than these, bring theirs into this order, note the class prompts' form."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.captions import caption_records, joined_captions
 from recon.pipeline.store.columns import VERIFY, read_column
+from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure, Receipt
 from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Views
@@ -91,13 +92,23 @@ class StoreReader:
             data = json.loads(path.read_text(encoding="utf-8"))
             targets, text, captions = (dict(data[kind]) for kind in ("targets", "text", "captions"))
             templates = tuple(data.get("templates", EARLIER_PROMPTS))
-            return Ref(name, data["dataset"], data["keys"], targets, text, captions, templates)
+            listed = data.get("listed")
+            ranges = None if listed is None else tuple((int(start), int(stop)) for start, stop in listed)
+            return Ref(name, data["dataset"], data["keys"], targets, text, captions, templates, ranges)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: unreadable ({error}); {VERIFY}") from error
 
     def rows(self, ref: Ref | str | None = None) -> NDArray[np.int64]:
-        """Registry rows of the ref's shapes, ascending."""
-        return np.flatnonzero(np.array(self.registry.dataset) == self.ref(ref).dataset)
+        """Registry rows of the shapes that the ref's manifest listed when it last ran, ascending."""
+        ref = self.ref(ref)
+        mine = np.flatnonzero(np.array(self.registry.dataset) == ref.dataset)
+        return mine if ref.listed is None else np.intersect1d(mine, of_ranges(ref.listed))
+
+    def listed_rows(self, dataset: str) -> NDArray[np.int64]:
+        """The same for a data set that may have no ref yet: then all its rows."""
+        if (self.path / "refs" / f"{dataset}.json").is_file():
+            return self.rows(dataset)
+        return np.flatnonzero(np.array(self.registry.dataset) == dataset)
 
     def points(self, ref: Ref | str | None = None) -> Points:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""

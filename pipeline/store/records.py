@@ -62,6 +62,9 @@ class Ref:
     """In the manifest's order."""
     templates: tuple[str, ...]
     """Of class prompts."""
+    listed: tuple[tuple[int, int], ...] | None
+    """Ranges of rows that the manifest lists now, each its first row and the one after its last. None: of an earlier
+    version, which used all rows of the data set."""
 
 
 @dataclass(frozen=True)

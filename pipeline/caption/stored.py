@@ -1,0 +1,75 @@
+"""Captions that lie in the shapes' own files, read row by row: there may be millions of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.caption.table import CaptionsTable, Keep, Name, Subject
+from recon.pipeline.caption.texts import filled
+from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.sources.source import Source
+from recon.pipeline.stages.origin import Origin
+from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
+
+VERSION = 1  # raise it when this code makes other values from the same recipe
+
+
+class StoredTable(CaptionsTable):
+    """Texts that lie in the shapes' own files, read with them: OpenShape's."""
+
+    kind: Literal["stored"]
+    name: Name = "stored"
+    keep: Keep = 8
+    """At most so many a shape, the first ones."""
+
+    def check(self, source: Source) -> None:
+        """See `CaptionsTable.check`."""
+        if not source.has_texts:
+            raise UserError(
+                f"captions {self.name!r}: files of layout {source.layout!r} hold no texts; remove the table"
+            )
+
+    def stage(self, subject: Subject) -> StoredCaptions:
+        """See `CaptionsTable.stage`."""
+        return StoredCaptions(subject.origin, self.keep)
+
+
+@dataclass(frozen=True)
+class StoredCaptions:
+    """Texts from the data set's files, the first `keep` of a shape."""
+
+    origin: Origin
+    keep: int
+    kind = "captions"
+    gpu = False
+    lanes = 0
+    shard_rows = 1024
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """See `Stage`."""
+        return {"source": "stored"}
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """See `Stage`."""
+        return (Column("caption", (self.keep,), "str"),)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """See `Stage`."""
+        files = self.origin.recipe()
+        return {"stage": "captions", "version": VERSION, "source": "stored", "files": files, "keep": self.keep}
+
+    def by_content(self, lane: int) -> bool:
+        """No: a row's input is its file's size and time of change, which says nothing of the content."""
+        return False
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """See `Stage`."""
+        source, root = self.origin.source, self.origin.root
+        return each_row(rows, ["caption"], lambda row: (filled(source.texts(root, row.source), self.keep),))
