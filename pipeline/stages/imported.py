@@ -56,7 +56,8 @@ class ImportedTargets:
     def _feat(self, reference: str) -> NDArray[np.float16]:
         """[views, dim] of one shape; MeshError for other widths, too few views and what float16 cannot hold."""
         stored = self.stored
-        feat = _source(self.origin).features(self.origin.root, reference, stored.field)
+        with self.origin.there():
+            feat = _source(self.origin).features(self.origin.root, reference, stored.field)
         if feat.shape[1] != stored.dim:
             words = f"{reference}: {stored.field} is {feat.shape[1]} wide, the store's is {stored.dim}"
             raise MeshError("wrong-width", words)
@@ -119,7 +120,8 @@ class ImportedCaptions:
         source = _source(self.origin)
 
         def one(row: Row) -> tuple[list[str]]:
-            return (filled(source.texts(self.origin.root, row.source), self.keep),)
+            with self.origin.there():
+                return (filled(source.texts(self.origin.root, row.source), self.keep),)
 
         return each_row(rows, ["caption"], one)
 
