@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.wording import one_line, said
@@ -62,6 +62,12 @@ def bare(reason: str, own: Iterable[str]) -> str:
     for word in sorted(set(own) - {""}, key=len, reverse=True):
         reason = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", reason)
     return _NUMBER.sub("#", reason)
+
+
+def shared_reason(reasons: Mapping[str, str]) -> str:
+    """The first of several rows' reasons, by name, where all are one but for names and numbers; else ""."""
+    alike = {bare(reason, (name, name.rpartition("/")[2])) for name, reason in reasons.items()}
+    return next(iter(reasons.values())) if len(reasons) > 1 and len(alike) == 1 else ""
 
 
 def _words(error: BaseException) -> str:
