@@ -38,6 +38,7 @@ DIGITS = 1e-3  # of the largest value: what float16 keeps
 
 Verdict = Literal["equal", "within rounding", "different"]
 
+
 @dataclass(frozen=True)
 class Recomputed:
     """One column of one row, stored and computed again."""

@@ -149,8 +149,13 @@ class _Context:
             self.platform = egl.EGLPlatform(16, 16, device=device)
             self.platform.init_context()
         except Exception as error:  # a missing library shows as anything from ImportError to AttributeError
-            words = f"headless OpenGL does not start ({type(error).__name__}: {error})"
-            raise MachineError(f"{words}: `recon-pipeline doctor` says what to install") from error
+            words = f"headless OpenGL does not start ({one_line(error)})"
+            chosen = [
+                f"{name}={os.environ[name]}" for name in ("PYOPENGL_PLATFORM", "EGL_DEVICE_ID") if name in os.environ
+            ]
+            raise MachineError(
+                f"{words} with {' and '.join(chosen)}: `recon-pipeline doctor` says what to install"
+            ) from error
         self.pid = os.getpid()
         self.lock = threading.Lock()
 
