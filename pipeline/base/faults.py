@@ -6,7 +6,7 @@ import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.errors import MachineError
 from recon.pipeline.base.wording import one_line, said
 
 GOES_ON = "no shape is set aside for it and finished shards are kept: mend that and run the same again"
@@ -41,9 +41,8 @@ def machine_fault(error: BaseException) -> MachineError | None:
     for cause in causes(error):
         if isinstance(cause, MachineError):
             return cause
-        words = _words(cause)
-        if words:  # of which a UserError made from it says more
-            return MachineError(f"{error if isinstance(error, UserError) else words}; {GOES_ON}")
+        if words := _words(cause):
+            return MachineError(f"{words}; {GOES_ON}")
     return None
 
 

@@ -84,10 +84,10 @@ def merge(out: Path, parts: Sequence[Path], progress: Progress = lambda done, to
     """Write the union of `parts` to `out`, which must not exist or be an empty folder; the parts are only read.
 
     Row k of the first part, row k of the second, and so on: parts that are every n-th shape of a manifest come out in
-    the manifest's order. Any key's digest is that of a single run. Every row keeps its provenance, and a receipt of `out`
-    bears as large a share of a part's receipt's seconds as it holds of its rows. `progress` is told (shards done, of
-    all). UserError, with nothing left at `out`, for a shape that two parts hold, for a ref whose keys differ between
-    parts, for prompts of different features, and for a row that does not match its receipt.
+    the manifest's order. Any key's digest is that of a single run. Every row keeps its provenance, and a receipt of
+    `out` bears as large a share of the seconds of each part's receipt as it holds of its rows. `progress` is told
+    (shards done, of all). UserError, with nothing left at `out`, for a shape that two parts hold, for a ref whose keys
+    differ between parts, for prompts of different features, and for a row that does not match its receipt.
     """
     started = time.monotonic()
     out, building = _places(out, parts)
