@@ -40,7 +40,7 @@ def machine_fault(error: BaseException) -> MachineError | None:
     """
     for cause in causes(error):
         if isinstance(cause, MachineError):
-            return cause
+            return cause if cause is error else MachineError(str(cause))
         if words := _words(cause):
             return MachineError(f"{words}; {GOES_ON}")
     return None

@@ -98,11 +98,12 @@ class InProcess(Closing):
                 try:
                     result = function(task)
                     break
-                except UserError:
-                    raise
                 except Exception as error:
-                    if fault := machine_fault(error):
-                        raise fault from error
+                    known = machine_fault(error) or error
+                    if known is not error:
+                        raise known from error
+                    if isinstance(known, UserError):
+                        raise
                     failures += 1
                     if failures > RETRIES:
                         raise UserError(f"{task} failed {failures} times: {one_line(error)}") from error
