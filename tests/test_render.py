@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from recon.pipeline.base.compositing import mask, straight_rgba
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.procedural.geometry import Geometry, box, cylinder, ellipsoid
 from recon.pipeline.rendering import rasterizer
@@ -233,7 +233,7 @@ def test_antialiasing_only_touches_edges(renderer):
 
 def test_a_forked_process_is_told_to_spawn(renderer, monkeypatch):
     monkeypatch.setattr(renderer._rasterizer.context, "pid", -1)
-    with pytest.raises(RuntimeError, match="spawn"):
+    with pytest.raises(MachineError, match="spawn"):
         renderer.render(one(box(1, 1, 1)))
 
 

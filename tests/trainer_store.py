@@ -140,6 +140,6 @@ def write_columns(
             digests = tuple(f"{key}-{lane}-{row}" for row in range(start, stop))
             receipt = Receipt(
                 rows=(start, stop), inputs=digests, digests=digests, ok=ok, failed={},
-                nonfinite=0, bytes=0, seconds=0.0, host="", versions={},
+                nonfinite=0, bytes=0, seconds=0.0, made=(0,) * (stop - start), provenance=({},),
             )  # fmt: skip
             receipt.write(store.receipt_path(key, lane, start // shard_rows))

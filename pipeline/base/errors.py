@@ -1,4 +1,4 @@
-"""The one exception that reaches a user as a single line instead of a traceback."""
+"""The exceptions that reach a user as a single line instead of a traceback."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command lines print it without a traceback and exit with status 1.
     """
+
+
+class MachineError(UserError):
+    """The fault of the machine, the environment or a model, never of a shape: it stops the run and sets none aside."""

@@ -4,9 +4,35 @@ from __future__ import annotations
 
 import platform
 import resource
+import socket
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from recon.pipeline.base.machine import processor
+
+PACKAGES = (
+    "recon-pointcloud", "torch", "torchvision", "numpy", "pillow", "zarr", "trimesh", "pyrender", "open_clip_torch",
+    "timm", "transformers",
+)  # fmt: skip
+
+_notes: dict[str, str] = {}
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what this process works: host, processor, versions, and what was noted of the work in hand."""
+    return {"host": socket.gethostname(), "processor": _processor(), "versions": versions(), **_notes}
+
+
+def note(name: str, value: str) -> None:
+    """Tell what the work in hand uses that no package's version says: "opengl" the driver, "device" the teacher's."""
+    _notes[name] = value
+
+
+def forget_notes() -> None:
+    """Other work begins."""
+    _notes.clear()
 
 
 def peak_bytes() -> int:
@@ -20,12 +46,16 @@ def peak_bytes() -> int:
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Recorded beside every result, never part of a key."""
-    names = ("recon", "torch", "numpy", "zarr", "trimesh", "pyrender", "open_clip_torch", "timm", "transformers")
+    """Of Python and the packages that results depend on; "-" for one that is not there."""
     found = {"python": platform.python_version()}
-    for name in names:
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "-"
     return found
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    return processor()

@@ -71,5 +71,4 @@ class StoredCaptions:
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """See `Stage`."""
-        source, root = self.origin.source, self.origin.root
-        return each_row(rows, ["caption"], lambda row: (filled(source.texts(root, row.source), self.keep),))
+        return each_row(rows, ["caption"], lambda row: (filled(self.origin.texts(row.source), self.keep),))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.faults import shared_reason
 from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.wording import human
 from recon.pipeline.commands import store as store_cli
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # a second of imports that `--help` and mistyped options do w
     from recon.pipeline.execution.planning import StagePlan
     from recon.pipeline.flow.run import Flow
 
+AGAIN = "once that is mended, `recon-pipeline retry --reason TEXT` does those again whose reason holds TEXT"
 EXIT_QUARANTINE = 3
 EXIT_TODO = 4
 EXIT_INTERRUPTED = 130
@@ -58,6 +60,9 @@ ClusterOption = Annotated[Cluster | None, typer.Option(help="Start a dask cluste
 HostsOption = Annotated[str, typer.Option(help="For --cluster ssh: the scheduler's host, then the workers'.")]
 ShardOption = Annotated[str, typer.Option(help="i/n: every n-th shape from the i-th on, for a store of its own.")]
 MaxOption = Annotated[float | None, typer.Option("--max-gb", min=0, help="Refuse to let the store grow beyond this.")]
+ReasonOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Only what was set aside for a reason that holds TEXT; no check.")
+]
 SecondsOption = Annotated[float, typer.Option("--row-seconds", min=0.1, help="Set a shape aside that takes longer.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing; exit status 4 when work is left.")]
 
@@ -119,14 +124,19 @@ class Run:
                 raise typer.Exit(EXIT_INTERRUPTED) from None
         say([*flow.mended, *flow.notes])
         failed: dict[str, str] = {}
+        again: list[str] = []
         for result in results:
             did = "up to date"
             if result.computed:
                 did = f"{result.computed} of {result.total} rows in {result.seconds:.1f} s"
             aside = f", {len(result.failed)} set aside" if result.failed else ""
             console.print(f"{result.kind:>9} {result.key}: {did}{aside}")
-            failed |= {uid: failure.reason for uid, failure in result.failed.items()}
+            reasons = {uid: failure.reason for uid, failure in result.failed.items()}
+            if len(reasons) == result.total and (reason := shared_reason(reasons)):
+                again.append(f"all {result.total} of {result.kind} are set aside for one reason: {reason}; {AGAIN}")
+            failed |= reasons
         say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
+        say(again)
         if self.as_json:
             typer.echo(summary(results))
         raise typer.Exit(EXIT_QUARANTINE if failed else 0)
@@ -181,7 +191,7 @@ def stage_command(name: str, doc: str) -> None:
     ) -> None:
         where = (workers, scheduler, cluster, hosts)
         options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
-        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all", "retry"))
+        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all"))
 
     app.command(name, help=doc)(command)
 
@@ -192,7 +202,28 @@ stage_command("render", "Render views: RGB, depth, cameras.")
 stage_command("caption", "Write captions: from facts, lists, files, a CLIP's features, captioning models.")
 stage_command("features", "Embed views and words with every frozen teacher of the manifest.")
 stage_command("all", "Every stage, in order.")
-stage_command("retry", "Check the whole store, mend what is damaged, and do every stage again where it failed.")
+
+
+@app.command()
+def retry(
+    manifest: ManifestOption,
+    store: StoreOption,
+    reason: ReasonOption = None,
+    root: RootOption = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
+    hosts: HostsOption = "",
+    limit: LimitOption = None,
+    shard: ShardOption = "0/1",
+    max_gb: MaxOption = None,
+    row_seconds: SecondsOption = 120.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the whole store, mend what is damaged, and do every stage again where it failed."""
+    where = (workers, scheduler, cluster, hosts)
+    options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
+    options.stages("retry", lambda flow: flow.retry(reason), teachers=True)
 
 
 def plan_command(name: str, doc: str, only_todo: bool) -> None:

@@ -22,6 +22,9 @@ OutArgument = Annotated[Path, typer.Argument(help="A new file or folder.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the rows that are drawn.")]
 
 
+DIFFERS = "a file, a model or a driver is not what they were made with; compute them anew in another store"
+
+
 class Form(StrEnum):
     """What `export` writes."""
 
@@ -110,7 +113,10 @@ def verify(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Check receipts, keys, refs and second copies; with --full all data. Exit status 1 when something is damaged."""
+    """Check receipts, keys, refs and second copies; with --full all data.
+
+    Exit status 1 when something is damaged, or comes out different when it is computed again.
+    """
     set_thread_variables()
     from recon.pipeline.keeping.verify import verify_path
 
@@ -127,7 +133,11 @@ def verify(
         found = f"{len(report.damages)} damaged" if report.damages else "sound"
         read = f", {human(report.bytes)} read" if full else ""
         answer([f"{report.keys} keys, {report.shards} shards, {report.rows} rows{read}: {found}"])
-    raise typer.Exit(1 if report.damages else 0)
+    different = [line for line in repeated if line["verdict"] == "different"]
+    if different and not as_json:
+        stages = ", ".join(sorted({str(line["stage"]) for line in different}))
+        answer([f"{len(different)} of {len(repeated)} recomputed values differ from the store's ({stages}): {DIFFERS}"])
+    raise typer.Exit(1 if report.damages or different else 0)
 
 
 def _recomputed(
@@ -151,12 +161,12 @@ def _recomputed(
 
 def _told(found: Recomputed) -> str:
     if found.reason:
-        return found.reason
+        return f"cannot be computed again: {found.reason}"
     if found.equal:
-        return "the same bits"
+        return "equal"
     if found.cosine is None:
-        return f"max error or cells that differ: {found.max_error:g}"
-    return f"max error {found.max_error:.3g}, cosine {found.cosine:.6f}"
+        return f"{found.verdict}: max error or cells that differ: {found.max_error:g}"
+    return f"{found.verdict}: max error {found.max_error:.3g}, cosine {found.cosine:.6f}"
 
 
 def diff(

@@ -23,7 +23,7 @@ import dask
 import distributed
 from dask import annotate  # type: ignore[attr-defined]
 from distributed.client import ClosedClientError
-from distributed.comm.addressing import get_address_host_port
+from distributed.comm.addressing import get_address_host, get_address_host_port
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
 from distributed.threadpoolexecutor import ThreadPoolExecutor
@@ -34,7 +34,7 @@ from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.execution import jobs
 from recon.pipeline.execution.executor import Closing, default_workers, without_interrupts
-from recon.pipeline.execution.jobs import Job, attempt
+from recon.pipeline.execution.jobs import Job, attempt, fault_in
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,6 +47,7 @@ WARN_SECONDS = 30.0
 SILENT = logging.CRITICAL + 1
 SLURM_FILE = "~/.config/dask/jobqueue.yaml"
 NAME = "recon"
+DISTRIBUTION = "recon-pointcloud"
 log = logging.getLogger(__name__)
 
 
@@ -120,7 +121,7 @@ def _local(workers: int) -> Any:
 
 def _slurm(workers: int | None) -> Any:
     if importlib.util.find_spec("dask_jobqueue") is None:
-        raise UserError("--cluster slurm needs dask-jobqueue: pip install 'recon[slurm]'")
+        raise UserError(f"--cluster slurm needs dask-jobqueue: pip install '{DISTRIBUTION}[slurm]'")
     from dask_jobqueue.slurm import SLURMCluster  # its settings are known to dask from here on
 
     settings = dask.config.get("jobqueue.slurm")
@@ -168,21 +169,21 @@ class OneThread(WorkerPlugin):
 
 
 def run_shard(payload: bytes, topic: str) -> bytes:
-    """What dask runs: says that the task begins, does it, says what came of it.
+    """What dask runs: says that the task begins and where, does it, says what came of it.
 
     The scheduler knows both before the worker goes on, whatever happens to that next.
     """
     worker = distributed.get_worker()
     key = worker.get_current_task()
-    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=[key, None])
+    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=[key, get_address_host(worker.address), None])
     reply = attempt(payload)
-    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=[key, reply])
+    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=[key, "", reply])
     return reply
 
 
 def _checked(version: str, function: Callable[[T], R], task: T) -> R:
     """A worker that joined later may be another installation."""
-    here = metadata.version("recon")
+    here = metadata.version(DISTRIBUTION)
     if here != version:
         raise UserError(f"a dask worker has recon {here}, this is {version}: install the same everywhere")
     return function(task)
@@ -193,6 +194,8 @@ class Dask(Closing):
 
     When a worker is lost, dask blames every task it had been given, and runs those again whose results it still held.
     Each task therefore announces its beginning and its result: only one that was between them counts a death.
+
+    A node that is at fault itself, having no OpenGL or no mount, gets no more tasks in this run while others are left.
 
     After an early end, tasks that have begun on the workers of a scheduler that runs on go on to their end there: dask
     cannot stop a thread.
@@ -211,11 +214,13 @@ class Dask(Closing):
         self._topic = f"{NAME}-{uuid.uuid4().hex}"
         self._begun: Counter[str] = Counter()
         self._replies: dict[str, bytes] = {}
+        self._nodes: dict[str, str] = {}
+        self._left_out: set[str] = set()
         self._over: SimpleQueue[str] = SimpleQueue()
         self._workers: dict[str, Any] = {}
         self._counted = float("-inf")
         self._warned = False
-        self._version = metadata.version("recon")
+        self._version = metadata.version(DISTRIBUTION)
         with self._connection():
             self._check_versions()
             client.register_plugin(OneThread(), name=NAME)
@@ -236,6 +241,7 @@ class Dask(Closing):
         flying: dict[str, tuple[Job, Any]] = {}
         lost: set[str] = set()  # workers that ended, one after the other, with nothing begun
         self._replies.clear()
+        self._left_out.clear()
         try:
             while True:
                 waiting.extend(islice(source, max(0, 2 * self._hands(gpu) - len(flying) - len(waiting))))
@@ -245,12 +251,14 @@ class Dask(Closing):
                     future.add_done_callback(self._done)
                 if not flying:
                     return
-                key = self._next()
+                key = self._next(gpu)
                 if key not in flying:  # of a run that was left
                     continue
                 job, future = flying.pop(key)
-                reply = self._reply(job, future, lost)
-                result = None if reply is None else job.settle(reply)
+                reply, node = self._reply(job, future, lost), self._nodes.pop(key, "")
+                fault = fault_in(reply) if reply else ""
+                again = reply is None or (fault and self._leave_out(node, fault, gpu))
+                result = None if again or reply is None else job.settle(reply)
                 if result is None:
                     waiting.append(job)
                 else:
@@ -260,14 +268,25 @@ class Dask(Closing):
 
     def _submit(self, job: Job, gpu: bool) -> Any:
         needs = {"GPU": 1} if gpu and self._gpus() else None
+        where = sorted(self._able(gpu)) if self._left_out else None
         with self._connection(), annotate(executor=NAME):
-            return self._client.submit(run_shard, job.payload, self._topic, pure=False, resources=needs)
+            return self._client.submit(run_shard, job.payload, self._topic, pure=False, resources=needs, workers=where)
+
+    def _leave_out(self, node: str, fault: str, gpu: bool) -> bool:
+        """Give a node at fault no more tasks; False where it is the last one, or unknown."""
+        if not node or not self._able(gpu) - {node}:
+            return False
+        if node not in self._left_out:
+            self._left_out.add(node)
+            log.warning("%s gets no more tasks: %s", node, fault)
+        return True
 
     def _hear(self, event: tuple[float, list[Any]]) -> None:
         """In the client's thread: a task has begun, or has come to its end."""
-        key, reply = event[1]
+        key, node, reply = event[1]
         if reply is None:
             self._begun[key] += 1
+            self._nodes[key] = node
         else:
             self._replies[key] = reply
 
@@ -277,14 +296,15 @@ class Dask(Closing):
         if future.key in self._replies:
             future.release()  # at once, or dask would run it again were the worker lost that holds the result
 
-    def _next(self) -> str:
+    def _next(self, gpu: bool) -> str:
         since = time.monotonic()
         while True:
             with suppress(Empty):
                 return self._over.get(timeout=CENSUS_SECONDS)
-            if not self._warned and time.monotonic() - since > WARN_SECONDS and not self._census():
+            if not self._warned and time.monotonic() - since > WARN_SECONDS and not self._able(gpu):
                 self._warned = True
-                log.warning("the scheduler at %s has no workers yet: waiting for them", self._address)
+                which = "only workers that are at fault" if self._left_out else "no workers yet"
+                log.warning("the scheduler at %s has %s: waiting for others", self._address, which)
 
     def _reply(self, job: Job, future: Any, lost: set[str]) -> bytes | None:
         """What the worker said; None when it was lost and the task has to be given out again."""
@@ -311,6 +331,12 @@ class Dask(Closing):
             self._counted = now
         return self._workers
 
+    def _able(self, gpu: bool) -> set[str]:
+        """The nodes, by what dask calls their hosts, that tasks of this kind can be given to."""
+        census = self._census()
+        having = {where for where, worker in census.items() if worker["resources"].get("GPU")} if gpu else set()
+        return {get_address_host(where) for where in having or census} - self._left_out
+
     def _gpus(self) -> int:
         return sum(bool(worker["resources"].get("GPU")) for worker in self._census().values())
 
@@ -320,9 +346,9 @@ class Dask(Closing):
 
     def _check_versions(self) -> None:
         """By a function of Python's own, which a worker without this package can unpickle too."""
-        found = self._client.run(metadata.version, NAME, on_error="return")
+        found = self._client.run(metadata.version, DISTRIBUTION, on_error="return")
         with suppress(metadata.PackageNotFoundError):
-            found["the scheduler"] = self._client.run_on_scheduler(metadata.version, NAME)
+            found["the scheduler"] = self._client.run_on_scheduler(metadata.version, DISTRIBUTION)
         found.setdefault("the scheduler", None)
         for where, version in found.items():
             if version != self._version:

@@ -20,6 +20,7 @@ from multiprocessing import connection, resource_tracker
 from typing import Any, Protocol, Self, TypeVar
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.base.machine import cores, memory_bytes, set_thread_variables
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.execution.jobs import RETRIES, Job, attempt
@@ -56,6 +57,7 @@ class Executor(Protocol):
         `tasks` is read as workers come free, at most 2 * workers ahead of what was yielded. An exception is tried
         RETRIES times more; a UserError, the last trial's exception or the MAX_DEATHS-th death of a worker over one task
         is raised as a UserError at once, and what is in flight then is dropped, as it is when the iterator is closed.
+        So is a fault of the machine, as a MachineError; where there are several machines, the others go on without it.
         One run at a time: a new one ends one that was left unfinished.
 
         Args:
@@ -96,9 +98,12 @@ class InProcess(Closing):
                 try:
                     result = function(task)
                     break
-                except UserError:
-                    raise
                 except Exception as error:
+                    known = machine_fault(error) or error
+                    if known is not error:
+                        raise known from error
+                    if isinstance(known, UserError):
+                        raise
                     failures += 1
                     if failures > RETRIES:
                         raise UserError(f"{task} failed {failures} times: {one_line(error)}") from error

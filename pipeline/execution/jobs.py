@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.base.wording import one_line
 
 T = TypeVar("T")
@@ -22,13 +23,16 @@ MAX_DEATHS = 24  # room for a function to halve a shard down to its worst rows
 class Trouble:
     """An exception on its way home, as text: not every exception can be pickled, or be unpickled again."""
 
-    users: bool
+    kind: type[UserError] | None
+    """What it is raised as at home; None: of no such kind, so the task is tried again."""
     text: str
     traceback: str
 
     @classmethod
     def of(cls, error: Exception) -> Trouble:
-        return cls(isinstance(error, UserError), one_line(error), traceback.format_exc())
+        known = machine_fault(error) or error
+        kind = MachineError if isinstance(known, MachineError) else UserError if isinstance(known, UserError) else None
+        return cls(kind, one_line(known), traceback.format_exc())
 
 
 @dataclass(eq=False)
@@ -49,8 +53,8 @@ class Job:
         value, trouble = pickle.loads(reply)  # noqa: S301 - from a process that this one started or was told to trust
         if trouble is None:
             return (value,)
-        if trouble.users:
-            raise UserError(trouble.text)
+        if trouble.kind:
+            raise trouble.kind(trouble.text)
         self.failures += 1
         if self.failures <= RETRIES:
             return None
@@ -65,6 +69,12 @@ class Job:
                 f"{self.name} killed {self.deaths} workers ({how}); run it with --workers 0 to see why, "
                 "with more memory or without the shapes that cause it"
             )
+
+
+def fault_in(reply: bytes) -> str:
+    """What a worker's reply says is wrong with its machine; "" where it says no such thing."""
+    trouble = pickle.loads(reply)[1]  # noqa: S301 - as in `Job.settle`
+    return trouble.text if trouble and trouble.kind is MachineError else ""
 
 
 def attempt(payload: bytes) -> bytes:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.faults import causes, machine_fault, passes
 from recon.pipeline.execution.hazards import in_hand
+from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.receipts import DamagedStore, Failure
+from recon.pipeline.store.receipts import DamagedStore, Diagnosis, Failure
 from recon.pipeline.store.records import Column
-
-# What the disk or the machine refuses is no fault of a shape.
-MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +75,16 @@ class Stage(Protocol):
 def each_row(rows: Sequence[Row], names: Sequence[str], compute: Callable[[Row], Sequence[Any]]) -> Block:
     """A block from a function of one row: a row that raises is set aside, the others go on.
 
-    What the store or the machine is to blame for is raised.
+    What the store or the machine is to blame for is raised; see `spare`.
     """
     block = Block({name: [] for name in names})
     for position, row in enumerate(rows):
         in_hand([row.index])
         try:
             values = compute(row)
-        except DamagedStore:
-            raise
-        except UserError as error:
-            block.failed[position] = Failure(str(error))
         except Exception as error:  # one bad mesh must not stop the others, whatever it does to a library
-            if isinstance(error, OSError) and error.errno in MACHINE:
-                raise
-            block.failed[position] = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+            spare(error)
+            block.failed[position] = failure_of(error)
         else:
             for name, value in zip(names, values, strict=True):
                 block.columns[name].append(value)
@@ -99,3 +92,28 @@ def each_row(rows: Sequence[Row], names: Sequence[str], compute: Callable[[Row],
         for name in names:
             block.columns[name].append(None)
     return block
+
+
+def spare(error: Exception) -> None:
+    """Raise what no row is to be set aside for: MachineError, what trying again may mend, a damaged store.
+
+    To be called where `error` is handled.
+    """
+    if isinstance(error, DamagedStore) or passes(error):
+        raise error
+    fault = machine_fault(error)
+    if fault is error:
+        raise error
+    if fault is not None:
+        raise fault from error
+
+
+def failure_of(error: Exception) -> Failure:
+    """A row's entry in the quarantine. To be called where `error` is handled."""
+    # Whether a picture shows its shape is the renderer's to answer for too, and a lack of memory the machine's.
+    if isinstance(error, MeshError) and error.reason != "blank":
+        short = any(isinstance(cause, MemoryError) for cause in causes(error))
+        return Failure(str(error)) if short else Diagnosis(str(error))
+    if isinstance(error, UserError):
+        return Failure(str(error))
+    return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
 
 from recon.pipeline.base.digests import row_digest
-from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.provenance import peak_bytes, versions
+from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.faults import bare, lacks_device_memory
+from recon.pipeline.base.provenance import forget_notes, peak_bytes, provenance
 from recon.pipeline.execution.hazards import Watch, in_hand, read_deaths, split_by
 from recon.pipeline.execution.planning import Task
-from recon.pipeline.execution.stage import MACHINE, Row
+from recon.pipeline.execution.stage import Row, failure_of, spare
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.receipts import Failure, Receipt
+from recon.pipeline.store.receipts import Diagnosis, Entry, Failure, Receipt
 from recon.pipeline.store.session import REFUSALS, cannot_write
 from recon.pipeline.store.shards import read_rows, write_shard
 
-Values = dict[int, list[Any] | None]  # row of the store -> a value a column, or nothing
-Made = dict[int, "list[Any] | Failure"]
+MANY = 4  # rows that fail alike: as few as three may well be three bad shapes
+
+Made = dict[int, "list[Any] | Failure"]  # row of the store -> a value a column, or why there is none
 
 
 @dataclass(frozen=True)
@@ -42,27 +43,33 @@ class TaskResult:
 def run_task(task: Task) -> TaskResult:
     """Compute, write and sign one shard. Runs in a worker; safe to run again after any interruption.
 
-    UserError when the store cannot be written to.
+    UserError when the store cannot be written to, MachineError when something else than the shapes is at fault: then
+    nothing of the shard is written.
     """
     started = time.monotonic()
+    forget_notes()
     store = FeatureStore.open(task.store, write=True)
     shard = task.shard
     path = store.receipt_path(shard.key, shard.lane, shard.number)
     if (done := _done_before(task, Receipt.read(path))) is not None:
         return done
     try:
-        made = _watched(store, task)
-        failed = {index: value for index, value in made.items() if isinstance(value, Failure)}
-        values = cast(Values, {row.index: None if row.index in failed else made.get(row.index) for row in task.rows})
+        copied = _copied(store, task)
+        made = _watched(store, task, [row for row in task.rows if row.ready and row.index not in copied])
+        _refuse_alike(task, made)
+        made |= {row: cells for row, (cells, _) in copied.items()}
+        cells = {row.index: made.get(row.index) for row in task.rows}
         old = Receipt.read(path)
+        values = {row: None if isinstance(found, Failure) else found for row, found in cells.items()}
         size = write_shard(store, shard, task.stage.columns, values)
-        signed = _sign(task, old, values, failed, size, time.monotonic() - started)
+        origins = {row: origin for row, (_, origin) in copied.items()}
+        signed = _sign(task, old, made, origins, size, time.monotonic() - started)
         signed.write(path)
     except OSError as error:
         if error.errno not in REFUSALS:
             raise  # file systems hiccup: the executor tries again
         raise cannot_write(task.store, error) from error
-    return _told(task, size, failed)
+    return _told(task, size, {row: found for row, found in made.items() if isinstance(found, Failure)})
 
 
 def _told(task: Task, size: int, failed: dict[int, Failure]) -> TaskResult:
@@ -80,9 +87,8 @@ def _done_before(task: Task, receipt: Receipt | None) -> TaskResult | None:
     return _told(task, receipt.bytes, receipt.failed)
 
 
-def _watched(store: FeatureStore, task: Task) -> Made:
+def _watched(store: FeatureStore, task: Task, ready: Sequence[Row]) -> Made:
     """The rows' values, stepping around what killed earlier workers on this task."""
-    ready = [row for row in task.rows if row.ready]
     if task.limit is None:
         return _make(store, task, ready)
     shard = task.shard
@@ -97,33 +103,32 @@ def _watched(store: FeatureStore, task: Task) -> Made:
 
 
 def _make(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
-    """Values of ready rows: copied where another row has them, else computed; bad ones among them found by halving.
+    """Values of rows, computed together; where that fails, bad ones among them are found by halving.
 
     An error that every row meets alike is the machine's or the recipe's: it is raised.
     """
-    made: Made = _copied(store, task, rows) if task.copies else {}
-    rest = [row for row in rows if row.index not in made]
-    if not rest:
-        return made
-    in_hand([row.index for row in rest])
+    if not rows:
+        return {}
+    in_hand([row.index for row in rows])
     try:
-        return made | _computed(store, task, rest)
+        return _computed(store, task, rows)
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in MACHINE:
-            raise
-        halved = _halved(store, task, rest, error)
+        if not lacks_device_memory(error):
+            spare(error)
+        halved = _halved(store, task, rows, error)
         reasons = {value.reason if isinstance(value, Failure) else "" for value in halved.values()}
-        if len(rest) > 1 and len(reasons) == 1 and "" not in reasons:
+        if len(rows) > 1 and len(reasons) == 1 and "" not in reasons:
             raise
-        return made | halved
+        return halved
 
 
 def _halved(store: FeatureStore, task: Task, rows: Sequence[Row], error: Exception) -> Made:
     """The values of rows whose computation together raised `error`."""
     if len(rows) == 1:
-        return {rows[0].index: Failure(f"{type(error).__name__}: {error}", traceback.format_exc())}
+        spare(error)
+        return {rows[0].index: failure_of(error)}
     made: Made = {}
     middle = len(rows) // 2
     for half in (rows[:middle], rows[middle:]):
@@ -145,51 +150,78 @@ def _computed(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
     }
 
 
-def _copied(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
-    """Values that rows of equal inputs have by now; a row whose twin failed is left out, to fail on its own."""
+def _refuse_alike(task: Task, made: Made) -> None:
+    """Raise MachineError where all rows that were computed failed for one reason, and no file is known to be at fault.
+
+    What a mesh file itself is found to lack, many may well lack. Rows of equal inputs count once.
+    """
+    failed = {row: made[row.index] for row in task.rows if row.index in made}
+    found = [failure for failure in failed.values() if isinstance(failure, Failure)]
+    if len(found) < len(failed) or len({row.inputs for row in failed}) < MANY:
+        return
+    if any(isinstance(failure, Diagnosis) for failure in found):
+        return
+    if len({bare(failure.reason, _own_words(row)) for row, failure in zip(failed, found, strict=True)}) > 1:
+        return
+    frames = [line.strip() for line in found[0].traceback.splitlines() if line.strip().startswith("File ")]
+    where = f" ({frames[-1]})" if frames else ""
+    raise MachineError(
+        f"{task}: all {len(found)} rows fail alike: {' '.join(found[0].reason.split())}{where}; taken for a fault of "
+        "the machine or the model, so none is set aside: mend it and run the same again. If it is the shapes', leave "
+        f"these out of the data set: {', '.join(row.name for row in list(failed)[:3])}, ..."
+    )
+
+
+def _own_words(row: Row) -> set[str]:
+    """How a reason may name a row."""
+    paths = [PurePath(row.name), PurePath(row.source)]
+    return {row.name, row.source, *(path.name for path in paths), *(path.stem for path in paths)}
+
+
+def _copied(store: FeatureStore, task: Task) -> dict[int, tuple[list[Any], dict[str, Any] | None]]:
+    """Values that rows of equal inputs have by now, and the provenance of those.
+
+    A row whose twin failed is left out, to fail on its own.
+    """
+    if not task.copies:
+        return {}
     shard = task.shard
     group = store.kind_group(shard.kind, shard.key)
     columns = [cast(Any, group[column.name]) for column in task.stage.columns]
     lane = shard.lane if shard.lanes else None
-    made: Made = {}
-    for row in rows:
+    copied = {}
+    for row in task.rows:
         source = task.copies[row.index]
         receipt = Receipt.read(store.receipt_path(shard.key, shard.lane, source // shard.shard_rows))
-        at = source - receipt.rows[0] if receipt else 0
-        if receipt and at < len(receipt.ok) and receipt.ok[at] and receipt.inputs[at] == row.inputs:
-            made[row.index] = [read_rows(store, column, [source], lane)[0] for column in columns]
-    return made
+        there = receipt.entry(source) if receipt and source < receipt.rows[1] else Entry()
+        if there.ok and there.inputs == row.inputs:
+            cells = [read_rows(store, column, [source], lane)[0] for column in columns]
+            copied[row.index] = cells, there.made
+    return copied
 
 
 def _sign(
-    task: Task, old: Receipt | None, values: Values, failed: dict[int, Failure], size: int, seconds: float
+    task: Task, old: Receipt | None, made: Made, origins: Mapping[int, dict[str, Any] | None], size: int, seconds: float
 ) -> Receipt:
-    """The shard's new receipt: the task's rows anew, the others as the old receipt has them."""
-    start = task.shard.start
-    entries = {}
-    kept = dict(old.failed) if old else {}
-    if old:
-        lines = zip(range(*old.rows), old.inputs, old.digests, old.ok, strict=True)
-        entries = {index: (inputs, digest, ok) for index, inputs, digest, ok in lines}
+    """The shard's new receipt: the task's rows anew, the others as the old receipt has them.
+
+    origins: the provenance of rows that were copied.
+    """
+    entries = old.entries() if old else {}
+    failed = dict(old.failed) if old else {}
+    here = provenance()
     nonfinite = 0
     for row in task.rows:
-        kept.pop(row.index, None)
-        cells = values[row.index]
-        entries[row.index] = (row.inputs, "" if cells is None else row_digest(cells), cells is not None)
-        nonfinite += sum(int((~np.isfinite(v)).sum()) for v in map(np.asarray, cells or ()) if v.dtype.kind == "f")
+        failed.pop(row.index, None)
+        found = made.get(row.index)
+        if found is None:  # it waits for a stage before
+            entries[row.index] = Entry(row.inputs)
+        elif isinstance(found, Failure):
+            failed[row.index] = found
+            entries[row.index] = Entry(row.inputs, made=here)
+        else:
+            entries[row.index] = Entry(row.inputs, row_digest(found), True, origins.get(row.index, here))
+            nonfinite += sum(int((~np.isfinite(v)).sum()) for v in map(np.asarray, found) if v.dtype.kind == "f")
     # Rows in between that no run has asked for yet belong to another manifest.
-    ordered = [entries.get(index, ("", "", False)) for index in range(start, max(entries) + 1)]
-    inputs, digests, ok = (tuple(column) for column in zip(*ordered, strict=True))
-    seconds = round(seconds + (old.seconds if old else 0.0), 3)
-    return Receipt(
-        rows=(start, start + len(ordered)),
-        inputs=inputs,
-        digests=digests,
-        ok=ok,
-        failed=kept | failed,
-        nonfinite=nonfinite,
-        bytes=size,
-        seconds=seconds,
-        host=socket.gethostname(),
-        versions=versions(),
-    )
+    seconds += old.seconds if old else 0.0
+    return Receipt.of(task.shard.start, entries, failed, nonfinite=nonfinite, bytes=size, seconds=seconds)

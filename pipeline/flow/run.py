@@ -97,12 +97,18 @@ class Flow:
         """Every stage."""
         return self._run_stages(*{node.kind for node in self.plan.nodes})
 
-    def retry(self) -> list[StageResult]:
-        """Every stage, after everything in the store was checked: what is damaged or was set aside is done again."""
-        self.mended = mend(self.store.path, verify(self.store, full=True).damages)
-        self.store = FeatureStore.open(self.store.path, write=True)
-        for _, key in self.store.list_keys():
-            self.store.withdraw_failures(key)
+    def retry(self, reason: str | None = None) -> list[StageResult]:
+        """Every stage, after everything in the store was checked: what is damaged or was set aside is done again.
+
+        With a reason nothing is checked, and only the shapes are done again that were set aside for a reason that holds
+        it. Other manifests' shapes stay set aside; prompts are every manifest's.
+        """
+        if reason is None:
+            self.mended = mend(self.store.path, verify(self.store, full=True).damages)
+            self.store = FeatureStore.open(self.store.path, write=True)
+        mine = set(self.store.registry.numbers(self.manifest.name).values()) if self.store.has_registry else set()
+        for kind, key in self.store.list_keys():
+            self.store.withdraw_failures(key, None if kind == "text" else mine, reason or "")
         return self.all()
 
     def upstream(self) -> tuple[Stage, ...]:

@@ -73,7 +73,7 @@ def misfit(layout: Layout, shard: Shard, receipt: Receipt) -> str:
         return f"speaks of rows {start} to {stop} under the name of shard {shard.number}"
     if stop > layout.rows or shard.lane >= max(layout.lanes, 1):
         return f"speaks of rows {start} to {stop} of draw {shard.lane}, which the key's columns do not have"
-    if not count == len(receipt.inputs) == len(receipt.digests) == len(receipt.ok):
+    if not count == len(receipt.inputs) == len(receipt.digests) == len(receipt.ok) == len(receipt.made):
         return f"does not say the same number of things of each of its {count} rows"
     if any(bool(digest) != ok for digest, ok in zip(receipt.digests, receipt.ok, strict=True)):
         return "has a finished row without a digest, or a digest of another"

@@ -22,7 +22,7 @@ from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
-from recon.pipeline.store.receipts import Failure, Receipt
+from recon.pipeline.store.receipts import Entry, Failure, Receipt
 from recon.pipeline.store.records import Column
 from recon.pipeline.store.shards import Shard, write_shard
 
@@ -84,10 +84,10 @@ def merge(out: Path, parts: Sequence[Path], progress: Progress = lambda done, to
     """Write the union of `parts` to `out`, which must not exist or be an empty folder; the parts are only read.
 
     Row k of the first part, row k of the second, and so on: parts that are every n-th shape of a manifest come out in
-    the manifest's order. Any key's digest is that of a single run. A receipt of `out` bears the host "merged", and of
-    each part's receipt as large a share of the seconds as it holds of its rows. `progress` is told (shards done, of
-    all). UserError, with nothing left at `out`, for a shape that two parts hold, for a ref whose keys differ between
-    parts, for prompts of different features, and for a row that does not match its receipt.
+    the manifest's order. Any key's digest is that of a single run. Every row keeps its provenance, and a receipt of
+    `out` bears as large a share of the seconds of each part's receipt as it holds of its rows. `progress` is told
+    (shards done, of all). UserError, with nothing left at `out`, for a shape that two parts hold, for a ref whose keys
+    differ between parts, for prompts of different features, and for a row that does not match its receipt.
     """
     started = time.monotonic()
     out, building = _places(out, parts)
@@ -306,9 +306,8 @@ def _copy_key(merged: FeatureStore, stores: Sequence[FeatureStore], plan: _Plan)
 
 def _copy_shard(merged: FeatureStore, shard: Shard, plan: _Plan, sources: Sequence[_Source]) -> Receipt | None:
     """Gather one shard's rows, check them, write them, sign for them."""
-    entries: dict[int, tuple[str, str, bool]] = {}
+    entries: dict[int, Entry] = {}
     failed: dict[int, Failure] = {}
-    versions: dict[str, set[str]] = {}
     values: dict[int, list[Any]] = {}
     seconds = 0.0
     stop = min(shard.start + shard.shard_rows, plan.rows)
@@ -319,12 +318,9 @@ def _copy_shard(merged: FeatureStore, shard: Shard, plan: _Plan, sources: Sequen
             receipt = source.receipts.get(at // shard.shard_rows)
             if receipt is None or at >= receipt.rows[1]:
                 continue
-            entry = at - receipt.rows[0]
-            entries[int(row)] = receipt.inputs[entry], receipt.digests[entry], receipt.ok[entry]
+            entry = entries[int(row)] = receipt.entry(at)
             seconds += receipt.seconds / len(receipt.inputs)
-            for name, version in receipt.versions.items():
-                versions.setdefault(name, set()).add(version)
-            if receipt.ok[entry]:
+            if entry.ok:
                 wanted[at] = int(row)
             elif at in receipt.failed:
                 failed[int(row)] = receipt.failed[at]
@@ -332,22 +328,10 @@ def _copy_shard(merged: FeatureStore, shard: Shard, plan: _Plan, sources: Sequen
     if not entries:
         return None
     size = write_shard(merged, shard, plan.columns, values)
-    # A row in between that no part has begun looks like one that no run has asked for yet.
-    ordered = [entries.get(row, ("", "", False)) for row in range(shard.start, max(entries) + 1)]
-    inputs, digests, ok = (tuple(column) for column in zip(*ordered, strict=True))
     cells = [np.asarray(cell) for row in values.values() for cell in row]
-    signed = Receipt(
-        rows=(shard.start, shard.start + len(ordered)),
-        inputs=inputs,
-        digests=digests,
-        ok=ok,
-        failed=failed,
-        nonfinite=sum(int((~np.isfinite(cell)).sum()) for cell in cells if cell.dtype.kind == "f"),
-        bytes=size,
-        seconds=round(seconds, 3),
-        host="merged",
-        versions={name: ", ".join(sorted(found)) for name, found in sorted(versions.items())},
-    )
+    nonfinite = sum(int((~np.isfinite(cell)).sum()) for cell in cells if cell.dtype.kind == "f")
+    # A row in between that no part has begun looks like one that no run has asked for yet.
+    signed = Receipt.of(shard.start, entries, failed, nonfinite=nonfinite, bytes=size, seconds=seconds)
     signed.write(merged.receipt_path(shard.key, shard.lane, shard.number))
     return signed
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.wording import one_line
 
 Floats32 = NDArray[np.float32]
 
@@ -148,8 +149,13 @@ class _Context:
             self.platform = egl.EGLPlatform(16, 16, device=device)
             self.platform.init_context()
         except Exception as error:  # a missing library shows as anything from ImportError to AttributeError
-            words = f"headless OpenGL does not start ({type(error).__name__}: {error})"
-            raise UserError(f"{words}: `recon-pipeline doctor` says what to install") from error
+            words = f"headless OpenGL does not start ({one_line(error)})"
+            chosen = [
+                f"{name}={os.environ[name]}" for name in ("PYOPENGL_PLATFORM", "EGL_DEVICE_ID") if name in os.environ
+            ]
+            raise MachineError(
+                f"{words} with {' and '.join(chosen)}: `recon-pipeline doctor` says what to install"
+            ) from error
         self.pid = os.getpid()
         self.lock = threading.Lock()
 
@@ -157,11 +163,14 @@ class _Context:
     def current(self) -> Iterator[Any]:
         """Hold the context on this thread; yields the OpenGL.GL module."""
         if os.getpid() != self.pid:
-            raise RuntimeError("an OpenGL context does not survive a fork: start render workers with 'spawn'")
+            raise MachineError("an OpenGL context does not survive a fork: start render workers with 'spawn'")
         from OpenGL import EGL, GL
 
         with self.lock:
-            self.platform.make_current()
+            try:
+                self.platform.make_current()
+            except Exception as error:  # drivers that were reset fail as they like
+                raise MachineError(f"the OpenGL context is lost ({one_line(error)}): run the same again") from error
             try:
                 yield GL
             finally:
@@ -194,6 +203,15 @@ class Rasterizer:
         self.resolution, self.num_views, self.samples, self.lights = resolution, num_views, samples, lights
         self.views_a_pass = min(num_views, max(1, MAX_FRAMEBUFFER_WIDTH // resolution))
         self.context = _shared_context()
+        try:
+            self._set_up(samples)
+        except MachineError:
+            raise
+        except Exception as error:  # each driver lacks something else
+            words = f"OpenGL does not give what rendering needs ({one_line(error)})"
+            raise MachineError(f"{words}: `recon-pipeline doctor` draws a test picture") from error
+
+    def _set_up(self, samples: int) -> None:
         with self.context.current() as gl:
             self._vertex_array, self._buffer = gl.glGenVertexArrays(1), gl.glGenBuffers(1)
             gl.glBindVertexArray(self._vertex_array)
@@ -204,9 +222,11 @@ class Rasterizer:
                 pointer = ctypes.c_void_p(4 * offset)
                 gl.glVertexAttribPointer(location, size, gl.GL_FLOAT, gl.GL_FALSE, 4 * NUM_FLOATS, pointer)
                 offset += size
-            self._programs = {textured: _compile(gl, lights, textured) for textured in (False, True)}
+            self._programs = {textured: _compile(gl, self.lights, textured) for textured in (False, True)}
             self._resolved, self._resolved_buffers = self._framebuffer(gl, self.views_a_pass, 0)
             self._drawn, self._drawn_buffers = self._framebuffer(gl, 1, samples if samples > 1 else 0)
+            self.driver = ", ".join(gl.glGetString(name).decode() for name in (gl.GL_RENDERER, gl.GL_VERSION))
+            """The OpenGL renderer's name and version."""
 
     def draw(
         self,
@@ -238,11 +258,6 @@ class Rasterizer:
             if names:
                 gl.glDeleteTextures(list(names.values()))
         return np.concatenate([p[0] for p in passes]), np.concatenate([p[1] for p in passes])
-
-    def driver(self) -> str:
-        """What draws: the OpenGL renderer's name and version."""
-        with self.context.current() as gl:
-            return ", ".join(gl.glGetString(name).decode() for name in (gl.GL_RENDERER, gl.GL_VERSION))
 
     def close(self) -> None:
         """Free this rasterizer's buffers; the context stays for the others of the process."""

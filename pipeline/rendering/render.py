@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.provenance import note
 from recon.pipeline.rendering import rasterizer
 from recon.pipeline.rendering.cameras import Cameras, camera_poses, preset_angles, projection_matrix
 from recon.pipeline.rendering.rasterizer import DrawRange, Lights, Rasterizer
@@ -129,6 +130,7 @@ class Renderer:
 
     def render_some(self, mesh: Mesh, chosen: Sequence[int]) -> Views:
         """The chosen views of one mesh, blank or not: the same bytes as among all of them."""
+        note("opengl", self._rasterizer.driver)
         frame, poses = normalisation(mesh), self.poses[list(chosen)]
         corners, ranges = _corners(mesh, frame)
         rgba, depth = self._rasterizer.draw(corners, ranges, poses, self.projection)
@@ -146,7 +148,7 @@ class Renderer:
 
     def driver(self) -> str:
         """The OpenGL driver's name and version."""
-        return self._rasterizer.driver()
+        return self._rasterizer.driver
 
     def close(self) -> None:
         """Free this renderer's buffers. The process's context stays, for other renderers share it."""

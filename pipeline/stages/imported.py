@@ -60,7 +60,7 @@ class ImportedTargets:
             return
         stored = self.stored
         try:
-            feat = self.origin.source.features(self.origin.root, references[0], stored.field)
+            feat = self.origin.features(references[0], stored.field)
         except MeshError:
             return
         if feat.shape[1] != stored.dim:
@@ -72,7 +72,7 @@ class ImportedTargets:
     def _feat(self, reference: str) -> NDArray[np.float16]:
         """[views, dim] of one shape; MeshError for other widths, too few views and what float16 cannot hold."""
         stored = self.stored
-        feat = self.origin.source.features(self.origin.root, reference, stored.field)
+        feat = self.origin.features(reference, stored.field)
         if feat.shape[1] != stored.dim:
             words = f"{reference}: {stored.field} is {feat.shape[1]} wide, the store's is {stored.dim}"
             raise MeshError("wrong-width", words)

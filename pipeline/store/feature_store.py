@@ -15,9 +15,8 @@ Rows are shapes in registry order (for `text`: distinct prompts), `targets` have
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +32,7 @@ from recon.pipeline.store.columns import COMPRESSORS, append_text
 from recon.pipeline.store.listed import relist
 from recon.pipeline.store.prompts import CLASS_PROMPTS
 from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
-from recon.pipeline.store.receipts import Receipt
+from recon.pipeline.store.receipts import Entry, Receipt
 from recon.pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
@@ -164,16 +163,24 @@ class FeatureStore(StoreReader):
         twins.save(self.path, [f"{array.path}/zarr.json"])
         return array
 
-    def withdraw_failures(self, key: str) -> int:
-        """Let the rows that are set aside under a key count as not done; their number."""
-        count = 0
+    def withdraw_failures(self, key: str, rows: Collection[int] | None = None, reason: str = "") -> int:
+        """Let rows that are set aside under a key count as not done; their number.
+
+        rows: only these, such as one manifest's (None: all); reason: only those whose reason holds it, in any case.
+        """
+        count, wanted = 0, reason.casefold()
         for path in sorted((self.path / "receipts" / key).glob("*.json")):
             receipt = Receipt.read(path)
-            if receipt and receipt.failed:
-                # A failed row has inputs and no data; one that waits for a stage before it has neither.
-                inputs = tuple(i if ok else "" for i, ok in zip(receipt.inputs, receipt.ok, strict=True))
-                replace(receipt, inputs=inputs, failed={}).write(path)
-                count += len(receipt.failed)
+            if receipt is None:
+                continue
+            mine = {row: failure for row, failure in receipt.failed.items() if rows is None or row in rows}
+            back = {row for row, failure in mine.items() if wanted in failure.reason.casefold()}
+            if back:
+                kept = {row: failure for row, failure in receipt.failed.items() if row not in back}
+                entries = receipt.entries() | dict.fromkeys(back, Entry())
+                more = {"nonfinite": receipt.nonfinite, "bytes": receipt.bytes, "seconds": receipt.seconds}
+                Receipt.of(receipt.rows[0], entries, kept, **more).write(path)
+                count += len(back)
         return count
 
     def write_ref(self, name: str, kind: str, key: str, part: str | None = None) -> None:

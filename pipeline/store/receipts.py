@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,24 @@ class Failure:
     traceback: str = ""
 
 
+class Diagnosis(Failure):
+    """What is wrong with the shape's own file, told by what read it. Many shapes may well have the same."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a receipt says of one row, or of one that no run has asked for yet."""
+
+    inputs: str = ""
+    digest: str = ""
+    ok: bool = False
+    made: dict[str, Any] | None = None
+    """Where and with what it was computed, or failed (`base.provenance`); of a copy: what it is copied from was."""
+
+
 @dataclass(frozen=True)
 class Receipt:
-    """Proof of one shard: inputs and digests hold one entry a row, `ok` says which rows hold data."""
+    """Proof of one shard: inputs, digests and `made` hold one entry a row, `ok` says which rows hold data."""
 
     rows: tuple[int, int]
     inputs: tuple[str, ...]
@@ -45,8 +61,48 @@ class Receipt:
     bytes: int
     """Of the shard's files."""
     seconds: float
-    host: str
-    versions: dict[str, str]
+    made: tuple[int, ...]
+    """Index into `provenance`; -1 for a row that nothing was tried of."""
+    provenance: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(
+        cls, start: int, entries: Mapping[int, Entry], failed: dict[int, Failure],
+        *, nonfinite: int, bytes: int, seconds: float,
+    ) -> Receipt:  # fmt: skip
+        """The receipt of a shard that begins at row `start`, of what is known of its rows (one at least)."""
+        lines = [entries.get(row, Entry()) for row in range(start, max(entries) + 1)]
+        provenance: list[dict[str, Any]] = []
+        for line in lines:
+            if line.made is not None and line.made not in provenance:
+                provenance.append(line.made)
+        return cls(
+            rows=(start, start + len(lines)),
+            inputs=tuple(line.inputs for line in lines),
+            digests=tuple(line.digest for line in lines),
+            ok=tuple(line.ok for line in lines),
+            failed=failed,
+            nonfinite=nonfinite,
+            bytes=bytes,
+            seconds=round(seconds, 3),
+            made=tuple(-1 if line.made is None else provenance.index(line.made) for line in lines),
+            provenance=tuple(provenance),
+        )
+
+    def entries(self) -> dict[int, Entry]:
+        """By row of the store."""
+        return {row: self.entry(row) for row in range(*self.rows)}
+
+    def entry(self, row: int) -> Entry:
+        """What it says of one of its rows."""
+        at = row - self.rows[0]
+        made = None if self.made[at] < 0 else self.provenance[self.made[at]]
+        return Entry(self.inputs[at], self.digests[at], self.ok[at], made)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Where its rows were made, each host once, sorted."""
+        return tuple(sorted({str(made.get("host", "")) for made in self.provenance}))
 
     @classmethod
     def read(cls, path: Path) -> Receipt | None:
@@ -61,9 +117,10 @@ class Receipt:
         try:
             if text != _sealed(text[_SEAL:-1]) or not data.pop("sum"):
                 raise DamagedReceipt(f"{path}: a receipt that does not match its own sum; {MEND}")
-            for name in ("rows", "inputs", "digests", "ok"):
-                data[name] = tuple(data[name])
             _number_failures(data)
+            _spread_provenance(data)
+            for name in ("rows", "inputs", "digests", "ok", "made", "provenance"):
+                data[name] = tuple(data[name])
             return cls(**data)
         except (KeyError, TypeError, AttributeError) as error:
             raise DamagedReceipt(f"{path}: not a receipt ({error}); {MEND}") from error
@@ -91,6 +148,13 @@ def _number_failures(data: dict[str, Any]) -> None:
         return
     data["inputs"] = tuple(i if ok else "" for i, ok in zip(inputs, data["ok"], strict=False))
     data["failed"] = {}
+
+
+def _spread_provenance(data: dict[str, Any]) -> None:
+    """Earlier receipts have one host and its versions, of whoever wrote last to the shard."""
+    if "host" in data:
+        data["provenance"] = [{"host": data.pop("host"), "versions": data.pop("versions")}]
+        data["made"] = [0 if inputs else -1 for inputs in data["inputs"]]
 
 
 def _sealed(rest: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError
 from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.lock import hold
@@ -39,7 +39,7 @@ def writing(path: Path, what: str) -> Iterator[FeatureStore]:
             raise cannot_write(path, error) from error
 
 
-def cannot_write(store: Path, error: OSError) -> UserError:
+def cannot_write(store: Path, error: OSError) -> MachineError:
     """What a full disk or a missing permission is told as."""
     what = error.strerror or str(error)
-    return UserError(f"{store}: cannot write ({what}); finished shards are kept: mend that and run the same again")
+    return MachineError(f"{store}: cannot write ({what}); finished shards are kept: mend that and run the same again")

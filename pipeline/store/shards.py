@@ -123,10 +123,21 @@ def _empty(column: Column, rows: int) -> NDArray[Any]:
 
 
 def _flush(store: FeatureStore, array: zarr.Array[Any], shard: Shard) -> int:
-    """fsync the shard's file and its place in the folder; its size."""
+    """fsync the shard's file and the folders on the way to it, which Zarr makes as it needs them; the file's size."""
     path: Path = store.path / shard_file(array, shard)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
     sync_directory(path.parent)
+    shared = store.path / array.path / "c"
+    for folder in path.parents:
+        if folder == store.path or folder in _synced:
+            break
+        sync_directory(folder.parent)
+        if not folder.is_relative_to(shared) or folder == shared:
+            _synced.add(folder)
     return size
+
+
+# Folders of many shards whose names this process has seen onto the disk.
+_synced: set[Path] = set()

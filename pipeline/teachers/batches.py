@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError
+from recon.pipeline.base.provenance import note
 from recon.pipeline.teachers.images import Pictures, Preprocess
 
 CPU_BATCH = 32
@@ -38,12 +39,19 @@ class BatchSize:
         self.prepare_ahead = device.type != "cpu"
         self._device = device
 
+    @property
+    def device_name(self) -> str:
+        """The GPU's own name, or the sort of device."""
+        device = self._device
+        named = device.type == "cuda" and torch.cuda.is_available()
+        return torch.cuda.get_device_name(device) if named else device.type
+
     def halve(self, whose: str, error: RuntimeError) -> None:
-        """Go on with half as many; UserError when a single row is too much, the error itself on a CPU."""
+        """Go on with half as many; MachineError when a single row is too much, the error itself on a CPU."""
         if self._device.type == "cpu":
             raise error
         if self.rows == 1:
-            raise UserError(
+            raise MachineError(
                 f"{whose}: {self._device} has no memory left for a single picture: free some, or use a smaller model "
                 'or, for a teacher, precision = "bf16"'
             ) from error
@@ -61,8 +69,9 @@ def in_batches(
 ) -> list[Result]:
     """What `run` gives for each of `count` rows; it always gets `size.rows` of those that `prepare` makes.
 
-    `whose` begins the UserError for a GPU that has no memory for one row.
+    `whose` begins the MachineError for a GPU that has no memory for one row.
     """
+    note("device", size.device_name)
     results: list[Result] = []
     for start, batch in _prepared(count, size, prepare):
         results += _forward(whose, batch, min(len(batch), count - start), size, run)

@@ -226,7 +226,7 @@ def _key_statistics(store: FeatureStore, name: str, key: str) -> KeyStatistics:
     rates: dict[str, list[float]] = {}
     for receipt in receipts:
         if rows := sum(inputs != "" for inputs in receipt.inputs):
-            rates.setdefault(receipt.host, []).append(receipt.seconds / rows)
+            rates.setdefault(", ".join(receipt.hosts), []).append(receipt.seconds / rows)
     reasons = Counter(failure.reason for failure in store.failures(key).values())
     done = sum(sum(receipt.ok) for receipt in receipts)
     size = folder_bytes(store.path / name.split("/")[0] / key)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.shapes.mesh import MeshError
 
 MAX_FACES = 2_000_000
@@ -44,7 +46,7 @@ class ModelFiles:
         self.buffers: set[str] = set()
         self.missing: set[str] = set()
         self.outside: set[str] = set()
-        self.refusal: MeshError | None = None
+        self.refusal: UserError | None = None
         self._held: list[tuple[str, bytes]] = []
         self._stand_ins: dict[str, bytes] = {}
         self._pictures: dict[str, NDArray[np.uint8] | None] = {}
@@ -114,8 +116,8 @@ class ModelFiles:
                         return None
                 elif target.is_file() and target.stat().st_size <= MAX_FILE_BYTES:
                     return target.read_bytes()
-            except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
-                continue
+            except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a zero byte
+                self.refusal = self.refusal or machine_fault(error)
         return None
 
     def pixels(self, stand_in: Any, keep_alpha: bool) -> NDArray[np.uint8] | None:

@@ -14,7 +14,8 @@ from recon.pipeline.shapes.mesh import Floats, MeshError
 from recon.pipeline.shapes.meshfile.files import MAX_FACES, ModelFiles, check_pieces, decode_text
 
 # Required extensions that are read, or that change nothing but the fine look.
-READ = {"KHR_draco_mesh_compression", "KHR_mesh_quantization", "KHR_texture_transform"}
+DRACO = "KHR_draco_mesh_compression"
+READ = {DRACO, "KHR_mesh_quantization", "KHR_texture_transform"}
 READ |= {"EXT_texture_webp", "KHR_texture_basisu"}
 HARMLESS = ("KHR_materials_", "KHR_lights_", "KHR_animation_")
 # These change which triangles there are, even where the file does not require them.
@@ -120,6 +121,8 @@ def _check_extensions(header: dict[str, Any]) -> None:
     unread += [name for name in header.get("extensionsUsed", []) if name in REFUSED]
     if unread:
         raise MeshError("unreadable", f"it needs the glTF extension {unread[0]}, which is not read: export it without")
+    if DRACO in header.get("extensionsUsed", []):
+        import DracoPy  # noqa: F401  without it trimesh puts zeros in place of what is compressed
 
 
 def _check_arrays(header: dict[str, Any]) -> None:
