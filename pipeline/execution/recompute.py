@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.shards import read_rows
 
 if TYPE_CHECKING:  # the stages build on the store
@@ -52,7 +51,7 @@ def recompute(store: FeatureStore, stage: Stage, rows: Sequence[Row], count: int
                 found.append(Recomputed(row.name, row.index, lane, column.name, False, np.nan, None, reason))
                 continue
             array = cast(Any, group[column.name])
-            stored = np.asarray(read_rows(store, array, [row.index], lane if stage.lanes else None)[0])
+            stored = np.asarray(read_rows(array, [row.index], lane if stage.lanes else None)[0])
             again = np.asarray(block.columns[column.name][0])
             found.append(Recomputed(row.name, row.index, lane, column.name, *_compare(stored, again)))
     return found
@@ -63,11 +62,9 @@ def _finished(store: FeatureStore, key: str, rows: Sequence[Row], lanes: int) ->
     found = []
     for lane in range(lanes):
         done: dict[int, str] = {}
-        for path in sorted((store.path / "receipts" / key).glob(f"{lane}-*.json")):
-            receipt = Receipt.read(path)
-            if receipt:
-                lines = zip(range(*receipt.rows), receipt.inputs, receipt.ok, strict=True)
-                done |= {index: inputs for index, inputs, ok in lines if ok}
+        for _, _, receipt in store.receipts(key, lane):
+            lines = zip(range(*receipt.rows), receipt.inputs, receipt.ok, strict=True)
+            done |= {index: inputs for index, inputs, ok in lines if ok}
         found += [(lane, row) for row in rows if row.ready and done.get(row.index) == row.inputs]
     return found
 

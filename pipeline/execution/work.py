@@ -157,7 +157,7 @@ def _copied(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
         receipt = Receipt.read(store.receipt_path(shard.key, shard.lane, source // shard.shard_rows))
         at = source - receipt.rows[0] if receipt else 0
         if receipt and at < len(receipt.ok) and receipt.ok[at] and receipt.inputs[at] == row.inputs:
-            made[row.index] = [read_rows(store, column, [source], lane)[0] for column in columns]
+            made[row.index] = [read_rows(column, [source], lane)[0] for column in columns]
     return made
 
 

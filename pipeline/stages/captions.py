@@ -232,7 +232,7 @@ class ModelCaptions:
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         recipe = self.recipe
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
-        pictures = read_rows(store, rgb, [row.index for row in rows])[:, list(self.chosen)]
+        pictures = read_rows(rgb, [row.index for row in rows])[:, list(self.chosen)]
         flat = pictures.reshape(-1, *pictures.shape[2:])
         captioner = captioner_of(self.table)
         drafts = [captioner.write(flat, None)]
@@ -304,7 +304,7 @@ def _directions_of(spec: TeacherSpec, texts: tuple[str, ...]) -> Floats:
 def _features(store: FeatureStore, key: str, rows: Sequence[Row]) -> NDArray[Any]:
     """[R, V, D] what a teacher saw in the clean views."""
     feat = cast(Any, store.kind_group("targets", key)["feat"])
-    return read_rows(store, feat, [row.index for row in rows], 0)
+    return read_rows(feat, [row.index for row in rows], 0)
 
 
 def filled(lines: Sequence[str], count: int) -> list[str]:

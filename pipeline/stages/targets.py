@@ -81,7 +81,7 @@ class ImageTargets:
         views = store.recipe("views", recipe["views"])
         donors = reuse.donors(store, "targets", recipe, self.shard_rows, lane)
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
-        pictures = read_rows(store, rgb, [row.index for row in rows])
+        pictures = read_rows(rgb, [row.index for row in rows])
         feat = np.zeros((len(rows), pictures.shape[1], *self.shape), np.float32)
         cells = []
         for at, row in enumerate(rows):

@@ -32,7 +32,6 @@ from recon.pipeline.store import twins
 from recon.pipeline.store.columns import COMPRESSORS, append_text
 from recon.pipeline.store.prompts import CLASS_PROMPTS
 from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
-from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
@@ -166,12 +165,11 @@ class FeatureStore(StoreReader):
     def withdraw_failures(self, key: str) -> int:
         """Let the rows that are set aside under a key count as not done; their number."""
         count = 0
-        for path in sorted((self.path / "receipts" / key).glob("*.json")):
-            receipt = Receipt.read(path)
-            if receipt and receipt.failed:
+        for lane, shard, receipt in self.receipts(key):
+            if receipt.failed:
                 # A failed row has inputs and no data; one that waits for a stage before it has neither.
                 inputs = tuple(i if ok else "" for i, ok in zip(receipt.inputs, receipt.ok, strict=True))
-                replace(receipt, inputs=inputs, failed={}).write(path)
+                replace(receipt, inputs=inputs, failed={}).write(self.receipt_path(key, lane, shard))
                 count += len(receipt.failed)
         return count
 
