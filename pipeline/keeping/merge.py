@@ -356,8 +356,9 @@ class _Source:
             for row in wanted:
                 cells = [block[row - span.start] for block in blocks]
                 if row_digest(cells) != receipt.digests[row - receipt.rows[0]]:
+                    shard = Shard(self.plan.kind, self.plan.key, self.lane, number, size, self.plan.lanes)
                     raise UserError(
-                        f"{self.store.path}: {self.plan.kind}/{self.plan.key}: row {row} does not match its receipt; "
+                        f"{self.store.path}: {shard} of {self.plan.key}: row {row} does not match its receipt; "
                         "run `recon-pipeline verify --full` on it"
                     )
                 yield row, cells
