@@ -264,10 +264,10 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     path = store.path / "points" / key / "xyz/c/0/0/0"
     side = Side(store, "points", key)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"xyz of points shard 0 cannot be read .*verify"):
+    with pytest.raises(UserError, match=r"xyz/c/0/0/0: cannot be read .*retry"):
         diff(side, side)
     path.unlink()
-    with pytest.raises(UserError, match=r"xyz of points shard 0 cannot be read .*verify"):
+    with pytest.raises(UserError, match=r"xyz/c/0/0/0: missing.*retry"):
         diff(side, side)
 
 

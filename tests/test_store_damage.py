@@ -139,9 +139,9 @@ def test_rows_are_read_from_the_shards_they_lie_in(store: FeatureStore) -> None:
     group = store.kind_group("points", key)
     for column in ("square", "word"):
         array = group[column]
-        assert np.array_equal(read_rows(store, array, [0, 2, 9, 13], 1), np.asarray(array[1])[[0, 2, 9, 13]])  # type: ignore[arg-type]
+        assert np.array_equal(read_rows(array, [0, 2, 9, 13], 1), np.asarray(array[1])[[0, 2, 9, 13]])  # type: ignore[arg-type]
     with pytest.raises(DamagedStore, match=r"square/c/1/1/0: missing"):
-        read_rows(store, group["square"], [0, 5], 1)  # type: ignore[arg-type]
+        read_rows(group["square"], [0, 5], 1)  # type: ignore[arg-type]
 
 
 def test_only_the_shape_s_own_errors_set_it_aside() -> None:

@@ -321,10 +321,10 @@ def test_a_lost_or_torn_shard_is_no_row_of_zeros(copy: Path, raw: Raw, tmp_path:
     )
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    with pytest.raises(UserError, match=r"xyz.*cannot be read .*verify"):
+    with pytest.raises(UserError, match=r"xyz/c/0/0/0: cannot be read .*retry"):
         run(copy, tmp_path / "out", "memmap")
     shard.unlink()
-    with pytest.raises(UserError, match="is not what its receipt says"):
+    with pytest.raises(UserError, match=r"xyz/c/0/0/0: missing.*retry"):
         run(copy, tmp_path / "out", "memmap")
     text: Any = zarr.open_group(str(copy), mode="r+")[f"text/{raw.ref['text']['tiny']}/feat"]
     text[0] = 0

@@ -206,7 +206,7 @@ def test_errors_are_one_line(copy: Path, tmp_path: Path) -> None:
     shards = copy / "views" / store.ref().keys["views"] / "rgb" / "c"
     shard = next(path for path in shards.rglob("0") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"rgb: row \d+ cannot be read .*recon-pipeline verify"):
+    with pytest.raises(UserError, match=r"rgb/c/[\d/]+: cannot be read .*recon-pipeline retry"):
         contact_sheet(store, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     ref = json.loads((copy / "refs" / "small.json").read_text())
@@ -216,10 +216,26 @@ def test_errors_are_one_line(copy: Path, tmp_path: Path) -> None:
         contact_sheet(store, tmp_path / "out")
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\n\r\t"), max_size=80), st.integers(40, 200))
-def test_wrapped_and_shortened_text_fits(text: str, room: int) -> None:
-    draw, font = ImageDraw.Draw(Image.new("RGB", (8, 8))), sheets._font(13)
-    lines = sheets._wrap(draw, " ".join(text.split()), room, font)
-    assert all(draw.textlength(line, font) <= room for line in lines)
-    assert "".join("".join(lines).split()) == "".join(text.split())
-    assert draw.textlength(sheets._fit(draw, text, room, font), font) <= room
+@given(st.text(st.characters(codec="utf-8"), max_size=80), st.integers(40, 200), st.integers(1, 4))
+def test_written_text_keeps_to_its_room(text: str, room: int, lines: int) -> None:
+    image = Image.new("RGB", (300, 120), "white")
+    height = sheets._write(ImageDraw.Draw(image), (20, 20), text, room, 12, "black", lines)
+    inked = np.argwhere(np.asarray(image)[..., 0] < 255)
+    assert height <= lines * 16
+    assert not len(inked) or inked.max(0)[1] < 20 + room + 2, "but for what a glyph hangs over its own width"
+    assert not len(inked) or inked.max(0)[0] < 20 + height + 4
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=200))
+def test_a_uid_below_a_picture_keeps_its_end(text: str) -> None:
+    below, words = sheets._below(text), " ".join(text.split())
+    lines = below.split("\n")
+    assert len(lines) <= 2
+    assert all(sheets._font(11).getlength(line) <= CELL for line in lines)
+    assert lines[-1].endswith(words[-10:]) or "".join(lines) == words
+
+
+def test_letters_of_other_languages_are_drawn() -> None:
+    """They were empty boxes, each like the next."""
+    drawn = {letter: bytes(sheets._font(14).getmask(letter)) for letter in "ñÄÖÜßéøłčжΩ"}
+    assert len(set(drawn.values())) == len(drawn)

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats import KeyLine, describe, list_store, statistics
 from recon.pipeline.keeping.stats.features import feature_statistics
-from recon.pipeline.keeping.stats.listing import folder_bytes
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.store.receipts import Failure, Receipt
@@ -117,11 +117,18 @@ def test_an_empty_store_has_no_lines(tmp_path: Path) -> None:
     assert list_store(FeatureStore.create(tmp_path / "empty.zarr")) == []
 
 
-def test_folder_bytes(tmp_path: Path) -> None:
+def test_a_folder_is_measured(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "one").write_bytes(b"12345")
     (tmp_path / "a" / "b" / "two").write_bytes(b"123")
-    assert folder_bytes(tmp_path) == 8
+    newest = 2e9
+    os.utime(tmp_path / "a" / "b" / "two", (newest + 5, newest))
+    (tmp_path / "a" / "link").symlink_to("/")
+    size, written = measure(tmp_path)
+    assert (size, written) == (8 + len("/"), newest)
+    assert measure(tmp_path, read=True)[1] == newest + 5
+    assert measure(tmp_path / "a" / "one")[0] == 5
+    assert measure(tmp_path / "none") == (0, 0.0)
 
 
 # ---- stats

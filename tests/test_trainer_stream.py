@@ -199,7 +199,7 @@ def test_a_shard_damaged_in_mid_epoch_is_named(store: FeatureStore, tmp_path: Pa
         damage()
         good = 0
         with pytest.raises(
-            UserError, match=rf"{column}: rows 16 to 23.* cannot be read .*recon-pipeline verify"
+            UserError, match=rf"{column}/c/(0/)?2/0/0.*: (missing|cannot be read).*`recon-pipeline retry`"
         ) as error:
             for _ in batches.iterate(0, 7):
                 good += 1

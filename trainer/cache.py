@@ -7,7 +7,6 @@ import fcntl
 import json
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.files import sync_directory
+from recon.pipeline.base.files import crc32, sync_directory
 from recon.trainer.reading import iterate_rows
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 CACHE_VERSION = 1
 LOCK = ".lock"
-_CRC_BLOCK = 1 << 24
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
@@ -80,7 +78,7 @@ def _write_cache(folder: Path, points: Points, targets: Targets, rows: NDArray[n
                 image[draw, part] = values
         for array in (xyz, image):
             array.flush()
-        sums = {path.name: _crc(path) for path in sorted(temporary.iterdir())}
+        sums = {path.name: crc32(path) for path in sorted(temporary.iterdir())}
         (temporary / "sums.json").write_text(json.dumps(sums), "utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync_directory(path)  # on a file it does the same
@@ -101,14 +99,6 @@ def _new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap[Any,
 def _is_sound(folder: Path) -> bool:
     try:
         sums = json.loads((folder / "sums.json").read_text("utf-8"))
-        return set(sums) == {"xyz.npy", "image.npy"} and all(_crc(folder / n) == s for n, s in sums.items())
+        return set(sums) == {"xyz.npy", "image.npy"} and all(crc32(folder / n) == s for n, s in sums.items())
     except (OSError, ValueError):
         return False
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(_CRC_BLOCK):
-            crc = zlib.crc32(block, crc)
-    return crc

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import memory_bytes
+from recon.pipeline.store.shards import read_rows, shard_rows
 from recon.trainer.batches import Batch, Samples, count_steps, draw, pinned, workers
 from recon.trainer.config import DataConfig
 from recon.trainer.data import Dataset
-from recon.trainer.reading import read_rows, shard_rows
 from recon.trainer.transforms import random_bits, stream
 
 Key = tuple[int, int]
@@ -169,16 +169,12 @@ class StreamBatches:
         data, stored = self.dataset, self.dataset.stored
         assert stored is not None
         rows = data.row[indices].numpy()
-        start = int(rows[0]) // self.block_rows * self.block_rows
-        stop = start + self.block_rows
         # Only the draws that are chosen among are read, so here they are all there is.
         lanes = self.config.draws or range(data.image.shape[0])
         block = replace(
             data,
-            xyz=torch.from_numpy(read_rows(stored.xyz, start, stop)[rows - start]),
-            image=torch.from_numpy(
-                np.stack([read_rows(stored.image, start, stop, lane)[rows - start] for lane in lanes])
-            ),
+            xyz=torch.from_numpy(read_rows(stored.xyz, rows)),
+            image=torch.from_numpy(np.stack([read_rows(stored.image, rows, lane) for lane in lanes])),
             captions=data.captions[indices],
             category=data.category[indices],
             row=data.row[indices],
@@ -186,7 +182,7 @@ class StreamBatches:
         drawn = draw(block, torch.arange(len(rows)), replace(self.config, draws=()), self.seed, epoch)
         for what, values in (("points", drawn.points), ("image features", drawn.image)):
             if not values.isfinite().all():
-                raise UserError(f"{what}: not finite in the store's rows from {start} on; compute them again")
+                raise UserError(f"{what}: not finite in the store's rows from {rows[0]} on; compute them again")
         return drawn
 
     def _allocate(self, count: int) -> Samples:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
+_BLOCK = 1 << 24
 
-def write_atomically(path: Path, text: str) -> None:
+
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write, fsync, rename: a reader sees the old file or the whole new one."""
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -37,3 +40,12 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def crc32(path: Path) -> int:
+    """Of a file's contents."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -141,7 +141,7 @@ class ModelCaptions:
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         recipe = self.recipe
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
-        pictures = read_rows(store, rgb, [row.index for row in rows])[:, list(self.chosen)]
+        pictures = read_rows(rgb, [row.index for row in rows])[:, list(self.chosen)]
         flat = pictures.reshape(-1, *pictures.shape[2:])
         captioner = captioner_of(self.table)
         drafts = [captioner.write(flat, None)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -67,13 +66,13 @@ def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StageP
     todo = stale = held_bytes = held_rows = 0
     held_seconds = 0.0
     shards = [(number, list(group)) for number, group in groupby(rows, lambda row: row.index // stage.shard_rows)]
-    there = receipts_there(store, key)
+    there = set(store.receipt_places(key))
     for lane in range(max(stage.lanes, 1)):
         made: dict[str, int] = {}  # inputs -> the row that has or gets their values
         missing_of: dict[int, list[Row]] = {}
         for number, wanted in shards:
             done: dict[int, str] = {}
-            if f"{lane}-{number:06d}.json" in there:
+            if (lane, number) in there:
                 receipt = cast(Receipt, Receipt.read(store.receipt_path(key, lane, number)))
                 done = dict(zip(range(*receipt.rows), receipt.inputs, strict=True))
                 held_bytes, held_seconds = held_bytes + receipt.bytes, held_seconds + receipt.seconds
@@ -121,14 +120,6 @@ def _usual_bytes(stage: Stage) -> float:
     sizes = (64 if c.dtype == "str" else np.dtype(c.dtype).itemsize for c in stage.columns)
     raw = sum(size * int(np.prod(c.shape)) for size, c in zip(sizes, stage.columns, strict=True))
     return raw * COMPRESSION.get(stage.kind, 1.0)
-
-
-def receipts_there(store: FeatureStore, key: str) -> set[str]:
-    """File names of a key's receipts."""
-    try:
-        return {entry.name for entry in os.scandir(store.path / "receipts" / key) if not entry.name.startswith(".")}
-    except FileNotFoundError:
-        return set()
 
 
 def _copies(missing: Sequence[Row], made: dict[str, int]) -> dict[int, int]:

@@ -24,7 +24,6 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.execution.stage import spare
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.shards import read_rows
 
 if TYPE_CHECKING:  # the stages build on the store
@@ -75,7 +74,7 @@ def recompute(store: FeatureStore, stage: Stage, rows: Sequence[Row], count: int
                 found.append(Recomputed(*where, False, "different", np.nan, None, failure))
                 continue
             array = cast(Any, group[column.name])
-            stored = np.asarray(read_rows(store, array, [row.index], lane if stage.lanes else None)[0])
+            stored = np.asarray(read_rows(array, [row.index], lane if stage.lanes else None)[0])
             equal, error, cosine = _compare(stored, np.asarray(values[column.name]))
             verdict: Verdict = "equal" if equal else "different"
             if not equal and _rounding(stage.kind, column.name, stored, np.asarray(values[column.name])):
@@ -103,11 +102,9 @@ def _finished(store: FeatureStore, key: str, rows: Sequence[Row], lanes: int) ->
     found = []
     for lane in range(lanes):
         done: dict[int, str] = {}
-        for path in sorted((store.path / "receipts" / key).glob(f"{lane}-*.json")):
-            receipt = Receipt.read(path)
-            if receipt:
-                lines = zip(range(*receipt.rows), receipt.inputs, receipt.ok, strict=True)
-                done |= {index: inputs for index, inputs, ok in lines if ok}
+        for _, _, receipt in store.receipts(key, lane):
+            lines = zip(range(*receipt.rows), receipt.inputs, receipt.ok, strict=True)
+            done |= {index: inputs for index, inputs, ok in lines if ok}
         found += [(lane, row) for row in rows if row.ready and done.get(row.index) == row.inputs]
     return found
 

@@ -195,7 +195,7 @@ def _copied(store: FeatureStore, task: Task) -> dict[int, tuple[list[Any], dict[
         receipt = Receipt.read(store.receipt_path(shard.key, shard.lane, source // shard.shard_rows))
         there = receipt.entry(source) if receipt and source < receipt.rows[1] else Entry()
         if there.ok and there.inputs == row.inputs:
-            cells = [read_rows(store, column, [source], lane)[0] for column in columns]
+            cells = [read_rows(column, [source], lane)[0] for column in columns]
             copied[row.index] = cells, there.made
     return copied
 

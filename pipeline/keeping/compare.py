@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
@@ -16,9 +17,8 @@ from recon.pipeline.keeping.recipes import recipe_diff_expanded as recipe_diff_e
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
 from recon.pipeline.store.names import resolve_key as resolve_key
-from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.records import Column
-from recon.pipeline.store.shards import Shard, shard_file
+from recon.pipeline.store.shards import read_rows
 
 Floats = NDArray[np.float64]
 
@@ -228,9 +228,7 @@ def _held(side: Side) -> dict[str, _Held]:
         registry = side.store.registry
         names = [f"{dataset}/{uid}" for dataset, uid in zip(registry.dataset, registry.uid, strict=True)]
     held: dict[str, _Held] = {}
-    for path in sorted((side.store.path / "receipts" / side.key).glob("[!.]*.json")):
-        receipt = cast(Receipt, Receipt.read(path))
-        lane = int(path.stem.split("-")[0])
+    for lane, _, receipt in side.store.receipts(side.key):
         for number, inputs, digest, ok in zip(
             range(*receipt.rows), receipt.inputs, receipt.digests, receipt.ok, strict=True
         ):
@@ -331,25 +329,7 @@ def _cosine(x: Floats, y: Floats) -> Floats:
 
 
 def _read(side: Side, column: Column, rows: NDArray[np.int64]) -> Floats:
-    """[rows, ...] of a column, of draw 0 if there are draws. UserError for a shard that is damaged or not there."""
-    array: Any = side.store.kind_group(side.kind, side.key)[column.name]
-    axis = array.ndim - len(column.shape) - 1
-    size = (array.shards or array.chunks)[axis]
-    values = np.empty((len(rows), *column.shape))
-    for number in np.unique(rows // size):
-        places = np.flatnonzero(rows // size == number)
-        shard = Shard(side.kind, side.key, 0, int(number), size, array.shape[0] if axis else 0)
-        try:
-            (side.store.path / shard_file(array, shard)).stat()  # what is not there, Zarr reads as zeros
-            # Zarr's own selection of single rows takes fifteen times as long as one slice after the other.
-            if array.chunks[axis] == 1:
-                for place in places:
-                    values[place] = array[(0, rows[place]) if axis else rows[place]]
-            else:
-                low, high = rows[places].min(), rows[places].max() + 1
-                block = array[(0, slice(low, high)) if axis else slice(low, high)]
-                values[places] = block[rows[places] - low]
-        except Exception as error:  # codecs raise what they like
-            where = f"{side}: {column.name} of {shard}"
-            raise UserError(f"{where} cannot be read ({error}); run `recon-pipeline verify --full` on it") from error
-    return values
+    """[rows, ...] of a column, of draw 0 if there are draws. DamagedStore for a shard that is damaged or not there."""
+    array = cast("zarr.Array[Any]", side.store.kind_group(side.kind, side.key)[column.name])
+    ascending, places = np.unique(rows, return_inverse=True)
+    return read_rows(array, ascending, 0 if array.ndim > len(column.shape) + 1 else None).astype(np.float64)[places]

@@ -18,6 +18,7 @@ from typing import Any
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory
+from recon.pipeline.keeping.layout import measure
 from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
@@ -116,7 +117,7 @@ def collect(store: FeatureStore, plan: GcPlan) -> tuple[GcItem, ...]:
 def _newest(store: FeatureStore, item: GcItem) -> float:
     if item.kind in KINDS:
         return _newest_of_key(store, item.kind, item.key)
-    return _measure(store.path / item.path, read=item.kind == "cache")[1]
+    return measure(store.path / item.path, read=item.kind == "cache")[1]
 
 
 def _drop_key(store: FeatureStore, item: GcItem) -> None:
@@ -193,13 +194,13 @@ def _keys(store: FeatureStore, keys: Iterable[tuple[str, str]]) -> Iterator[GcIt
     reached = _reachable(store)
     for kind, key in keys:
         if key not in reached:
-            size = sum(_measure(store.path / folder)[0] for folder in (f"{kind}/{key}", f"receipts/{key}"))
+            size = sum(measure(store.path / folder)[0] for folder in (f"{kind}/{key}", f"receipts/{key}"))
             yield GcItem(f"{kind}/{key}", kind, key, size, "no ref reaches it", _newest_of_key(store, kind, key))
 
 
 def _newest_of_key(store: FeatureStore, kind: str, key: str) -> float:
     """When the newest receipt was written; without one, the group."""
-    times = [p.lstat().st_mtime for p in (store.path / "receipts" / key).glob("[!.]*.json")]
+    times = [store.receipt_path(key, *place).lstat().st_mtime for place in store.receipt_places(key)]
     group = store.path / kind / key / "zarr.json"
     return max(times) if times else group.lstat().st_mtime if group.exists() else 0.0
 
@@ -211,21 +212,21 @@ def _orphan_receipts(store: FeatureStore) -> Iterator[GcItem]:
     """Receipts of keys of which nothing is there: not even a damaged folder that could be mended."""
     for path in _folders(store.path / "receipts"):
         if not any((store.path / kind / path.name).exists() for kind in KINDS):
-            size, newest = _measure(path)
+            size, newest = measure(path)
             yield GcItem(f"receipts/{path.name}", "receipts", path.name, size, "receipts of a key that is gone", newest)
 
 
 def _caches(store: FeatureStore) -> Iterator[GcItem]:
     for path in _folders(store.path / "cache"):
         if not path.name.startswith("."):
-            size, newest = _measure(path, read=True)
+            size, newest = measure(path, read=True)
             yield GcItem(f"cache/{path.name}", "cache", "", size, "a copy not read lately; made again if asked", newest)
 
 
 def _entries(store: FeatureStore, folder: str) -> Iterator[GcItem]:
     """Notes of workers."""
     for path in _listed(store.path / folder):
-        size, newest = _measure(path)
+        size, newest = measure(path)
         yield GcItem(f"{folder}/{path.name}", folder, "", size, "left behind by a worker", newest)
 
 
@@ -244,7 +245,7 @@ def _temporaries(store: FeatureStore, gone: Iterable[str], oldest: float) -> lis
         temporary = [n for n in (*folders, *files) if any(fnmatch(n, p) for p in _TEMPORARY)]
         for name in temporary:
             path = here / name
-            size, newest = _measure(path)
+            size, newest = measure(path)
             if newest <= oldest and path not in doomed and not path.is_symlink():
                 relative = path.relative_to(store.path).as_posix()
                 found.append(GcItem(relative, "temporary", "", size, "left behind by a run that was killed", newest))
@@ -253,27 +254,8 @@ def _temporaries(store: FeatureStore, gone: Iterable[str], oldest: float) -> lis
 
 
 def _item_of(path: Path, reason: str) -> tuple[int, str, float]:
-    size, newest = _measure(path)
+    size, newest = measure(path)
     return size, reason, newest
-
-
-def _measure(path: Path, read: bool = False) -> tuple[int, float]:
-    """Bytes of the files at or below `path`, and when the newest entry was written (or read, if that counts)."""
-    size, newest = 0, 0.0
-    folders = [path]
-    while folders:
-        entry = folders.pop()
-        try:
-            status = entry.lstat()
-            if entry.is_dir() and not entry.is_symlink():
-                folders += entry.iterdir()
-            else:
-                size += status.st_size
-                newest = max(newest, status.st_atime if read else 0.0)  # a folder is read by looking at it
-        except FileNotFoundError:  # another process tidies up too
-            continue
-        newest = max(newest, status.st_mtime)
-    return size, newest
 
 
 def _listed(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,25 @@ def compare_rows(layout: Layout, shard: Shard, receipt: Receipt) -> list[tuple[s
     where = layout.files(shard)[0] if len(layout.arrays) == 1 else f"{layout.kind}/{layout.key}"
     some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     return [(where, f"{len(rows)} rows of {shard} are not what their receipt says: {some}")]
+
+
+def measure(path: Path, read: bool = False) -> tuple[int, float]:
+    """Bytes of the files at or below `path`, and when the newest entry was written (or read, if that counts)."""
+    size, newest = 0, 0.0
+    waiting = [os.fspath(path)]
+    while waiting:
+        entry = waiting.pop()
+        try:
+            status = os.lstat(entry)
+            if stat.S_ISDIR(status.st_mode):
+                waiting += [found.path for found in os.scandir(entry)]
+            else:
+                size += status.st_size
+                newest = max(newest, status.st_atime if read else 0.0)  # a folder is read by looking at it
+        except FileNotFoundError:  # another process tidies up too
+            continue
+        newest = max(newest, status.st_mtime)
+    return size, newest
 
 
 def names_in(folder: Path) -> list[str]:

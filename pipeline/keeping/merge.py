@@ -24,7 +24,7 @@ from recon.pipeline.store.names import list_refs, named_keys
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
 from recon.pipeline.store.receipts import Entry, Failure, Receipt
 from recon.pipeline.store.records import Column
-from recon.pipeline.store.shards import Shard, write_shard
+from recon.pipeline.store.shards import Shard, read_rows, write_shard
 
 HELD_BYTES = 1 << 28  # of one column's decoded shards, one a part; where that is not enough, only rows in use are read
 
@@ -262,7 +262,7 @@ def _merge_prompts(stores: Sequence[FeatureStore], key: str) -> tuple[list[str],
         if not (store.path / "text" / key / "zarr.json").is_file():
             continue
         lines: dict[int, tuple[str, str]] = {}
-        for receipt in _receipts(store, key, 0).values():
+        for _, _, receipt in store.receipts(key, 0):
             entries = zip(range(*receipt.rows), receipt.inputs, receipt.digests, receipt.ok, strict=True)
             lines |= {row: (inputs, digest) for row, inputs, digest, ok in entries if ok}
         for row, prompt in enumerate(store.prompts(key)):
@@ -278,12 +278,6 @@ def _merge_prompts(stores: Sequence[FeatureStore], key: str) -> tuple[list[str],
                     "compute the text of both on one kind of machine"
                 )
     return list(chosen), _Origin(*np.array(list(chosen.values()), np.int64).reshape(-1, 2).T)
-
-
-def _receipts(store: FeatureStore, key: str, lane: int) -> dict[int, Receipt]:
-    """The receipts of one lane by shard."""
-    paths = (store.path / "receipts" / key).glob(f"{lane}-*.json")
-    return {int(path.stem.split("-")[1]): cast(Receipt, Receipt.read(path)) for path in paths}
 
 
 def _copy_key(merged: FeatureStore, stores: Sequence[FeatureStore], plan: _Plan) -> Iterator[Receipt | None]:
@@ -342,7 +336,7 @@ class _Source:
     def __init__(self, store: FeatureStore, plan: _Plan, lane: int, parts: int) -> None:
         there = (store.path / plan.kind / plan.key / "zarr.json").is_file()
         self.store, self.plan, self.lane, self.parts = store, plan, lane, parts
-        self.receipts = _receipts(store, plan.key, lane) if there else {}
+        self.receipts = {number: receipt for _, number, receipt in store.receipts(plan.key, lane)} if there else {}
         self._arrays = _arrays(store, plan.kind, plan.key) if there else []
         self._held: dict[str, tuple[int, NDArray[Any]]] = {}
 
@@ -357,7 +351,11 @@ class _Source:
             for row in wanted:
                 cells = [block[row - span.start] for block in blocks]
                 if row_digest(cells) != receipt.digests[row - receipt.rows[0]]:
-                    raise self._damaged(number, f"row {row} does not match its receipt")
+                    shard = Shard(self.plan.kind, self.plan.key, self.lane, number, size, self.plan.lanes)
+                    raise UserError(
+                        f"{self.store.path}: {shard} of {self.plan.key}: row {row} does not match its receipt; "
+                        "run `recon-pipeline verify --full` on it"
+                    )
                 yield row, cells
 
     def _block(self, array: Any, column: Column, number: int, span: slice) -> NDArray[Any]:
@@ -368,20 +366,13 @@ class _Source:
         held, block = self._held.get(column.name, (-1, np.empty(0)))
         if held == number:
             return block[span.start - start : span.stop - start]
-        rows = slice(start, start + self.plan.shard_rows) if whole else span
-        try:
-            block = np.asarray(array[(self.lane, rows) if self.plan.lanes else rows])
-        except Exception as error:  # codecs raise what they like
-            raise self._damaged(number, f"{column.name} cannot be read ({error})") from error
+        stop = min(start + self.plan.shard_rows, array.shape[bool(self.plan.lanes)])
+        rows = range(start, stop) if whole else range(span.start, span.stop)
+        block = read_rows(array, rows, self.lane if self.plan.lanes else None)
         if not whole:
             return block
         self._held[column.name] = number, block
         return block[span.start - start : span.stop - start]
-
-    def _damaged(self, number: int, what: str) -> UserError:
-        plan = self.plan
-        shard = Shard(plan.kind, plan.key, self.lane, number, plan.shard_rows, plan.lanes)
-        return UserError(f"{self.store.path}: {shard} of {plan.key}: {what}; run `recon-pipeline verify --full` on it")
 
 
 def _carry_log(merged: FeatureStore, stores: Sequence[FeatureStore]) -> None:

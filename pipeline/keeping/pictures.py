@@ -15,6 +15,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.rendering.cameras import Cameras, camera_poses
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Ref, Views
+from recon.pipeline.store.shards import read_rows
 
 SHOWN = ("rgb", "alpha", "depth", "normal", "points")
 DOTS = 144  # px a side of a picture of points
@@ -55,7 +56,7 @@ def pictures(store: FeatureStore, ref: Ref, show: str) -> Pictures:
 
 
 def _view(views: Views, column: zarr.Array[Any], show: str, row: int, view: int) -> Pixels:
-    pixels = _read(column, (row, view))
+    pixels: NDArray[Any] = read_rows(column, [row])[0, view]
     if show == "depth":
         distance = views.angles[view, 2]
         return np.where(pixels > 0, _grey((pixels.astype(np.float64) - distance + 1) / 2), 255)[..., None].repeat(3, -1)
@@ -68,7 +69,7 @@ def _view(views: Views, column: zarr.Array[Any], show: str, row: int, view: int)
 
 def _points(xyz: zarr.Array[Any], row: int, view: int) -> Pixels:
     """Dots seen from before, above and a little to the right, the nearer the darker."""
-    points = _read(xyz, row).astype(np.float64)
+    points = read_rows(xyz, [row])[0].astype(np.float64)
     pose = camera_poses(Cameras("recon1"))[0]
     middle = (points.min(0) + points.max(0)) / 2
     radius = max(float(np.linalg.norm(points - middle, axis=1).max()), 1e-12)
@@ -83,12 +84,3 @@ def _points(xyz: zarr.Array[Any], row: int, view: int) -> Pixels:
 def _grey(depth: NDArray[np.float64]) -> Pixels:
     """From 0, nearest, to 1."""
     return np.rint(DARK + (LIGHT - DARK) * depth.clip(0, 1)).astype(np.uint8)
-
-
-def _read(array: zarr.Array[Any], where: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(array[where])
-    except Exception as error:  # codecs raise what they like
-        row = where[0] if isinstance(where, tuple) else where
-        name = array.store_path
-        raise UserError(f"{name}: row {row} cannot be read ({error}); run `recon-pipeline verify`") from error

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import bisect
 import io
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from recon.pipeline.base.digests import row_seed
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.files import sync_directory
+from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.keeping.pictures import Pictures, pictures
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import named_keys
@@ -30,8 +31,6 @@ COLUMNS = 12
 ROWS_A_SHEET = 12
 FAILURES_A_SHEET = 12
 INK, FAINT, FRAME, WARNING = "#1a1a1a", "#707070", "#e2e2e2", "#b3261e"
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def contact_sheet(
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, sheet in _sheets(store, found, shown, chosen, aside, views):
-            _save(sheet, out / name)
+            write_atomically(out / name, _png(sheet))
             written.append(str(out / name))
         for old in sorted(out.iterdir()):
             if re.fullmatch(r"(classes|failures)-\d+\.png", old.name) and str(old) not in written:
@@ -199,15 +198,13 @@ def _draw_strips(title: str, strips: Sequence[_Strip], shown: Pictures) -> Image
     sheet, draw = _blank(title, width, len(strips) * step)
     for i, strip in enumerate(strips):
         top = _body() + i * step
-        height = _text_lines(draw, (MARGIN, top + 4), strip.label.replace("_", " "), LABEL - 20, 17, INK, lines=3)
-        _text_lines(draw, (MARGIN, top + 8 + height), strip.note, LABEL - 20, 13, FAINT, lines=3)
+        height = _write(draw, (MARGIN, top + 4), strip.label.replace("_", " "), LABEL - 20, 14, INK, lines=3)
+        _write(draw, (MARGIN, top + 10 + height), strip.note, LABEL - 20, 12, FAINT, lines=3)
         for j, (row, view, line) in enumerate(strip.pictures):
             left = MARGIN + LABEL + j * (CELL + GAP)
             _paste(sheet, draw, (left, top), _enlarged(shown.draw(row, view)))
-            shortened = _fit(draw, line, 2 * CELL - 24, _font(11), middle=True)
-            for k, part in enumerate(_wrap(draw, shortened, CELL, _font(11))[:2]):
-                shift = (CELL - draw.textlength(part, _font(11))) / 2
-                draw.text((left + shift, top + CELL + 3 + 13 * k), part, FAINT, _font(11))
+            where = (left + CELL / 2, top + CELL + 3)
+            draw.multiline_text(where, _below(line), FAINT, _font(11), anchor="ma", align="center", spacing=2)
     return sheet
 
 
@@ -219,9 +216,9 @@ def _draw_failures(title: str, lines: Sequence[tuple[Image.Image | None, str, st
     for i, (image, uid, stage, reason) in enumerate(lines):
         top = _body() + i * step
         _paste(sheet, draw, (MARGIN, top), image)
-        height = _text_lines(draw, (left, top + 4), uid, room, 17, INK, lines=1)
-        height += 6 + _text_lines(draw, (left, top + 10 + height), stage, room, 13, WARNING, lines=1)
-        _text_lines(draw, (left, top + 16 + height), reason, room, 14, INK, lines=4)
+        height = _write(draw, (left, top + 4), uid, room, 14, INK, lines=1)
+        height += 6 + _write(draw, (left, top + 10 + height), stage, room, 12, WARNING, lines=1)
+        _write(draw, (left, top + 16 + height), reason, room, 12, INK, lines=4)
     return sheet
 
 
@@ -232,88 +229,49 @@ def _body() -> int:
 def _blank(title: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     sheet = Image.new("RGB", (width, _body() + height + MARGIN - GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN - 6), _fit(draw, title, width - 2 * MARGIN, _font(18)), INK, _font(18))
+    _write(draw, (MARGIN, MARGIN - 6), title, width - 2 * MARGIN, 15, INK, lines=1)
     return sheet, draw
 
 
 def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], image: Image.Image | None) -> None:
     left, top = at
     if image is None:
-        words = "no picture"
-        shift = (CELL - draw.textlength(words, _font(13))) / 2
-        draw.text((left + shift, top + CELL / 2 - 8), words, FAINT, _font(13))
+        draw.text((left + CELL / 2, top + CELL / 2), "no picture", FAINT, _font(12), anchor="mm")
     else:
         sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
     draw.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline=FRAME)
 
 
-def _text_lines(
+def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, room: int, size: int, fill: str, lines: int
 ) -> int:
     """Write text wrapped to `room` px and at most `lines` lines; its height."""
-    font = _font(size)
-    wrapped = _wrap(draw, " ".join(text.split()), room, font)
-    if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], _fit(draw, " ".join(wrapped[lines - 1 :]), room, font)]
-    for i, line in enumerate(wrapped):
-        draw.text((at[0], at[1] + i * (size + 4)), line, fill, font)
+    wrapped = textwrap.wrap(text, _fitting(room, size), max_lines=lines, placeholder="…")
+    draw.multiline_text(at, "\n".join(wrapped), fill, _font(size))
     return len(wrapped) * (size + 4)
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, room: int, font: Font) -> list[str]:
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font) <= room:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        while draw.textlength(word, font) > room:  # a path has no spaces to break at
-            start = _start(draw, word, room, font)
-            lines[-1] = start
-            lines.append("")
-            word = word.removeprefix(start)  # noqa: PLW2901
-        lines[-1] = word
-    return lines
+def _below(text: str) -> str:
+    """Two lines under a picture: of what is longer the beginning and the end, since uids differ at their ends."""
+    width = _fitting(CELL, 11)
+    text = " ".join(text.split())
+    text = text if len(text) <= 2 * width else f"{text[: width - 1]}…{text[-width:]}"
+    return f"{text[:width]}\n{text[width:]}".strip()
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, room: int, font: Font, middle: bool = False) -> str:
-    """The text, shortened with an ellipsis to `room` px, at its end or in its middle (uids differ at their ends)."""
-
-    def cut(keep: int) -> str:
-        head = (keep + 1) // 2 if middle else keep
-        return text[:head] + "…" + text[len(text) - (keep - head) :]
-
-    if draw.textlength(text, font) <= room:
-        return text
-    return cut(_fitting(len(text), lambda keep: draw.textlength(cut(keep), font) <= room))
+def _fitting(room: int, size: int) -> int:
+    """How many characters fit into `room` px."""
+    return int(room / _font(size).getlength("x"))
 
 
-def _start(draw: ImageDraw.ImageDraw, word: str, room: int, font: Font) -> str:
-    """What of a word fits into `room` px, one character at least."""
-    return word[: max(_fitting(len(word), lambda n: draw.textlength(word[:n], font) <= room), 1)]
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Every character as wide as another, so that lines can be cut by counting; matplotlib brings it along."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _fitting(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `most` that fits; 0 if none does."""
-    return bisect.bisect_left(range(1, most + 1), True, key=lambda n: not fits(n))
-
-
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size)
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
-    """Write, fsync, rename."""
+def _png(sheet: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -7,32 +7,29 @@ It only reads, also while others write: what looks damaged is looked at again if
 from __future__ import annotations
 
 import json
-import re
 import time
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import crc32
 from recon.pipeline.base.wording import one_line
-from recon.pipeline.keeping.layout import Layout, MissingColumn, compare_rows, misfit, names_in, read_layout
+from recon.pipeline.keeping.layout import Layout, MissingColumn, compare_rows, measure, misfit, names_in, read_layout
 from recon.pipeline.keeping.mend import log_lines
 from recon.pipeline.keeping.mend import mend as mend
 from recon.pipeline.store import lock, twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import named_keys
-from recon.pipeline.store.reader import KINDS
+from recon.pipeline.store.reader import KINDS, RECEIPT_NAME
 from recon.pipeline.store.receipts import MEND, DamagedReceipt, Receipt
 from recon.pipeline.store.twins import Damage as Damage
 
 Progress = Callable[[int, int], None]
 
-_RECEIPT_NAME = re.compile(r"(\d+)-(\d{6,})\.json")
 _PARTS = {*KINDS, "registry", "receipts", "refs", "twins", "running", "cache", "zarr.json", "log.jsonl", lock.FILE}
 _WRITER_SECONDS = 5.0  # how long files of a living writer may differ from their second copies
-_BLOCK = 1 << 24
 _AGAIN = "delete its folder and run its stage again"
 _BACKUP = "restore it from a backup of the store"
 
@@ -126,11 +123,10 @@ class _Check:
 
     def receipts(self, key: str) -> list[tuple[int, int]]:
         """(lane, shard) of a key's receipts."""
-        names = names_in(self.path / "receipts" / key)
-        found = _shards_of(names)
-        if len(found) < len(names):
-            self.notes.append(f"receipts/{key}: {len(names) - len(found)} files that are no receipts")
-        return found
+        strange = [name for name in names_in(self.path / "receipts" / key) if not RECEIPT_NAME.fullmatch(name)]
+        if strange:
+            self.notes.append(f"receipts/{key}: {len(strange)} files that are no receipts")
+        return self.store.receipt_places(key)
 
     def layout(self, kind: str, key: str) -> Layout | None:
         """How a key's data lie, or None with the reason among the findings."""
@@ -213,7 +209,7 @@ class _Check:
             for lane in range(max(layout.lanes, 1)):
                 names = names_in(chunks / str(lane) if layout.lanes else chunks)
                 there |= {(lane, int(name)) for name in names if name.isdecimal()}
-        count = len(there - set(_shards_of(names_in(self.path / "receipts" / layout.key))))
+        count = len(there - set(self.store.receipt_places(layout.key)))
         if count:
             self.notes.append(f"{layout.kind}/{layout.key}: {count} shards without a receipt, not done")
 
@@ -274,28 +270,16 @@ class _Check:
             try:
                 sums = json.loads((folder / "sums.json").read_text("utf-8"))
                 held = {path.name for path in folder.glob("*.npy")}
-                sound = set(sums) == held and all(self._crc(folder / n) == s for n, s in sums.items())
+                sound = set(sums) == held and all(crc32(folder / n) == s for n, s in sums.items())
             except (OSError, ValueError, TypeError, AttributeError):
                 sound = False
+            self.bytes += measure(folder)[0]
             if not sound and folder.is_dir():
                 mend = f"{twins.RETRY} deletes it; the trainer makes it again"
                 self.add(f"cache/{name}", "a copy of rows that does not match its sums", mend)
 
-    def _crc(self, path: Path) -> int:
-        crc = 0
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                crc = zlib.crc32(block, crc)
-                self.bytes += len(block)
-        return crc
-
     def _other_writer(self) -> bool:
         return lock.writer(self.path) is not None and not lock.is_held(self.path)
-
-
-def _shards_of(names: Iterable[str]) -> list[tuple[int, int]]:
-    """(lane, shard) of the names that are receipts'."""
-    return [(int(match[1]), int(match[2])) for match in map(_RECEIPT_NAME.fullmatch, names) if match]
 
 
 def _contents(path: Path) -> bytes | None:

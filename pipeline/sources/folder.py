@@ -20,7 +20,7 @@ from typing import Literal
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import nearest, some
 from recon.pipeline.sources.source import Listed, Source, stamp
-from recon.pipeline.sources.tables import SPLITS, inside, read_rows
+from recon.pipeline.sources.tables import SPLITS, inside, read_csv
 
 Listing = list[Listed]  # the class below has a field called `list`
 Lines = list[str]
@@ -100,7 +100,7 @@ def _read_list(path: Path, root: Path) -> Listing:
 
     said: dict[str, tuple[int, str, str]] = {}
     captions: defaultdict[str, list[str]] = defaultdict(list)
-    for line, row in read_rows(path, ("path", "class"), ("split", "caption")):
+    for line, row in read_csv(path, ("path", "class"), ("split", "caption")):
         relative = inside(row["path"], f"{path}:{line}: column 'path'", SUFFIXES)
         category, split, caption = row["class"], row.get("split", ""), " ".join(row.get("caption", "").split())
         if not category:

@@ -22,7 +22,7 @@ from pydantic import model_validator
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import nearest, some
 from recon.pipeline.sources.source import Listed, Source, stamp
-from recon.pipeline.sources.tables import SPLITS, read_json, read_rows
+from recon.pipeline.sources.tables import SPLITS, read_csv, read_json
 
 SYNSETS = {
     "02691156": "airplane",
@@ -199,7 +199,7 @@ def _splits(root: Path) -> tuple[dict[tuple[str, str], str], list[tuple[str, str
     differing: list[tuple[str, str]] = []
     if not path.is_file():
         return splits, differing
-    for line, row in read_rows(path, ("synsetId", "modelId", "split"), ("id", "subSynsetId")):
+    for line, row in read_csv(path, ("synsetId", "modelId", "split"), ("id", "subSynsetId")):
         split = row["split"]
         if split not in SPLITS:
             hint = nearest(split, SPLITS)

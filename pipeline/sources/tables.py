@@ -42,7 +42,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in numbered if line.strip()]
 
 
-def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+def read_csv(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> cell) of every row of a CSV file whose first row names its columns, in any order.
 
     Cells lose the space around them; optional columns that the file lacks are absent. UserError for a column that is

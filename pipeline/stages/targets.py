@@ -82,7 +82,7 @@ class ImageTargets:
         views = store.recipe("views", recipe["views"])
         donors = reuse.donors(store, "targets", recipe, self.shard_rows, lane)
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
-        pictures = read_rows(store, rgb, [row.index for row in rows])
+        pictures = read_rows(rgb, [row.index for row in rows])
         feat = np.zeros((len(rows), pictures.shape[1], *self.shape), np.float32)
         cells = []
         for at, row in enumerate(rows):
@@ -123,4 +123,4 @@ def finite_block(feat: np.ndarray) -> Block:
 def clean_features(store: FeatureStore, key: str, rows: Sequence[Row]) -> NDArray[Any]:
     """[R, V, D] what a teacher saw in the clean views of finished rows."""
     feat = cast(Any, store.kind_group("targets", key)["feat"])
-    return read_rows(store, feat, [row.index for row in rows], 0)
+    return read_rows(feat, [row.index for row in rows], 0)

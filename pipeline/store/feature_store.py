@@ -169,17 +169,13 @@ class FeatureStore(StoreReader):
         rows: only these, such as one manifest's (None: all); reason: only those whose reason holds it, in any case.
         """
         count, wanted = 0, reason.casefold()
-        for path in sorted((self.path / "receipts" / key).glob("*.json")):
-            receipt = Receipt.read(path)
-            if receipt is None:
-                continue
+        for lane, shard, receipt in self.receipts(key):
             mine = {row: failure for row, failure in receipt.failed.items() if rows is None or row in rows}
             back = {row for row, failure in mine.items() if wanted in failure.reason.casefold()}
             if back:
                 kept = {row: failure for row, failure in receipt.failed.items() if row not in back}
                 entries = receipt.entries() | dict.fromkeys(back, Entry())
-                more = {"nonfinite": receipt.nonfinite, "bytes": receipt.bytes, "seconds": receipt.seconds}
-                Receipt.of(receipt.rows[0], entries, kept, **more).write(path)
+                receipt.with_entries(entries, kept).write(self.receipt_path(key, lane, shard))
                 count += len(back)
         return count
 

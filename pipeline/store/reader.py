@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -23,6 +25,7 @@ from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets
 
 FORMAT = {"format": "recon-store", "version": 3}
 KINDS = ("meshes", "points", "views", "captions", "targets", "text")
+RECEIPT_NAME = re.compile(r"(\d+)-(\d{6,})\.json")
 REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
@@ -187,9 +190,7 @@ class StoreReader:
     def ok(self, key: str, rows: int, lane: int = 0) -> NDArray[np.bool_]:
         """[rows] which rows of a key hold finished data, by its receipts."""
         ok = np.zeros(rows, dtype=np.bool_)
-        for path in (self.path / "receipts" / key).glob(f"{lane}-*.json"):
-            receipt = Receipt.read(path)
-            assert receipt is not None
+        for _, _, receipt in self.receipts(key, lane):
             start, stop = receipt.rows
             ok[start:stop] = receipt.ok[: max(min(stop, rows) - start, 0)]
         return ok
@@ -203,9 +204,8 @@ class StoreReader:
     def failures(self, key: str) -> dict[int, Failure]:
         """Rows set aside under a key, of any data set; `names` says what they are called."""
         failed: dict[int, Failure] = {}
-        for path in sorted((self.path / "receipts" / key).glob("*.json")):
-            receipt = Receipt.read(path)
-            failed |= receipt.failed if receipt else {}
+        for _, _, receipt in self.receipts(key):
+            failed |= receipt.failed
         return failed
 
     def names(self, key: str) -> list[str]:
@@ -216,10 +216,8 @@ class StoreReader:
         """A digest of the key's logical contents: independent of chunks, shards, workers and order."""
         names = self.names(key)
         lines = []
-        for path in (self.path / "receipts" / key).glob("*.json"):
-            receipt = Receipt.read(path)
-            assert receipt is not None
-            lane, start = path.stem.split("-")[0], receipt.rows[0]
+        for lane, _, receipt in self.receipts(key):
+            start = receipt.rows[0]
             lines += [f"{names[start + i]}:{lane}:{d}" for i, d in enumerate(receipt.digests) if receipt.ok[i]]
         return hashlib.sha256("\n".join([key, *sorted(lines)]).encode()).hexdigest()
 
@@ -259,6 +257,23 @@ class StoreReader:
 
     def receipt_path(self, key: str, lane: int, shard: int) -> Path:
         return self.path / "receipts" / key / f"{lane}-{shard:06d}.json"
+
+    def receipt_places(self, key: str) -> list[tuple[int, int]]:
+        """(lane, shard) of a key's receipts, ascending, by the names of their files alone."""
+        try:
+            names = os.listdir(self.path / "receipts" / key)  # noqa: PTH208 - of folders with 100 000 of them
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted((int(match[1]), int(match[2])) for match in map(RECEIPT_NAME.fullmatch, names) if match)
+
+    def receipts(self, key: str, lane: int | None = None) -> Iterator[tuple[int, int, Receipt]]:
+        """(lane, shard, receipt) of a key, or of one lane of it, ascending; one withdrawn meanwhile is passed over.
+
+        DamagedReceipt for the first that cannot be trusted.
+        """
+        for of, shard in self.receipt_places(key):
+            if lane in (None, of) and (receipt := Receipt.read(self.receipt_path(key, of, shard))) is not None:
+                yield of, shard, receipt
 
     def _of_ref(self, kind: str, ref: Ref, command: str) -> tuple[str, zarr.Group]:
         if kind not in ref.keys:

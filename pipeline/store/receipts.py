@@ -89,6 +89,12 @@ class Receipt:
             provenance=tuple(provenance),
         )
 
+    def with_entries(self, entries: Mapping[int, Entry], failed: dict[int, Failure]) -> Receipt:
+        """The same shard's receipt with other things to say of its rows (one at least)."""
+        return Receipt.of(
+            self.rows[0], entries, failed, nonfinite=self.nonfinite, bytes=self.bytes, seconds=self.seconds
+        )
+
     def entries(self) -> dict[int, Entry]:
         """By row of the store."""
         return {row: self.entry(row) for row in range(*self.rows)}

@@ -8,18 +8,23 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.files import sync_directory
+from recon.pipeline.base.wording import one_line
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import MEND, DamagedStore
 from recon.pipeline.store.records import Column
+
+if TYPE_CHECKING:
+    from zarr.storage import LocalStore
+
+NEAR_CHUNKS = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def write_shard(
         values = _empty(column, stop - shard.start)
         if partial and len(rows) < len(values):
             mend = "its receipt is withdrawn: the same command makes it anew"
-            values = np.array(read_block(store, array, shard_file(array, shard), where, mend))
+            values = read_rows(array, range(shard.start, stop), shard.lane if shard.lanes else None, mend)
         for row, cells in rows.items():
             blank = "" if column.dtype == "str" else 0
             values[row - shard.start] = blank if cells is None else cells[position]
@@ -84,32 +89,47 @@ def shard_file(array: zarr.Array[Any], shard: Shard) -> str:
     return _file(array, shard.lane if shard.lanes else None, shard.number)
 
 
+def shard_rows(array: zarr.Array[Any], lane: int | None = None) -> int:
+    """Rows of one shard of a column; `lane` as in `read_rows`."""
+    rows: int = (array.shards or array.chunks)[lane is not None]
+    return rows
+
+
 def read_rows(
-    store: FeatureStore, array: zarr.Array[Any], rows: Sequence[int], lane: int | None = None
+    array: zarr.Array[Any], rows: Sequence[int] | NDArray[np.int64], lane: int | None = None, mend: str = MEND
 ) -> NDArray[Any]:
-    """[len(rows), ...] finished rows of a column, ascending; of draw `lane` where it has that axis.
+    """[len(rows), ...] finished rows of a column, ascending; of one lane where it has that axis.
 
-    DamagedStore names the first file that is missing or cannot be decoded.
+    DamagedStore names the first file that is missing or cannot be decoded, and says to `mend` it.
     """
+    rows = np.asarray(rows, np.int64)
+    # Rows between two wanted ones are read along with them where that costs less than another call; a shard of which
+    # none is wanted may not be there.
+    far = np.diff(rows) > NEAR_CHUNKS * array.chunks[lane is not None]
+    far |= np.diff(rows // shard_rows(array, lane)) > 1
+    runs = np.split(rows, np.flatnonzero(far) + 1) if len(rows) else []
+    blocks = [_read_run(array, int(run[0]), int(run[-1]) + 1, lane, mend)[run - run[0]] for run in runs]
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.zeros((0, *array.shape[1 + (lane is not None) :]), array.dtype)
+
+
+def _read_run(array: zarr.Array[Any], start: int, stop: int, lane: int | None, mend: str) -> NDArray[Any]:
     lead = () if lane is None else (lane,)
-    size = (array.shards or array.chunks)[len(lead)]
-    blocks = []
-    for number, several in groupby(rows, lambda row: row // size):
-        wanted = np.array(list(several))
-        where = (*lead, slice(int(wanted[0]), int(wanted[-1]) + 1))
-        blocks.append(read_block(store, array, _file(array, lane, number), where)[wanted - wanted[0]])
-    return np.concatenate(blocks)
-
-
-def read_block(store: FeatureStore, array: zarr.Array[Any], file: str, where: Any, mend: str = MEND) -> NDArray[Any]:
-    """What `where` names of a column, all of it in one shard's `file`; DamagedStore where that is not sound."""
-    path = store.path / file
-    if not path.is_file():  # which Zarr would pass off as zeros
-        raise DamagedStore(f"{path}: missing, though its receipt says that it was written; {mend}")
+    block = shard_rows(array, lane)
+    root = Path(cast("LocalStore", array.store).root)
+    shards = range(start // block, -(-stop // block))
+    for number in shards:
+        path = root / _file(array, lane, number)
+        if not path.is_file():  # which Zarr would pass off as zeros
+            raise DamagedStore(f"{path}: missing, though its receipt says that it was written; {mend}")
     try:
-        return np.asarray(array[where])
+        return np.asarray(array[(*lead, slice(start, stop))])
     except Exception as error:  # codecs raise what they like
-        raise DamagedStore(f"{path}: cannot be read ({error}); {mend}") from error
+        if len(shards) > 1:  # one after the other, so that the damaged one is named
+            parts = [_read_run(array, max(start, n * block), min(stop, (n + 1) * block), lane, mend) for n in shards]
+            return np.concatenate(parts)
+        raise DamagedStore(f"{path}: cannot be read ({one_line(error)}); {mend}") from error
 
 
 def _file(array: zarr.Array[Any], lane: int | None, number: int) -> str:

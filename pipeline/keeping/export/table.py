@@ -18,8 +18,8 @@ from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.records import Ref
+from recon.pipeline.store.shards import read_rows
 
 Arrays = dict[str, NDArray[Any]]
 Progress = Callable[[int, int], None]
@@ -41,28 +41,6 @@ def safe_names(names: Sequence[str]) -> list[str]:
         same = plain == name and name and twice[name.casefold()] == 1 and not _MARKED.search(name)
         safe.append(name if same else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
     return safe
-
-
-def read_rows(array: zarr.Array[Any], rows: NDArray[np.int64], lane: int | None = None) -> NDArray[Any]:
-    """Rows (ascending) of a column, [len(rows), ...]; of one lane where the column has that axis.
-
-    UserError where a shard cannot be read.
-    """
-    axis = 0 if lane is None else 1
-    lead = () if lane is None else (lane,)
-    block = (array.shards or array.chunks)[axis]
-    parts = []
-    try:
-        for number in np.unique(rows // block):
-            wanted = rows[rows // block == number]
-            first, last = int(wanted[0]), int(wanted[-1])
-            if len(wanted) * 4 > last - first:  # one read of all between costs less than one a row
-                parts.append(np.asarray(array[(*lead, slice(first, last + 1))])[wanted - first])
-            else:
-                parts += [np.asarray(array[(*lead, slice(row, row + 1))]) for row in wanted.tolist()]
-    except Exception as error:  # codecs raise what they like
-        raise UserError(f"{array.store_path}: cannot be read ({error}); run `recon-pipeline verify`") from error
-    return np.concatenate(parts) if parts else np.zeros((0, *array.shape[axis + 1 :]), array.dtype)
 
 
 @dataclass(frozen=True)
@@ -215,9 +193,8 @@ def _digests(store: FeatureStore, kind: str, key: str) -> list[list[str]]:
     rows = len(store.prompts(key)) if kind == "text" else len(store.registry)
     lanes = cast("zarr.Array[Any]", store.kind_group(kind, key)["feat"]).shape[0] if kind == "targets" else 1
     found = [[""] * rows for _ in range(lanes)]
-    for path in (store.path / "receipts" / key).glob("*.json"):
-        receipt, lane = Receipt.read(path), int(path.stem.split("-")[0])
-        if receipt is not None and lane < lanes:
+    for lane, _, receipt in store.receipts(key):
+        if lane < lanes:
             start = receipt.rows[0]
             for i, digest in enumerate(receipt.digests[: rows - start]):
                 found[lane][start + i] = digest

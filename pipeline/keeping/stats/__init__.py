@@ -12,15 +12,15 @@ import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import row_seed
-from recon.pipeline.keeping.export.table import read_rows
+from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
-from recon.pipeline.keeping.stats.listing import folder_bytes, read_receipts
 from recon.pipeline.keeping.stats.listing import list_store as list_store
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import named_keys
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.store.records import Ref
+from recon.pipeline.store.shards import read_rows
 
 
 @dataclass(frozen=True)
@@ -222,14 +222,14 @@ def _sample(rows: NDArray[np.int64], names: Sequence[str], count: int, seed: int
 
 
 def _key_statistics(store: FeatureStore, name: str, key: str) -> KeyStatistics:
-    receipts = [receipt for _, receipt in read_receipts(store, key)]
+    receipts = [receipt for _, _, receipt in store.receipts(key)]
     rates: dict[str, list[float]] = {}
     for receipt in receipts:
         if rows := sum(inputs != "" for inputs in receipt.inputs):
             rates.setdefault(", ".join(receipt.hosts), []).append(receipt.seconds / rows)
     reasons = Counter(failure.reason for failure in store.failures(key).values())
     done = sum(sum(receipt.ok) for receipt in receipts)
-    size = folder_bytes(store.path / name.split("/")[0] / key)
+    size = measure(store.path / name.split("/")[0] / key)[0]
     return KeyStatistics(
         name,
         key,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import zarr
 
+from recon.pipeline.keeping.layout import measure
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
-from recon.pipeline.store.receipts import Receipt
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,11 @@ def list_store(store: FeatureStore) -> list[KeyLine]:
         arrays = dict(sorted(group.arrays()))
         lanes = arrays["feat"].shape[0] if kind == "targets" and "feat" in arrays else 1
         lead = 2 if kind == "targets" else 1
-        receipts = read_receipts(store, key)
+        receipts = list(store.receipts(key))
         reached = [ref for ref in refs if (kind, key) in named_keys(ref).values()]
         room = max((array.shape[lead - 1] for array in arrays.values()), default=0)
         rows = sum({ref.dataset: shapes[ref.name] for ref in reached}.values()) if reached and kind != "text" else room
-        times = sorted(path.stat().st_mtime for path, _ in receipts)
+        times = sorted(store.receipt_path(key, *place).stat().st_mtime for *place, _ in receipts)
         lines.append(
             KeyLine(
                 kind,
@@ -61,11 +59,11 @@ def list_store(store: FeatureStore) -> list[KeyLine]:
                 summarize(kind, dict(group.attrs)),
                 tuple(ref.name for ref in reached),
                 rows * lanes,
-                sum(sum(receipt.ok) for _, receipt in receipts),
-                sum(len(receipt.failed) for _, receipt in receipts),
+                sum(sum(receipt.ok) for _, _, receipt in receipts),
+                sum(len(receipt.failed) for _, _, receipt in receipts),
                 lanes,
                 tuple(f"{name} {list(array.shape[lead:])} {_dtype(array)}" for name, array in arrays.items()),
-                folder_bytes(store.path / kind / key),
+                measure(store.path / kind / key)[0],
                 _moment(times[0]) if times else None,
                 _moment(times[-1]) if times else None,
             )
@@ -99,25 +97,6 @@ def summarize(kind: str, attributes: dict[str, Any]) -> str:
 
 def _source(recipe: dict[str, Any]) -> str:
     return " ".join(str(recipe[name]) for name in ("layout", "up", "front") if name in recipe)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    total, folders = 0, [os.fspath(folder)]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                else:
-                    total += entry.stat(follow_symlinks=False).st_size
-    return total
-
-
-def read_receipts(store: FeatureStore, key: str) -> list[tuple[Path, Receipt]]:
-    """A key's receipts with their files, by lane and shard."""
-    paths = sorted((store.path / "receipts" / key).glob("*.json"))
-    return [(path, receipt) for path in paths if (receipt := Receipt.read(path)) is not None]
 
 
 def _moment(seconds: float) -> str:
