@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, synced, renamed."""
+"""Files that are whole or not there: written beside, synced, renamed; and a mark by which a change of one shows."""
 
 from __future__ import annotations
 
@@ -29,3 +29,12 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def stamp(path: Path) -> str:
+    """A file's size and time of change, or "missing"."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # a name that no file can have is that of none
+        return "missing"
+    return f"{status.st_size}-{status.st_mtime_ns}"

@@ -27,7 +27,7 @@ from recon.pipeline.caption.tables import (
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.manifest import Manifest, root_of
 from recon.pipeline.sources.openshape import OpenShapeSource
-from recon.pipeline.sources.source import Shape
+from recon.pipeline.sources.source import Shape, other_names
 from recon.pipeline.stages.captions import (
     AttributeCaptions,
     FactCaptions,
@@ -166,7 +166,7 @@ class CaptionTables:
     def _texts_of(self, table: TextTable) -> dict[str, tuple[str, ...]]:
         if isinstance(table, FileTable):
             path = root_of(self.manifest, self.root) / table.path
-            read = read_captions(path, {shape.uid for shape in self.shapes})
+            read = read_captions(path, {shape.uid for shape in self.shapes}, other_names(self.shapes))
             self._notes += read.notes(path)
             return read.captions
         if isinstance(table, SynonymsTable):
