@@ -231,8 +231,9 @@ def fingerprinted(
         mark = fingerprint(shape.fingerprint, *found, known.get(shape.source, ""))
         return shape if mark == shape.fingerprint else replace(shape, fingerprint=mark)
 
+    parts = [shapes[start : start + 64] for start in range(0, len(shapes), 64)]
     with ThreadPoolExecutor(READERS) as pool:  # most of the time goes to waiting for the disk
-        return list(pool.map(one, shapes))
+        return [shape for part in pool.map(lambda part: list(map(one, part)), parts) for shape in part]
 
 
 def as_registered(shapes: Sequence[Shape], registry: Registry) -> list[Shape]:

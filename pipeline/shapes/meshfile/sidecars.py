@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -64,15 +64,19 @@ def fingerprint(mark: str, path: Path, root: Path, known: str = "") -> str:
     own, _, beside = known.partition(" {")
     if own == mark and beside:
         held: dict[str, str] = json.loads("{" + beside)
-        if all(stamp(root / name) == was for name, was in held.items()):
+        if _stamps(root, held) == held:
             return known
     if not path.is_file():
         return mark
     try:
-        stamps = {name: stamp(root / name) for name in sidecars(path, root)}
+        stamps = _stamps(root, sidecars(path, root))
     except OSError:
         return mark
     return f"{mark} {canonical_json(stamps)}"
+
+
+def _stamps(root: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: stamp(f"{root}/{name}") for name in names}
 
 
 def counted(fingerprint: str) -> str:

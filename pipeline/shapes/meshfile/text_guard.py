@@ -24,7 +24,7 @@ def guard_obj(content: bytes) -> tuple[bytes, dict[str, Any], list[str]]:
     """
     text = tidied(content)
     # each search of the whole text takes milliseconds, so it is made where a quick look finds a reason
-    if "\n " in text or "#" in text:
+    if text[:1] == " " or "\n " in text or "#" in text:
         text = re.sub(r"(?m)^ +|^#.*$", "", text)
     if "#" in text:
         text = re.sub(r"(?m)^((?:v|vt|vn|f) [^#\n]*)#.*$", r"\1", text)
