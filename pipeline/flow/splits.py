@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from recon.pipeline.sources.source import Shape, drawn_split
+from recon.pipeline.sources.source import Shape, Source, drawn_split
 from recon.pipeline.sources.tables import SPLITS
 
 
 def splits_by_mesh(
-    shapes: Sequence[Shape], digests: Mapping[str, str], seed: int, test_fraction: float
+    shapes: Sequence[Shape], digests: Mapping[str, str], source: Source, test_fraction: float
 ) -> dict[str, str]:
     """uid -> split of every shape.
 
-    digests: uid -> digest of its mesh, of those that have been read; seed: the source's `split_seed`. Shapes of one
-    mesh belong together, and so do files that differ in their suffix alone, which are one shape in several formats. A
-    split that a list names stands; where one is named for some of a group the others follow, into the latest of train,
-    val and test where several are. The others are drawn by the first of the group's digests, and a group of which
+    digests: uid -> digest of its mesh, of those that have been read. Shapes of one mesh belong together, and so do
+    files that differ in their suffix alone, which are one shape in several formats. A split that a list names stands;
+    where one is named for some of a group the others follow, into the latest of train, val and test where several are.
+    The others are drawn by the first of the group's digests with the source's `split_seed`, and a group of which
     nothing was read keeps what it has.
     """
     splits: dict[str, str] = {}
@@ -26,7 +26,7 @@ def splits_by_mesh(
         if listed:
             common = max(listed, key=lambda split: (SPLITS.index(split) if split in SPLITS else -1, split))
         elif held:
-            common = drawn_split(held[0], seed, test_fraction)
+            common = drawn_split(held[0], source.split_seed, test_fraction)
         else:
             common = group[0].split
         splits |= {shape.uid: shape.split if shape.listed_split else common for shape in group}
