@@ -47,7 +47,7 @@ from recon.pipeline.flow.listing import register
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.procedural import CATEGORIES
-from recon.pipeline.stages.rows import mesh_rows, prompt_rows
+from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows
 from recon.pipeline.stages.targets import ImageTargets, teacher_of
 from recon.pipeline.store import FeatureStore, receipts
 from recon.pipeline.store.receipts import Receipt
@@ -217,10 +217,11 @@ def plan_once(scope: str, manifest: Path, path: Path) -> dict[str, Any]:
         done = {"seconds": time.monotonic() - start, "todo": sum(line.todo for line in lines)}
     else:
         meshes, views = flow.upstream()
-        rows = flow._registered_rows()
+        listed = shape_rows(flow.store.registry, flow.shapes)
         read = time.monotonic()
-        rows = flow._up_to_date(meshes, rows)
-        rows = mesh_rows(flow.store, digest_of(meshes.recipe), rows) if rows else flow._registered_rows()
+        todo = {row.index for task in plan_stage(flow.store, meshes, listed).tasks for row in task.rows}
+        done_rows = [row for row in listed if row.index not in todo]
+        rows = mesh_rows(flow.store, digest_of(meshes.recipe), done_rows) if done_rows else listed
         digests = time.monotonic()
         planned = plan_stage(flow.store, views, rows)
         now = time.monotonic()

@@ -29,6 +29,14 @@ def test_cap3ds_form(tmp_path: Path) -> None:
     ]
 
 
+def test_a_shape_may_go_by_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("chair/a,red\nchair/a.obj,blue\nchair/b,green\n")
+    found = read_captions(path, {"chair/a.obj", "chair/b.obj", "chair/b.ply"}, {"chair/a": "chair/a.obj"})
+    assert found.captions == {"chair/a.obj": ("red", "blue")}
+    assert (found.strange, found.example) == (1, "chair/b"), "which of the two is not said"
+
+
 def test_a_header_and_a_byte_order_mark_are_no_caption(tmp_path: Path) -> None:
     path = tmp_path / "cap.csv"
     path.write_text("\ufeffUID, Caption\na,b\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.commands.cli import app
 from recon.pipeline.flow.check import check, describe
 from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.keeping.copies import Copies
 from tests.miniature_meshes import (
     CHAIR,
     TRAIN,
@@ -135,3 +136,37 @@ def test_the_root_from_the_environment(tmp_path: Path) -> None:
 def test_the_demo_needs_no_files() -> None:
     code, text = run("-m", MANIFESTS / "demo.toml")
     assert code == 0 and "960 shapes" in text and "needs no files" in text
+
+
+def test_one_mesh_in_several_splits_and_classes_is_told(tmp_path: Path) -> None:
+    """Ten meshes that each lie twice under the root: five copies in the other split, two in another class."""
+    lines = ["path,class,split"]
+    for i in range(10):
+        for name, split in (("a", "train"), ("b", "test" if i < 5 else "train")):
+            (tmp_path / f"{name}{i}.obj").write_text(f"v {i} 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+            lines.append(f"{name}{i}.obj,{'box' if i < 2 and name == 'b' else 'crate'},{split}")
+    (tmp_path / "shapes.csv").write_text("\n".join(lines))
+    (tmp_path / "m.toml").write_text(
+        (MANIFESTS / "folder.toml").read_text().replace('layout = "folder"', 'layout = "folder"\nlist = "shapes.csv"')
+    )
+    manifest = load_manifest(tmp_path / "m.toml")
+    found = check(manifest, tmp_path)
+    assert found.copies == Copies(20, 10, 10, 4, found.copies.examples)
+    assert found.copies.examples[0] == ("a0.obj (crate, train)", "b0.obj (box, test)")
+    assert "  copies: 20 shapes share 10 meshes, 10 of them across splits, 4 across classes, such as " in "\n".join(
+        describe(found)
+    )
+    assert found.clean, "data sets have been published with copies"
+    code, text = run("-m", tmp_path / "m.toml", "--root", tmp_path, "--json")
+    assert code == 0 and json.loads(text)["copies"]["across_splits"] == 10
+    (tmp_path / "b0.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 2 0\nf 1 2 3\n")  # of the same size
+    assert check(manifest, tmp_path).copies.shapes == 18
+
+
+def test_equal_files_with_other_files_beside_them_are_no_copies(tmp_path: Path) -> None:
+    build_folder(tmp_path)
+    manifest = load_manifest(MANIFESTS / "folder.toml")
+    assert check(manifest, tmp_path).copies.shapes == 2, "chair/a.obj and sofa/a.obj, whose materials are equal"
+    (tmp_path / "sofa" / "a.mtl").write_text("newmtl skin\nKd 0.1 0.2 0.9\n")
+    assert check(manifest, tmp_path).copies.shapes == 0
+    assert not [line for line in describe(check(manifest, tmp_path)) if "copies" in line]

@@ -3,6 +3,7 @@
 import csv
 import posixpath
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.manifest import as_registered, list_shapes, load_manifest, read_listing
 from recon.pipeline.shapes.meshfile import SUFFIXES, concatenate
 from recon.pipeline.sources.folder import FOREIGN, FolderSource, list_folder
-from tests.miniature_meshes import TURNED, build_folder
+from recon.pipeline.sources.source import other_names
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.reader import REGISTRY_COLUMNS
+from tests.miniature_meshes import TURNED, build_folder, message
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "data_manifests"
 
@@ -32,16 +36,81 @@ def fill(root, *names):
 def test_lists_classes_sorted_and_leaves_the_rest_out(tmp_path):
     fill(tmp_path, "chair/b.obj", "chair/a.GLB", "bed/x.ply", "LICENSE.md", "top.obj", ".git/x.obj", "chair/.b.obj")
     fill(tmp_path, "chair/b.mtl", "chair/images/deep.obj", "empty/readme.txt")
-    assert list_folder(tmp_path) == [
-        ("bed/x", "bed", "bed/x.ply"),
-        ("chair/a", "chair", "chair/a.GLB"),
-        ("chair/b", "chair", "chair/b.obj"),
-    ]
+    assert list_folder(tmp_path) == [("bed", "bed/x.ply"), ("chair", "chair/a.GLB"), ("chair", "chair/b.obj")]
 
 
-def test_equal_stems_keep_their_suffix(tmp_path):
-    fill(tmp_path, "chair/a.obj", "chair/a.ply", "bed/a.obj")
-    assert [uid for uid, _, _ in list_folder(tmp_path)] == ["bed/a", "chair/a.obj", "chair/a.ply"]
+# ---- uids and splits depend on no neighbour
+
+
+def folder_manifest(tmp_path, more=""):
+    text = (MANIFESTS / "folder.toml").read_text().replace('layout = "folder"', f'layout = "folder"\n{more}')
+    (tmp_path / "m.toml").write_text(text)
+    return load_manifest(tmp_path / "m.toml")
+
+
+def write_list(root, paths):
+    with (root / "shapes.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("path", "class"), *((path, "chair") for path in paths)])
+
+
+@pytest.mark.parametrize("listed_by", ["", 'list = "shapes.csv"'])
+def test_what_comes_beside_a_file_changes_neither_its_name_nor_its_split(tmp_path, listed_by):
+    manifest, root = folder_manifest(tmp_path, listed_by), tmp_path / "root"
+    first = [f"chair/m{i}.obj" for i in range(40)]
+    fill(root, *first)
+    write_list(root, first)
+    before = {shape.source: shape for shape in list_shapes(manifest, root)}
+    assert {shape.split for shape in before.values()} == {"train", "test"}
+    for shape in before.values():  # as earlier versions drew it, which gave the name without the suffix
+        assert (shape.uid, shape.earlier) == (shape.source, shape.source[:-4])
+        assert shape.split == manifest.source.split_of(shape.source[:-4], manifest.test_fraction)
+    more = [f"chair/{name}" for i in range(40) for name in (f"m{i}.off", f"m{i}.STL", f"M{i}.obj", f"m{i}.obj.ply")]
+    fill(root, *more)
+    write_list(root, more + first)
+    shapes = {shape.source: shape for shape in list_shapes(manifest, root)}
+    assert {source: shapes[source] for source in before} == before
+    assert len({shape.uid for shape in shapes.values()}) == 200
+    for i in range(40):
+        assert len({shapes[f"chair/m{i}.{suffix}"].split for suffix in ("obj", "off", "STL")}) == 1
+
+
+def test_a_store_keeps_the_names_that_an_earlier_version_gave(tmp_path):
+    fill(tmp_path / "root", "chair/a.obj", "chair/b.obj", "chair/b.ply", "chair/c.obj", "chair/c.obj.ply")
+    shapes = list_shapes(folder_manifest(tmp_path), tmp_path / "root")
+
+    def registered(**sources):
+        uids = [f"chair/{uid.replace('_', '.')}" for uid in sources]
+        fields = {"uid": uids, "source": [f"chair/{name}" for name in sources.values()]}
+        store = FeatureStore.create(tmp_path / f"{'-'.join(sources)}.zarr")
+        store.append_registry({n: fields.get(n, ["folder"] * len(uids)) for n in REGISTRY_COLUMNS})
+        return [shape.uid.removeprefix("chair/") for shape in as_registered(shapes, store.registry)]
+
+    assert registered(other="other.obj") == ["a.obj", "b.obj", "b.ply", "c.obj", "c.obj.ply"]
+    assert registered(a="a.obj", b="b.ply") == ["a", "b.obj", "b", "c.obj", "c.obj.ply"]
+    assert registered(a="gone.obj", b_obj="b.obj", b_ply="b.ply") == ["a.obj", "b.obj", "b.ply", "c.obj", "c.obj.ply"]
+    # "c.obj" was c.obj.ply while it lay alone; now that name is another's
+    assert registered(c_obj="c.obj.ply") == ["a.obj", "b.obj", "b.ply", "c.obj", "c.obj.ply"]
+    assert as_registered([], FeatureStore.open(tmp_path / "other.zarr").registry) == []
+
+
+def test_lists_may_call_a_shape_by_either_name(tmp_path):
+    fill(tmp_path / "root", "chair/a.obj", "chair/b.obj", "chair/b.ply")
+    shapes = list_shapes(folder_manifest(tmp_path), tmp_path / "root")
+    assert other_names(shapes) == {"chair/a": "chair/a.obj"}
+    assert other_names([replace(shapes[0], uid="chair/a", earlier="chair/a.obj")]) == {"chair/a.obj": "chair/a"}
+
+
+def test_a_root_that_is_not_mounted_is_told_before_anything_is_written(tmp_path):
+    manifest, root = folder_manifest(tmp_path, f'list = "{tmp_path}/shapes.csv"'), tmp_path / "root"
+    write_list(tmp_path, ["chair/a.obj"])
+    assert "no folder" in message(lambda: list_shapes(manifest, root))
+    root.mkdir()
+    assert "is empty; is the disk mounted?" in message(lambda: list_shapes(manifest, root))
+    (root / "lost+found").mkdir()
+    assert "none of the 1 listed files is there, such as chair/a.obj" in message(lambda: list_shapes(manifest, root))
+    assert [shape.fingerprint for shape in read_listing(manifest, root)] == ["missing"]
+    fill(root, "chair/a.obj")
+    assert len(list_shapes(manifest, root)) == 1
 
 
 def test_missing_root_and_empty_root_say_what_was_expected(tmp_path):
@@ -79,9 +148,9 @@ def test_a_csv_names_the_shapes(tmp_path):
     source = FolderSource(layout="folder", list="shapes.csv")
     shapes = source.shapes(tmp_path)
     assert [(s.uid, s.category, s.split, s.captions) for s in shapes] == [
-        ("chair/a", "seat", "train", ("a wedge, red", "another")),
-        ("chair/b c-d", "seat", "test", ()),
-        ("sofa/z", "sofa", None, ("a glb",)),
+        ("chair/a.obj", "seat", "train", ("a wedge, red", "another")),
+        ("chair/b c-d.obj", "seat", "test", ()),
+        ("sofa/z.glb", "sofa", None, ("a glb",)),
     ]
     assert all(s.fingerprint != "missing" for s in shapes)
     for shape in shapes:
@@ -95,7 +164,7 @@ def test_a_csv_from_a_spreadsheet_reads_alike(tmp_path):
     text = 'class , path\r\n"chair", ./ä b//c-1.obj\r\n\r\nbed,gone.obj\r\n'
     for encoding in ("utf-8", "utf-8-sig"):
         first, second = listed(tmp_path, text, encoding)
-        assert (first.uid, first.category, first.source, first.split) == ("ä b/c-1", "chair", "ä b/c-1.obj", None)
+        assert (first.uid, first.category, first.source, first.split) == ("ä b/c-1.obj", "chair", "ä b/c-1.obj", None)
         assert second.fingerprint == "missing"  # set aside when it is read, and named by `check`
 
 

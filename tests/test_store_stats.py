@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.keeping.copies import Copies
 from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats import KeyLine, describe, list_store, statistics
 from recon.pipeline.keeping.stats.features import feature_statistics
@@ -166,6 +167,24 @@ def test_counts_geometry_and_views(small_store: Path) -> None:
     lines = describe(found)
     assert lines[0] == "small: 12 shapes (3 test, 9 train) in 3 categories"
     assert any(line.startswith("targets/tiny, 12 sampled: 24 dimensions; mean ") for line in lines)
+
+
+def test_one_mesh_in_several_splits_and_classes_is_told(copy: Path) -> None:
+    _, ref, registry = opened(copy)
+    assert statistics(FeatureStore.open(copy)).copies == Copies(0, 0, 0, 0, ())
+    digests: Any = zarr.open_group(str(copy), mode="r+")[f"meshes/{ref['keys']['meshes']}/digest"]
+    kinds = {(registry["category"][i], registry["split"][i]): i for i in range(12)}
+    one, other = kinds["chair", "train"], kinds["mug", "test"]
+    values = digests[:]
+    values[other] = values[one]
+    digests[:] = values
+    found = statistics(FeatureStore.open(copy))
+    assert found.copies is not None
+    assert dataclasses.astuple(found.copies)[:4] == (2, 1, 2, 2)
+    pair = " and ".join(f"{registry['uid'][i]} ({registry['category'][i]}, " for i in sorted((one, other)))
+    (line,) = [line for line in describe(found) if "copies" in line]
+    assert line.startswith("  copies: 2 shapes share 1 meshes, 2 of them across splits, 2 across classes, such as ")
+    assert all(part in line for part in pair.split(" and "))
 
 
 def test_black_points_and_blank_views_are_seen(copy: Path) -> None:

@@ -1,8 +1,9 @@
-"""Files that are whole or not there: written beside, synced, renamed; and folders that survive a power cut."""
+"""Files that are whole or not there: written beside, synced, renamed; and marks by which a change of one shows."""
 
 from __future__ import annotations
 
 import os
+import stat
 import zlib
 from pathlib import Path
 
@@ -49,3 +50,12 @@ def crc32(path: Path) -> int:
         while block := file.read(_BLOCK):
             crc = zlib.crc32(block, crc)
     return crc
+
+
+def stamp(path: Path | str) -> str:
+    """A file's size and time of change, or "missing"."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  # asked of a million names, for which making paths takes longest
+    except (OSError, ValueError):  # a name that no file can have is that of none
+        return "missing"
+    return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else "missing"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from recon.pipeline.caption.files import read_captions
+from recon.pipeline.caption.files import Found, read_captions
 from recon.pipeline.caption.table import Name, Subject, Texts
 from recon.pipeline.caption.texts import TextTable
+from recon.pipeline.sources.source import Shape, other_names
 
 
 class FileTable(TextTable):
@@ -24,9 +25,12 @@ class FileTable(TextTable):
     def said(self, subject: Subject) -> tuple[Texts, list[str]]:
         """See `TextTable.said`."""
         path = subject.origin.root / self.path
-        read = read_captions(path, {shape.uid for shape in subject.shapes()})
+        read = self._read(path, subject.shapes())
         return read.captions, read.notes(path)
 
-    def count(self, root: Path, uids: Container[str]) -> int:
+    def count(self, root: Path, shapes: Sequence[Shape]) -> int:
         """See `CaptionsTable.count`."""
-        return len(read_captions(root / self.path, uids).captions)
+        return len(self._read(root / self.path, shapes).captions)
+
+    def _read(self, path: Path, shapes: Sequence[Shape]) -> Found:
+        return read_captions(path, {shape.uid for shape in shapes}, other_names(shapes))

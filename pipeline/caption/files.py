@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,8 +41,10 @@ class Found:
         return left
 
 
-def read_captions(path: Path, uids: Container[str]) -> Found:
+def read_captions(path: Path, uids: Container[str], other_names: Mapping[str, str] | None = None) -> Found:
     """The captions of `uids` in a file; several lines of one uid are several captions.
+
+    other_names: name -> uid of shapes that the file may call by another name, which is no uid.
 
     .csv: two columns, uid and caption; a first line that says so is a header. .jsonl: objects with those fields, others
     are passed over. UserError names the file and the line.
@@ -54,8 +56,9 @@ def read_captions(path: Path, uids: Container[str]) -> Found:
     found = Found()
     captions: dict[str, dict[str, None]] = {}
     try:
-        for uid, caption in reader(path):
+        for name, caption in reader(path):
             found.lines += 1
+            uid = (other_names or {}).get(name, name)
             text = single_spaced(caption)
             if uid not in uids:
                 found.strange += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -90,7 +90,7 @@ class CaptionsTable(Strict):
         """Read the lists it needs, if any; what is to be said of them. UserError for one that cannot be read."""
         return []
 
-    def count(self, root: Path, uids: Container[str]) -> int | None:
+    def count(self, root: Path, shapes: Sequence[Shape]) -> int | None:
         """Of how many of the shapes a file has captions; None for a table without a file."""
         return None
 

@@ -267,7 +267,7 @@ app.command()(teachers_cli.teachers)
 
 @app.command()
 def check(manifest: ManifestOption, root: RootOption = None, as_json: JsonOption = False) -> None:
-    """Say what of a data set is missing, extra or other than published; exit status 1 then. Reads no shape."""
+    """Say what of a data set is missing, extra or other than published; exit status 1 then."""
     from recon.pipeline.flow.check import check, describe
     from recon.pipeline.flow.manifest import load_manifest
 

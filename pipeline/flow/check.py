@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recon.pipeline.base.wording import some
-from recon.pipeline.flow.manifest import Manifest, list_shapes, root_of
+from recon.pipeline.flow.manifest import Manifest, is_missing, read_listing, root_of
+from recon.pipeline.keeping.copies import Copies, find_copies
+from recon.pipeline.keeping.copies import describe as describe_copies
+from recon.pipeline.shapes.meshfile.sidecars import sidecars
+from recon.pipeline.sources.source import Shape, Source
 
+BEGINNING_BYTES = 1 << 14
 SHOWN = 20  # missing files that a report names; it counts them all
 
 
@@ -32,6 +40,8 @@ class Report:
     """Counts that are not the expected ones."""
     captioned: dict[str, int]
     """Table of captions that reads a file -> how many of the shapes it has a caption of."""
+    copies: Copies
+    """Shapes whose mesh files, with all beside them, are equal byte for byte."""
     problems: list[str]
     """What else the source found."""
 
@@ -43,20 +53,20 @@ class Report:
 def check(manifest: Manifest, root: Path | None) -> Report:
     """Compare the files under the root with the lists, and those with what was published.
 
-    No shape is read. UserError where there is nothing to compare: a wrong root, a missing or malformed list.
+    Of mesh files only those are read that have the size of another. UserError where there is nothing to compare: a
+    wrong root, a missing or malformed list.
     """
-    shapes = list_shapes(manifest, root)
+    shapes = read_listing(manifest, root)
     where = root_of(manifest, root)
     splits = Counter(shape.split for shape in shapes)
-    absent = [shape.source for shape in shapes if shape.fingerprint.split(" ")[0] == "missing"]
+    absent = [shape.source for shape in shapes if is_missing(shape)]
     empty = [shape.source for shape in shapes if shape.fingerprint.startswith("0-")]
     differences = [
         f"split {split!r}: {splits[split]} listed, {manifest.expected.get(split, 0)} expected"
         for split in sorted(splits.keys() | manifest.expected.keys())
         if manifest.expected and splits[split] != manifest.expected.get(split, 0)
     ]
-    uids = {shape.uid for shape in shapes}
-    counts = {table.name: table.count(where, uids) for table in manifest.captions or ()}
+    counts = {table.name: table.count(where, shapes) for table in manifest.captions or ()}
     captioned = {name: count for name, count in counts.items() if count is not None}
     return Report(
         dataset=manifest.name,
@@ -69,12 +79,54 @@ def check(manifest: Manifest, root: Path | None) -> Report:
         missing_files=absent[:SHOWN],
         differences=differences,
         captioned=captioned,
+        copies=_copies(manifest.source, where, shapes),
         problems=[
             *(f"captions {name!r}: the file has none of these shapes" for name, n in captioned.items() if not n),
             *([f"{len(empty)} listed files are empty: {some(empty)}"] if empty else []),
             *manifest.source.problems(where),
         ],
     )
+
+
+def _copies(source: Source, root: Path, shapes: Sequence[Shape]) -> Copies:
+    """Shapes of equal mesh files. Size and beginning tell most of them apart, so that few are read to their end."""
+    files = {shape.source: source.mesh_file(root, shape.source) for shape in shapes}
+    same: list[list[str]] = [list(files)]
+    for mark in (_size, _beginning, _content):
+        groups: dict[tuple[int, Any], list[str]] = {}
+        for number, group in enumerate(same):
+            for name in group:
+                if (found := files[name]) is not None:
+                    with suppress(OSError):  # a file that cannot be read is told of elsewhere
+                        groups.setdefault((number, mark(*found)), []).append(name)
+        same = [group for group in groups.values() if len(group) > 1]
+    digests = {name: str(number) for number, group in enumerate(same) for name in group}
+    return find_copies(
+        [digests.get(shape.source, "") for shape in shapes],
+        [shape.source for shape in shapes],
+        [shape.uid for shape in shapes],
+        [shape.split for shape in shapes],
+        [shape.category for shape in shapes],
+    )
+
+
+def _size(path: Path, _: Path) -> int:
+    return path.stat().st_size
+
+
+def _beginning(path: Path, _: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(BEGINNING_BYTES)).digest()
+
+
+def _content(path: Path, root: Path) -> bytes:
+    """Of the file and of all that it asks for."""
+    digest = hashlib.sha256()
+    for place in (path, *(root / name for name in sidecars(path, root))):
+        if place.is_file():
+            with place.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.digest()
 
 
 def describe(report: Report) -> Iterator[str]:
@@ -86,6 +138,7 @@ def describe(report: Report) -> Iterator[str]:
     yield f"  {len(report.categories)} categories: " + ", ".join(f"{n} {c}" for n, c in report.categories.items())
     for name, count in report.captioned.items():
         yield f"  captions {name!r}: of {count} shapes"
+    yield from (f"  {line}" for line in describe_copies(report.copies))
     if report.missing:
         yield f"missing: {report.missing} of {report.shapes} files: {some(report.missing_files, report.missing)}"
     for line in report.differences:

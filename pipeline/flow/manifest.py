@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tomllib
 import types
-from collections.abc import Iterator
-from dataclasses import is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -18,13 +19,17 @@ from recon.pipeline.base.wording import nearest
 from recon.pipeline.caption.kinds import AnyCaptions
 from recon.pipeline.caption.templates import RELEASE, templates_of
 from recon.pipeline.rendering.render import RenderConfig
+from recon.pipeline.shapes.meshfile.sidecars import fingerprint
 from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.layouts import AnySource
 from recon.pipeline.sources.openshape import StoredFeatures
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.origin import Origin
+from recon.pipeline.store.records import Registry
 from recon.pipeline.teachers import TeacherSpec
 from recon.pipeline.teachers.precision import settle
+
+READERS = 8  # files that are looked into at once
 
 
 class FeatureRecipe(Strict):
@@ -52,6 +57,8 @@ class Manifest(Strict):
     """The environment variable that names the root where --root does not."""
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Of shapes whose split no list names."""
+    split_by: Literal["uid", "mesh"] = "uid"
+    """What their split is drawn by; "mesh": shapes of equal meshes go to one split, see `splits.splits_by_mesh`."""
     expected: dict[str, int] = Field(default={})
     """Split -> number of shapes in the data set as published; `recon-pipeline check` compares."""
     source: Annotated[AnySource, Field(discriminator="layout")]
@@ -126,6 +133,8 @@ def load_manifest(path: Path) -> Manifest:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )
+    if manifest.split_by == "mesh" and not manifest.source.has_meshes:
+        raise UserError(f"{path}: field 'split_by': layout {manifest.source.layout!r} has no meshes here; use \"uid\"")
     _check_captions(path, manifest, names)
     return _with_paths(manifest, path.parent)
 
@@ -156,18 +165,88 @@ def _check_captions(path: Path, manifest: Manifest, teachers: list[str]) -> None
 
 
 def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
-    """Every shape of the data set in the source's order. UserError for two of one uid."""
-    source = manifest.source
+    """Every shape of the data set in the source's order; of the files beside each, see `fingerprinted`.
+
+    UserError for two of one uid, and where no listed file is there: a disk that is not mounted must not pass for a data
+    set that lost everything.
+    """
+    shapes = read_listing(manifest, root)
+    if manifest.source.reads_files and all(is_missing(shape) for shape in shapes):
+        raise UserError(
+            f"{root_of(manifest, root)}: none of the {len(shapes)} listed files is there, such as "
+            f"{shapes[0].source}; is the disk mounted, and --root right?"
+        )
+    return shapes
+
+
+def read_listing(manifest: Manifest, root: Path | None) -> list[Shape]:
+    """The same, whether any file is there or not."""
+    source, where = manifest.source, root_of(manifest, root)
+    if source.reads_files and where.is_dir() and not any(where.iterdir()):
+        raise UserError(f"{where}: the root is empty; is the disk mounted? {manifest.obtain}".strip())
     shapes: dict[str, Shape] = {}
-    for item in source.shapes(root_of(manifest, root)):
+    for item in source.shapes(where):
         if item.uid in shapes:
             other = shapes[item.uid].source
             raise UserError(f"two shapes share the uid {item.uid!r}: {other} and {item.source}; rename one")
-        split = item.split or source.split_of(item.uid, manifest.test_fraction)
+        split = item.split or source.split_of(item.earlier or item.uid, manifest.test_fraction)
         shapes[item.uid] = Shape(
-            item.uid, manifest.name, item.category, split, item.source, item.fingerprint, item.captions
+            item.uid,
+            manifest.name,
+            item.category,
+            split,
+            item.source,
+            item.fingerprint,
+            item.captions,
+            item.earlier,
+            item.split is not None,
         )
+    if not shapes:
+        raise UserError(f"manifest {manifest.name!r} lists no shape; look at its [source] and --root")
     return list(shapes.values())
+
+
+def is_missing(shape: Shape) -> bool:
+    """Whether the file that lists the shape's points or mesh was not there."""
+    return shape.fingerprint.split(" ")[0] == "missing"
+
+
+def fingerprinted(
+    manifest: Manifest, root: Path | None, shapes: Sequence[Shape], known: Mapping[str, str]
+) -> list[Shape]:
+    """Shapes whose fingerprints tell of materials, textures and buffers beside a mesh file too.
+
+    known: source -> fingerprint as registered. Every file that these do not speak of is looked into, which takes as
+    long as reading it; the others cost a stamp for each file beside them.
+    """
+    where = root_of(manifest, root)
+
+    def one(shape: Shape) -> Shape:
+        found = manifest.source.mesh_file(where, shape.source)
+        if found is None:
+            return shape
+        mark = fingerprint(shape.fingerprint, *found, known.get(shape.source, ""))
+        return shape if mark == shape.fingerprint else replace(shape, fingerprint=mark)
+
+    parts = [shapes[start : start + 64] for start in range(0, len(shapes), 64)]
+    with ThreadPoolExecutor(READERS) as pool:  # most of the time goes to waiting for the disk
+        return [shape for part in pool.map(lambda part: list(map(one, part)), parts) for shape in part]
+
+
+def as_registered(shapes: Sequence[Shape], registry: Registry) -> list[Shape]:
+    """Shapes by the uids that a store has them under: rows of an earlier version's name stay as they are.
+
+    Such a shape's `earlier` is then its present uid, so that lists may name it either way. A name that another shape
+    has now is that one's.
+    """
+    rows = registry.numbers(shapes[0].dataset) if shapes else {}
+    uids = {shape.uid for shape in shapes}
+
+    def held(shape: Shape) -> bool:
+        row = rows.get(shape.earlier) if shape.uid not in rows and shape.earlier not in uids else None
+        return row is not None and registry.source[row] == shape.source
+
+    return [replace(s, uid=s.earlier, earlier=s.uid) if s.earlier and held(s) else s for s in shapes]
 
 
 def settled(manifest: Manifest, store: Path | None) -> tuple[Manifest, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from recon.pipeline.execution.executor import Executor, InProcess
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.listing import register
-from recon.pipeline.flow.manifest import Manifest, list_shapes, settled
+from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted, list_shapes, settled
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
+from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.stages.targets import teacher_of
+from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
 
@@ -62,7 +65,7 @@ class Flow:
 
     def __post_init__(self) -> None:
         self.manifest, _ = settled(self.manifest, self.store.path)
-        self._listed: list[Row] | None = None
+        self._registered = False
         self._rows: dict[str, Sequence[Row]] = {}
         self._results: dict[str, StageResult] = {}
         self.mended: list[str] = []
@@ -117,7 +120,7 @@ class Flow:
 
     def stages(self) -> Iterator[StageRows]:
         """Every stage with what can be said of its rows now; writes nothing."""
-        handed: dict[str, list[Row]] = {LISTING: self._registered_rows()}
+        handed: dict[str, list[Row]] = {}
         waiting = False  # whether captions are still to be written
         for node in self.plan.nodes:
             stage = self.plan.stage(node)
@@ -126,7 +129,7 @@ class Flow:
             if node.after is None:
                 yield self._prompts_there(node, stage, waiting)
                 continue
-            rows = node.rows(handed[node.after])
+            rows = node.rows(self._listed_rows(node) if node.after == LISTING else handed[node.after])
             entry = StageRows(node.name, stage, rows, len(self.shapes) - len(rows))
             yield entry
             is_read = any(node.name in other.needs for other in self.plan.nodes)
@@ -145,18 +148,25 @@ class Flow:
     def shapes(self) -> list[Shape]:
         """The manifest's shapes that this flow is about."""
         part, parts = self.shard
-        return self._all_shapes[: self.limit][part::parts]
+        shapes = self._all_shapes[: self.limit][part::parts]
+        known: dict[str, str] = {}
+        if self.store.has_registry:
+            registry = self.store.registry
+            mine = registry.numbers(self.manifest.name).values()
+            known = {registry.source[row]: registry.fingerprint[row] for row in mine}
+        return fingerprinted(self.manifest, self.root, shapes, known)
 
     @cached_property
     def _all_shapes(self) -> list[Shape]:
-        return list_shapes(self.manifest, self.root)
+        shapes = list_shapes(self.manifest, self.root)
+        return self._split(as_registered(shapes, self.store.registry)) if self.store.has_registry else shapes
 
     def _run_stages(self, *kinds: str) -> list[StageResult]:
         """Run the stages of these kinds and all that they build on; what ran so far, in its order."""
-        if self._listed is None:
+        if not self._registered:
             self.notes = [note for table in self.plan.tables for note in table.read(self.plan.subject)]
             self.notes += register(self.store, self.manifest.name, self.shapes, whole=self._is_whole)
-            self._listed = shape_rows(self.store.registry, self.shapes)
+            self._registered = True
         captions = False
         for node in self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds}):
             if node.kind == "text" and captions:
@@ -177,22 +187,42 @@ class Flow:
         stage, name = self.plan.stage(node), node.name
         if name in self._results or stage is None:
             return
-        rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node.after))
+        rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
         report = lambda done, total, written: self.progress(name, done, total, written)  # noqa: E731
         begin = lambda plan: self.begin(name, plan)  # noqa: E731
         result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report, begin)
         self._rows[name], self._results[name] = rows, result
+        if node.kind == "meshes":
+            self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
 
-    def _handed(self, name: str) -> list[Row]:
-        """What a node that has run hands on."""
-        if name == LISTING:
-            assert self._listed is not None
-            return self._listed
-        node = next(node for node in self.plan.nodes if node.name == name)
-        stage = self.plan.stage(node)
+    def _split_again(self) -> None:
+        """Note the splits that have changed now that more meshes are known."""
+        splits = {shape.uid: shape.split for shape in self._split(self._all_shapes)}
+        shapes = [replace(shape, split=splits[shape.uid]) for shape in self.shapes]
+        if shapes != self.shapes:
+            self.shapes = shapes
+            register(self.store, self.manifest.name, shapes, whole=False)
+
+    def _split(self, shapes: list[Shape]) -> list[Shape]:
+        """Shapes whose split goes by their mesh, where the manifest asks for that and the mesh has been read."""
+        key = digest_of(Meshes(self.plan.origin).recipe)
+        if self.manifest.split_by != "mesh" or not (self.store.path / "meshes" / key / "zarr.json").is_file():
+            return shapes
+        registry = self.store.registry
+        digests = read_column(self.store.kind_group("meshes", key), "digest", len(registry))
+        found = {uid: digests[row] for uid, row in registry.numbers(self.manifest.name).items()}
+        splits = splits_by_mesh(shapes, found, self.manifest.source, self.manifest.test_fraction)
+        return [replace(shape, split=splits[shape.uid]) for shape in shapes]
+
+    def _handed(self, node: Node) -> list[Row]:
+        """What a node is handed by the one before, which has run."""
+        if node.after == LISTING:
+            return self._listed_rows(node)
+        before = next(other for other in self.plan.nodes if other.name == node.after)
+        stage = self.plan.stage(before)
         assert stage is not None
-        return self._handed_on(node, stage, self._rows[name])
+        return self._handed_on(before, stage, self._rows[before.name])
 
     def _handed_on(self, node: Node, stage: Stage, rows: Sequence[Row]) -> list[Row]:
         """Rows of a stage that reads what this one made of `rows`: after the meshes, what counts is their digests."""
@@ -202,13 +232,13 @@ class Flow:
             return mesh_rows(self.store, digest_of(stage.recipe), rows)
         return with_upstream(self.store, digest_of(stage.recipe), rows)
 
-    def _registered_rows(self) -> list[Row]:
-        """Those of the shapes that have a row."""
+    def _listed_rows(self, node: Node) -> list[Row]:
+        """Those of the shapes that have a row, for a node that works on the listing itself."""
         if not self.store.has_registry:
             return []
         known = self.store.registry.numbers(self.manifest.name)
         shapes = [shape for shape in self.shapes if shape.uid in known]
-        return shape_rows(self.store.registry, shapes) if shapes else []
+        return shape_rows(self.store.registry, shapes, meshes=node.kind == "meshes") if shapes else []
 
     def _up_to_date(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
         """The rows that the stage has nothing more to do for."""

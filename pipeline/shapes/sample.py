@@ -15,7 +15,6 @@ from recon.pipeline.shapes.mesh import Floats, Ints, Mesh, Primitive
 from recon.pipeline.shapes.meshfile import MeshError, concatenate
 from recon.pipeline.shapes.normals import corner_normals
 
-VERSION = 1  # raise it when the same mesh and seed give other points
 UNKNOWN_COLOR = 128  # linear mid grey, as of meshes that say nothing of colour
 MAX_REDRAWS = 8  # of points that fall on transparent texels, before they are kept where they fell
 

@@ -71,6 +71,9 @@ class FewShotSource(Source):
                     listed.append(Listed(f"fold{fold}-{part}/{row:04d}", category, f"fold{fold}-{part}", source, mark))
         return listed
 
+    def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path] | None:
+        return None if self.pool is None else self.pool.mesh_file(root, reference)
+
     def mesh(self, root: Path, reference: str) -> Mesh:
         assert self.pool is not None
         return self.pool.mesh(root, reference)

@@ -13,7 +13,7 @@ scans/17.ply,chair,train,a wooden chair with a broken leg
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
@@ -45,14 +45,16 @@ class FolderSource(Source):
     def shapes(self, root: Path) -> Listing:
         """Sorted by path, or in the CSV file's order.
 
-        The uid is the path without its suffix, or with it where two files differ in nothing else. Without a CSV file,
-        hidden files and folders, other files and deeper folders are left out.
+        The uid is the path, whatever lies beside the file. Without a CSV file, hidden files and folders, other files
+        and deeper folders are left out.
         """
         if self.list:
+            if not root.is_dir():
+                raise UserError(f"no folder {root}: the data set's root must hold the files that {self.list} names")
             return _read_list(root / self.list, root)
         return [
-            Listed(uid, category, None, relative, stamp(root / relative))
-            for uid, category, relative in list_folder(root)
+            Listed(path, category, None, path, stamp(root / path), earlier=_stem(path))
+            for category, path in list_folder(root)
         ]
 
     def problems(self, root: Path) -> Lines:
@@ -74,8 +76,8 @@ class FolderSource(Source):
         return lines
 
 
-def list_folder(root: Path) -> list[tuple[str, str, str]]:
-    """(uid, category, path relative to root) of every mesh file, sorted by path; UserError when there is none."""
+def list_folder(root: Path) -> list[tuple[str, str]]:
+    """(category, path relative to root) of every mesh file, sorted by path; UserError when there is none."""
     from recon.pipeline.shapes.meshfile import SUFFIXES
 
     if not root.is_dir():
@@ -89,9 +91,7 @@ def list_folder(root: Path) -> list[tuple[str, str, str]]:
             flat = any(_is_mesh(entry.name) for entry in entries)
         mend = "move them into one folder a class" if flat else f"one of {', '.join(SUFFIXES)}"
         raise UserError(f"no mesh files in folders of {root}: expected <class>/<name>; {mend}")
-    files = [(category, f"{category}/{name}") for category, name in sorted(paths)]
-    uids = _uids([relative for _, relative in files])
-    return [(uid, category, relative) for uid, (category, relative) in zip(uids, files, strict=True)]
+    return [(category, f"{category}/{name}") for category, name in sorted(paths)]
 
 
 def _read_list(path: Path, root: Path) -> Listing:
@@ -118,16 +118,14 @@ def _read_list(path: Path, root: Path) -> Listing:
     if not said:
         raise UserError(f"{path}: names no file; add a row a shape")
     return [
-        Listed(uid, category, split or None, relative, stamp(root / relative), tuple(captions[relative]))
-        for uid, (relative, (_, category, split)) in zip(_uids(list(said)), said.items(), strict=True)
+        Listed(uid, category, split or None, uid, stamp(root / uid), tuple(captions[uid]), _stem(uid))
+        for uid, (_, category, split) in said.items()
     ]
 
 
-def _uids(paths: list[str]) -> list[str]:
-    """A name a path: without its suffix where that says which is meant. The names are distinct as the paths are."""
-    stems = [path.rpartition(".")[0] for path in paths]
-    bare, taken = Counter(stems), set(paths)
-    return [stem if bare[stem] == 1 and stem not in taken else path for stem, path in zip(stems, paths, strict=True)]
+def _stem(path: str) -> str:
+    """The path without its suffix: what files of one shape in several formats have in common, so their split too."""
+    return path.rpartition(".")[0]
 
 
 def _is_mesh(name: str) -> bool:

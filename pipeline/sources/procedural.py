@@ -59,6 +59,9 @@ class ProceduralSource(Source):
         index, share = int(uid.rsplit("-", 1)[1]), Fraction(str(test_fraction))  # as written: 0.2 is a fifth
         return "test" if int((index + 1) * share) > int(index * share) else "train"
 
+    def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path] | None:
+        return None
+
     def mesh(self, root: Path, reference: str) -> Mesh:
         category, seed, index = reference.split(":")
         return build(category, shape_seed(category, int(seed), int(index)))

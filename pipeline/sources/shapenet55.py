@@ -72,6 +72,9 @@ class ShapeNet55Source(Source):
             listed.append(Listed(name[:-4], SYNSETS[name[:8]], split, source, fingerprint))
         return listed
 
+    def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path] | None:
+        return (self._mesh_path(root, reference.rsplit("/", 1)[-1]), root / self.meshes) if self.meshes else None
+
     def mesh(self, root: Path, reference: str) -> Mesh:
         from recon.pipeline.shapes.meshfile import (
             load_mesh,  # trimesh takes half a second to import; listing does without

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,6 +13,7 @@ from typing import Any, ClassVar, Self
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from recon.pipeline.base.files import stamp as stamp  # what every source marks its files by
 from recon.pipeline.base.settings import Strict
 from recon.pipeline.shapes.axes import axes
 from recon.pipeline.shapes.cloud import Cloud
@@ -31,6 +34,8 @@ class Listed:
     """Changes when the source seems to have changed, cheaply enough to ask on every run; see `stamp`."""
     captions: tuple[str, ...] = ()
     """Texts that came with the listing."""
+    earlier: str = ""
+    """The uid that earlier versions gave, if it was another: by it the split is drawn, and rows of that name stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,9 @@ class Shape:
     source: str
     fingerprint: str
     captions: tuple[str, ...] = ()
+    earlier: str = ""
+    listed_split: bool = False
+    """Whether a list names the split; otherwise it is drawn."""
 
 
 class Source(Strict):
@@ -91,6 +99,10 @@ class Source(Strict):
     def shapes(self, root: Path) -> list[Listed]:
         """Every shape that the lists name or that is there, in a fixed order."""
 
+    def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path] | None:
+        """The mesh file of one shape and the folder that its textures must lie in; None: it has no such file."""
+        return (root / reference, root) if self.has_meshes else None
+
     def mesh(self, root: Path, reference: str) -> Mesh:
         """The mesh of one shape, where `has_meshes`: the file that the reference names."""
         from recon.pipeline.shapes.meshfile import (
@@ -125,14 +137,17 @@ class Source(Strict):
 
     def split_of(self, uid: str, test_fraction: float) -> str:
         """ "train" or "test", decided by the uid and seed alone: a shape keeps its split when others come or go."""
-        digest = hashlib.sha256(f"split:{self.split_seed}:{uid}".encode()).digest()
-        return "test" if int.from_bytes(digest[:8], "big") < test_fraction * 2**64 else "train"
+        return drawn_split(uid, self.split_seed, test_fraction)
 
 
-def stamp(path: Path) -> str:
-    """A file's size and time of change, or "missing"."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size}-{status.st_mtime_ns}"
+def drawn_split(name: str, seed: int, test_fraction: float) -> str:
+    """ "train" or "test" by a hash of the name and the seed."""
+    digest = hashlib.sha256(f"split:{seed}:{name}".encode()).digest()
+    return "test" if int.from_bytes(digest[:8], "big") < test_fraction * 2**64 else "train"
+
+
+def other_names(shapes: Sequence[Shape]) -> dict[str, str]:
+    """Name -> uid of shapes that people may know by an earlier version's name, where one alone could have it."""
+    uids = {shape.uid for shape in shapes}
+    counts = Counter(shape.earlier for shape in shapes)
+    return {s.earlier: s.uid for s in shapes if s.earlier and counts[s.earlier] == 1 and s.earlier not in uids}

@@ -16,7 +16,7 @@ from recon.pipeline.stages.origin import Origin
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 
-VERSION = 2  # raise it when this code makes other numbers from the same recipe
+VERSION = 2  # raise it when this code, or that of shapes.sample, makes other numbers from the same recipe
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,21 @@ from dataclasses import replace
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.execution.stage import Row
+from recon.pipeline.shapes.meshfile.sidecars import counted, without_sidecars
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Registry
 
 
-def shape_rows(registry: Registry, shapes: Sequence[Shape]) -> list[Row]:
-    """A manifest's shapes as rows of the meshes stage, in the store's order."""
+def shape_rows(registry: Registry, shapes: Sequence[Shape], meshes: bool = True) -> list[Row]:
+    """A manifest's shapes as rows of a stage that reads their files, in the store's order.
+
+    meshes: whether it reads meshes, whose materials and textures count; ready-made clouds have none.
+    """
     number = registry.numbers(shapes[0].dataset)
-    inputs = {fingerprint: digest_of(fingerprint) for fingerprint in {shape.fingerprint for shape in shapes}}
+    part = counted if meshes else without_sidecars
+    inputs = {fingerprint: digest_of(part(fingerprint)) for fingerprint in {shape.fingerprint for shape in shapes}}
     rows = [Row(number[s.uid], s.uid, inputs[s.fingerprint], True, s.source) for s in shapes]
     return sorted(rows, key=lambda row: row.index)
 

@@ -32,7 +32,7 @@ from recon.pipeline.store.columns import COMPRESSORS, append_text
 from recon.pipeline.store.listed import relist
 from recon.pipeline.store.prompts import CLASS_PROMPTS
 from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
-from recon.pipeline.store.receipts import Entry, Receipt
+from recon.pipeline.store.receipts import Entry
 from recon.pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key

@@ -12,6 +12,8 @@ import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import row_seed
+from recon.pipeline.keeping.copies import Copies, copies_of
+from recon.pipeline.keeping.copies import describe as describe_copies
 from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
@@ -97,6 +99,8 @@ class Statistics:
     splits: dict[str, int]
     categories: dict[str, dict[str, int]]
     """Shapes by category and split."""
+    copies: Copies | None
+    """Shapes of one mesh; None for a data set without meshes."""
     faces_median: float | None
     faces_max: int | None
     keys: tuple[KeyStatistics, ...]
@@ -132,6 +136,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
         shapes=len(mine),
         splits=dict(sorted(Counter(registry.split[row] for row in mine).items())),
         categories={name: dict(sorted(counts.items())) for name, counts in sorted(by_category.items())},
+        copies=copies_of(store, found.keys["meshes"], mine.tolist()) if "meshes" in found.keys else None,
         faces_median=float(np.median(faces)) if len(faces) else None,
         faces_max=int(faces.max()) if len(faces) else None,
         keys=tuple(_key_statistics(store, name, key) for name, (_, key) in named_keys(found).items()),
@@ -150,6 +155,7 @@ def describe(found: Statistics) -> list[str]:
     sizes = sorted((sum(counts.values()), name) for name, counts in found.categories.items())
     if sizes:
         lines.append(f"  categories: {sizes[0][0]} ({sizes[0][1]}) to {sizes[-1][0]} ({sizes[-1][1]}) shapes")
+    lines += [f"  {line}" for line in describe_copies(found.copies)] if found.copies else []
     if found.faces_median is not None:
         lines.append(f"  faces a mesh: median {found.faces_median:.0f}, at most {found.faces_max}")
     for line in found.keys:

@@ -42,6 +42,8 @@ class ModelFiles:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root.resolve()
+        self.looked_at: dict[Path, None] = {}
+        """Every place where a file was looked for, those that were asked for in vain too."""
         self.libraries: list[str] = []
         self.buffers: set[str] = set()
         self.missing: set[str] = set()
@@ -62,7 +64,7 @@ class ModelFiles:
 
     def content(self, name: str) -> bytes:
         """A file's content; FileNotFoundError when it is not there."""
-        content = self._read(picture_options(name)[0])
+        content = self._read(file_name(name))
         if content is None:
             self.missing.add(name)
             raise FileNotFoundError(name)
@@ -96,8 +98,7 @@ class ModelFiles:
         """All material libraries as one, as trimesh reads the first alone: a line names one file, or several."""
         found = []
         for line in self.libraries:
-            whole = self._read(line)
-            contents = [whole] if whole is not None or " " not in line else [self._read(n) for n in line.split()]
+            contents = [None if path is None else _bytes_of(path) for path in self.find_libraries(line)]
             if None in contents:
                 self.missing.add(line)
             found += [content for content in contents if content is not None]
@@ -105,20 +106,32 @@ class ModelFiles:
             raise FileNotFoundError(self.libraries[0])
         return b"\n".join(found)
 
-    def _read(self, name: str) -> bytes | None:
+    def find_libraries(self, line: str) -> list[Path | None]:
+        """The files that a line of an OBJ names: one, whose name may hold spaces, or several."""
+        whole = self.find(line)
+        return [whole] if whole is not None or " " not in line else [self.find(name) for name in line.split()]
+
+    def find(self, name: str) -> Path | None:
+        """The file of a name, where the reader takes it from; None when it is not there."""
         relative = name.strip().replace("\\", "/").removeprefix("file://")
         for candidate in dict.fromkeys((relative, unquote(relative), relative.rsplit("/", 1)[-1])):
             try:
-                target = (self.folder / candidate).resolve()
-                if not target.is_relative_to(self.root):
+                place = self.folder / candidate
+                if not place.resolve().is_relative_to(self.root):
                     if not Path(candidate).is_absolute():  # paths of the author's disk are merely missing
                         self.outside.add(name)
                         return None
-                elif target.is_file() and target.stat().st_size <= MAX_FILE_BYTES:
-                    return target.read_bytes()
+                    continue
+                self.looked_at[place] = None
+                if place.is_file() and place.stat().st_size <= MAX_FILE_BYTES:
+                    return place
             except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a zero byte
                 self.refusal = self.refusal or machine_fault(error)
         return None
+
+    def _read(self, name: str) -> bytes | None:
+        path = self.find(name)
+        return None if path is None else _bytes_of(path)
 
     def pixels(self, stand_in: Any, keep_alpha: bool) -> NDArray[np.uint8] | None:
         """A picture as [H, W, 3 or 4] uint8; palettes, grey and grey-with-alpha pictures become RGB(A).
@@ -152,6 +165,13 @@ class ModelFiles:
             return np.array(image.convert(mode), np.uint8)
 
 
+def _bytes_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
 def open_picture(content: bytes) -> Image.Image:
     """A picture in one of FORMATS, not decoded yet: the one place where a picture is opened.
 
@@ -183,6 +203,11 @@ def check_size(image: Any) -> None:
     width, height = image.size
     if max(width, height) > MAX_TEXTURE_SIDE:
         raise MeshError("unreadable", f"a texture is {width} x {height} px; at most {MAX_TEXTURE_SIDE} a side")
+
+
+def file_name(text: str) -> str:
+    """A file's name as a mesh file gives it, without the options that an MTL may put before it."""
+    return picture_options(text)[0]
 
 
 def picture_options(text: str) -> tuple[str, tuple[float, float], tuple[float, float]]:

@@ -22,6 +22,7 @@ HARMLESS = ("KHR_materials_", "KHR_lights_", "KHR_animation_")
 REFUSED = ("EXT_mesh_gpu_instancing",)
 GLOSS, TRANSFORM = "KHR_materials_pbrSpecularGlossiness", "KHR_texture_transform"
 BASE64 = "base64,"
+KTX2 = "image/ktx2"
 EMBEDDED = "an embedded picture"
 MAX_DEPTH = 500  # of nodes within nodes
 MAX_VALUES = 32 * MAX_FACES  # rows of all arrays, and of all primitives that use them
@@ -75,7 +76,7 @@ def _take_pictures(header: dict[str, Any], chunks: bytes, files: ModelFiles) -> 
     contents: dict[int, bytes] = {}
     for image in header.get("images", []):
         uri, view = image.pop("uri", None), image.pop("bufferView", None)
-        if image.get("mimeType") == "image/ktx2":  # not read, which whoever writes it reckons with
+        if image.get("mimeType") == KTX2:  # not read, which whoever writes it reckons with
             continue
         try:
             if view is not None:

@@ -22,9 +22,9 @@ def guard_obj(content: bytes) -> tuple[bytes, dict[str, Any], list[str]]:
     trimesh counts negative indices from the end of the file instead of from where they stand, takes index 0 for the
     first vertex, and knows no indented lines or comments behind numbers.
     """
-    text = decode_text(content).replace("\r\n", "\n").replace("\r", "\n").replace("\\\n", " ").replace("\t", " ")
+    text = tidied(content)
     # each search of the whole text takes milliseconds, so it is made where a quick look finds a reason
-    if "\n " in text or "#" in text:
+    if text[:1] == " " or "\n " in text or "#" in text:
         text = re.sub(r"(?m)^ +|^#.*$", "", text)
     if "#" in text:
         text = re.sub(r"(?m)^((?:v|vt|vn|f) [^#\n]*)#.*$", r"\1", text)
@@ -39,8 +39,17 @@ def guard_obj(content: bytes) -> tuple[bytes, dict[str, Any], list[str]]:
         if 1 < len(names) <= MAX_NAMED:
             options = {option: True}
             break
-    libraries = [name.strip() for name in re.findall(r"(?m)^mtllib +(.*)$", text)]
-    return text.encode(), options, libraries
+    return text.encode(), options, library_lines(text)
+
+
+def tidied(content: bytes) -> str:
+    """An OBJ's text with plain ends of lines, none continued on the next, and no tabs."""
+    return decode_text(content).replace("\r\n", "\n").replace("\r", "\n").replace("\\\n", " ").replace("\t", " ")
+
+
+def library_lines(text: str) -> list[str]:
+    """What follows `mtllib` on the lines of a tidied OBJ: a name of a material library, or several."""
+    return [name.strip() for name in re.findall(r"(?m)^mtllib +(.*)$", text)]
 
 
 def _absolute(text: str) -> str:
