@@ -239,7 +239,7 @@ def test_copies_of_one_bad_shape_are_one(store: FeatureStore) -> None:
 
 
 def test_a_model_that_gives_no_numbers_stops_the_run(store: FeatureStore) -> None:
-    from recon.pipeline.stages import finite_block
+    from recon.pipeline.stages.targets import finite_block
 
     class Nan(Squares):
         def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
