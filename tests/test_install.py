@@ -69,6 +69,7 @@ def test_two_checkouts_on_the_path_are_none_of_another_project(tmp_path: Path) -
     assert done.stderr.splitlines()[-1].startswith("ImportError: no module 'pipeline' any more")
 
 
+@pytest.mark.slow
 def test_a_checkout_works_without_being_installed() -> None:
     code = (
         "import recon; from recon import FeatureStore, load_manifest, load_model; recon.kernels.knn_points\n"
