@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. Settings: MANIFEST, STORE, ROOT, WORKERS, RUN, RECIPE, e.g.
-#   make render features MANIFEST=data_manifests/demo.toml STORE=stores/demo.zarr
-MANIFEST ?= data_manifests/demo.toml
+#   make render features MANIFEST=demo STORE=stores/demo.zarr
+MANIFEST ?= demo
 STORE ?= stores/demo.zarr
 RECIPE ?= demo
 RUN ?= runs/demo
@@ -20,7 +20,7 @@ STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor render features pretrain demo test test-fast soak lint bench bench-kernels demo-teacher
+.PHONY: help setup doctor render features pretrain demo test test-fast soak lint wheel bench bench-kernels demo-teacher
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -64,6 +64,10 @@ soak: $(READY)  ## kill runs 1000 times, flip 1000 bits: nothing may be lost (ab
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+wheel: $(READY)  ## dist/recon_pointcloud-*.whl, to install elsewhere
+	rm -rf build  # setuptools would pack what an earlier build left there
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 bench: $(READY)  ## every benchmark into benchmarks/results/
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -2,13 +2,17 @@
 
 from typing import Any
 
-if __name__ == "kernels":  # in a checkout's folder, where transformers asks for a package of this name and its version
-    __path__: list[str] = []
+if __name__ == "kernels":
+    from recon.former_names import moved, stands_aside
 
-    def __getattr__(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ImportError(f"no kernels.{name} any more: it is recon.kernels.{name} (from recon.kernels import {name})")
+    # Without another the import succeeds all the same: transformers asks whatever has this name for its version.
+    if not stands_aside("kernels"):
+        del __path__  # so that submodules, too, are asked for below
+
+        def __getattr__(name: str) -> Any:
+            if name.startswith("__") and name != "__path__":
+                raise AttributeError(name)
+            raise moved("kernels")
 
 else:
     from recon.kernels.chamfer import ChamferL1, ChamferL2, chamfer_distance

@@ -10,6 +10,7 @@ here; a wheel holds them here. What this module offers is imported when it is fi
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,9 +40,19 @@ _HOME = {
     "sample_points": "recon.pipeline.shapes.sample",
 }
 __all__ = list(_HOME)
+_FOLDERS = ("data_manifests", "kernels", "pipeline", "trainer")
+
+for _name in _FOLDERS:
+    if not (_folder := Path(__file__).with_name(_name)).is_dir():
+        raise ImportError(
+            f"{_folder} should be a link to the folder ../{_name}, and this copy of the checkout has lost it: "
+            "`git config core.symlinks true && git checkout recon`, or install the wheel"
+        )
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return import_module(f"recon.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'recon' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

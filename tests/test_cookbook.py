@@ -90,6 +90,7 @@ def workplace(tmp_path: Path, clip_config: Path) -> Path:
 def test_every_command_of_the_cookbook_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.stem for path in (ROOT / "docs" / "cookbook").glob("*.md")} == set(PAGES)
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr("recon.pipeline.flow.manifest.SHIPPED", workplace / "data_manifests")
     without_workers(monkeypatch)
     for page in PAGES:
         for program, *words in commands(ROOT / "docs" / "cookbook" / f"{page}.md"):

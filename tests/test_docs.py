@@ -71,6 +71,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, cl
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
 def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
+    monkeypatch.setattr("recon.pipeline.flow.manifest.SHIPPED", workplace / "data_manifests")
     if path.name != "README.md":  # whose commands run as they are, with their workers
         without_workers(monkeypatch)
     for program, *given in commands(path):

@@ -65,6 +65,54 @@ def test_a_missing_manifest_offers_those_beside_it(tmp_path: Path) -> None:
         load_manifest(tmp_path / "here.toml")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "data_manifests").glob("*.toml")), ids=lambda p: p.name)
+def test_a_shipped_manifest_goes_by_its_name_from_any_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path.stem).mkdir()  # a store's or a data set's folder, say
+    assert load_manifest(path.stem) == load_manifest(Path(path.stem)) == load_manifest(path)
+
+
+@pytest.mark.parametrize("given", ["demo", "./demo", "demo.toml", "here/demo.toml"])
+def test_a_file_comes_before_a_shipped_manifest(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / given).write_text(GOOD)
+    assert load_manifest(given).name == "x"
+
+
+def test_a_shipped_manifests_paths_are_relative_to_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shipped" / "templates").mkdir(parents=True)
+    (tmp_path / "shipped" / "templates" / "one.txt").write_text("a {}\n")
+    (tmp_path / "shipped" / "x.toml").write_text(f'class_prompts = "templates/one.txt"\n{GOOD}')
+    monkeypatch.setattr("recon.pipeline.flow.manifest.SHIPPED", tmp_path / "shipped")
+    assert load_manifest("x").class_prompts == str(tmp_path / "shipped" / "templates" / "one.txt")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("demmo", "no manifest 'demmo' (did you mean 'demo'?); give a file's path or one of cap3d, demo, folder, "),
+        ("zzz", "no manifest 'zzz'; give a file's path or one of cap3d, demo, "),
+        ("", "no manifest ''; give a file's path or one of cap3d, demo, "),
+        ("data_manifests/demo.toml", "no manifest at data_manifests/demo.toml; the one shipped is called demo"),
+        ("demo.toml", "no manifest at demo.toml; the one shipped is called demo"),
+        ("~/mine.toml", "no manifest at ~/mine.toml"),
+    ],
+)
+def test_an_unknown_manifest_is_one_line(
+    given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_manifest(given)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_demo_lists_its_shapes() -> None:
     shapes = list_shapes(load_manifest(ROOT / "data_manifests" / "demo.toml"), None)
     assert len(shapes) == 960

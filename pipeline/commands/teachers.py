@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recon.pipeline.teachers.listing import Listed
 
 SpecsOption = Annotated[
-    Path | None, typer.Option("--manifest", "-m", help="A data set's TOML file, whose teachers are listed too.")
+    Path | None, typer.Option("--manifest", "-m", help="A data set's TOML file or name, whose teachers are listed too.")
 ]
 SearchOption = Annotated[str, typer.Option(help="Instead: models the libraries know by name, such as 'clip b-32'.")]
 

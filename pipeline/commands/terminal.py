@@ -18,7 +18,9 @@ from recon.pipeline.base.wording import brief
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="The data set's TOML file.")]
+ManifestOption = Annotated[
+    Path, typer.Option("--manifest", "-m", help="The data set's TOML file, or a shipped one's name.")
+]
 StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The Zarr store.")]
 RootOption = Annotated[Path | None, typer.Option(help="Where the data set's files lie.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the manifest's first N shapes.")]

@@ -30,6 +30,7 @@ from recon.pipeline.teachers import TeacherSpec
 from recon.pipeline.teachers.precision import settle
 
 READERS = 8  # files that are looked into at once
+SHIPPED = Path(__file__).parents[2] / "data_manifests"
 
 
 class FeatureRecipe(Strict):
@@ -112,11 +113,28 @@ def _fields(table: Any) -> Iterator[str]:
             yield from _fields(inner)
 
 
-def load_manifest(path: Path) -> Manifest:
-    """Read and validate a manifest. UserError names the file and the field that is wrong."""
-    if not path.is_file():
-        here = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        raise UserError(f"no manifest at {path}" + (f"; there are {', '.join(here)}" if here else ""))
+def _manifest_file(path: Path) -> Path:
+    """The path itself, or where the shipped manifest of that name lies."""
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        here = sorted(str(file) for file in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        there = f"; there are {', '.join(here)}" if here else ""
+        by_name = f"; the one shipped is called {path.stem}" if path.stem in shipped else ""
+        raise UserError(f"no manifest at {path}{there}{by_name}")
+    if path.name not in shipped:
+        known = ", ".join(shipped)
+        raise UserError(f"no manifest {path.name!r}{nearest(path.name, shipped)}; give a file's path or one of {known}")
+    return shipped[path.name]
+
+
+def load_manifest(path: Path | str) -> Manifest:
+    """Read and validate a manifest: a TOML file, or where there is none of that name a shipped one, such as "demo".
+
+    UserError names the file and the field that is wrong.
+    """
+    path = _manifest_file(Path(path))
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
