@@ -132,7 +132,7 @@ def test_teachers_features_are_kept_when_normals_are_added(
     before = store.targets()
     manifest = load_manifest(small_manifest)
     render = manifest.render.__class__(preset="ring2", resolution=32, normals=True)
-    teacher = stages.targets.teacher_of(manifest.features.teachers[0])
+    teacher = stages.teacher_of(manifest.features.teachers[0])
     monkeypatch.setattr(teacher, "embed_images", None)
     Flow(manifest.model_copy(update={"render": render}), None, store).all()
     after = store.targets()

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command lines print it without a traceback and exit with status 1.
     """
+
+
+class MachineError(UserError):
+    """The fault of the machine, the environment or a model, never of a shape: it stops the run and sets none aside."""

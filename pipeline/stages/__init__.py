@@ -10,10 +10,11 @@ from recon.pipeline.stages.captions import (
     text_rows,
 )
 from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.stages.models import teacher_of
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.stages.points import PointClouds
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
-from recon.pipeline.stages.targets import ImageTargets, finite_block, teacher_of
+from recon.pipeline.stages.targets import ImageTargets, finite_block
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.stages.views import RenderedViews
 

@@ -19,8 +19,9 @@ from recon.pipeline.caption.facts import describe
 from recon.pipeline.caption.tables import CaptionerTable
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.stages.meshes import Meshes
+from recon.pipeline.stages.models import PROBE, WORDS, check_probe, check_recipe, loaded, teacher_of
 from recon.pipeline.stages.origin import Origin
-from recon.pipeline.stages.targets import ImageTargets, teacher_of
+from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store.columns import read_column
@@ -123,7 +124,8 @@ class AttributeCaptions:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        return {"source": "attributes", "model": self.text.recipe["teacher"]["weights"]}
+        model = self.text.recipe["teacher"]["weights"]
+        return {"source": "attributes", "model": model, WORDS: loaded(self.text.teacher).text_probe}
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -154,6 +156,7 @@ class AttributeCaptions:
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         feat = _features(store, self.recipe["targets"], rows)
+        self.text.checked(f"captions/{key}", store.kind_group(self.kind, key).attrs.get(WORDS))
 
         def one(at: int, row: Row) -> tuple[Any, ...]:
             image, name = mean_direction(feat[at]), spoken(row.source)
@@ -201,7 +204,10 @@ class ModelCaptions:
         model = json.loads(self.captioner_recipe)["weights"]
         path = Path(self.table.model)
         name = path.name if path.is_absolute() else self.table.model  # the rest of it is this machine's
-        return {"source": "captioner", "name": name, "model": model, "seed": self.table.seed}
+        probes = {PROBE: captioner_of(self.table).probe}
+        if self.text:
+            probes[WORDS] = loaded(self.text.teacher).text_probe
+        return {"source": "captioner", "name": name, "model": model, "seed": self.table.seed, **probes}
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -234,7 +240,7 @@ class ModelCaptions:
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
         pictures = read_rows(store, rgb, [row.index for row in rows])[:, list(self.chosen)]
         flat = pictures.reshape(-1, *pictures.shape[2:])
-        captioner = captioner_of(self.table)
+        captioner = self._checked(store, key)
         drafts = [captioner.write(flat, None)]
         for draw in range(1, self.table.num):
             drafts.append(
@@ -251,6 +257,16 @@ class ModelCaptions:
             return self._ranked(by_row[at].tolist(), views, None if scores is None else scores[at])
 
         return each_row(rows, names, one)
+
+    def _checked(self, store: FeatureStore, key: str) -> Any:
+        """The captioner, after it and what ranks were compared with the key's."""
+        captioner, held = captioner_of(self.table), store.kind_group(self.kind, key).attrs
+        whose = f"captions {self.table.name!r}"
+        check_recipe(whose, captioner.recipe(), json.loads(self.captioner_recipe))
+        check_probe(whose, f"captions/{key}", held.get(PROBE), lambda: captioner.probe, "fp32")
+        if self.text:
+            self.text.checked(f"captions/{key}", held.get(WORDS))
+        return captioner
 
     def _scores(self, feat: NDArray[Any], captions: NDArray[Any], views: NDArray[np.int16]) -> Floats:
         """[R, C] cosines of captions with what the teacher saw in their view; `feat` [R, V, D] has every view."""
