@@ -47,8 +47,9 @@ from recon.pipeline.flow.listing import register
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.procedural import CATEGORIES
+from recon.pipeline.stages.models import teacher_of
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows
-from recon.pipeline.stages.targets import ImageTargets, teacher_of
+from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.store import FeatureStore, receipts
 from recon.pipeline.store.receipts import Receipt
 

@@ -23,7 +23,9 @@ from recon.pipeline.execution.engine import StageResult, run_stage
 from recon.pipeline.execution.executor import Executor, InProcess, Processes
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.stages.targets import finite_block
 from recon.pipeline.store import FeatureStore
+from recon.pipeline.teachers import TeacherSpec
 from tests.test_engine import Squares, numbers, rows_of
 from tests.toy_stage import register
 
@@ -239,13 +241,15 @@ def test_copies_of_one_bad_shape_are_one(store: FeatureStore) -> None:
 
 
 def test_a_model_that_gives_no_numbers_stops_the_run(store: FeatureStore) -> None:
-    from recon.pipeline.stages.targets import finite_block
+    spec = TeacherSpec(name="deaf", kind="timm", model="none")
 
     class Nan(Squares):
         def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-            return replace(finite_block(np.full((len(rows), 3), np.nan)), columns={"square": [0] * 4, "word": [""] * 4})
+            return replace(
+                finite_block(spec, np.full((len(rows), 3), np.nan)), columns={"square": [0] * 4, "word": [""] * 4}
+            )
 
-    with pytest.raises(MachineError, match="all 4 rows fail alike: the teacher's feature is not finite"):
+    with pytest.raises(MachineError, match="teacher 'deaf'"):
         run_stage(store, Nan(), rows_of(["1", "2", "3", "4"]), InProcess())
 
 

@@ -13,7 +13,7 @@ from recon.pipeline.flow.manifest import Manifest, load_manifest
 from recon.pipeline.flow.report import report
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.rendering.render import Renderer
-from recon.pipeline.stages import targets
+from recon.pipeline.stages import models
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import images
 
@@ -32,7 +32,7 @@ def grown(small_manifest: Path, small_store: Path, tmp_path_factory: pytest.Temp
     shutil.copytree(small_store, path)
     made = [0, 0]
     with pytest.MonkeyPatch.context() as patch:
-        render, teacher = Renderer.render_some, targets.teacher_of(load_manifest(small_manifest).features.teachers[0])
+        render, teacher = Renderer.render_some, models.teacher_of(load_manifest(small_manifest).features.teachers[0])
         embed = teacher.embed_images
 
         def count_render(self: Renderer, mesh: Any, chosen: Any) -> Any:
@@ -132,7 +132,7 @@ def test_teachers_features_are_kept_when_normals_are_added(
     before = store.targets()
     manifest = load_manifest(small_manifest)
     render = manifest.render.__class__(preset="ring2", resolution=32, normals=True)
-    teacher = targets.teacher_of(manifest.features.teachers[0])
+    teacher = models.teacher_of(manifest.features.teachers[0])
     monkeypatch.setattr(teacher, "embed_images", None)
     Flow(manifest.model_copy(update={"render": render}), None, store).all()
     after = store.targets()
@@ -158,7 +158,7 @@ def test_the_clean_draw_stays_when_others_are_augmented_anew(
     """As with a store made before the release's augmentation was at hand, or with another seed."""
     shutil.copytree(small_store, tmp_path / "s.zarr", ignore=shutil.ignore_patterns("cache"))
     manifest = load_manifest(small_manifest)
-    teacher = targets.teacher_of(manifest.features.teachers[0])
+    teacher = models.teacher_of(manifest.features.teachers[0])
     embed, made, version = teacher.embed_images, [], images.AUGMENTATION_VERSION
     monkeypatch.setattr(images, "AUGMENTATION_VERSION", "another/0")
     monkeypatch.setattr(teacher, "embed_images", lambda *given: made.append(given) or embed(*given))

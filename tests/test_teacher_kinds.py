@@ -19,6 +19,7 @@ from recon.pipeline.keeping.compare import compare
 from recon.pipeline.keeping.export import export
 from recon.pipeline.keeping.stats import statistics
 from recon.pipeline.keeping.verify import verify
+from recon.pipeline.stages.models import loaded
 from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import load_teacher
@@ -145,7 +146,7 @@ def test_features_of_another_shape_than_the_class_says_are_named(
     monkeypatch.setattr(
         type(teacher), "embed_images", lambda self, images, seeds: np.ones((len(images), 1), np.float32)
     )
-    monkeypatch.setattr("recon.pipeline.stages.targets.teacher_of", load_teacher)
+    loaded.cache_clear()  # of another test's class by that name
     flow = Flow(manifest, None, FeatureStore.create(tmp_path / "s.zarr"))
     with pytest.raises(UserError, match=r"teacher 'toy': toy_teacher:Grid gave features \[6, 1\] where .* \[6, 3\]"):
         flow.features()

@@ -17,7 +17,9 @@ from recon.pipeline.caption.table import CaptionsTable, Name, Subject
 from recon.pipeline.caption.templates import check_template
 from recon.pipeline.caption.texts import VERSION
 from recon.pipeline.execution.stage import Block, Row, each_row
-from recon.pipeline.stages.targets import ImageTargets, clean_features, teacher_of
+from recon.pipeline.stages.models import WORDS as WORDS_PROBE
+from recon.pipeline.stages.models import loaded, teacher_of
+from recon.pipeline.stages.targets import ImageTargets, clean_features
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import fill
@@ -93,7 +95,8 @@ class AttributeCaptions:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        return {"source": "attributes", "model": self.text.recipe["teacher"]["weights"]}
+        model = self.text.recipe["teacher"]["weights"]
+        return {"source": "attributes", "model": model, WORDS_PROBE: loaded(self.text.teacher).text_probe}
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -124,6 +127,7 @@ class AttributeCaptions:
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         feat = clean_features(store, self.recipe["targets"], rows)
+        self.text.checked(f"captions/{key}", store.kind_group(self.kind, key).attrs.get(WORDS_PROBE))
 
         def one(at: int, row: Row) -> tuple[Any, ...]:
             image, name = mean_direction(feat[at]), spoken(row.source)

@@ -19,7 +19,8 @@ from recon.pipeline.caption.directions import Floats, directions
 from recon.pipeline.caption.table import CaptionsTable, Keep, Name, Subject
 from recon.pipeline.caption.texts import VERSION
 from recon.pipeline.execution.stage import Block, Row, each_row
-from recon.pipeline.stages.targets import ImageTargets, clean_features, teacher_of
+from recon.pipeline.stages.models import PROBE, WORDS, check_probe, check_recipe, loaded, teacher_of
+from recon.pipeline.stages.targets import ImageTargets, clean_features
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store.feature_store import FeatureStore
@@ -110,7 +111,10 @@ class ModelCaptions:
         model = json.loads(self.captioner_recipe)["weights"]
         path = Path(self.table.model)
         name = path.name if path.is_absolute() else self.table.model  # the rest of it is this machine's
-        return {"source": "captioner", "name": name, "model": model, "seed": self.table.seed}
+        probes = {PROBE: captioner_of(self.table).probe}
+        if self.text:
+            probes[WORDS] = loaded(self.text.teacher).text_probe
+        return {"source": "captioner", "name": name, "model": model, "seed": self.table.seed, **probes}
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -143,7 +147,7 @@ class ModelCaptions:
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
         pictures = read_rows(rgb, [row.index for row in rows])[:, list(self.chosen)]
         flat = pictures.reshape(-1, *pictures.shape[2:])
-        captioner = captioner_of(self.table)
+        captioner = self._checked(store, key)
         drafts = [captioner.write(flat, None)]
         for draw in range(1, self.table.num):
             drafts.append(
@@ -160,6 +164,16 @@ class ModelCaptions:
             return self._ranked(by_row[at].tolist(), views, None if scores is None else scores[at])
 
         return each_row(rows, names, one)
+
+    def _checked(self, store: FeatureStore, key: str) -> Any:
+        """The captioner, after it and what ranks were compared with the key's."""
+        captioner, held = captioner_of(self.table), store.kind_group(self.kind, key).attrs
+        whose = f"captions {self.table.name!r}"
+        check_recipe(whose, captioner.recipe(), json.loads(self.captioner_recipe))
+        check_probe(whose, f"captions/{key}", held.get(PROBE), lambda: captioner.probe, "fp32")
+        if self.text:
+            self.text.checked(f"captions/{key}", held.get(WORDS))
+        return captioner
 
     def _scores(self, feat: NDArray[Any], captions: NDArray[Any], views: NDArray[np.int16]) -> Floats:
         """[R, C] cosines of captions with what the teacher saw in their view; `feat` [R, V, D] has every view."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.words import single_spaced
 from recon.pipeline.caption.captioner import CaptionerTable
+from recon.pipeline.teachers import probe
 from recon.pipeline.teachers.batches import BatchSize, in_batches
 from recon.pipeline.teachers.weights import weights_digest
 
@@ -61,6 +63,22 @@ class Captioner:
             "max_new_tokens": self._table.max_new_tokens,
         }
 
+    @cached_property
+    def probe(self) -> dict[str, Any]:
+        """What it makes of fixed inputs, see `teachers.probe`: scores of the first word, and tokens of sentences."""
+        with torch.inference_mode(), _quiet():
+            found = self._model.generate(
+                **self._inputs(list(probe.pictures(224, 224))),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=1,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            tokens = self._processor.tokenizer(list(probe.SENTENCES)).input_ids
+        scores = probe.of_features(f"captions {self._table.name!r}", found.logits[0].float().cpu().numpy())
+        return {**scores, "tokens": probe.of_tokens(tokens)}
+
     def write(self, pictures: NDArray[np.uint8], seeds: Sequence[int] | None) -> list[str]:
         """[B, H, W, 3] sRGB -> B captions: by beam search, or with a seed a picture drawn from the likeliest words."""
 
@@ -74,8 +92,7 @@ class Captioner:
         return in_batches(whose, len(pictures), self._batch, lambda start, rows: range(start, start + rows), run)
 
     def _pass(self, pictures: list[NDArray[np.uint8]], seeds: Sequence[int] | None) -> list[str]:
-        words = {"text": [self._table.prompt] * len(pictures)} if self._table.prompt else {}
-        inputs = self._processor(images=pictures, **words, return_tensors="pt").to(self._device)
+        inputs = self._inputs(pictures)
         options: dict[str, Any] = {"do_sample": False, "max_new_tokens": self._table.max_new_tokens}
         if seeds is None:
             options["num_beams"] = NUM_BEAMS
@@ -85,6 +102,10 @@ class Captioner:
             tokens = self._model.generate(**inputs, **options)
         lines: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
         return [single_spaced(line) for line in lines]
+
+    def _inputs(self, pictures: list[NDArray[np.uint8]]) -> Any:
+        words = {"text": [self._table.prompt] * len(pictures)} if self._table.prompt else {}
+        return self._processor(images=pictures, **words, return_tensors="pt").to(self._device)
 
 
 class _Draw:

@@ -12,9 +12,11 @@ from typing import Any, cast
 
 from recon.pipeline.base.digests import canonical_json, digest_of
 from recon.pipeline.execution.stage import Row
+from recon.pipeline.stages.models import PROBE
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.shards import read_rows
+from recon.pipeline.teachers.probe import difference
 
 
 def without_cameras(store: FeatureStore, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -47,9 +49,18 @@ def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], shard_rows: i
             other = store.recipe(kind, key)
             if "views" in recipe and "views" not in other:
                 continue  # features that came with a data set: of no views that are known
-            if canonical_json(_of_draw(store, kind, other, lane)) == wanted:
+            if canonical_json(_of_draw(store, kind, other, lane)) == wanted and _alike(store, kind, key, own):
                 found.append((key, _cameras(store, kind, other)))
     return Donors(store, kind, found, _cameras(store, kind, recipe), shard_rows)
+
+
+def _alike(store: FeatureStore, kind: str, donor: str, own: str) -> bool:
+    """Whether the models that made two keys did one thing with the fixed inputs, as far as both keys tell."""
+    if kind != "targets" or not (store.path / kind / own / "zarr.json").is_file():
+        return True
+    held, now = (cast(Any, store.kind_group(kind, key).attrs.get(PROBE)) for key in (donor, own))
+    precision = store.recipe(kind, own)["teacher"].get("precision", "fp32")
+    return not held or not now or not difference(held, now, precision)
 
 
 class Donors:

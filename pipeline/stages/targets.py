@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -15,23 +14,15 @@ from recon.pipeline.base.digests import digest_of, row_seed
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.execution.stage import Block, Row
 from recon.pipeline.stages import reuse
+from recon.pipeline.stages.models import DRAWN, PROBE, check_probe, check_recipe, loaded
 from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Failure
 from recon.pipeline.store.records import Column
 from recon.pipeline.store.shards import read_rows
-from recon.pipeline.teachers import Teacher, TeacherSpec, device_of, load_teacher
+from recon.pipeline.teachers import Teacher, TeacherSpec, probe
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
-
-
-@lru_cache(maxsize=4)
-def teacher_of(spec: TeacherSpec) -> Teacher:
-    """The process's one copy of a teacher, on the device it asks for."""
-    import torch
-
-    torch.set_num_threads(1)  # workers share the cores, and other thread counts round differently
-    return load_teacher(spec, device_of(spec))
 
 
 @dataclass(frozen=True)
@@ -60,8 +51,10 @@ class ImageTargets:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What the manifest called the teacher; its recipe says what it is."""
-        return {"teacher": self.teacher.label()}
+        """What the manifest called the teacher, its recipe says what it is; and what it makes of fixed pictures."""
+        model, size = loaded(self.teacher), self.views.config.resolution
+        drawn = {DRAWN: model.image_probe(size, True)} if self.draws > 1 else {}
+        return {"teacher": self.teacher.label(), PROBE: model.image_probe(size, False), **drawn}
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -69,9 +62,11 @@ class ImageTargets:
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """Draw 0 is clean, whatever the seed: with no other it is written as 0."""
         teacher = json.loads(self.teacher_recipe)
         views = digest_of(self.views.recipe)
-        return {"stage": "targets", "version": VERSION, "views": views, "teacher": teacher, "seed": self.seed}
+        seed = self.seed if self.draws > 1 else 0
+        return {"stage": "targets", "version": VERSION, "views": views, "teacher": teacher, "seed": seed}
 
     def by_content(self, lane: int) -> bool:
         return lane == 0  # augmentations are drawn from seeds of the uid
@@ -87,8 +82,8 @@ class ImageTargets:
         cells = []
         for at, row in enumerate(rows):
             held = donors.views_of(row, lane)
-            for view, (key, there) in held.items():
-                feat[at, view] = donors.read(key, "feat", row.index, lane)[there]
+            for view, (donor, there) in held.items():
+                feat[at, view] = donors.read(donor, "feat", row.index, lane)[there]
             cells += [(at, view) for view in range(pictures.shape[1]) if view not in held]
         if cells:
             where = tuple(np.array(cells).T)
@@ -96,10 +91,18 @@ class ImageTargets:
             base = digest_of(reuse.without_cameras(store, "targets", recipe))
             names = [digest_of([base, camera]) for camera in views["render"]["cameras"]]
             seeds = [row_seed(names[view], rows[at].name, lane) for at, view in cells] if lane else None
-            found = teacher_of(self.teacher).embed_images(pictures[where], seeds)
+            found = self._checked(store, key, lane).embed_images(pictures[where], seeds)
             check_features(self.teacher, found, (len(cells), *self.shape))
             feat[where] = found
-        return finite_block(feat)
+        return finite_block(self.teacher, feat)
+
+    def _checked(self, store: FeatureStore, key: str, lane: int) -> Teacher:
+        """The teacher, after what it is and does was compared with what the key's was and did."""
+        model, size, drawn = loaded(self.teacher), self.views.config.resolution, lane > 0
+        check_recipe(model.name, model.recipe, json.loads(self.teacher_recipe))
+        held = store.kind_group(self.kind, key).attrs.get(DRAWN if drawn else PROBE)
+        check_probe(model.name, f"{self.kind}/{key}", held, lambda: model.image_probe(size, drawn), model.precision)
+        return model.teacher
 
 
 def check_features(spec: TeacherSpec, found: np.ndarray, wanted: tuple[int, ...]) -> None:
@@ -111,11 +114,16 @@ def check_features(spec: TeacherSpec, found: np.ndarray, wanted: tuple[int, ...]
         )
 
 
-def finite_block(feat: np.ndarray) -> Block:
-    """float16 features a row; a row that float16 cannot hold (or that is NaN) is set aside."""
+def finite_block(spec: TeacherSpec, feat: np.ndarray) -> Block:
+    """float16 features a row; a row that float16 cannot hold (or that is NaN) is set aside.
+
+    MachineError where that is every one of several rows: shapes that differ are not all at fault.
+    """
     with np.errstate(over="ignore"):
         half = feat.astype(np.float16)
     finite = np.isfinite(half).reshape(len(half), -1).all(1)
+    if len(half) > 1 and not finite.any():
+        raise probe.not_finite(f"teacher {spec.name!r}", feat)
     failed = {int(i): Failure("the teacher's feature is not finite in float16") for i in np.flatnonzero(~finite)}
     return Block({"feat": list(half)}, failed)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from recon.pipeline.execution.stage import Block, Row
-from recon.pipeline.stages.targets import check_features, finite_block, teacher_of
+from recon.pipeline.stages.models import PROBE, LoadedTeacher, check_probe, check_recipe, loaded
+from recon.pipeline.stages.targets import check_features, finite_block
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
-from recon.pipeline.teachers import TeacherSpec, TextTeacher
+from recon.pipeline.teachers import TeacherSpec
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
 
@@ -30,8 +31,8 @@ class TextTargets:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What the manifest called the teacher; its recipe says what it is."""
-        return {"teacher": self.teacher.label()}
+        """What the manifest called the teacher, its recipe says what it is; and what it makes of fixed sentences."""
+        return {"teacher": self.teacher.label(), PROBE: loaded(self.teacher).text_probe}
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -45,7 +46,14 @@ class TextTargets:
         return False  # prompts are distinct as it is
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        teacher = cast(TextTeacher, teacher_of(self.teacher))
-        found = teacher.embed_texts([row.name for row in rows])
+        held = store.kind_group(self.kind, key).attrs.get(PROBE)
+        found = self.checked(f"{self.kind}/{key}", held).reader.embed_texts([row.name for row in rows])
         check_features(self.teacher, found, (len(rows), self.dim))
-        return finite_block(found)
+        return finite_block(self.teacher, found)
+
+    def checked(self, key: str, held: Any) -> LoadedTeacher:
+        """The teacher, after it was compared with the recipe and with the probe that `key` (or captions) holds."""
+        model = loaded(self.teacher)
+        check_recipe(model.name, model.text_recipe, json.loads(self.teacher_recipe))
+        check_probe(model.name, key, held, lambda: model.text_probe, model.precision)
+        return model

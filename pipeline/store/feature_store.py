@@ -106,7 +106,8 @@ class FeatureStore(StoreReader):
     ) -> zarr.Group:
         """The key's group, made with its recipe, its columns and what else to note of it if it is new.
 
-        UserError when it is there with other columns, which a recipe that says too little could let happen.
+        What a key does not note yet is added: one of an earlier version says less of itself. UserError when it is
+        there with other columns, which a recipe that says too little could let happen.
         """
         listed = [[column.name, list(column.shape), column.dtype] for column in columns]
         if (self.path / kind / key / "zarr.json").is_file():
@@ -118,6 +119,11 @@ class FeatureStore(StoreReader):
                     f"{self.path / kind / key}: the store holds column {has}, what comes is {comes}: the recipe of "
                     "what comes must say what is different, or take another store"
                 )
+            group = self.kind_group(kind, key)
+            fresh = {name: value for name, value in (attributes or {}).items() if name not in group.attrs}
+            if fresh:
+                group.attrs.update(fresh)
+                twins.save(self.path, [f"{kind}/{key}/zarr.json"])
         else:
             notes = {"recipe": recipe, "columns": listed, **(attributes or {})}
             self.group.create_group(f"{kind}/{key}", attributes=notes)

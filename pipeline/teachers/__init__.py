@@ -19,6 +19,7 @@ Tap = Literal["pooled", "cls", "patch_mean", "patch"]
 
 TAPS: tuple[Tap, ...] = ("pooled", "cls", "patch_mean", "patch")
 HUB = "hf-hub:"
+OWN = "own"
 _FILES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar")
 
 
@@ -35,6 +36,9 @@ class TeacherSpec(BaseModel):
     model: str = Field(min_length=1)
     # A hub tag of the model, or the path of a weights file. None: the weights that belong to `model` itself.
     pretrained: str | None = None
+    # Which published weights a file in `pretrained` holds: the library's tag for them, which also sets the activation
+    # and preprocessing they want; "own" for weights of one's own. Needed where tags differ and the file does not tell.
+    tag: str | None = None
     # pooled: what the model itself returns for a picture; cls: the last class token; patch: all of the last patch
     # tokens, in reading order; patch_mean: their mean. All but pooled come after the model's norm over all tokens
     # (some have theirs after pooling, and so none here) and before any projection.
@@ -64,8 +68,11 @@ class TeacherSpec(BaseModel):
         return self.model_copy(update={"model": model, "pretrained": pretrained})
 
     def label(self) -> dict[str, Any]:
-        """The fields as a store notes them: absolute paths, which are this machine's, by their last part."""
-        fields = self.model_dump()
+        """The fields as a store notes them: absolute paths, which are this machine's, by their last part.
+
+        Without a tag where there is none: labels of before there were any say so too.
+        """
+        fields = self.model_dump(exclude={"tag"} if self.tag is None else None)
         for name in ("model", "pretrained"):
             if fields[name] is not None and Path(fields[name]).is_absolute():
                 fields[name] = Path(fields[name]).name

@@ -6,20 +6,24 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Floats, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.batches import BatchSize, embed_texts
 from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from recon.pipeline.teachers.probe import SENTENCES, of_tokens
+from recon.pipeline.teachers.published import Published, check_tag, tag_of
 from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
-from recon.pipeline.teachers.weights import in_hub_cache, text_weights, weights_digest
+from recon.pipeline.teachers.weights import in_hub_cache, openai_state, text_weights, weights_digest
 
 DEMO_CONFIG = Path(__file__).parent / "demo" / "open_clip_config.json"
 HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -33,7 +37,14 @@ class OpenClipTeacher(ImageTower):
 
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
         path = _config_path(spec)
+        check_tag(spec, takes_file=path is None and not spec.model.startswith(HUB))
         model, self._tokenizer, self._config = _load_named(spec) if path is None else _load_local(spec, path)
+        options = self._config["text_cfg"].get("tokenizer_kwargs", {})
+        if options.get("reduction_mask") in ("simple", "random", "shuffle"):
+            message = f"{spec.model} draws at random which words of a long text it reads: remove its `reduction_mask`"
+            raise trouble(spec, "model", message)
+        # The options say it for the library's own models, whose keys stay as they are.
+        self._tokens = {"tokens": digest_of(of_tokens(self.tokens(SENTENCES)))} if path and options else {}
         self._words = weights_digest(text_weights(model.state_dict()))
         super().__init__(spec, device, model, _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec), tapped)
         self._text_batch = BatchSize(self._device)
@@ -42,7 +53,7 @@ class OpenClipTeacher(ImageTower):
         """See `Teacher.recipe`; the architecture is the model config, the tokenizer a digest of its vocabulary."""
         tokenizer = _tokenizer_digest(self._tokenizer)
         names = {"kind": "open_clip", "architecture": self._config, "words": self._words, "tokenizer": tokenizer}
-        return names | super().recipe()
+        return names | self._tokens | super().recipe()
 
     def text_recipe(self) -> dict[str, Any]:
         """See `TextTeacher.text_recipe`."""
@@ -52,12 +63,18 @@ class OpenClipTeacher(ImageTower):
             "architecture": {name: value for name, value in self._config.items() if name not in towers},
             "weights": self._words,
             "tokenizer": _tokenizer_digest(self._tokenizer),
+            **self._tokens,
             "precision": self._spec.precision,
         }
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """[B] strings -> [B, width of the shared space] raw; a text is cut at the model's context length."""
         return embed_texts(self.name, texts, self._tokenizer, self._text_batch, self._encode_text)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """[B] strings -> [B, context length], as the text tower reads them."""
+        found: list[list[int]] = self._tokenizer(list(texts)).tolist()
+        return found
 
     def _encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._model.encode_text(tokens.to(self._device), normalize=False)  # type: ignore[no-any-return]
@@ -142,12 +159,13 @@ def _check_name(spec: TeacherSpec) -> list[str]:
 
 def _load_named(spec: TeacherSpec) -> Loaded:
     """A built-in name with a tag or a file, or a hub repository."""
-    quick_gelu = False
-    if not spec.model.startswith(HUB) and spec.pretrained in _check_name(spec):
-        # Some tags were trained with another GELU than their config says: wrong features, and only a warning.
-        quick_gelu = bool(open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained).get("quick_gelu"))
+    tag = None if spec.model.startswith(HUB) else _tag(spec)
+    settings = open_clip.pretrained.get_pretrained_cfg(spec.model, tag) if tag is not None else {}
+    # Some tags were trained with another GELU than their config says: wrong features, and only a warning.
+    quick_gelu = bool(settings.get("quick_gelu"))
+    preprocess = {name: settings[name] for name in asdict(PreprocessCfg()) if name in settings}
     try:
-        model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu)
+        model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu, force_preprocess_cfg=preprocess)
         config = open_clip.get_model_config(spec.model)
         tokenizer = open_clip.get_tokenizer(spec.model)
     except Exception as error:  # transports and formats raise what they like
@@ -161,6 +179,33 @@ def _load_named(spec: TeacherSpec) -> Loaded:
     return model, tokenizer, {**config, "quick_gelu": True} if quick_gelu else config
 
 
+def _tag(spec: TeacherSpec) -> str | None:
+    """The tag that `pretrained` is, or whose weights its file holds; None where the config says all of the file."""
+    tags = _check_name(spec)
+    if spec.pretrained in tags:
+        return spec.pretrained
+    config = open_clip.get_model_config(spec.model)
+    known = {}
+    for tag in tags:
+        cfg = open_clip.pretrained.get_pretrained_cfg(spec.model, tag)
+        repository = cfg.get("hf_hub", "").rpartition("/")[0]
+        known[tag] = Published(_settings(config, cfg), repository, _stated_digest(cfg.get("url", "")))
+    return tag_of(spec, known, _settings(config, {}))
+
+
+def _settings(config: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Activation and preprocessing of a model config under what a tag sets."""
+    preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), dict(cfg))
+    return {**preprocess, "quick_gelu": bool(config.get("quick_gelu") or cfg.get("quick_gelu"))}
+
+
+def _stated_digest(url: str) -> str:
+    """The sha256, or its beginning, by which open_clip itself checks a download."""
+    if "openaipublic" in url:
+        return url.split("/")[-2]
+    return Path(url).stem.rpartition("-")[2] if "mlfoundations" in url else ""
+
+
 def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
     """A JSON file in either of open_clip's forms: a bare model config, or the hub's with `preprocess_cfg`.
 
@@ -170,7 +215,7 @@ def _load_local(spec: TeacherSpec, path: Path) -> Loaded:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         config = document.get("model_cfg", document)
-        text = {key: value for key, value in config["text_cfg"].items() if key != "tokenizer_kwargs"}
+        text = _without_paths(config["text_cfg"])
     except (ValueError, KeyError, AttributeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else said(error)
         message = f"{path} is no model config of open_clip: {why}; put the model's own there"
@@ -201,8 +246,17 @@ def _unreadable(weights: Path, model: str, error: Exception) -> str:
 
 
 def _create(name: str, pretrained: str | None = None, **options: Any) -> Any:
-    # Without the demand, weights that a hub does not deliver leave a random model and a line in a log.
-    return open_clip.create_model(name, pretrained, require_pretrained=True, **options)
+    state = openai_state(Path(pretrained)) if pretrained is not None and Path(pretrained).is_file() else None
+    if state is None:
+        # Without the demand, weights that a hub does not deliver leave a random model and a line in a log.
+        return open_clip.create_model(name, pretrained, require_pretrained=True, **options)
+    logging.disable(logging.WARNING)  # that the weights are random, which they are not for long
+    try:
+        model: Any = open_clip.create_model(name, pretrained_text=False, **options)
+    finally:
+        logging.disable(logging.NOTSET)
+    model.load_state_dict(state)
+    return model
 
 
 def _build(config: dict[str, Any], preprocess: dict[str, Any], weights: Path) -> Any:
@@ -219,11 +273,12 @@ def _build(config: dict[str, Any], preprocess: dict[str, Any], weights: Path) ->
 def _local_tokenizer(text: dict[str, Any], folder: Path) -> Any:
     """The tokenizer a local text config asks for; file names in it are relative to the config's folder."""
     options = dict(text.get("tokenizer_kwargs", {}))
+    mode = {"tokenizer_mode": text["tokenizer_mode"]} if text.get("tokenizer_mode") else {}
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     source = text.get("hf_tokenizer_name")
     if source:
         saved = (folder / "tokenizer_config.json").is_file()
-        return open_clip.HFTokenizer(str(folder) if saved else source, length, **options)
+        return open_clip.HFTokenizer(str(folder) if saved else source, length, **mode, **options)
     if "bpe_path" in options:
         options["bpe_path"] = str(folder / options["bpe_path"])
     return open_clip.SimpleTokenizer(context_length=length, **options)
@@ -232,8 +287,15 @@ def _local_tokenizer(text: dict[str, Any], folder: Path) -> Any:
 def _tokenizer_digest(tokenizer: Any) -> str:
     words = tokenizer.encoder if hasattr(tokenizer, "encoder") else tokenizer.tokenizer.get_vocab()
     merges = [list(pair) for pair in getattr(tokenizer, "bpe_ranks", ())]
-    content = json.dumps([sorted(words.items()), merges, tokenizer.context_length])
-    return hashlib.sha256(content.encode()).hexdigest()
+    content: list[Any] = [sorted(words.items()), merges, tokenizer.context_length]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _without_paths(text: Mapping[str, Any]) -> dict[str, Any]:
+    """A local text config as a recipe has it: the vocabulary's path is this machine's, its content is digested."""
+    options = {name: value for name, value in text.get("tokenizer_kwargs", {}).items() if name != "bpe_path"}
+    rest = {name: value for name, value in text.items() if name != "tokenizer_kwargs"}
+    return {**rest, "tokenizer_kwargs": options} if options else rest
 
 
 def _preprocess(config: PreprocessCfg, spec: TeacherSpec) -> Preprocess:

@@ -10,7 +10,7 @@ from typing import Any
 from recon.pipeline.base.precision import computes_bfloat16, emulation
 from recon.pipeline.teachers import TeacherSpec, device_of
 
-_NO_MATTER = ("name", "precision", "device")  # of a label, to the question whether two teachers are one
+_NO_MATTER = ("name", "precision", "device", "tag")  # of a label, to the question whether two teachers are one
 
 
 def settle(specs: Sequence[TeacherSpec], store: Path | None, dataset: str) -> tuple[tuple[TeacherSpec, ...], list[str]]:

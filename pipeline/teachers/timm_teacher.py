@@ -15,6 +15,7 @@ from timm.data.config import resolve_model_data_config
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from recon.pipeline.teachers.published import Published, check_tag, tag_of
 from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
 from recon.pipeline.teachers.weights import in_hub_cache
 
@@ -26,6 +27,7 @@ class TimmTeacher(ImageTower):
     """An image tower without its classifier."""
 
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
+        check_tag(spec, takes_file=not Path(spec.model).is_dir() and not spec.model.startswith(HUB))
         model = _load(spec)
         self._architecture = model.pretrained_cfg["architecture"]
         self._arguments = _arguments(spec)
@@ -113,12 +115,13 @@ def _named(spec: TeacherSpec) -> tuple[str, dict[str, Any]]:
         raise unknown(spec, "model", spec.model, timm.list_models())
     if spec.pretrained is not None and Path(spec.pretrained).is_file():
         file = Path(spec.pretrained)
+        name = _name_of_file(spec, base, tag)
         overlay: dict[str, Any] = {"file": str(file), "custom_load": file.suffix == ".npz"}
         if file.suffix == ".npz":
-            return spec.model, {"pretrained_cfg_overlay": overlay}
-        num_classes = _num_classes(spec, file)
+            return name, {"pretrained_cfg_overlay": overlay}
+        num_classes = _num_classes(spec, name, file)
         overlay["num_classes"] = num_classes
-        return spec.model, {"pretrained_cfg_overlay": overlay, "num_classes": num_classes}
+        return name, {"pretrained_cfg_overlay": overlay, "num_classes": num_classes}
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
     wanted = spec.pretrained or tag
     if wanted and wanted not in tags:
@@ -128,17 +131,41 @@ def _named(spec: TeacherSpec) -> tuple[str, dict[str, Any]]:
     return f"{base}.{wanted}" if wanted else base, {}
 
 
-def _num_classes(spec: TeacherSpec, file: Path) -> int:
+def _name_of_file(spec: TeacherSpec, base: str, tag: str) -> str:
+    """The registry name with the tag whose weights the file holds: the model's own, or else see `published.tag_of`."""
+    if tag:
+        if spec.tag not in (None, tag):
+            raise trouble(spec, "tag", f"{spec.model} has one in its name, {tag!r}: remove one of the two")
+        return spec.model
+    known = {}
+    for name in timm.list_pretrained(f"{base}.*"):
+        config: Any = timm.get_pretrained_cfg(name)
+        stated = torch.hub.HASH_REGEX.search(Path(config.url or "").name)
+        digest = stated.group(1) if stated else ""
+        known[name.partition(".")[2]] = Published(_settings(config), config.hf_hub_id or "", digest)
+    found = tag_of(spec, known, _settings(timm.get_pretrained_cfg(base)))
+    return f"{base}.{found}" if found else base
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Preprocessing under a tag, or of a name that has none."""
+    names = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")
+    return {name: getattr(config, name, None) for name in names}
+
+
+def _num_classes(spec: TeacherSpec, name: str, file: Path) -> int:
     """How many classes the file's classifier has, 0 without one."""
     try:
         state = timm.models.load_state_dict(str(file))
     except Exception as error:  # any file can stand there
         message = f"cannot read weights from {file}: {said(error)}; name a whole weights file"
         raise trouble(spec, "pretrained", message) from error
-    config = timm.get_pretrained_cfg(spec.model)
+    config = timm.get_pretrained_cfg(name)
     classifier = config.classifier if config else None
     first = classifier if isinstance(classifier, str) or not classifier else classifier[0]
     weight = state.get(f"{first}.weight")
+    if weight is None and "visual.proj" in state:  # CLIP's own layout, whose projection timm makes the classifier
+        weight = state["visual.proj"].T
     return 0 if weight is None else int(weight.shape[0])
 
 

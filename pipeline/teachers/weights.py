@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +30,32 @@ def text_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     other = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
     return {name: value for name, value in state.items() if not name.startswith(other)}
+
+
+_OPENAI = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files beside the weights
+
+
+def openai_state(file: Path) -> dict[str, torch.Tensor] | None:
+    """The weights of a file as OpenAI published CLIP: a TorchScript archive, or its tensors saved as a dictionary.
+
+    None for any other file, and for one that cannot be read: open_clip reads those, or says why not. Reads no more
+    than the names to tell. Of the archive no code is called, and neither form is unpickled freely.
+    """
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        scripted = any(Path(name).name == "constants.pkl" for name in archive.namelist())
+    try:
+        if scripted:
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                state = torch.jit.load(str(file), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+        else:
+            state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # archives fail in as many ways as they are made
+        return None
+    if not isinstance(state, dict) or not (scripted or set(_OPENAI) <= set(state)):
+        return None
+    return {name: tensor for name, tensor in state.items() if name not in _OPENAI}
 
 
 def in_hub_cache(repository: str, files: Sequence[str]) -> Path | None:
