@@ -1,7 +1,7 @@
 """Finds and drops what a store holds and nobody asks for: keys that no ref reaches, old caches, remains of killed runs.
 
-Rows of the registry are never dropped, links are never followed, and nothing outside of the store is touched. A key
-that is being written has no ref yet, so whoever calls `collect` holds the store's lock.
+Links are never followed, and nothing outside of the store is touched. A key that is being written has no ref yet, so
+whoever calls `collect` holds the store's lock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory
 from recon.pipeline.keeping.layout import measure
+from recon.pipeline.keeping.retired import bytes_of, drop_rows
 from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
@@ -37,9 +39,10 @@ class GcItem:
     path: str
     """Relative to the store."""
     kind: str
-    """The store's kind for a key, else receipts, cache, running, temporary or remains (of a collection cut off)."""
+    """The store's kind for a key, else rows (that a ref retired), receipts, cache, running, temporary or remains (of a
+    collection cut off)."""
     key: str
-    """ "" for what is no key."""
+    """ "" for what is no key; of rows, the time when they were retired."""
     bytes: int
     reason: str
     newest: float
@@ -76,13 +79,20 @@ def plan_gc(store: FeatureStore, grace_days: float, now: float | None = None) ->
         for kind, key in store.list_keys()
         if all(_is_inside(store.path, folder, skipped) for folder in (f"{kind}/{key}", f"receipts/{key}"))
     ]
-    found = [*_keys(store, keys), *_orphan_receipts(store), *_caches(store), *_entries(store, "running")]
+    found = [
+        *_retired(store),
+        *_keys(store, keys),
+        *_orphan_receipts(store),
+        *_caches(store),
+        *_entries(store, "running"),
+    ]
     items = [item for item in found if item.newest <= oldest]
     young = [item for item in found if item.newest > oldest]
     needed = _upstream(store, {item.key for item in young if item.kind in KINDS})
     items = [item for item in items if item.key not in needed or item.kind not in KINDS]
+    items.sort(key=lambda item: item.kind == "rows")  # when whole keys have gone
     items += _remains(store)
-    doomed = [item.path for item in items] + [f"receipts/{item.key}" for item in items if item.key]
+    doomed = [item.path for item in items] + [f"receipts/{item.key}" for item in items if item.kind in KINDS]
     items += _temporaries(store, doomed, now - _TEMPORARY_DAYS * DAY)
     items = [item for item in items if _is_inside(store.path, item.path, skipped)]
     return GcPlan(tuple(items), tuple(young), tuple(skipped), sum(item.bytes for item in items))
@@ -106,6 +116,8 @@ def collect(store: FeatureStore, plan: GcPlan) -> tuple[GcItem, ...]:
                 continue
             if item.kind in KINDS:
                 _drop_key(store, item)
+            elif item.kind == "rows":
+                drop_rows(store, PurePosixPath(item.path).stem, item.key)
             else:
                 _delete(store, item.path)
             dropped.append(item)
@@ -115,6 +127,8 @@ def collect(store: FeatureStore, plan: GcPlan) -> tuple[GcItem, ...]:
 
 
 def _newest(store: FeatureStore, item: GcItem) -> float:
+    if item.kind == "rows":
+        return item.newest if item.key in store.retired(PurePosixPath(item.path).stem) else 0.0
     if item.kind in KINDS:
         return _newest_of_key(store, item.kind, item.key)
     return measure(store.path / item.path, read=item.kind == "cache")[1]
@@ -206,6 +220,15 @@ def _newest_of_key(store: FeatureStore, kind: str, key: str) -> float:
 
 
 # ---- what is no key
+
+
+def _retired(store: FeatureStore) -> Iterator[GcItem]:
+    """Rows that manifests list no more."""
+    for ref in list_refs(store):
+        for when, rows in store.retired(ref).items():
+            reason = f"{len(rows)} shapes that {ref.name!r} no longer lists"
+            newest = datetime.fromisoformat(when).timestamp()
+            yield GcItem(f"refs/{ref.name}.json", "rows", when, bytes_of(store, rows.tolist()), reason, newest)
 
 
 def _orphan_receipts(store: FeatureStore) -> Iterator[GcItem]:

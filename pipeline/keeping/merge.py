@@ -209,6 +209,8 @@ def _merge_registry(stores: Sequence[FeatureStore]) -> tuple[dict[str, list[str]
         columns.append({n: category if n == "category" else getattr(registry, n) for n in REGISTRY_COLUMNS})
         count: dict[str, int] = {}
         for row, shape in enumerate(zip(registry.dataset, registry.uid, strict=True)):
+            if not shape[0]:  # it was dropped
+                continue
             if shape in holder:
                 both = f"{stores[holder[shape]].path} and {store.path}"
                 raise UserError(f"{both} both hold the shape {shape[1]!r} of {shape[0]!r}; merge disjoint shards")

@@ -257,7 +257,8 @@ class _Check:
                     self.store.prompts(part.removeprefix("text/"))
                     continue
                 registry = FeatureStore.open(self.path).registry
-                if len(set(zip(registry.dataset, registry.uid, strict=True))) != len(registry):
+                shapes = [pair for pair in zip(registry.dataset, registry.uid, strict=True) if pair[0]]  # not dropped
+                if len(set(shapes)) != len(shapes):
                     self.add(part, "two rows of a dataset have one uid", _BACKUP)
             except Exception as error:  # codecs raise what they like
                 self.add(part, f"cannot be read: {one_line(error)}", _BACKUP)

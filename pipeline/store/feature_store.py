@@ -203,6 +203,11 @@ class FeatureStore(StoreReader):
         with self._editing(name) as data:
             return relist(data, known, rows, whole)
 
+    def forget_retired(self, name: str, when: str) -> None:
+        """Take rows that are dropped out of a ref's list of what it retired."""
+        with self._editing(name) as data:
+            data["retired"].pop(when)
+
     def settle_ref(self, name: str, captions: Sequence[str], templates: Sequence[str]) -> None:
         """Forget captions of other tables than these, bring theirs into this order, note the class prompts' form."""
         with self._editing(name) as data:

@@ -31,7 +31,7 @@ def relist(document: dict[str, Any], known: Rows, rows: Iterable[int], whole: bo
     """Note in a ref's document that its manifest lists `rows`; how many are retired by that.
 
     Where the listing is not the `whole` one, what was listed stays so. `known` is what an earlier version's document,
-    which does not say, means: all rows of the data set. Retired rows are kept by the day, for `gc`; those that are
+    which does not say, means: all rows of the data set. Retired rows are kept by the time, for `gc`; those that are
     listed again are retired no more.
     """
     before = of_ranges(document["listed"]) if "listed" in document else known
@@ -40,9 +40,9 @@ def relist(document: dict[str, Any], known: Rows, rows: Iterable[int], whole: bo
         now = np.union1d(before, now)
     gone = np.setdiff1d(before, now)
     document["listed"] = as_ranges(now.tolist())
-    days = {day: np.setdiff1d(of_ranges(ranges), now) for day, ranges in document.get("retired", {}).items()}
+    times = {when: np.setdiff1d(of_ranges(ranges), now) for when, ranges in document.get("retired", {}).items()}
     if len(gone):
-        today = datetime.now(UTC).date().isoformat()
-        days[today] = np.union1d(days.get(today, gone), gone)
-    document["retired"] = {day: as_ranges(held.tolist()) for day, held in sorted(days.items()) if len(held)}
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        times[when] = np.union1d(times.get(when, gone), gone)
+    document["retired"] = {when: as_ranges(held.tolist()) for when, held in sorted(times.items()) if len(held)}
     return len(gone)

@@ -107,6 +107,12 @@ class StoreReader:
         mine = np.flatnonzero(np.array(self.registry.dataset) == ref.dataset)
         return mine if ref.listed is None else np.intersect1d(mine, of_ranges(ref.listed))
 
+    def retired(self, ref: Ref | str | None = None) -> dict[str, NDArray[np.int64]]:
+        """Rows that the ref's manifest listed once, by the time (ISO 8601) when it listed them no more."""
+        path = self.path / "refs" / f"{self.ref(ref).name}.json"
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("retired", {})
+        return {when: of_ranges(ranges) for when, ranges in held.items()}
+
     def listed_rows(self, dataset: str) -> NDArray[np.int64]:
         """The same for a data set that may have no ref yet: then all its rows."""
         if (self.path / "refs" / f"{dataset}.json").is_file():
