@@ -9,6 +9,7 @@ import json
 import shutil
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -325,4 +326,4 @@ def test_relisting_is_set_arithmetic(runs: list[tuple[set[int], bool]]) -> None:
         assert sorted(held) == sorted(retired)
         assert json.loads(json.dumps(document)) == document
     ranges = as_ranges(listed)
-    assert all(a[1] < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(ranges))

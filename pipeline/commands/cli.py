@@ -244,6 +244,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         from recon.pipeline.flow.manifest import load_manifest
         from recon.pipeline.flow.report import describe, report
         from recon.pipeline.flow.run import Flow
+        from recon.pipeline.keeping.copies import describe as describe_copies
         from recon.pipeline.store import FeatureStore
 
         flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
@@ -254,6 +255,8 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
             emit([{**vars(line), "todo": line.todo} for line in shown])
         elif not quiet:
             answer(describe(shown) if shown else ["nothing to do"])
+            copies = None if only_todo else flow.copies()
+            answer(describe_copies(copies) if copies else [])
         raise typer.Exit(EXIT_TODO if quiet and left else 0)
 
     app.command(name, help=doc)(command)

@@ -20,6 +20,7 @@ from recon.pipeline.flow.listing import register
 from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted, list_shapes, settled
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
 from recon.pipeline.flow.splits import splits_by_mesh
+from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
@@ -136,6 +137,13 @@ class Flow:
             done = self._up_to_date(stage, rows) if is_read else []
             waiting |= node.kind == "captions" and (bool(entry.unknown) or len(done) < len(rows))
             handed[node.name] = self._handed_on(node, stage, done)
+
+    def copies(self) -> Copies | None:
+        """Which of the listed shapes share a mesh; None where no mesh has been read."""
+        key = digest_of(Meshes(self.plan.origin).recipe)
+        if not (self.store.has_registry and (self.store.path / "meshes" / key / "zarr.json").is_file()):
+            return None
+        return copies_of(self.store, key, self.store.listed_rows(self.manifest.name).tolist())
 
     # ---- their parts
 
