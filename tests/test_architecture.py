@@ -138,7 +138,19 @@ def test_the_store_can_be_read_without_what_fills_it() -> None:
 def test_every_path_of_the_page_exists() -> None:
     text = PAGE.read_text(encoding="utf-8")
     paths = re.findall(r"`((?:pipeline|trainer|kernels|data_manifests|tests|docs|benchmarks|recon)/[\w./-]*)`", text)
-    paths += [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    missing = [path for path in paths if not ((ROOT / path).exists() or (PAGE.parent / path).exists())]
-    assert len(paths) > 20
-    assert missing == []
+    assert len(paths) > 30
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, link
