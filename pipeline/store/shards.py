@@ -108,7 +108,9 @@ def read_rows(
     far = np.diff(rows) > NEAR_CHUNKS * array.chunks[lane is not None]
     far |= np.diff(rows // shard_rows(array, lane)) > 1
     runs = np.split(rows, np.flatnonzero(far) + 1) if len(rows) else []
-    blocks = [_read_run(array, int(run[0]), int(run[-1]) + 1, lane, mend)[run - run[0]] for run in runs]
+    blocks: list[NDArray[Any]] = [
+        _read_run(array, int(run[0]), int(run[-1]) + 1, lane, mend)[run - run[0]] for run in runs
+    ]
     if len(blocks) == 1:
         return np.asarray(blocks[0])
     return np.concatenate(blocks) if blocks else np.zeros((0, *array.shape[1 + (lane is not None) :]), array.dtype)
