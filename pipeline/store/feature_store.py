@@ -177,8 +177,9 @@ class FeatureStore(StoreReader):
             if back:
                 kept = {row: failure for row, failure in receipt.failed.items() if row not in back}
                 entries = receipt.entries() | dict.fromkeys(back, Entry())
-                more = {"nonfinite": receipt.nonfinite, "bytes": receipt.bytes, "seconds": receipt.seconds}
-                Receipt.of(receipt.rows[0], entries, kept, **more).write(path)
+                nonfinite, size, seconds = receipt.nonfinite, receipt.bytes, receipt.seconds
+                left = Receipt.of(receipt.rows[0], entries, kept, nonfinite=nonfinite, bytes=size, seconds=seconds)
+                left.write(path)
                 count += len(back)
         return count
 
