@@ -16,8 +16,9 @@ import dask
 import distributed
 import psutil
 import pytest
+from distributed.comm.addressing import get_address_host
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.machine import THREAD_VARIABLES
 from recon.pipeline.execution import cluster, jobs
 from recon.pipeline.execution.cluster import Dask
@@ -262,9 +263,9 @@ def test_a_worker_may_join_late_and_tasks_wait_for_it(
 
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, serve: Callable[..., Any]) -> None:
-    other = tmp_path / "other" / "recon-9.9.dist-info"
+    other = tmp_path / "other" / "recon_pointcloud-9.9.dist-info"
     other.mkdir(parents=True)
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: recon\nVersion: 9.9\n")
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: recon-pointcloud\nVersion: 9.9\n")
     path = f"{other.parent}{os.pathsep}{ROOT}"
     serve("scheduler", "--port", "0")
     where = address(tmp_path)
@@ -305,6 +306,33 @@ def test_an_unreachable_scheduler_is_one_line(monkeypatch: pytest.MonkeyPatch, w
         open_executor(None, scheduler=where)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 100
+
+
+def on_node(lame: str) -> str:
+    """Where it ran, unless that is a lame node."""
+    node = get_address_host(distributed.get_worker().address)
+    if node in lame.split():
+        raise MachineError("headless OpenGL does not start")
+    return node
+
+
+def test_a_node_at_fault_is_left_out_and_the_last_one_ends_the_run(
+    tmp_path: Path, serve: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two addresses of this machine stand for two nodes."""
+    serve("scheduler", "--port", "0", "--host", "127.0.0.1")
+    where = address(tmp_path)
+    for node in ("127.0.0.1", "127.0.0.2"):
+        serve("worker", "--nthreads", "1", "--host", node)
+    with open_executor(None, scheduler=where) as opened:
+        assert isinstance(opened, Dask)
+        joined(opened, 2)
+        assert set(opened.run(on_node, ["127.0.0.2"] * 30)) == {"127.0.0.1"}
+        told = [record.getMessage() for record in caplog.records]
+        assert told == ["127.0.0.2 gets no more tasks: headless OpenGL does not start"]
+        assert set(opened.run(on_node, [""] * 30)) == {"127.0.0.1", "127.0.0.2"}  # a run asks anew
+        with pytest.raises(MachineError, match=r"^headless OpenGL does not start$"):
+            list(opened.run(on_node, ["127.0.0.1 127.0.0.2"] * 30))
 
 
 # ---- Slurm and ssh
