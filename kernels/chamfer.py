@@ -76,6 +76,7 @@ class ChamferL2(nn.Module):
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [B, N, 3], y [B, M, 3] -> scalar. ValueError for shapes that do not fit or hold no point."""
         dists_x, dists_y = _both(x, y)
         return dists_x.mean() + dists_y.mean()
 
@@ -87,6 +88,7 @@ class ChamferL1(nn.Module):
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [B, N, 3], y [B, M, 3] -> scalar. ValueError for shapes that do not fit or hold no point."""
         dists_x, dists_y = _both(x, y)
         return (_root(dists_x).mean() + _root(dists_y).mean()) / 2
 

@@ -95,6 +95,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """queries `[B, Q, C]`, tokens `[B, L, C]` -> `[B, Q, C]`."""
         batch, num_query, width = queries.shape
         head_width = width // self.heads
         q = self.q(queries).view(batch, num_query, self.heads, head_width).transpose(1, 2)
@@ -113,6 +114,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x `[..., C]` -> `[..., C]`."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 

@@ -64,19 +64,23 @@ class Dataset:
 
     @property
     def image_dim(self) -> int:
+        """Width Di of the image teacher's features."""
         return self.image.shape[-1]
 
     @property
     def text_dim(self) -> int:
+        """Width Dt of the text teacher's features."""
         return self.text.shape[-1]
 
     def __len__(self) -> int:
         return len(self.row)
 
     def num_bytes(self) -> int:
+        """Of all tensors together; of those on the meta device, what they would take."""
         return sum(t.numel() * t.element_size() for t in self._tensors().values())
 
     def to(self, device: torch.device) -> Dataset:
+        """The same data with every tensor on `device`."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Any]:

@@ -162,6 +162,7 @@ def bounds(
 
 @triton.jit
 def is_finite(value: tl.tensor) -> tl.tensor:
+    """False for NaN and for either infinity."""
     return tl.abs(value) < float("inf")
 
 

@@ -95,6 +95,7 @@ class AttributeCaptions:
 
     @property
     def attributes(self) -> dict[str, Any]:
+        """The weights whose features decided."""
         model = self.text.recipe["teacher"]["weights"]
         return {"source": "attributes", "model": model, WORDS_PROBE: loaded(self.text.teacher).text_probe}
 
@@ -111,6 +112,7 @@ class AttributeCaptions:
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The features compared, the words, and what decides between them."""
         return {
             "stage": "captions",
             "version": VERSION,
@@ -123,9 +125,11 @@ class AttributeCaptions:
         }
 
     def by_content(self, lane: int) -> bool:
-        return False  # cheaper than looking for a twin
+        """False: computing one is cheaper than looking for a twin."""
+        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """Compares cached features with the words; looks at no picture."""
         feat = clean_features(store, self.recipe["targets"], rows)
         self.text.checked(f"captions/{key}", store.kind_group(self.kind, key).attrs.get(WORDS_PROBE))
 

@@ -118,12 +118,14 @@ class ModelCaptions:
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        """A caption a chosen view and draw: of which view, its cosine where a teacher ranks, and whether it is told."""
         num = (len(self.chosen) * self.table.num,)
         score = (Column("score", num, "float32"),) if self.text else ()
         return Column("caption", num, "str"), Column("view", num, "int16"), *score, Column("kept", num, "bool")
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The pictures, the model and how it is asked; where a teacher ranks, its features and words too."""
         recipe = {
             "stage": "captions",
             "version": VERSION,
@@ -140,9 +142,11 @@ class ModelCaptions:
         return recipe
 
     def by_content(self, lane: int) -> bool:
-        return self.table.num == 1  # further captions are drawn from seeds of the uid
+        """True where each view gets one caption: further ones are drawn from seeds of the uid."""
+        return self.table.num == 1
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """A view's first caption is a beam search's, further ones are drawn."""
         recipe = self.recipe
         rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
         pictures = read_rows(rgb, [row.index for row in rows])[:, list(self.chosen)]

@@ -51,13 +51,16 @@ class FactCaptions:
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The meshes whose facts are told."""
         meshes = digest_of(Meshes(self.origin).recipe)
         return {"stage": "captions", "version": VERSION, "source": "facts", "meshes": meshes}
 
     def by_content(self, lane: int) -> bool:
-        return False  # cheaper than looking for a twin
+        """False: writing them is cheaper than looking for a twin."""
+        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """Up to `NUM_FACTS` sentences a shape, padded with empty ones."""
         group = store.kind_group("meshes", self.recipe["meshes"])
         facts = read_column(group, "facts", rows[-1].index + 1)
 

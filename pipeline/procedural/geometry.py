@@ -29,6 +29,7 @@ class Geometry:
         return Geometry(np.concatenate([self.vertices, other.vertices]), faces)
 
     def move(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Geometry:
+        """Shift by x, y and z."""
         return Geometry(self.vertices + np.array([x, y, z]), self.faces)
 
     def scale(self, x: float = 1.0, y: float = 1.0, z: float = 1.0) -> Geometry:
@@ -37,6 +38,7 @@ class Geometry:
         return Geometry(self.vertices * [x, y, z], faces)
 
     def mirror(self, axis: str = "x") -> Geometry:
+        """The mirror image in the plane through the origin across `axis`, its faces looking outward."""
         return self.scale(**{axis: -1.0})
 
     def with_mirror(self, axis: str = "x") -> Geometry:

@@ -84,6 +84,7 @@ class Cameras:
 
     @property
     def num_views(self) -> int:
+        """V: how many views the preset has."""
         return len(preset_angles(self.preset))
 
     @property
@@ -98,6 +99,7 @@ class Cameras:
 
     @property
     def far(self) -> float:
+        """Distance of the far plane in box radii."""
         return self.distance + 1.0 + MARGIN
 
 

@@ -49,10 +49,12 @@ class FewShotSource(Source):
 
     @property
     def has_meshes(self) -> bool:
+        """As the pool, where folds are drawn from one; published folds have none."""
         return self.pool is not None and self.pool.has_meshes
 
     @property
     def has_clouds(self) -> bool:
+        """As the pool, where folds are drawn from one; published folds are clouds."""
         return self.pool is None or self.pool.has_clouds
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -72,13 +74,16 @@ class FewShotSource(Source):
         return listed
 
     def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path] | None:
+        """The pool's; None for published folds."""
         return None if self.pool is None else self.pool.mesh_file(root, reference)
 
     def mesh(self, root: Path, reference: str) -> Mesh:
+        """The pool's."""
         assert self.pool is not None
         return self.pool.mesh(root, reference)
 
     def cloud(self, root: Path, reference: str) -> Cloud:
+        """The pool's, or a row of a published fold. MeshError for what is no array [P, 3] or [P, 6]."""
         if self.pool is not None:
             return self.pool.cloud(root, reference)
         part_of, row = row_of(reference)
@@ -89,6 +94,7 @@ class FewShotSource(Source):
         return cloud_of(points, self.up, self.front, reference)
 
     def recipe(self) -> dict[str, Any]:
+        """The pool's, where there is one: which fold a shape is in does not change it."""
         if self.pool is not None:
             return {"layout": self.layout, "pool": self.pool.recipe()}
         return super().recipe()

@@ -40,6 +40,7 @@ class FolderSource(Source):
 
     @property
     def has_meshes(self) -> bool:
+        """Every shape is a mesh file."""
         return True
 
     def shapes(self, root: Path) -> Listing:

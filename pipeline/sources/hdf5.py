@@ -48,6 +48,7 @@ class Hdf5Source(Source):
 
     @property
     def has_clouds(self) -> bool:
+        """Every shape is a row of a file's points."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -63,6 +64,7 @@ class Hdf5Source(Source):
         return listed
 
     def cloud(self, root: Path, reference: str) -> Cloud:
+        """A row of a file: xyz, normals if there are, the foreground as a part with `mask`. MeshError where damaged."""
         name, row = row_of(reference)
         path = root / name
         arrays = _arrays(path, stamp(path), self._arrays)
@@ -76,6 +78,7 @@ class Hdf5Source(Source):
         return cloud_of(values, self.up, self.front, reference, part, PARTS if self.mask else ())
 
     def recipe(self) -> dict[str, Any]:
+        """The mask counts: parts come from it."""
         return super().recipe() | {"mask": self.mask, "parts": list(PARTS) if self.mask else []}
 
     @property

@@ -46,6 +46,7 @@ class ModelNetOffSource(Source):
 
     @property
     def has_meshes(self) -> bool:
+        """Every shape is an OFF file."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -89,6 +90,7 @@ class ModelNetTextSource(Source):
 
     @property
     def has_clouds(self) -> bool:
+        """Every shape is a text file of points."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -115,6 +117,7 @@ class ModelNetTextSource(Source):
         return listed
 
     def cloud(self, root: Path, reference: str) -> Cloud:
+        """xyz and normals of one text file. MeshError names the file and the line."""
         return cloud_of(read_table(root / reference, 6, ","), self.up, self.front, reference)
 
     def problems(self, root: Path) -> list[str]:
@@ -144,6 +147,7 @@ class ModelNetFpsSource(Source):
 
     @property
     def has_clouds(self) -> bool:
+        """Every shape is an entry of a split's pickle."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -159,6 +163,7 @@ class ModelNetFpsSource(Source):
         return listed
 
     def cloud(self, root: Path, reference: str) -> Cloud:
+        """A row of a pickle: xyz and normals. MeshError for another number of points."""
         name, row = row_of(reference)
         points = _read_fps(root / name, stamp(root / name))[0][row]
         if not isinstance(points, np.ndarray) or points.shape[:1] != (self.points,):
@@ -166,6 +171,7 @@ class ModelNetFpsSource(Source):
         return cloud_of(points, self.up, self.front, reference)
 
     def recipe(self) -> dict[str, Any]:
+        """The number of points counts: it is in the files' names."""
         return super().recipe() | {"points": self.points}
 
     def _file(self, split: str) -> str:

@@ -35,6 +35,7 @@ class ObjaverseSource(Source):
 
     @property
     def has_meshes(self) -> bool:
+        """Every shape is a GLB file."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:

@@ -57,14 +57,17 @@ class OpenShapeSource(Source):
 
     @property
     def has_clouds(self) -> bool:
+        """Every shape's file holds its points."""
         return True
 
     @property
     def has_features(self) -> bool:
+        """Every shape's file holds features of pictures."""
         return True
 
     @property
     def has_texts(self) -> bool:
+        """Every shape's file holds texts."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -90,6 +93,7 @@ class OpenShapeSource(Source):
         return listed
 
     def cloud(self, root: Path, reference: str) -> Cloud:
+        """xyz and colours, made linear. MeshError where colours lack, have another shape or leave 0 to 1."""
         held = _read(root / reference, stamp(root / reference))
         xyz, rgb = _array(held, "xyz", reference), _array(held, "rgb", reference)
         if rgb.shape != xyz.shape:

@@ -38,6 +38,7 @@ class ProceduralSource(Source):
 
     @property
     def has_meshes(self) -> bool:
+        """Every shape is built from its reference."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -60,11 +61,14 @@ class ProceduralSource(Source):
         return "test" if int((index + 1) * share) > int(index * share) else "train"
 
     def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path] | None:
+        """None: nothing is read."""
         return None
 
     def mesh(self, root: Path, reference: str) -> Mesh:
+        """Built from "category:seed:index"; nothing is read."""
         category, seed, index = reference.split(":")
         return build(category, shape_seed(category, int(seed), int(index)))
 
     def recipe(self) -> dict[str, Any]:
+        """The version of the shapes' code; a shape's seed is in its reference."""
         return {"layout": "procedural", "version": VERSION}

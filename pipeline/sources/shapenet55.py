@@ -49,10 +49,12 @@ class ShapeNet55Source(Source):
 
     @property
     def has_meshes(self) -> bool:
+        """True where the manifest says which folder holds ShapeNetCore."""
         return bool(self.meshes)
 
     @property
     def has_clouds(self) -> bool:
+        """Every shape is an array of points."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -73,9 +75,11 @@ class ShapeNet55Source(Source):
         return listed
 
     def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path] | None:
+        """ShapeNetCore's, where the manifest names its folder."""
         return (self._mesh_path(root, reference.rsplit("/", 1)[-1]), root / self.meshes) if self.meshes else None
 
     def mesh(self, root: Path, reference: str) -> Mesh:
+        """ShapeNetCore's mesh of the same model, turned to the project's axes. MeshError where it is missing."""
         from recon.pipeline.shapes.meshfile import (
             load_mesh,  # trimesh takes half a second to import; listing does without
         )
@@ -84,10 +88,12 @@ class ShapeNet55Source(Source):
         return load_mesh(path, root / self.meshes, up="+Y", front=FRONTS[self.meshes_version])
 
     def cloud(self, root: Path, reference: str) -> Cloud:
+        """[P, 3] points of one `.npy` file. MeshError where it holds something else."""
         xyz = read_points(root / reference) @ axes(self.up, self.front).T
         return Cloud(np.ascontiguousarray(xyz, np.float32))
 
     def recipe(self) -> dict[str, Any]:
+        """The version of ShapeNetCore counts: their meshes face different ways."""
         return super().recipe() | {"meshes_version": self.meshes_version}
 
     def synonyms(self, root: Path) -> dict[str, tuple[str, ...]]:

@@ -104,6 +104,7 @@ class ShapeNetCoreSource(Source):
 
     @property
     def has_meshes(self) -> bool:
+        """Every model is an OBJ file."""
         return True
 
     @property

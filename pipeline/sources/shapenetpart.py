@@ -57,6 +57,7 @@ class ShapeNetPartSource(Source):
 
     @property
     def has_clouds(self) -> bool:
+        """Every shape is a text file of points."""
         return True
 
     def shapes(self, root: Path) -> list[Listed]:
@@ -74,6 +75,7 @@ class ShapeNetPartSource(Source):
         return listed
 
     def cloud(self, root: Path, reference: str) -> Cloud:
+        """xyz, normals and part labels of one file. MeshError for a label of another category's parts."""
         table = read_table(root / reference, 7, None)
         label, synset = table[:, 6], reference.split("/")[0]
         own = [i for i, part in enumerate(PARTS) if part.rpartition(" ")[0] == CATEGORY_OF[synset]]
@@ -84,6 +86,7 @@ class ShapeNetPartSource(Source):
         return cloud_of(table[:, :6], self.up, self.front, reference, label.astype(np.uint8), PARTS)
 
     def recipe(self) -> dict[str, Any]:
+        """The parts count: labels are indices into them."""
         return super().recipe() | {"parts": list(PARTS)}
 
     def problems(self, root: Path) -> list[str]:

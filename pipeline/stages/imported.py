@@ -33,10 +33,12 @@ class ImportedTargets:
 
     @property
     def attributes(self) -> dict[str, Any]:
+        """What the manifest says of the features; nobody can verify it."""
         return {"teacher": self.stored.model_dump()}
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        """feat [V, D] float16 a row."""
         return (Column("feat", (self.stored.views, self.stored.dim), "float16"),)
 
     @property
@@ -46,9 +48,11 @@ class ImportedTargets:
         return {"stage": "imported", "version": VERSION, "files": self.origin.recipe(), "teacher": teacher}
 
     def by_content(self, lane: int) -> bool:
-        return False  # a row's input is its file's size and time of change, which says nothing of the content
+        """False: a row's input is its file's size and time of change, which do not say what it holds."""
+        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """A file whose features cannot be read, or have another shape, sets its row aside."""
         return each_row(rows, ["feat"], lambda row: (self._feat(row.source),))
 
     def check_width(self, references: Sequence[str]) -> None:

@@ -34,12 +34,15 @@ class Meshes:
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """How the source reads a mesh."""
         return {"stage": "meshes", "version": VERSION, "origin": self.origin.recipe()}
 
     def by_content(self, lane: int) -> bool:
-        return False  # its inputs say whether a file changed, not what it holds
+        """False: its inputs say whether a file changed, not what it holds."""
+        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """Reads and checks every mesh once: its digest, facts, parts and number of faces."""
         from recon.pipeline.shapes.meshfile import check_mesh, mesh_digest
 
         def one(row: Row) -> tuple[str, str, str, int]:

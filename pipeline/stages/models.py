@@ -27,14 +27,17 @@ class LoadedTeacher:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
+        """What of its pictures' side goes into keys."""
         return self.teacher.recipe()
 
     @cached_property
     def text_recipe(self) -> dict[str, Any]:
+        """What of its words' side goes into keys."""
         return self.reader.text_recipe()
 
     @property
     def reader(self) -> TextTeacher:
+        """The teacher as one of words; only those that embed them are asked."""
         return cast(TextTeacher, self.teacher)
 
     def image_probe(self, size: int, drawn: bool) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class LoadedTeacher:
 
     @property
     def precision(self) -> str:
+        """The arithmetic it computes in, as the manifest or `settle` decided."""
         return self.spec.precision
 
 

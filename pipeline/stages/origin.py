@@ -31,10 +31,12 @@ class Origin:
         return self.source.recipe()
 
     def mesh(self, row: Row) -> Mesh:
+        """A row's mesh. MeshError where it cannot be used, MachineError where the root is gone."""
         with self.there():
             return self.source.mesh(self.root, row.source)
 
     def cloud(self, row: Row) -> Cloud:
+        """A row's ready-made points. MeshError where they cannot be used, MachineError where the root is gone."""
         with self.there():
             return self.source.cloud(self.root, row.source)
 

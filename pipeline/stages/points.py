@@ -37,6 +37,7 @@ class PointClouds:
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        """P points, normals, linear colours x 255, parts, a farthest-point order; frame: centre and radius."""
         n = self.sample.num_points
         return (
             Column("xyz", (n, 3), "float32"),
@@ -49,6 +50,7 @@ class PointClouds:
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The clouds or meshes that points come from, and how many are drawn."""
         if self.origin.source.has_clouds:
             made_from: dict[str, Any] = {"clouds": self.origin.recipe()}
         else:
@@ -56,9 +58,11 @@ class PointClouds:
         return {"stage": "points", "version": VERSION, **made_from, **self.sample.model_dump()}
 
     def by_content(self, lane: int) -> bool:
-        return False  # points are drawn from a seed of the uid
+        """False: points are drawn from a seed of the uid."""
+        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """Ready-made points are shuffled and taken, those of a mesh sampled by area."""
         count = self.sample.num_points
         order_type = self.columns[4].dtype
 

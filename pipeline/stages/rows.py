@@ -40,4 +40,5 @@ def with_upstream(store: FeatureStore, key: str, rows: Sequence[Row]) -> list[Ro
 
 
 def prompt_rows(prompts: Sequence[str]) -> list[Row]:
+    """Prompts as rows of the text stage: a prompt is its own name and input."""
     return [Row(i, prompt, digest_of(prompt)) for i, prompt in enumerate(prompts)]

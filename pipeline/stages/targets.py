@@ -42,6 +42,7 @@ class ImageTargets:
 
     @property
     def lanes(self) -> int:
+        """K: a lane an augmentation draw."""
         return self.draws
 
     @property
@@ -58,6 +59,7 @@ class ImageTargets:
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        """feat [V, D] or [V, T, D] float16 a row and draw."""
         return (Column("feat", (self.views.num_views, *self.shape), "float16"),)
 
     @property
@@ -69,7 +71,8 @@ class ImageTargets:
         return {"stage": "targets", "version": VERSION, "views": views, "teacher": teacher, "seed": seed}
 
     def by_content(self, lane: int) -> bool:
-        return lane == 0  # augmentations are drawn from seeds of the uid
+        """True for clean pictures: augmentations are drawn from seeds of the uid."""
+        return lane == 0
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Features that another key holds of the same camera and draw are taken from there."""

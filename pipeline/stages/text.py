@@ -36,16 +36,20 @@ class TextTargets:
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        """feat [D] float16 a prompt."""
         return (Column("feat", (self.dim,), "float16"),)
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The teacher's text tower alone: which prompts there are does not count."""
         return {"stage": "text", "version": VERSION, "teacher": json.loads(self.teacher_recipe)}
 
     def by_content(self, lane: int) -> bool:
-        return False  # prompts are distinct as it is
+        """False: prompts are distinct as it is."""
+        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """Embeds the rows' names. UserError for features of another shape than the teacher's."""
         held = store.kind_group(self.kind, key).attrs.get(PROBE)
         found = self.checked(f"{self.kind}/{key}", held).reader.embed_texts([row.name for row in rows])
         check_features(self.teacher, found, (len(rows), self.dim))

@@ -36,10 +36,12 @@ class RenderedViews:
 
     @property
     def num_views(self) -> int:
+        """V of the preset."""
         return self.config.num_views
 
     @property
     def columns(self) -> tuple[Column, ...]:
+        """The pictures asked for, [V, H, W, ...] each; frame: the box's centre and radius in the shape's own units."""
         return *self._pictures, Column("frame", (4,), "float64")
 
     @property
@@ -64,10 +66,12 @@ class RenderedViews:
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The meshes, and everything a picture depends on."""
         meshes = digest_of(Meshes(self.origin).recipe)
         return {"stage": "views", "version": VERSION, "meshes": meshes, "render": render_recipe(self.config)}
 
     def by_content(self, lane: int) -> bool:
+        """True: equal meshes look alike whatever they are called."""
         return True
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:

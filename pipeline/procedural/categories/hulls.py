@@ -57,6 +57,7 @@ class Hull:
         )
 
     def z(self, share: float) -> float:
+        """Metres along the ship from amidships, share 0 at the stern to 1 at the bow."""
         return (share - 0.5) * self.length
 
     def half_rings(self, inset: float = 0.0, bottom: float = 0.0) -> Floats:
