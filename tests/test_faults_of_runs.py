@@ -1,4 +1,4 @@
-"""Runs on a machine that lacks something for a while: they stop in one line, and mended go on as if nothing had been."""
+"""What a machine lacks for a while stops a run in one line, and is over when it is mended: no shape is set aside."""
 
 from __future__ import annotations
 
