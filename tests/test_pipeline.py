@@ -209,10 +209,10 @@ def test_a_broken_mesh_is_set_aside_and_mended(
 
     status, output = run(*words, capsys=capsys, monkeypatch=monkeypatch)
     assert status == cli.EXIT_QUARANTINE
-    assert "set aside: box/broken" in output.replace("\n", " ")
+    assert "set aside: box/broken.obj" in output.replace("\n", " ")
     store = FeatureStore.open(tmp_path / "s.zarr")
     targets = store.targets()
-    row = store.registry.uid.index("box/broken")
+    row = store.registry.uid.index("box/broken.obj")
     assert [bool(ok) for ok in targets.ok[0]] == [i != row for i in range(3)]
     good = {key: store.digest(key) for _, key in store.list_keys()}
 

@@ -157,7 +157,7 @@ def test_only_the_shape_s_own_errors_set_it_aside() -> None:
 
 
 def folder(tmp_path: Path, name: str, *, broken: bool) -> tuple[Path, Path]:
-    """A manifest with one shape box/a, which cannot be read if `broken`, and its root."""
+    """A manifest with one shape box/a.ply, which cannot be read if `broken`, and its root."""
     root = tmp_path / name
     (root / "box").mkdir(parents=True)
     trimesh.creation.box().export(root / "box" / "a.ply")
@@ -170,7 +170,7 @@ def folder(tmp_path: Path, name: str, *, broken: bool) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("first", ["good", "bad"])
 def test_namesakes_in_one_shard_fail_each_for_itself(tmp_path: Path, first: str) -> None:
-    """Two data sets with a shape box/a: failures were kept by uid, and the good one's was taken for set aside."""
+    """Two data sets with a shape box/a.ply: failures were kept by uid, and the good one's was taken for set aside."""
     parts = {name: folder(tmp_path, name, broken=name == "bad") for name in ("good", "bad")}
     path = tmp_path / "s.zarr"
 
@@ -182,14 +182,14 @@ def test_namesakes_in_one_shard_fail_each_for_itself(tmp_path: Path, first: str)
     second = "good" if first == "bad" else "bad"
     for name in (first, second, first, second):
         failed = ingest(name)
-        assert set(failed) == ({"box/a"} if name == "bad" else set())
+        assert set(failed) == ({"box/a.ply"} if name == "bad" else set())
     opened = FeatureStore.open(path)
     (key,) = (key for kind, key in opened.list_keys() if kind == "meshes")
     (row,) = opened.failures(key)
-    assert (opened.names(key)[row], opened.registry.dataset[row]) == ("box/a", "bad")
+    assert (opened.names(key)[row], opened.registry.dataset[row]) == ("box/a.ply", "bad")
     trimesh.creation.box((1, 2, 3)).export(parts["good"][1] / "box" / "a.ply")  # done again, in the shard of both
     assert ingest("good") == {}
-    assert set(ingest("bad")) == {"box/a"}
+    assert set(ingest("bad")) == {"box/a.ply"}
     trimesh.creation.box().export(parts["bad"][1] / "box" / "a.ply")
     assert ingest("bad") == ingest("good") == {}
     assert FeatureStore.open(path).failures(key) == {}

@@ -313,14 +313,14 @@ def test_files_made_to_hang_a_reader_are_set_aside(clip_config: Path, tmp_path: 
     store = tmp_path / "s.zarr"
     done = run_apart(tmp_path / "m.toml", store, "--root", str(tmp_path / "root"), "--row-seconds", "5")
     assert done.returncode == 3, done.stderr
-    assert "set aside: things/endless: " in done.stderr
+    assert "set aside: things/endless.gltf: " in done.stderr
     assert "pipe" not in done.stderr
     with writing(store, "look") as opened:
         ref = opened.ref()
         assert opened.points(ref).ok.tolist() == opened.views(ref).ok.tolist()
         assert sorted(zip(opened.registry.uid, opened.views(ref).ok.tolist(), strict=True)) == [
-            *((f"things/box{number}", True) for number in range(4)),
-            ("things/endless", False),
+            *((f"things/box{number}.off", True) for number in range(4)),
+            ("things/endless.gltf", False),
         ]
     assert_undamaged(store)
 
