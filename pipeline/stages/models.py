@@ -19,21 +19,11 @@ PROBE, DRAWN, WORDS = "probe", "drawn_probe", "words_probe"  # what a group's at
 
 @dataclass
 class LoadedTeacher:
-    """A teacher with what it says and shows of itself, each asked for once."""
+    """A teacher with what it makes of fixed inputs, asked for once."""
 
     spec: TeacherSpec
     teacher: Teacher
     _probes: dict[tuple[int, bool], dict[str, Any]] = field(default_factory=dict)
-
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """What of its pictures' side goes into keys."""
-        return self.teacher.recipe()
-
-    @cached_property
-    def text_recipe(self) -> dict[str, Any]:
-        """What of its words' side goes into keys."""
-        return self.reader.text_recipe()
 
     @property
     def reader(self) -> TextTeacher:

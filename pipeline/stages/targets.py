@@ -102,7 +102,7 @@ class ImageTargets:
     def _checked(self, store: FeatureStore, key: str, lane: int) -> Teacher:
         """The teacher, after what it is and does was compared with what the key's was and did."""
         model, size, drawn = loaded(self.teacher), self.views.config.resolution, lane > 0
-        check_recipe(model.name, model.recipe, json.loads(self.teacher_recipe))
+        check_recipe(model.name, model.teacher.recipe(), json.loads(self.teacher_recipe))
         held = store.kind_group(self.kind, key).attrs.get(DRAWN if drawn else PROBE)
         check_probe(model.name, f"{self.kind}/{key}", held, lambda: model.image_probe(size, drawn), model.precision)
         return model.teacher

@@ -58,6 +58,6 @@ class TextTargets:
     def checked(self, key: str, held: Any) -> LoadedTeacher:
         """The teacher, after it was compared with the recipe and with the probe that `key` (or captions) holds."""
         model = loaded(self.teacher)
-        check_recipe(model.name, model.text_recipe, json.loads(self.teacher_recipe))
+        check_recipe(model.name, model.reader.text_recipe(), json.loads(self.teacher_recipe))
         check_probe(model.name, key, held, lambda: model.text_probe, model.precision)
         return model

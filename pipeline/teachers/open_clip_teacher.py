@@ -43,17 +43,17 @@ class OpenClipTeacher(ImageTower):
         if options.get("reduction_mask") in ("simple", "random", "shuffle"):
             message = f"{spec.model} draws at random which words of a long text it reads: remove its `reduction_mask`"
             raise trouble(spec, "model", message)
-        # The options say it for the library's own models, whose keys stay as they are.
-        self._tokens = {"tokens": digest_of(of_tokens(self.tokens(SENTENCES)))} if path and options else {}
+        self._tokenizing = {"tokenizer": _tokenizer_digest(self._tokenizer)}
+        if path and options:  # those of built-in models are in their keys in another way, and stay as they are
+            self._tokenizing["tokens"] = digest_of(of_tokens(self.tokens(SENTENCES)))
         self._words = weights_digest(text_weights(model.state_dict()))
         super().__init__(spec, device, model, _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec), tapped)
         self._text_batch = BatchSize(self._device)
 
     def recipe(self) -> dict[str, Any]:
         """See `Teacher.recipe`; the architecture is the model config, the tokenizer a digest of its vocabulary."""
-        tokenizer = _tokenizer_digest(self._tokenizer)
-        names = {"kind": "open_clip", "architecture": self._config, "words": self._words, "tokenizer": tokenizer}
-        return names | self._tokens | super().recipe()
+        names = {"kind": "open_clip", "architecture": self._config, "words": self._words}
+        return names | self._tokenizing | super().recipe()
 
     def text_recipe(self) -> dict[str, Any]:
         """See `TextTeacher.text_recipe`."""
@@ -62,8 +62,7 @@ class OpenClipTeacher(ImageTower):
             "kind": "open_clip",
             "architecture": {name: value for name, value in self._config.items() if name not in towers},
             "weights": self._words,
-            "tokenizer": _tokenizer_digest(self._tokenizer),
-            **self._tokens,
+            **self._tokenizing,
             "precision": self._spec.precision,
         }
 

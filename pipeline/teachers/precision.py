@@ -9,6 +9,7 @@ from typing import Any
 
 from recon.pipeline.base.precision import computes_bfloat16, emulation
 from recon.pipeline.teachers import TeacherSpec, device_of
+from recon.pipeline.teachers.published import gelu_notes
 
 _NO_MATTER = ("name", "precision", "device", "tag")  # of a label, to the question whether two teachers are one
 
@@ -19,8 +20,10 @@ def settle(specs: Sequence[TeacherSpec], store: Path | None, dataset: str) -> tu
     auto is what the store holds the teacher's features in, if it does; else what the teacher's device computes in. A
     teacher whose GPU is not there keeps its auto: loading it is what fails.
     """
-    settled, notes = [], []
+    settled: list[TeacherSpec] = []
+    notes: list[str] = []
     for spec in specs:
+        notes += gelu_notes(spec)
         if spec.precision in ("auto", "bf16") and (device := _device(spec)):
             held = _held(spec, device, store, dataset) if store and spec.precision == "auto" else None
             taken = spec.model_copy(update={"precision": held}) if held else decided(spec, device)

@@ -84,7 +84,7 @@ def difference(held: dict[str, Any], own: dict[str, Any], precision: str) -> str
         return f"{len(now)} features where {len(before)} are held"
     sizes = np.linalg.norm(before, axis=1)
     distance = np.linalg.norm(now - before, axis=1) / np.where(sizes > 0, sizes, 1)
-    allowed = TOLERANCES[precision]
+    allowed = TOLERANCES.get(precision, TOLERANCES["fp32"])
     if (worst := float(distance.max())) <= allowed:
         return ""
     return f"features that differ by {worst:.2g} of their length, where the last bits come to {allowed:g}"

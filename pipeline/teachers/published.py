@@ -71,6 +71,26 @@ def tag_of(spec: TeacherSpec, known: Mapping[str, Published], plain: Any) -> str
     return (spec.tag if spec.tag != OWN else None) if spec.tag is not None else found
 
 
+def gelu_notes(spec: TeacherSpec) -> list[str]:
+    """A line where timm's model computes another network than its weights were trained as, as timm itself notes."""
+    base, _, named = spec.model.partition(".")
+    tag = named or spec.tag or spec.pretrained or ""
+    if spec.kind != "timm" or "_clip_" not in base or "quickgelu" in base or not tag:
+        return []
+    import timm  # it takes seconds, which other teachers should not cost
+
+    names = [f"{base}.{tag}", f"{base.replace('_clip_', '_clip_quickgelu_')}.{tag}"]
+    if not set(names) <= set(timm.list_pretrained(f"*.{tag}")):
+        return []
+    config: Any = timm.get_pretrained_cfg(names[0])
+    if not any("QuickGELU" in note for note in config.notes or ()):
+        return []
+    return [
+        f"warning: teacher {spec.name!r}: timm computes {names[0]} with GELU, and its weights were trained with "
+        f'QuickGELU: model = "{names[1]}" is the network they are of, under another key'
+    ]
+
+
 def _recognised(file: Path, known: Mapping[str, Published]) -> str | None:
     """The tag whose weights the file holds by the hub's cache that it lies in, else by its digest."""
     for part in file.parts:
