@@ -1,4 +1,4 @@
-"""Runs on a machine that lacks something for a while: they stop in one line, and mended go on as if nothing had been."""
+"""Runs on a machine that lacks something for a while: they stop in one line, and mended go on as if nothing was."""
 
 from __future__ import annotations
 
@@ -184,7 +184,6 @@ def test_retry_by_reason_does_those_again_and_checks_nothing(
     monkeypatch.setattr(run, "verify", lambda *_, **__: pytest.fail("the store was checked"))
     monkeypatch.setattr(Flow, "all", Flow.ingest)
     monkeypatch.setattr(run, "load_models", lambda *_: None)
-    monkeypatch.setattr("recon.pipeline.flow.run.load_models", lambda *_: None)
     status, _, told = shell(*words(manifest, "retry", "--workers", "0", "--reason", "opengl"))
     assert status == 3
     assert "2 of 8 rows in" in told
