@@ -153,7 +153,7 @@ def _rounding(kind: str, column: str, stored: NDArray[Any], again: NDArray[Any])
 
 def _solid(off: NDArray[np.bool_]) -> float:
     """Share of pixels, [V, H, W] or with channels behind, that are off in a channel as are all eight around them."""
-    pixels = off.reshape(*off.shape[:3], -1).any(axis=3)
+    pixels = np.asarray(off.reshape(*off.shape[:3], -1).any(axis=3))
     _, height, width = pixels.shape
     around = [pixels[:, y : y + height - 2, x : x + width - 2] for y in range(3) for x in range(3)]
     return float(np.logical_and.reduce(around).mean())
