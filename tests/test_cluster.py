@@ -319,17 +319,14 @@ def on_node(lame: str) -> str:
 def test_a_node_at_fault_is_left_out_and_the_last_one_ends_the_run(
     tmp_path: Path, serve: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two addresses of this machine stand for two nodes."""
     serve("scheduler", "--port", "0", "--host", "127.0.0.1")
-    where = address(tmp_path)
-    for node in ("127.0.0.1", "127.0.0.2"):
+    for node in ("127.0.0.1", "127.0.0.2"):  # two addresses of this machine stand for two nodes
         serve("worker", "--nthreads", "1", "--host", node)
-    with open_executor(None, scheduler=where) as opened:
+    with open_executor(None, scheduler=address(tmp_path)) as opened:
         assert isinstance(opened, Dask)
         joined(opened, 2)
         assert set(opened.run(on_node, ["127.0.0.2"] * 30)) == {"127.0.0.1"}
-        told = [record.getMessage() for record in caplog.records]
-        assert told == ["127.0.0.2 gets no more tasks: headless OpenGL does not start"]
+        assert caplog.messages == ["127.0.0.2 gets no more tasks: headless OpenGL does not start"]
         assert set(opened.run(on_node, [""] * 30)) == {"127.0.0.1", "127.0.0.2"}  # a run asks anew
         with pytest.raises(MachineError, match=r"^headless OpenGL does not start$"):
             list(opened.run(on_node, ["127.0.0.1 127.0.0.2"] * 30))

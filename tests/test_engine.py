@@ -203,8 +203,9 @@ def test_a_bad_row_is_found_in_a_batch_that_fails(store: FeatureStore) -> None:
 
 
 def test_an_error_that_all_rows_meet_stops_the_run(store: FeatureStore) -> None:
-    with pytest.raises(UserError, match="nothing works"):
-        run_stage(store, Batched(broken=True), rows_of(["1", "2", "3"]), InProcess())
+    for names, told in ("123", "failed 3 times: .*nothing works"), ("1234", "all 4 rows fail alike: .*nothing works"):
+        with pytest.raises(UserError, match=told):
+            run_stage(store, Batched(broken=True), rows_of(names), InProcess())
     assert not store.ok(digest_of(Batched(broken=True).recipe), 3).any()
 
 

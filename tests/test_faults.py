@@ -129,8 +129,9 @@ def test_too_little_device_memory_for_a_batch_is_met_by_halving(store: FeatureSt
     assert numbers(store, result.key) == [1, 4, 9, 16]
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ETIMEDOUT])
-def test_what_may_pass_is_tried_again_and_sets_nothing_aside(store: FeatureStore, code: int) -> None:
+def test_what_may_pass_is_tried_again_and_sets_nothing_aside(store: FeatureStore, code: int, wrapped: bool) -> None:
     tried: list[str] = []
 
     class Hiccup(Squares):
@@ -138,7 +139,8 @@ def test_what_may_pass_is_tried_again_and_sets_nothing_aside(store: FeatureStore
             def one(row: Row) -> tuple[Any, str]:
                 tried.append(row.name)
                 if len(tried) < 3:
-                    raise OSError(code, os.strerror(code))
+                    error = OSError(code, os.strerror(code))
+                    raise (MeshError("unreadable", "a.obj") if wrapped else error) from error
                 return np.zeros(3, np.int64), row.name
 
             return each_row(rows, ["square", "word"], one)

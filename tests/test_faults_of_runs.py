@@ -15,7 +15,7 @@ import trimesh
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import MachineError
 from recon.pipeline.base.faults import machine_fault
-from recon.pipeline.execution.executor import Executor, InProcess, Processes
+from recon.pipeline.execution.executor import InProcess, Processes
 from recon.pipeline.flow import run
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
@@ -83,7 +83,6 @@ def test_a_run_without_opengl_sets_nothing_aside(
 def test_a_root_that_vanishes_is_no_shapes_fault(manifest: Path, make: Any, empty: bool, tmp_path: Path) -> None:
     root = tmp_path / "root"
     with make() as executor, writing(tmp_path / "s.zarr", "sample") as store:
-        assert isinstance(executor, Executor) or executor.workers == 1
         flow = Flow(load_manifest(manifest), root, store, executor)
         flow.ingest()
         before = files_of(store.path / "receipts")
@@ -184,7 +183,6 @@ def test_retry_by_reason_does_those_again_and_checks_nothing(
     monkeypatch.setattr(run, "verify", lambda *_, **__: pytest.fail("the store was checked"))
     monkeypatch.setattr(Flow, "all", Flow.ingest)
     monkeypatch.setattr(run, "load_models", lambda *_: None)
-    monkeypatch.setattr("recon.pipeline.flow.run.load_models", lambda *_: None)
     status, _, told = shell(*words(manifest, "retry", "--workers", "0", "--reason", "opengl"))
     assert status == 3
     assert "2 of 8 rows in" in told

@@ -46,9 +46,10 @@ def machine_fault(error: BaseException) -> MachineError | None:
     return None
 
 
-def passes(error: BaseException) -> bool:
-    """Whether it is no shape's fault, and trying again may help."""
-    return any(isinstance(cause, OSError) and cause.errno in PASSING for cause in causes(error))
+def hiccup(error: BaseException) -> OSError | None:
+    """What is no shape's fault and may not come again, among an error and its causes."""
+    found = (cause for cause in causes(error) if isinstance(cause, OSError) and cause.errno in PASSING)
+    return next(found, None)
 
 
 def lacks_device_memory(error: BaseException) -> bool:

@@ -3,10 +3,10 @@
 The same bits are not to be had everywhere: another graphics driver covers edges in other samples, another processor or
 GPU rounds elsewhere. What counts as rounding is less than any change of a file, a model or a setting makes:
 
-* pictures (views' rgb, alpha, normal, depth) and points' colours: nearly all values within a few levels, and few levels
-  off on average, so that edges may differ but no part of a shape may;
+* pictures (views' rgb, alpha, normal, depth): nearly all values within a few levels, few levels off on average, and
+  hardly a pixel off together with all its neighbours, so that edges may differ but no part of a shape may;
 * teachers' features: each vector nearly as long as the other and in nearly its direction;
-* points and other numbers: nearly all values alike in their first digits;
+* points and other numbers: nearly all values alike in their first digits, of colours within a few levels;
 * whole numbers and text: the same.
 """
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the stages build on the store
 
 NEARLY_ALL = 0.98  # of values: at 224 px and 4 samples, edges are some hundredths of a picture
 LEVELS, MEAN_LEVELS = 3, 0.5  # of 255
+SOLID = 5e-4  # of pixels
 DEPTH, MEAN_DEPTH = 0.01, 0.02  # in box radii; the stored float16 is right to 0.001
 VECTOR = 0.045  # of the length: as far apart as two vectors of equal length with a cosine of 0.999
 DIGITS = 1e-3  # of the largest value: what float16 keeps
@@ -133,14 +134,23 @@ def _rounding(kind: str, column: str, stored: NDArray[Any], again: NDArray[Any])
     if not np.isfinite(b).all():
         return False
     away = np.abs(a - b)
-    if column in ("rgb", "alpha", "color") or (kind, column) == ("views", "normal"):
-        return bool((away <= LEVELS).mean() >= NEARLY_ALL and away.mean() <= MEAN_LEVELS)
+    picture, colours = kind == "views" and stored.ndim >= 3, column == "color"
+    if picture or colours:
+        most, mean = (DEPTH, MEAN_DEPTH) if column == "depth" else (LEVELS, MEAN_LEVELS)
+        near = away <= most
+        return bool(near.mean() >= NEARLY_ALL and away.mean() <= mean and (colours or _solid(~near) <= SOLID))
     if stored.dtype.kind != "f":
         return False
-    if column == "depth":
-        return bool((away <= DEPTH).mean() >= NEARLY_ALL and away.mean() <= MEAN_DEPTH)
     if column == "feat":
         vectors, others = a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1])
         apart, length = np.linalg.norm(vectors - others, axis=1), np.linalg.norm(vectors, axis=1)
         return bool((apart <= VECTOR * length).all())
     return bool((away <= DIGITS * np.abs(a).max()).mean() >= NEARLY_ALL)
+
+
+def _solid(off: NDArray[np.bool_]) -> float:
+    """Share of pixels, [V, H, W] or with channels behind, that are off in a channel as are all eight around them."""
+    pixels = np.asarray(off.reshape(*off.shape[:3], -1).any(axis=3))
+    _, height, width = pixels.shape
+    around = [pixels[:, y : y + height - 2, x : x + width - 2] for y in range(3) for x in range(3)]
+    return float(np.logical_and.reduce(around).mean())

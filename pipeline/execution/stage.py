@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.faults import causes, machine_fault, passes
+from recon.pipeline.base.faults import causes, hiccup, machine_fault
 from recon.pipeline.execution.hazards import in_hand
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.store.feature_store import FeatureStore
@@ -99,8 +99,10 @@ def spare(error: Exception) -> None:
 
     To be called where `error` is handled.
     """
-    if isinstance(error, DamagedStore) or passes(error):
+    if isinstance(error, DamagedStore):
         raise error
+    if passing := hiccup(error):  # not what a reader made of it, which would end the run at once
+        raise passing
     fault = machine_fault(error)
     if fault is error:
         raise error

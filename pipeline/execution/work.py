@@ -105,7 +105,7 @@ def _watched(store: FeatureStore, task: Task, ready: Sequence[Row]) -> Made:
 def _make(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
     """Values of rows, computed together; where that fails, bad ones among them are found by halving.
 
-    An error that every row meets alike is the machine's or the recipe's: it is raised.
+    An error that every row meets alike is the machine's or the recipe's: it is raised, of many by `_refuse_alike`.
     """
     if not rows:
         return {}
@@ -119,7 +119,7 @@ def _make(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
             spare(error)
         halved = _halved(store, task, rows, error)
         reasons = {value.reason if isinstance(value, Failure) else "" for value in halved.values()}
-        if len(rows) > 1 and len(reasons) == 1 and "" not in reasons:
+        if 1 < len(rows) < MANY and len(reasons) == 1 and "" not in reasons:
             raise
         return halved
 
