@@ -158,11 +158,13 @@ class OneThread(WorkerPlugin):
     idempotent = True  # a second run on the same scheduler must not take the thread from under the first
 
     def setup(self, worker: Any) -> None:
+        """Give the worker the one thread that tasks run in."""
         set_thread_variables()
         worker.executors[NAME] = ThreadPoolExecutor(1, thread_name_prefix=NAME)
         worker.memory_manager.memory_pause_fraction = False  # see _local
 
     def teardown(self, worker: Any) -> None:
+        """End that thread."""
         thread = worker.executors.pop(NAME, None)
         if thread is not None:
             thread.shutdown(wait=False)
@@ -232,9 +234,11 @@ class Dask(Closing):
         return max(1, len(self._census()))
 
     def close(self) -> None:
+        """See `Executor.close`; a cluster that was started for the run ends with it."""
         _close(self._client, self._cluster)
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        """See `Executor.run`."""
         checked: Callable[[T], R] = partial(_checked, self._version, function)
         source = (Job.of(checked, task) for task in tasks)
         waiting: deque[Job] = deque()

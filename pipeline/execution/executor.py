@@ -67,7 +67,10 @@ class Executor(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the workers; what is in flight is dropped."""
+        ...
+
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
 
@@ -75,7 +78,9 @@ class Executor(Protocol):
 class Closing:
     """Closed on leaving a `with`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing is held."""
+        ...
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +96,7 @@ class InProcess(Closing):
     isolated = False
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        """See `Executor.run`."""
         set_thread_variables()
         for task in tasks:
             failures = 0
@@ -141,12 +147,14 @@ class Processes(Closing):
         self._current: weakref.ref[Generator[Any, None, None]] | None = None
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        """See `Executor.run`."""
         self._abandon()
         running = self._run(function, tasks)
         self._current = weakref.ref(running)
         return running
 
     def close(self) -> None:
+        """See `Executor.close`."""
         self._abandon()
         for worker in self._crew:
             worker.dismiss()

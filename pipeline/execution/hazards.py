@@ -89,6 +89,7 @@ class Watch:
         return self
 
     def note(self, rows: Sequence[int]) -> None:
+        """The work on these rows begins, and with it their time."""
         self.file.write(f"rows {' '.join(map(str, rows))}\n".encode())
         faulthandler.dump_traceback_later(self.limit * len(rows), exit=True, file=self.file)
 

@@ -30,6 +30,7 @@ class Trouble:
 
     @classmethod
     def of(cls, error: Exception) -> Trouble:
+        """Of an exception that is being handled."""
         known = machine_fault(error) or error
         kind = MachineError if isinstance(known, MachineError) else UserError if isinstance(known, UserError) else None
         return cls(kind, one_line(known), traceback.format_exc())
@@ -46,6 +47,7 @@ class Job:
 
     @classmethod
     def of(cls, function: Callable[[T], R], task: T) -> Job:
+        """To be called where both can be pickled."""
         return cls(str(task), pickle.dumps((function, task)))
 
     def settle(self, reply: bytes) -> tuple[Any] | None:
@@ -63,6 +65,7 @@ class Job:
         raise error
 
     def died(self, how: str, times: int = 1) -> None:
+        """Note that a worker ended over it; UserError at the MAX_DEATHS-th time."""
         self.deaths += times
         if self.deaths >= MAX_DEATHS:
             raise UserError(

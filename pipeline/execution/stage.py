@@ -43,23 +43,35 @@ class Stage(Protocol):
     """A column group of the store and how to fill it. Instances are small and picklable; models live in the worker."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The store's name for its columns, one of `reader.KINDS`."""
+        ...
+
     @property
-    def recipe(self) -> dict[str, Any]: ...
+    def recipe(self) -> dict[str, Any]:
+        """All that decides its numbers, as JSON values: the key is a digest of it."""
+        ...
+
     @property
     def attributes(self) -> dict[str, Any]:
         """Kept beside the recipe for those who read it; never part of the key."""
         ...
 
     @property
-    def columns(self) -> tuple[Column, ...]: ...
+    def columns(self) -> tuple[Column, ...]:
+        """What it makes of a row, in the order in which a row's digest is taken."""
+        ...
+
     @property
     def lanes(self) -> int:
         """Length of a leading axis (augmentation draws), 0 for none."""
         ...
 
     @property
-    def shard_rows(self) -> int: ...
+    def shard_rows(self) -> int:
+        """Rows of a shard: one task, one file a column."""
+        ...
+
     @property
     def gpu(self) -> bool:
         """Whether it wants a worker with a GPU where there are such."""
@@ -69,7 +81,9 @@ class Stage(Protocol):
         """Whether rows of equal inputs get equal values, whatever their names: those are computed once."""
         ...
 
-    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block: ...
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        """The values of some rows of one lane; a row that cannot be done is named in the block's `failed`."""
+        ...
 
 
 def each_row(rows: Sequence[Row], names: Sequence[str], compute: Callable[[Row], Sequence[Any]]) -> Block:

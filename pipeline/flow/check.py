@@ -47,6 +47,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
+        """Whether nothing is missing, other than published, or strange."""
         return not (self.missing or self.differences or self.problems)
 
 

@@ -42,6 +42,7 @@ class StageStatus:
 
     @property
     def todo(self) -> int:
+        """Rows that a run would do."""
         return self.missing + self.stale
 
 

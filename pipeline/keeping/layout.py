@@ -31,6 +31,7 @@ class Layout:
     rows: int
 
     def shard(self, lane: int, number: int) -> Shard:
+        """One of the key's shards; lane 0 where its columns have no such axis."""
         return Shard(self.kind, self.key, lane, number, self.shard_rows, self.lanes)
 
     def files(self, shard: Shard) -> list[str]:

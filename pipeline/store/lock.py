@@ -73,6 +73,7 @@ class Lock:
             raise UserError(f"{self.path}: this run's lock is {taken}; stopped, start it again when the store is free")
 
     def release(self) -> None:
+        """Let go of the store; a lock that another run has taken over meanwhile is left to it."""
         self._ended.set()
         self._thread.join()
         if self._is_mine():

@@ -269,6 +269,7 @@ class StoreReader:
             raise DamagedStore(f"{self.path}/{name}: unreadable ({error}); {VERIFY}") from error
 
     def receipt_path(self, key: str, lane: int, shard: int) -> Path:
+        """Where the receipt of a shard lies, whether there is one or not."""
         return self.path / "receipts" / key / f"{lane}-{shard:06d}.json"
 
     def receipt_places(self, key: str) -> list[tuple[int, int]]:

@@ -159,6 +159,7 @@ class Targets:
 
     @property
     def dim(self) -> int:
+        """Width of a feature."""
         return int(self.feat.shape[-1])
 
 
