@@ -209,7 +209,8 @@ def gc(
         emit({**asdict(plan), "dropped": [item.path for item in dropped] if delete else []})
         return
     answer([f"{item.path}: {human(item.bytes)}: {item.reason}" for item in dropped])
-    answer([f"kept, younger than {grace_days:g} days: {item.path}" for item in plan.young])
+    names = [item.reason if item.kind == "rows" else item.path for item in plan.young]
+    answer([f"kept, younger than {grace_days:g} days: {name}" for name in names])
     answer([f"left alone, behind a link: {path}" for path in plan.skipped])
     what = "freed" if delete else "would be freed; --delete does it"
     answer([f"{human(sum(item.bytes for item in dropped))} {what}"])
