@@ -98,16 +98,7 @@ def make_store(work: Path, seed: int) -> Path:
     text = MANIFEST.read_text("utf-8")
     assert text.count("\nseed = 0\n") == 1
     manifest.write_text(text.replace("\nseed = 0\n", f"\nseed = {seed}\n"), "utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "recon.pipeline.commands.cli",
-        "all",
-        "--manifest",
-        str(manifest),
-        "--store",
-        str(store),
-    ]
+    command = [sys.executable, "-m", "recon.pipeline", "all", "--manifest", str(manifest), "--store", str(store)]
     subprocess.run(command, check=True, cwd=ROOT)
     return store
 

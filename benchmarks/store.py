@@ -151,16 +151,7 @@ def again(num_shapes: int, folder: Path) -> dict[str, Any]:
         stages[entry.name] = {"seconds": spread(times), "rows": len(entry.rows), "receipts": num_receipts}
     commands = {}
     for name in ("ingest", "render", "features", "all", "status"):
-        command = [
-            sys.executable,
-            "-m",
-            "recon.pipeline.commands.cli",
-            name,
-            "--manifest",
-            str(manifest),
-            "--store",
-            str(path),
-        ]
+        command = [sys.executable, "-m", "recon.pipeline", name, "--manifest", str(manifest), "--store", str(path)]
         runs = [spent(command) for _ in range(REPEATS + 1)][1:]
         names = ("seconds", "cpu_seconds")
         commands[name] = {what: spread(taken) for what, taken in zip(names, zip(*runs, strict=True), strict=True)}

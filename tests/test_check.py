@@ -170,3 +170,20 @@ def test_equal_files_with_other_files_beside_them_are_no_copies(tmp_path: Path) 
     (tmp_path / "sofa" / "a.mtl").write_text("newmtl skin\nKd 0.1 0.2 0.9\n")
     assert check(manifest, tmp_path).copies.shapes == 0
     assert not [line for line in describe(check(manifest, tmp_path)) if "copies" in line]
+
+
+def test_copies_that_are_kept_together_are_in_one_split(tmp_path: Path) -> None:
+    lines = ["path,class,split"]
+    for i in range(20):
+        (tmp_path / f"{i}.obj").write_text(f"v {i // 2} 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+        lines.append(f"{i}.obj,box,{'train' if i == 0 else ''}")
+    (tmp_path / "shapes.csv").write_text("\n".join(lines))
+    text = (
+        (MANIFESTS / "folder.toml").read_text().replace('layout = "folder"', 'layout = "folder"\nlist = "shapes.csv"')
+    )
+    (tmp_path / "m.toml").write_text(text.replace("test_fraction = 0.2", "test_fraction = 0.5"))
+    manifest = load_manifest(tmp_path / "m.toml")
+    assert check(manifest, tmp_path).copies.across_splits > 0
+    found = check(manifest.model_copy(update={"split_by": "mesh"}), tmp_path)
+    assert (found.copies.shapes, found.copies.across_splits) == (20, 0)
+    assert found.splits == {"drawn by mesh": 19, "train": 1}

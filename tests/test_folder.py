@@ -1,6 +1,8 @@
 """Any folder of meshes: a folder a class, or a CSV file."""
 
 import csv
+import errno
+import os
 import posixpath
 import shutil
 from dataclasses import replace
@@ -98,6 +100,17 @@ def test_lists_may_call_a_shape_by_either_name(tmp_path):
     shapes = list_shapes(folder_manifest(tmp_path), tmp_path / "root")
     assert other_names(shapes) == {"chair/a": "chair/a.obj"}
     assert other_names([replace(shapes[0], uid="chair/a", earlier="chair/a.obj")]) == {"chair/a.obj": "chair/a"}
+
+
+def test_a_disk_that_went_away_is_told_in_a_line(tmp_path, monkeypatch):
+    manifest, root = folder_manifest(tmp_path), tmp_path / "root"
+    fill(root, "chair/a.obj")
+
+    def scandir(path):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert message(lambda: list_shapes(manifest, root)) == f"{root}: cannot be read (Stale file handle)"
 
 
 def test_a_root_that_is_not_mounted_is_told_before_anything_is_written(tmp_path):

@@ -139,6 +139,19 @@ def test_more_shapes_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
     assert many[: len(few)] == few
 
 
+def test_a_manifest_that_lists_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest 'x' lists no shape; look at its \[source\]"):
+        list_shapes(load(tmp_path, GOOD.replace("[source]", "[source]\ncategories = []")), None)
+
+
+def test_what_draws_a_split_is_told_from_a_list(tmp_path: Path) -> None:
+    (tmp_path / "shapes.csv").write_text("path,class,split\na.off,c,val\nb.off,c,\n")
+    (tmp_path / "a.off").touch()
+    manifest = load(tmp_path, GOOD.replace('"procedural"', '"folder"\nlist = "shapes.csv"'))
+    first, second = list_shapes(manifest, tmp_path)
+    assert (first.split, first.listed_split, second.listed_split) == ("val", True, False)
+
+
 def test_a_folder_manifest_asks_for_its_root(tmp_path: Path) -> None:
     manifest = load(tmp_path, GOOD.replace('"procedural"', '"folder"'))
     with pytest.raises(UserError, match="--root DIR"):

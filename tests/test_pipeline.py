@@ -154,7 +154,7 @@ def start_all(manifest: Path, store: Path, workers: str, stderr: int) -> subproc
     command = [
         sys.executable,
         "-m",
-        "recon.pipeline.commands.cli",
+        "recon.pipeline",
         "all",
         "-m",
         str(manifest),

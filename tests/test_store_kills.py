@@ -56,18 +56,7 @@ def expected(manifest: Path) -> tuple[dict[str, Any], float]:
 @contextmanager
 def command(manifest: Path, store: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`recon-pipeline all --workers 2` in a process group of its own, which does not outlive the block."""
-    words = [
-        sys.executable,
-        "-m",
-        "recon.pipeline.commands.cli",
-        "all",
-        "-m",
-        str(manifest),
-        "-s",
-        str(store),
-        "--workers",
-        "2",
-    ]
+    words = [sys.executable, "-m", "recon.pipeline", "all", "-m", str(manifest), "-s", str(store), "--workers", "2"]
     log = store.with_suffix(".log")
     with log.open("ab") as file, subprocess.Popen(words, cwd=ROOT, stderr=file, start_new_session=True) as process:
         try:

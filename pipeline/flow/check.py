@@ -12,12 +12,14 @@ from typing import Any
 
 from recon.pipeline.base.wording import some
 from recon.pipeline.flow.manifest import Manifest, is_missing, read_listing, root_of
+from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.copies import Copies, find_copies
 from recon.pipeline.keeping.copies import describe as describe_copies
 from recon.pipeline.shapes.meshfile.sidecars import sidecars
-from recon.pipeline.sources.source import Shape, Source
+from recon.pipeline.sources.source import Shape
 
 BEGINNING_BYTES = 1 << 14
+BY_MESH = "drawn by mesh"  # in place of a split that nobody knows before the meshes are read
 SHOWN = 20  # missing files that a report names; it counts them all
 
 
@@ -59,7 +61,8 @@ def check(manifest: Manifest, root: Path | None) -> Report:
     """
     shapes = read_listing(manifest, root)
     where = root_of(manifest, root)
-    splits = Counter(shape.split for shape in shapes)
+    by_mesh = manifest.split_by == "mesh"
+    splits = Counter(BY_MESH if by_mesh and not shape.listed_split else shape.split for shape in shapes)
     absent = [shape.source for shape in shapes if is_missing(shape)]
     empty = [shape.source for shape in shapes if shape.fingerprint.startswith("0-")]
     differences = [
@@ -80,7 +83,7 @@ def check(manifest: Manifest, root: Path | None) -> Report:
         missing_files=absent[:SHOWN],
         differences=differences,
         captioned=captioned,
-        copies=_copies(manifest.source, where, shapes),
+        copies=_copies(manifest, where, shapes),
         problems=[
             *(f"captions {name!r}: the file has none of these shapes" for name, n in captioned.items() if not n),
             *([f"{len(empty)} listed files are empty: {some(empty)}"] if empty else []),
@@ -89,9 +92,9 @@ def check(manifest: Manifest, root: Path | None) -> Report:
     )
 
 
-def _copies(source: Source, root: Path, shapes: Sequence[Shape]) -> Copies:
+def _copies(manifest: Manifest, root: Path, shapes: Sequence[Shape]) -> Copies:
     """Shapes of equal mesh files. Size and beginning tell most of them apart, so that few are read to their end."""
-    files = {shape.source: source.mesh_file(root, shape.source) for shape in shapes}
+    files = {shape.source: manifest.source.mesh_file(root, shape.source) for shape in shapes}
     same: list[list[str]] = [list(files)]
     for mark in (_size, _beginning, _content):
         groups: dict[tuple[int, Any], list[str]] = {}
@@ -101,12 +104,16 @@ def _copies(source: Source, root: Path, shapes: Sequence[Shape]) -> Copies:
                     with suppress(OSError):  # a file that cannot be read is told of elsewhere
                         groups.setdefault((number, mark(*found)), []).append(name)
         same = [group for group in groups.values() if len(group) > 1]
-    digests = {name: str(number) for number, group in enumerate(same) for name in group}
+    number_of = {name: str(number) for number, group in enumerate(same) for name in group}
+    digests = {shape.uid: number_of.get(shape.source, "") for shape in shapes}
+    splits = {shape.uid: shape.split for shape in shapes}
+    if manifest.split_by == "mesh":  # which split it will be is not known, but that it will be one
+        splits = splits_by_mesh(shapes, digests, manifest.source, manifest.test_fraction)
     return find_copies(
-        [digests.get(shape.source, "") for shape in shapes],
+        [digests[shape.uid] for shape in shapes],
         [shape.source for shape in shapes],
         [shape.uid for shape in shapes],
-        [shape.split for shape in shapes],
+        [splits[shape.uid] for shape in shapes],
         [shape.category for shape in shapes],
     )
 

@@ -200,10 +200,14 @@ def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:
 def read_listing(manifest: Manifest, root: Path | None) -> list[Shape]:
     """The same, whether any file is there or not."""
     source, where = manifest.source, root_of(manifest, root)
-    if source.reads_files and where.is_dir() and not any(where.iterdir()):
-        raise UserError(f"{where}: the root is empty; is the disk mounted? {manifest.obtain}".strip())
+    try:
+        if source.reads_files and where.is_dir() and not any(where.iterdir()):
+            raise UserError(f"{where}: the root is empty; is the disk mounted? {manifest.obtain}".strip())
+        listed = source.shapes(where)
+    except OSError as error:  # no permission, or a disk that went away
+        raise UserError(f"{error.filename or where}: cannot be read ({error.strerror or error})") from error
     shapes: dict[str, Shape] = {}
-    for item in source.shapes(where):
+    for item in listed:
         if item.uid in shapes:
             other = shapes[item.uid].source
             raise UserError(f"two shapes share the uid {item.uid!r}: {other} and {item.source}; rename one")
