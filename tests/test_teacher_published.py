@@ -77,7 +77,7 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(tags: dict[str, Any], we
         clip(weights)
     assert 'tag = one of quick, squashed, plain, or tag = "own"' in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="field 'tag': 'squahsed' is neither .* did you mean squashed"):
+    with pytest.raises(UserError, match=r"field 'tag': 'squahsed' is neither .* did you mean squashed"):
         clip(weights, "squahsed")
 
 
@@ -216,13 +216,13 @@ def test_a_timm_file_with_its_tag_is_the_tag(resnet: Path, tmp_path: Path) -> No
 def test_a_timm_file_that_does_not_say_what_it_is_is_refused(resnet: Path) -> None:
     with pytest.raises(UserError, match=r"does not say which weights of resnet18 .* one of a1_in1k, .*tv_in1k, or"):
         resnet_of(resnet, "resnet18")
-    with pytest.raises(UserError, match="resnet18.tv_in1k has one in its name, 'tv_in1k': remove one"):
+    with pytest.raises(UserError, match=r"resnet18\.tv_in1k has one in its name, 'tv_in1k': remove one"):
         resnet_of(resnet, "resnet18.tv_in1k", "a1_in1k")
 
 
 def test_weights_beside_a_saved_timm_model_are_refused(tmp_path: Path) -> None:
     folder = save_timm(tmp_path / "saved", "test_vit")
-    with pytest.raises(UserError, match="field 'pretrained': .*saved brings its own weights, .* remove it"):
+    with pytest.raises(UserError, match=r"field 'pretrained': .*saved brings its own weights, .* remove it"):
         load_teacher(spec(kind="timm", model=str(folder), pretrained="w.pth"))
 
 
