@@ -170,9 +170,12 @@ def _load_named(spec: TeacherSpec) -> Loaded:
     except Exception as error:  # transports and formats raise what they like
         if spec.pretrained is not None and Path(spec.pretrained).is_file():
             raise trouble(spec, "pretrained", _unreadable(Path(spec.pretrained), spec.model, error)) from error
+        mend = f'name a weights file you have as `pretrained`, with tag = "{tag}"'
+        if tag is None:
+            mend = "name the open_clip_config.json of a downloaded copy as `model`"
         message = (
-            f"cannot fetch {spec.model} {spec.pretrained or ''}: {said(error)}; offline, name a weights file "
-            'you have as `pretrained`, or use the shipped model = "demo"'
+            f"cannot fetch {spec.model} {spec.pretrained or ''}: {said(error)}; offline, {mend}, "
+            'or use the shipped model = "demo"'
         )
         raise trouble(spec, "model", message) from error
     return model, tokenizer, {**config, "quick_gelu": True} if quick_gelu else config
