@@ -270,6 +270,22 @@ def test_a_tokenizers_options_are_in_the_key(weights: Path, tmp_path: Path) -> N
     assert local(tmp_path, weights, "d", bpe_path=default_bpe()).text_recipe() == plain.text_recipe()
 
 
+def test_a_tokenizers_mode_reaches_it(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def tokenizer(source: str, length: int, **options: Any) -> Any:
+        asked.append(options)
+        return open_clip.SimpleTokenizer(context_length=length)
+
+    monkeypatch.setattr(open_clip, "HFTokenizer", tokenizer)
+    text = {**CLIP["text_cfg"], "hf_tokenizer_name": "a/b"}
+    for name, mode in (("plain", {}), ("mode", {"tokenizer_mode": "clips"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**CLIP, "text_cfg": {**text, **mode}}))
+        teacher: Any = load_teacher(spec(model=str(tmp_path / f"{name}.json"), pretrained=str(weights)))
+        assert asked.pop() == mode
+        assert ("tokens" in teacher.text_recipe()) is bool(mode)
+
+
 def test_a_tokenizer_that_draws_is_no_teachers(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="draws at random which words of a long text it reads: remove its"):
         local(tmp_path, weights, "a", reduction_mask="random")

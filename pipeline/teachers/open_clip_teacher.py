@@ -39,12 +39,14 @@ class OpenClipTeacher(ImageTower):
         path = _config_path(spec)
         check_tag(spec, takes_file=path is None and not spec.model.startswith(HUB))
         model, self._tokenizer, self._config = _load_named(spec) if path is None else _load_local(spec, path)
-        options = self._config["text_cfg"].get("tokenizer_kwargs", {})
+        text = self._config["text_cfg"]
+        options = text.get("tokenizer_kwargs", {})
         if options.get("reduction_mask") in ("simple", "random", "shuffle"):
             message = f"{spec.model} draws at random which words of a long text it reads: remove its `reduction_mask`"
             raise trouble(spec, "model", message)
         self._tokenizing = {"tokenizer": _tokenizer_digest(self._tokenizer)}
-        if path and options:  # those of built-in models are in their keys in another way, and stay as they are
+        # Of local configs alone: those of the library's own models are in their keys, which stay as they are.
+        if path and (options or text.get("tokenizer_mode")):
             self._tokenizing["tokens"] = digest_of(of_tokens(self.tokens(SENTENCES)))
         self._words = weights_digest(text_weights(model.state_dict()))
         super().__init__(spec, device, model, _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec), tapped)
