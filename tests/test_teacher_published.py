@@ -277,7 +277,7 @@ def test_a_tokenizers_mode_reaches_it(weights: Path, tmp_path: Path, monkeypatch
         asked.append(options)
         return open_clip.SimpleTokenizer(context_length=length)
 
-    monkeypatch.setattr(open_clip, "HFTokenizer", tokenizer)
+    monkeypatch.setattr(open_clip.tokenizer, "HFTokenizer", tokenizer)
     text = {**CLIP["text_cfg"], "hf_tokenizer_name": "a/b"}
     for name, mode in (("plain", {}), ("mode", {"tokenizer_mode": "clips"})):
         (tmp_path / f"{name}.json").write_text(json.dumps({**CLIP, "text_cfg": {**text, **mode}}))

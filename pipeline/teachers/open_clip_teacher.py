@@ -282,7 +282,7 @@ def _local_tokenizer(text: dict[str, Any], folder: Path) -> Any:
     source = text.get("hf_tokenizer_name")
     if source:
         saved = (folder / "tokenizer_config.json").is_file()
-        return open_clip.HFTokenizer(str(folder) if saved else source, length, **mode, **options)
+        return open_clip.tokenizer.HFTokenizer(str(folder) if saved else source, length, **mode, **options)
     if "bpe_path" in options:
         options["bpe_path"] = str(folder / options["bpe_path"])
     return open_clip.SimpleTokenizer(context_length=length, **options)
