@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,14 @@ pytest.importorskip("transformers", reason="the extra `captioner` is not install
 
 import torch
 
-from recon.pipeline.base.errors import UserError
-from recon.pipeline.caption.captioner import CaptionerTable
+from recon.pipeline.base.digests import canonical_json
+from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.caption.captioner import CaptionerTable, ModelCaptions, captioner_of
 from recon.pipeline.caption.image_to_text import CPU_BATCH, TOP_P, Captioner, _Draw
 from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers.batches import BatchSize
+from recon.pipeline.teachers.probe import NUMBERS, difference
 from tests.miniature_meshes import message
 from tests.tiny_captioner import save_captioner
 
@@ -41,6 +46,34 @@ def test_captions_equal_the_librarys_own(folder: Path) -> None:
     inputs = processor(images=list(PICTURES), return_tensors="pt")
     tokens = model.generate(**inputs, num_beams=3, max_new_tokens=6, do_sample=False)
     assert Captioner(table(folder)).write(PICTURES, None) == processor.batch_decode(tokens, skip_special_tokens=True)
+
+
+def test_a_probe_tells_captioners_apart(folder: Path, tmp_path: Path) -> None:
+    """Other weights, another prompt, other pictures out of the processor; not the same model loaded again."""
+    captioner = Captioner(table(folder))
+    assert np.array(captioner.probe["features"]).shape == (4, NUMBERS)
+    assert not difference(captioner.probe, Captioner(table(folder)).probe, "fp32")
+    others = [Captioner(table(save_captioner(tmp_path / "other", seed=1))), Captioner(table(folder, "a picture of"))]
+    blurred = Captioner(table(folder))
+    blurred._processor.image_processor.resample = 0
+    for other in (*others, blurred):
+        assert "of their length" in difference(captioner.probe, other.probe, "fp32")
+
+
+def test_a_captioner_that_is_not_the_keys_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    views: Any = SimpleNamespace(num_views=2, recipe={"stage": "views"})
+    recipe = canonical_json(Captioner(table(folder)).recipe())
+    other = save_captioner(tmp_path / "other", seed=1)
+    stage = ModelCaptions(table(other), views, recipe)
+    store = FeatureStore.create(tmp_path / "s.zarr")
+    store.require_key("captions", "k", {}, [])
+    with pytest.raises(MachineError, match="captions 'captioner': the model loaded here is not the one that the key"):
+        stage._checked(store, "k")
+    store.require_key("captions", "same", {}, [], {"probe": Captioner(table(folder)).probe})
+    assert ModelCaptions(table(folder), views, recipe)._checked(store, "same").digest
+    swapped = ModelCaptions(table(other), views, canonical_json(captioner_of(table(other)).recipe()))
+    with pytest.raises(MachineError, match="captions 'captioner': it has the recipe of captions/same"):
+        swapped._checked(store, "same")
 
 
 @pytest.mark.slow

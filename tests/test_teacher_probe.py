@@ -84,6 +84,7 @@ def receipts(store: FeatureStore, key: str) -> list[Path]:
 # ---- what a worker compares
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["targets tiny", "text tiny"])
 def test_weights_swapped_after_the_key_was_made_compute_nothing(
     tmp_path: Path, small_manifest: Path, clip_config: Path, name: str
@@ -110,6 +111,7 @@ def test_weights_swapped_after_the_key_was_made_compute_nothing(
     assert not receipts(flow.store, digest_of(entry.stage.recipe))
 
 
+@pytest.mark.slow
 def test_a_class_whose_code_changed_under_its_recipe_stops_the_next_run(toy_flow: Flow, toy: Any) -> None:
     first = toy_flow.features()
     assert {result.kind: len(result.failed) for result in first}["targets"] == 0
@@ -164,16 +166,16 @@ def test_a_key_of_before_gets_its_probe_and_keeps_it(tmp_path: Path) -> None:
     assert not twins.check(store.path)
 
 
+@pytest.mark.slow
 def test_views_of_a_key_whose_teacher_did_something_else_are_not_taken_over(toy_flow: Flow, toy: Any) -> None:
     toy_flow.features()
     before = toy_flow.store.targets("tiny")
     render = toy_flow.manifest.render.__class__(preset="ring2", resolution=32, normals=True)
     toy.SCALE = 2.0
     loaded.cache_clear()
-    Flow(toy_flow.manifest.model_copy(update={"render": render}), None, toy_flow.store).render()
-    entry = entry_of(
-        Flow(toy_flow.manifest.model_copy(update={"render": render}), None, toy_flow.store), "targets tiny"
-    )
+    flow = Flow(toy_flow.manifest.model_copy(update={"render": render}), None, toy_flow.store)
+    flow.render()
+    entry = entry_of(flow, "targets tiny")
     run_stage(toy_flow.store, entry.stage, entry.rows, InProcess())
     after: Any = toy_flow.store.kind_group("targets", digest_of(entry.stage.recipe))["feat"]
     assert np.allclose(after[0], 2 * np.asarray(before.feat[0], np.float32), rtol=1e-2)
@@ -233,12 +235,10 @@ def test_last_bits_pass_and_changes_do_not(seed: int, width: int, precision: str
     features = rng.standard_normal((4, width)) * 10.0 ** rng.integers(-3, 4)
     noise = rng.standard_normal((4, width))
     noise *= np.linalg.norm(features, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
-    held = of_features("t", features)
-    assert not difference(held, of_features("t", features + TOLERANCES[precision] / 3 * noise), precision)
-    assert "of their length" in difference(
-        held, of_features("t", features + 3 * TOLERANCES[precision] * noise), precision
-    )
-    assert "of their length" in difference(held, of_features("t", features[::-1]), precision)
+    held, allowed = of_features("t", features), TOLERANCES[precision]
+    assert not difference(held, of_features("t", features + allowed / 3 * noise), precision)
+    for other in (features + 3 * allowed * noise, features[::-1]):
+        assert "of their length" in difference(held, of_features("t", other), precision)
 
 
 def test_probes_of_another_version_or_count_are_told_apart() -> None:

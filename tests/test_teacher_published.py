@@ -216,7 +216,7 @@ def test_a_timm_file_with_its_tag_is_the_tag(resnet: Path, tmp_path: Path) -> No
 def test_a_timm_file_that_does_not_say_what_it_is_is_refused(resnet: Path) -> None:
     with pytest.raises(UserError, match=r"does not say which weights of resnet18 .* one of a1_in1k, .*tv_in1k, or"):
         resnet_of(resnet, "resnet18")
-    with pytest.raises(UserError, match=r"resnet18.tv_in1k has one in its name, 'tv_in1k': remove one"):
+    with pytest.raises(UserError, match=r"resnet18\.tv_in1k has one in its name, 'tv_in1k': remove one"):
         resnet_of(resnet, "resnet18.tv_in1k", "a1_in1k")
 
 
@@ -268,6 +268,22 @@ def test_a_tokenizers_options_are_in_the_key(weights: Path, tmp_path: Path) -> N
     assert "tokens" not in plain.text_recipe()
     # A path is this machine's, and what lies there is digested.
     assert local(tmp_path, weights, "d", bpe_path=default_bpe()).text_recipe() == plain.text_recipe()
+
+
+def test_a_tokenizers_mode_reaches_it(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def tokenizer(source: str, length: int, **options: Any) -> Any:
+        asked.append(options)
+        return open_clip.SimpleTokenizer(context_length=length)
+
+    monkeypatch.setattr(open_clip.tokenizer, "HFTokenizer", tokenizer)
+    text = {**CLIP["text_cfg"], "hf_tokenizer_name": "a/b"}
+    for name, mode in (("plain", {}), ("mode", {"tokenizer_mode": "clips"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**CLIP, "text_cfg": {**text, **mode}}))
+        teacher: Any = load_teacher(spec(model=str(tmp_path / f"{name}.json"), pretrained=str(weights)))
+        assert asked.pop() == mode
+        assert ("tokens" in teacher.text_recipe()) is bool(mode)
 
 
 def test_a_tokenizer_that_draws_is_no_teachers(weights: Path, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class LoadedTeacher:
     @contextmanager
     def _blamed(self, what: str) -> Iterator[None]:
         """What goes wrong with inputs of no shape is no shape's fault."""
+        import torch
+
         try:
             yield
         except UserError:
@@ -60,6 +62,8 @@ class LoadedTeacher:
         except Exception as error:  # a class of one's own may raise anything
             message = f"{self.name}: it cannot embed {what}: {type(error).__name__}: {said(error)}"
             raise MachineError(message) from error
+        finally:
+            torch.cuda.empty_cache()  # a parent does no more than this, and the GPU's memory is its workers'
 
     @property
     def name(self) -> str:

@@ -39,12 +39,14 @@ class OpenClipTeacher(ImageTower):
         path = _config_path(spec)
         check_tag(spec, takes_file=path is None and not spec.model.startswith(HUB))
         model, self._tokenizer, self._config = _load_named(spec) if path is None else _load_local(spec, path)
-        options = self._config["text_cfg"].get("tokenizer_kwargs", {})
+        text = self._config["text_cfg"]
+        options = text.get("tokenizer_kwargs", {})
         if options.get("reduction_mask") in ("simple", "random", "shuffle"):
             message = f"{spec.model} draws at random which words of a long text it reads: remove its `reduction_mask`"
             raise trouble(spec, "model", message)
         self._tokenizing = {"tokenizer": _tokenizer_digest(self._tokenizer)}
-        if path and options:  # those of built-in models are in their keys in another way, and stay as they are
+        # Of local configs alone: those of the library's own models are in their keys, which stay as they are.
+        if path and (options or text.get("tokenizer_mode")):
             self._tokenizing["tokens"] = digest_of(of_tokens(self.tokens(SENTENCES)))
         self._words = weights_digest(text_weights(model.state_dict()))
         super().__init__(spec, device, model, _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec), tapped)
@@ -170,9 +172,12 @@ def _load_named(spec: TeacherSpec) -> Loaded:
     except Exception as error:  # transports and formats raise what they like
         if spec.pretrained is not None and Path(spec.pretrained).is_file():
             raise trouble(spec, "pretrained", _unreadable(Path(spec.pretrained), spec.model, error)) from error
+        mend = f'name a weights file you have as `pretrained`, with tag = "{tag}"'
+        if tag is None:
+            mend = "name the open_clip_config.json of a downloaded copy as `model`"
         message = (
-            f"cannot fetch {spec.model} {spec.pretrained or ''}: {said(error)}; offline, name a weights file "
-            'you have as `pretrained`, or use the shipped model = "demo"'
+            f"cannot fetch {spec.model} {spec.pretrained or ''}: {said(error)}; offline, {mend}, "
+            'or use the shipped model = "demo"'
         )
         raise trouble(spec, "model", message) from error
     return model, tokenizer, {**config, "quick_gelu": True} if quick_gelu else config
@@ -277,7 +282,7 @@ def _local_tokenizer(text: dict[str, Any], folder: Path) -> Any:
     source = text.get("hf_tokenizer_name")
     if source:
         saved = (folder / "tokenizer_config.json").is_file()
-        return open_clip.HFTokenizer(str(folder) if saved else source, length, **mode, **options)
+        return open_clip.tokenizer.HFTokenizer(str(folder) if saved else source, length, **mode, **options)
     if "bpe_path" in options:
         options["bpe_path"] = str(folder / options["bpe_path"])
     return open_clip.SimpleTokenizer(context_length=length, **options)

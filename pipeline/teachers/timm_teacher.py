@@ -96,6 +96,8 @@ def _load(spec: TeacherSpec) -> Any:
     else:
         name, options = (spec.model, options) if spec.model.startswith(HUB) else _named(spec)
         failure, mend = f"cannot fetch {name}", "offline, name a weights file you have as `pretrained`"
+        if spec.model.startswith(HUB):
+            mend = "offline, name the folder of a downloaded copy as `model`"
     if options:
         field, mend = "pretrained", "name a whole file of that model"
         failure = f"{spec.pretrained} does not hold weights of {name} that can be read"
