@@ -72,6 +72,29 @@ def test_of_several_shards_the_damaged_one_is_named(tmp_path: Path) -> None:
         read_rows(store.kind_group("points", key)["xyz"], range(12))  # type: ignore[arg-type]
 
 
+def test_a_lost_shard_is_never_read_as_blank(tmp_path: Path) -> None:
+    """Zarr would: captions that are none, facts of nothing, features of zeros."""
+    store = register(tmp_path / "a.zarr", [f"s{i}" for i in range(6)])
+    for kind in ("meshes", "captions"):
+        fill(store, Toy(kind))
+    fill(store, Toy("text"), ["a bed", "s0 0", "s5 1"], teacher="tiny")
+    ref = store.ref()
+    assert store.captions()[5] == ["s5 0", "s5 1"]
+    lost = {
+        f"captions/{ref.captions['facts']}/caption/c/1/0": store.captions,
+        f"meshes/{ref.keys['meshes']}/facts/c/0/0": store.facts,
+        f"text/{ref.text['tiny']}/feat/c/0/0": lambda: store.text("tiny"),
+    }
+    for file, read in lost.items():
+        (store.path / file).unlink()
+        with pytest.raises(DamagedStore, match=rf"{file}: missing"):
+            read()
+    # What has no receipt is not done, so nobody misses its file.
+    store.receipt_path(ref.captions["facts"], 0, 1).unlink()
+    assert store.captions() == [[f"s{i} 0", f"s{i} 1"] for i in range(4)] + [["", ""]] * 2
+    assert [len(line) for line in store.caption_records()] == [2] * 4 + [0] * 2
+
+
 def test_every_receipt_once_in_order_and_nothing_else(tmp_path: Path) -> None:
     store = register(tmp_path / "a.zarr", [f"s{i}" for i in range(10)])
     key = fill(store, Toy(draws=3), ref="")

@@ -16,8 +16,8 @@ import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.store.captions import caption_records, joined_captions
-from recon.pipeline.store.columns import VERIFY, read_column
+from recon.pipeline.store.captions import Tables, caption_records, joined_captions
+from recon.pipeline.store.columns import VERIFY, read_column, read_rows
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure, Receipt
@@ -158,7 +158,7 @@ class StoreReader:
             raise UserError(
                 f"{self.path}: {int((~done).sum())} prompts not embedded by {name!r}; run `recon-pipeline features`"
             )
-        feat = np.asarray(cast("zarr.Array[Any]", group["feat"])[: len(prompts)])
+        feat = read_rows(cast("zarr.Array[Any]", group["feat"]), range(len(prompts)))
         row = {prompt: i for i, prompt in enumerate(prompts)}
         row[""] = -1
         used = set(self.registry.category[self.rows(ref)].tolist())
@@ -178,20 +178,27 @@ class StoreReader:
 
     def captions_of(self, keys: Mapping[str, str]) -> list[list[str]]:
         """The same for keys of captions by table, whether a ref names them yet or not."""
-        return joined_captions(self._caption_groups(keys), len(self.registry))
+        return joined_captions(self._caption_tables(keys), len(self.registry))
 
     def caption_records(self, ref: Ref | str | None = None) -> list[list[Caption]]:
         """All that is stored of every shape's captions, rejected ones too, table by table."""
-        return caption_records(self._caption_groups(self.ref(ref).captions), len(self.registry))
+        return caption_records(self._caption_tables(self.ref(ref).captions), len(self.registry))
 
-    def _caption_groups(self, keys: Mapping[str, str]) -> dict[str, zarr.Group]:
-        return {table: self.kind_group("captions", key) for table, key in keys.items()}
+    def _caption_tables(self, keys: Mapping[str, str]) -> Tables:
+        return {table: (self.kind_group("captions", key), self._done(key)) for table, key in keys.items()}
+
+    def _done(self, key: str) -> NDArray[np.int64]:
+        return np.flatnonzero(self.ok(key, len(self.registry)))
 
     def facts(self, ref: Ref | str | None = None) -> list[dict[str, Any]]:
         """What the source knows of each shape ({} for a plain file)."""
         ref = self.ref(ref)
-        _, group = self._of_ref("meshes", ref, "ingest")
-        return [json.loads(text) if text else {} for text in read_column(group, "facts", len(self.registry))]
+        key, group = self._of_ref("meshes", ref, "ingest")
+        facts: list[dict[str, Any]] = [{} for _ in self.registry.uid]
+        done = self._done(key)
+        for row, text in zip(done, read_rows(cast("zarr.Array[Any]", group["facts"]), done), strict=True):
+            facts[row] = json.loads(text) if text else {}
+        return facts
 
     def ok(self, key: str, rows: int, lane: int = 0) -> NDArray[np.bool_]:
         """[rows] which rows of a key hold finished data, by its receipts."""

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Ref
 from recon.pipeline.store.shards import read_rows
@@ -130,7 +129,7 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
     label = np.searchsorted(used, registry.category[rows]).astype(np.int64)
     categories = [registry.categories[number] for number in used]
     captions = store.captions(found)
-    parts = _parts(store, found)
+    parts = _parts(store, found, rows)
     names = safe_names([registry.uid[row] for row in rows])
     records = [
         {
@@ -141,22 +140,22 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
             "category": categories[number],
             "label": int(number),
             "split": registry.split[row],
-            "parts": parts[row],
+            "parts": its,
             "captions": [caption for caption in captions[row] if caption],
         }
-        for row, name, number in zip(rows, names, label, strict=True)
+        for row, name, number, its in zip(rows, names, label, parts, strict=True)
     ]
     words = _load_words(store, found, used, rows, records) if found.text else None
     return Table(store, found, tuple(splits), rows, len(chosen) - len(rows), categories, label, records, words)
 
 
-def _parts(store: FeatureStore, ref: Ref) -> list[list[str]]:
-    """Names of the parts, a row of the registry: of its mesh, or of the data set where clouds came ready-made."""
+def _parts(store: FeatureStore, ref: Ref, rows: NDArray[np.int64]) -> list[list[str]]:
+    """[N] names of a shape's parts: of its mesh, or of the data set where clouds came ready-made."""
     clouds = store.recipe("points", ref.keys["points"]).get("clouds")
     if clouds is not None:
-        return [clouds.get("parts", [])] * len(store.registry)
-    texts = read_column(store.kind_group("meshes", ref.keys["meshes"]), "parts", len(store.registry))
-    return [json.loads(text or "[]") for text in texts]
+        return [clouds.get("parts", [])] * len(rows)
+    column = cast("zarr.Array[Any]", store.kind_group("meshes", ref.keys["meshes"])["parts"])
+    return [json.loads(text or "[]") for text in read_rows(column, rows)]
 
 
 def _load_words(
