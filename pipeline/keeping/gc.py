@@ -235,28 +235,25 @@ def _orphan_receipts(store: FeatureStore) -> Iterator[GcItem]:
     """Receipts of keys of which nothing is there: not even a damaged folder that could be mended."""
     for path in _folders(store.path / "receipts"):
         if not any((store.path / kind / path.name).exists() for kind in KINDS):
-            size, newest = measure(path)
-            yield GcItem(f"receipts/{path.name}", "receipts", path.name, size, "receipts of a key that is gone", newest)
+            yield _item(store, path, "receipts", "receipts of a key that is gone", key=path.name)
 
 
 def _caches(store: FeatureStore) -> Iterator[GcItem]:
     for path in _folders(store.path / "cache"):
         if not path.name.startswith("."):
-            size, newest = measure(path, read=True)
-            yield GcItem(f"cache/{path.name}", "cache", "", size, "a copy not read lately; made again if asked", newest)
+            yield _item(store, path, "cache", "a copy not read lately; made again if asked", read=True)
 
 
 def _entries(store: FeatureStore, folder: str) -> Iterator[GcItem]:
     """Notes of workers."""
     for path in _listed(store.path / folder):
-        size, newest = measure(path)
-        yield GcItem(f"{folder}/{path.name}", folder, "", size, "left behind by a worker", newest)
+        yield _item(store, path, folder, "left behind by a worker")
 
 
 def _remains(store: FeatureStore) -> Iterator[GcItem]:
     for path in _listed(store.path):
         if path.name.startswith(_REMAINS):
-            yield GcItem(path.name, "remains", "", *_item_of(path, "left by a collection that was cut off"))
+            yield _item(store, path, "remains", "left by a collection that was cut off")
 
 
 def _temporaries(store: FeatureStore, gone: Iterable[str], oldest: float) -> list[GcItem]:
@@ -268,17 +265,16 @@ def _temporaries(store: FeatureStore, gone: Iterable[str], oldest: float) -> lis
         temporary = [n for n in (*folders, *files) if any(fnmatch(n, p) for p in _TEMPORARY)]
         for name in temporary:
             path = here / name
-            size, newest = measure(path)
-            if newest <= oldest and path not in doomed and not path.is_symlink():
-                relative = path.relative_to(store.path).as_posix()
-                found.append(GcItem(relative, "temporary", "", size, "left behind by a run that was killed", newest))
+            item = _item(store, path, "temporary", "left behind by a run that was killed")
+            if item.newest <= oldest and path not in doomed and not path.is_symlink():
+                found.append(item)
         folders[:] = [n for n in folders if n not in temporary and here / n not in doomed]
     return found
 
 
-def _item_of(path: Path, reason: str) -> tuple[int, str, float]:
-    size, newest = measure(path)
-    return size, reason, newest
+def _item(store: FeatureStore, path: Path, kind: str, reason: str, key: str = "", read: bool = False) -> GcItem:
+    size, newest = measure(path, read)
+    return GcItem(path.relative_to(store.path).as_posix(), kind, key, size, reason, newest)
 
 
 def _listed(path: Path) -> list[Path]:
