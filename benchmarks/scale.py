@@ -252,7 +252,7 @@ def peak_mb() -> float:
 
 def facts() -> dict[str, Any]:
     """The machine, its load now, and the versions of what is measured."""
-    names = ("recon", "zarr", "numpy", "torch", "open_clip_torch", "distributed", "psutil")
+    names = ("recon-pointcloud", "zarr", "numpy", "torch", "open_clip_torch", "distributed", "psutil")
     versions = {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
     machine = {"cpu": processor(), "cores": cores(), "load": round(os.getloadavg()[0], 2)}
     return {"date": date.today().isoformat(), "machine": machine, "versions": versions}

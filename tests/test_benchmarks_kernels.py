@@ -11,7 +11,7 @@ import torch
 from recon import kernels
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "recon.kernels.py"
+SCRIPT = ROOT / "benchmarks" / "kernels.py"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

@@ -22,7 +22,8 @@ from recon.pipeline.flow.run import Flow
 from recon.pipeline.rendering import rasterizer
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.shapes.meshfile import load_mesh
-from recon.pipeline.stages import Meshes, views
+from recon.pipeline.stages import views
+from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.session import writing
 from tests.conftest import FOLDER_MANIFEST

@@ -107,7 +107,7 @@ def test_what_was_exported_comes_back(exported: Path, small_store: Path, clip_co
     store = FeatureStore.create(tmp_path / "s.zarr")
     flow = Flow(read_manifest(tmp_path, clip_config), exported, store)
     results = flow.all()
-    assert [r.kind for r in results] == ["points", "captions", "targets", "text"]
+    assert [r.kind for r in results] == ["points", "targets", "captions", "text"]
     assert not any(r.failed for r in results)
     assert not any(line.todo for line in report(Flow(flow.manifest, exported, store), 1))
     assert all(r.computed == 0 for r in Flow(flow.manifest, exported, store).all())

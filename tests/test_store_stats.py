@@ -290,7 +290,7 @@ def test_patch_tokens_count_by_their_mean(tmp_path: Path) -> None:
 def test_how_a_key_came_to_be(copy: Path) -> None:
     _, ref, _ = opened(copy)
     points, targets = ref["keys"]["points"], ref["targets"]["tiny"]
-    receipt = edit(copy, points, "0-000000.json", seconds=6.0, host="fast", nonfinite=2)
+    receipt = edit(copy, points, "0-000000.json", seconds=6.0, nonfinite=2, provenance=({"host": "fast"},))
     edit(
         copy,
         points,
@@ -298,8 +298,8 @@ def test_how_a_key_came_to_be(copy: Path) -> None:
         ok=(*[False] * 3, *receipt.ok[3:]),
         failed={0: Failure("thin"), 1: Failure("broken"), 2: Failure("broken")},
     )
-    edit(copy, targets, "0-000000.json", seconds=12.0, host="one")
-    edit(copy, targets, "1-000000.json", seconds=36.0, host="one")
+    edit(copy, targets, "0-000000.json", seconds=12.0, provenance=({"host": "one"},))
+    edit(copy, targets, "1-000000.json", seconds=36.0, provenance=({"host": "one"},))
     found = {line.name: line for line in statistics(FeatureStore.open(copy)).keys}
     assert list(found) == ["meshes", "points", "views", "captions/facts", "targets/tiny", "text/tiny"]
     line = found["points"]

@@ -175,10 +175,10 @@ def _merge_refs(stores: Sequence[FeatureStore]) -> list[tuple[str, str, str, str
 
 
 def _merge_listed(stores: Sequence[FeatureStore], origin: _Origin) -> dict[str, list[int]]:
-    """Rows of the merged store that the parts' refs list, by ref."""
+    """Rows of the merged store that the parts' refs list, by ref; of refs of an earlier version nothing is known."""
     listed: dict[str, list[int]] = {}
     for part, store in enumerate(stores):
-        for ref in list_refs(store):
+        for ref in (ref for ref in list_refs(store) if ref.listed is not None):
             listed.setdefault(ref.name, []).extend(origin.places(part)[store.rows(ref)].tolist())
     return listed
 
