@@ -68,7 +68,7 @@ def tag_of(spec: TeacherSpec, known: Mapping[str, Published], plain: Any) -> str
         told = plain if spec.tag == OWN else known[spec.tag].settings
         if told != known[found].settings:
             raise trouble(spec, "tag", f"{spec.pretrained} holds the weights of {found!r}, not of {spec.tag!r}")
-    return (spec.tag if spec.tag != OWN else None) if spec.tag is not None else found
+    return None if spec.tag == OWN else spec.tag or found
 
 
 def gelu_notes(spec: TeacherSpec) -> list[str]:
