@@ -153,7 +153,7 @@ def set_aside(flow: Flow, reasons: Sequence[str]) -> None:
     from recon.pipeline.store.receipts import Entry, Failure, Receipt
 
     flow.ingest()
-    path = flow.store.receipt_path(digest_of(Meshes(flow._origin).recipe), 0, 0)
+    path = flow.store.receipt_path(digest_of(Meshes(flow.plan.origin).recipe), 0, 0)
     receipt = Receipt.read(path)
     assert receipt is not None
     entries, failed = receipt.entries(), dict(receipt.failed)

@@ -358,5 +358,6 @@ def test_grouping_encoder_decoder_and_loss_compile_without_a_break() -> None:
 def test_the_model_needs_torch_and_numpy_only() -> None:
     # The speed benchmarks run it on machines without the pipeline's dependencies.
     foreign = "{'pydantic', 'zarr', 'timm', 'open_clip', 'sklearn', 'safetensors', 'recon.pipeline'}"
-    code = f"import sys, recon.trainer.model, recon.trainer.heads, recon.trainer.released; assert not {foreign} & set(sys.modules)"
+    code = "import sys, recon.trainer.model, recon.trainer.heads, recon.trainer.released; "
+    code += f"assert not {foreign} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
