@@ -98,7 +98,7 @@ def test_a_root_that_vanishes_is_no_shapes_fault(manifest: Path, make: Any, empt
         (tmp_path / "elsewhere").rename(root)
         (root / "chair" / "m3.off").unlink()  # one file that is gone is another thing
         results = {result.kind: set(result.failed) for result in flow.sample()}
-        assert results == {"meshes": set(), "points": {"chair/m3"}}
+        assert results == {"meshes": set(), "points": {"chair/m3.off"}}
 
 
 # ---- what readers stumble over

@@ -98,7 +98,7 @@ class ModelFiles:
         """All material libraries as one, as trimesh reads the first alone: a line names one file, or several."""
         found = []
         for line in self.libraries:
-            contents = [None if path is None else _bytes_of(path) for path in self.find_libraries(line)]
+            contents = [None if path is None else self._bytes_of(path) for path in self.find_libraries(line)]
             if None in contents:
                 self.missing.add(line)
             found += [content for content in contents if content is not None]
@@ -131,7 +131,14 @@ class ModelFiles:
 
     def _read(self, name: str) -> bytes | None:
         path = self.find(name)
-        return None if path is None else _bytes_of(path)
+        return None if path is None else self._bytes_of(path)
+
+    def _bytes_of(self, path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            self.refusal = self.refusal or machine_fault(error)
+            return None
 
     def pixels(self, stand_in: Any, keep_alpha: bool) -> NDArray[np.uint8] | None:
         """A picture as [H, W, 3 or 4] uint8; palettes, grey and grey-with-alpha pictures become RGB(A).
@@ -163,13 +170,6 @@ class ModelFiles:
             if image.mode.startswith("I"):  # 16 bits, which conversion would clip to white
                 return np.array(Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB"))
             return np.array(image.convert(mode), np.uint8)
-
-
-def _bytes_of(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
 
 
 def open_picture(content: bytes) -> Image.Image:
