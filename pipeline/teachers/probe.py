@@ -31,7 +31,7 @@ SENTENCES = (
 # Largest relative distance of two sketches that are taken for one, against what was measured on the demo teacher, a
 # ResNet-50 and a ViT-B/32 of random weights. float32: another batch size 0.000001; every product in TF32, in which a
 # GPU takes convolutions where torch is left as it is, 0.001; another resize filter 0.03 to 0.15. A float16 or bfloat16
-# model was 0.002 or 0.015 from its float32 twin, and two machines are not farther apart; deeper models are somewhat.
+# twin of the demo teacher or the ViT lay 0.002 or 0.015 off; two machines are nearer to each other, deeper models less.
 TOLERANCES = {"fp32": 0.005, "fp16": 0.02, "bf16": 0.1}
 
 
