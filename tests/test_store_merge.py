@@ -131,7 +131,7 @@ def test_seconds_and_logs_are_handed_on(tmp_path: Path, parts: list[FeatureStore
     for number, receipt in enumerate((parts[0].path / "receipts").rglob("*.json")):
         known = Receipt.read(receipt)
         assert known is not None
-        replace(known, seconds=float(number + 1), host="far").write(receipt)
+        replace(known, seconds=float(number + 1)).write(receipt)
     merge(tmp_path / "out.zarr", [part.path for part in parts])
     out = FeatureStore.open(tmp_path / "out.zarr")
     # The prompts that both hold are taken from the first, so the second's share in them is not counted.
