@@ -304,7 +304,9 @@ def test_two_manifests_share_a_store_and_retire_only_their_own(bench: Bench, tmp
     other = tmp_path / "other.toml"
     other.write_text(bench.manifest.read_text().replace('name = "small"', 'name = "other"'))
     bench.flow().ingest()
-    Flow(load_manifest(other), bench.root, FeatureStore.create(bench.store)).ingest()
+    second = Flow(load_manifest(other), bench.root, FeatureStore.create(bench.store))
+    second.ingest()
+    assert second.notes == ["6 new shapes of 'other' have uids of shapes of 'small': each data set has rows of its own"]
     (bench.root / "box/m1.obj").unlink()
     bench.flow().ingest()
     store = FeatureStore.open(bench.store)

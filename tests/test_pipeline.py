@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -315,6 +316,26 @@ def test_another_split_in_the_manifest_reaches_the_store(
     manifest = load_manifest(small_manifest).model_copy(update={"test_fraction": 0.5})
     assert all(result.computed == 0 for result in Flow(manifest, None, store).all())  # no feature depends on it
     assert FeatureStore.open(tmp_path / "s.zarr").registry.split.count("test") == 6
+
+
+def test_a_new_key_is_told(
+    small_store: Path,
+    small_manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one line: what was computed under the old one stays, and may be what was wanted."""
+    shutil.copytree(small_store, tmp_path / "s.zarr")
+    text = small_manifest.read_text()
+    (count,) = re.findall(r"num_points = (\d+)", text)
+    (tmp_path / "m.toml").write_text(text.replace(f"num_points = {count}", "num_points = 8"))
+    before = FeatureStore.open(small_store).points().key
+    words = ("sample", "-m", str(tmp_path / "m.toml"), "-s", str(tmp_path / "s.zarr"), "--workers", "0")
+    status, output = run(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 0
+    assert f"points: a new key: differs from {before}: num_points: {count} -> 8\n" in output
+    assert "a new key" not in run(*words, capsys=capsys, monkeypatch=monkeypatch)[1]
 
 
 def test_ctrl_c_says_so_and_keeps_what_is_finished(small_manifest: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ class Run:
         set_thread_variables()  # before numpy and torch start their threads
         from recon.pipeline.execution.opening import open_executor
         from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
+        from recon.pipeline.flow.report import key_change
         from recon.pipeline.flow.run import Flow, load_models, summary
         from recon.pipeline.store.session import writing
 
@@ -108,6 +109,10 @@ class Run:
             check = self._size_check(flow, executor.workers)
 
             def begin(stage: str, plan: StagePlan) -> None:
+                changed = key_change(flow, stage, plan.tasks[0].stage)
+                if changed:  # what is there of the other key stays, and may be what was wanted
+                    more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
+                    console.print(f"{stage}: a new key: {changed[0]}{more}", markup=False)
                 more = human(plan.todo * plan.bytes_a_row)
                 console.print(f"{stage}: {plan.todo} of {plan.total} rows to do, about {more}", markup=False)
 

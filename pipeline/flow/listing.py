@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -35,12 +36,25 @@ def register(store: FeatureStore, dataset: str, shapes: Sequence[Shape], whole: 
     if fresh:
         store.append_registry({name: [getattr(shape, name) for shape in fresh] for name in REGISTRY_COLUMNS})
         rows = store.registry.numbers(dataset)
+    notes = _namesakes(store, dataset, {shape.uid for shape in fresh})
     retired = store.list_rows(dataset, [rows[shape.uid] for shape in shapes], whole)
     if not retired:
-        return []
+        return notes
     return [
+        *notes,
         f"{retired} shapes that {dataset!r} no longer lists are retired: nothing uses them any more, and `gc` drops "
-        "them; a shape that is listed again comes back as it was"
+        "them; a shape that is listed again comes back as it was",
+    ]
+
+
+def _namesakes(store: FeatureStore, dataset: str, fresh: set[str]) -> list[str]:
+    """A line for each other data set that has shapes of the same uids as these new ones."""
+    registry = store.registry
+    pairs = zip(registry.uid, registry.dataset, strict=True)
+    others = Counter(other for uid, other in pairs if uid in fresh and other not in ("", dataset))
+    return [
+        f"{count} new shapes of {dataset!r} have uids of shapes of {other!r}: each data set has rows of its own"
+        for other, count in sorted(others.items())
     ]
 
 

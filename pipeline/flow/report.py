@@ -12,6 +12,7 @@ from typing import Any
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.wording import human
 from recon.pipeline.execution.planning import StagePlan, plan_stage
+from recon.pipeline.execution.stage import Stage
 from recon.pipeline.flow.run import Flow, StageRows
 from recon.pipeline.keeping.recipes import Resolve, recipe_diff_expanded
 from recon.pipeline.store.feature_store import FeatureStore
@@ -65,7 +66,7 @@ def report(flow: Flow, workers: int) -> list[StageStatus]:
                 missing=todo - plan.stale,
                 stale=plan.stale,
                 failed=len(plan.failed),
-                why=tuple(_reasons(flow, entry, key, plan)),
+                why=tuple(_reasons(flow, entry, plan)),
                 bytes=plan.held_bytes,
                 bytes_to_come=int(todo * plan.bytes_a_row),
                 seconds_to_come=_seconds(plan, todo, workers, speeds.get(key, speeds.get(stage.kind))),
@@ -74,12 +75,9 @@ def report(flow: Flow, workers: int) -> list[StageStatus]:
     return lines
 
 
-def _reasons(flow: Flow, entry: StageRows, key: str, plan: StagePlan) -> list[str]:
-    stage, reasons = entry.stage, []
-    held = _held_key(flow, entry.name, stage.kind)
-    if held and held != key:
-        changed = recipe_diff_expanded(flow.store.recipe(stage.kind, held), stage.recipe, _resolver(flow))
-        reasons += [f"differs from {held}: {line}" for line in changed]
+def _reasons(flow: Flow, entry: StageRows, plan: StagePlan) -> list[str]:
+    stage = entry.stage
+    reasons = key_change(flow, entry.name, stage)
     if plan.stale:
         what = {"meshes": "file changed", "captions": "texts, class or mesh changed"}.get(stage.kind, "mesh changed")
         reasons.append(f"{plan.stale} rows whose {what}")
@@ -93,6 +91,18 @@ def _reasons(flow: Flow, entry: StageRows, key: str, plan: StagePlan) -> list[st
     if plan.held_rows and plan.todo > plan.stale:
         reasons.append(f"{plan.todo - plan.stale} rows not begun, or withdrawn")
     return reasons
+
+
+def key_change(flow: Flow, name: str, stage: Stage) -> list[str]:
+    """In what a stage's recipe differs from the one of the manifest's last run, a line a field; none where it does not.
+
+    `name` is the stage's as `StageStatus` has it.
+    """
+    held = _held_key(flow, name, stage.kind)
+    if held is None or held == digest_of(stage.recipe):
+        return []
+    changed = recipe_diff_expanded(flow.store.recipe(stage.kind, held), stage.recipe, _resolver(flow))
+    return [f"differs from {held}: {line}" for line in changed]
 
 
 def _held_key(flow: Flow, name: str, kind: str) -> str | None:
