@@ -79,7 +79,8 @@ def write(
 ) -> None:
     """The first column of a key, whose name is its kind's, filled with noise; the trainer reads no other."""
     group = store.require_key(kind, kind, {"stage": kind}, columns)
-    arrays = [store.require_column(group, column, rows, lanes, shard_rows) for column in columns]
+    made = [store.require_column(group, column, rows, lanes, shard_rows) for column in columns]
+    arrays = [array.with_config({"write_empty_chunks": True}) for array in made]  # as stages write them
     for start in range(0, rows, shard_rows):
         stop = min(start + shard_rows, rows)
         shape = (stop - start, *columns[0].shape)
@@ -90,7 +91,7 @@ def write(
             arrays[0][where] = rng.standard_normal(shape, np.float32).astype(columns[0].dtype)
         digests = tuple(map(str, range(start, stop)))
         ok = (True,) * len(digests)
-        receipt = Receipt((start, stop), digests, digests, ok, {}, 0, 0, 0.0, "", {})
+        receipt = Receipt((start, stop), digests, digests, ok, {}, 0, 0, 0.0, (-1,) * len(digests), ())
         receipt.write(store.receipt_path(kind, 0, start // shard_rows))
 
 

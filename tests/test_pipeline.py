@@ -164,7 +164,9 @@ def start_all(manifest: Path, store: Path, workers: str, stderr: int) -> subproc
         "--workers",
         workers,
     ]
-    return subprocess.Popen(command, start_new_session=True, stderr=stderr, text=True)
+    # A shell's background jobs, tests too, ignore Ctrl-C, and so would what they start.
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.Popen(command, start_new_session=True, stderr=stderr, text=True, preexec_fn=heed)  # noqa: PLW1509
 
 
 def wait_for_receipts(process: subprocess.Popen[str], store: Path, count: int) -> None:
