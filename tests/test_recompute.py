@@ -19,6 +19,7 @@ from recon.pipeline.execution.stage import Block, Row
 from recon.pipeline.rendering.render import Renderer
 from recon.pipeline.store import FeatureStore
 from tests.test_engine import Squares, rows_of
+from tests.test_pipeline import folder_manifest
 from tests.test_store_cli import Shell, own, shell  # noqa: F401 (fixtures)
 from tests.toy_stage import register
 
@@ -123,3 +124,26 @@ def test_another_picture_is_told_and_fails(
     verdicts = {(line["stage"], line["column"]): line["verdict"] for line in report["recomputed"]}
     assert [where for where, verdict in verdicts.items() if verdict == "different"] == [("views", "rgb")]
     assert verdicts["views", "depth"] == "equal"
+
+
+@pytest.mark.slow
+def test_a_material_edited_since_is_no_agreement(clip_config: Path, tmp_path: Path, shell: Shell) -> None:  # noqa: F811
+    """Rows whose files changed are not compared, which is said and counts: the store is not what would be made now."""
+    box = tmp_path / "meshes" / "box"
+    box.mkdir(parents=True)
+    corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    (box / "a.obj").write_text(f"mtllib a.mtl\nusemtl m\n{corners}")
+    (box / "a.mtl").write_text("newmtl m\nKd 1 0 0\n")
+    manifest, store = folder_manifest(tmp_path, clip_config), tmp_path / "s.zarr"
+    where = ("-m", manifest, "--root", tmp_path / "meshes")
+    assert shell("render", *where, "-s", store, "--workers", "0")[0] == 0
+    words = ("verify", store, "--recompute", "1", *where)
+    assert shell(*words)[0] == 0
+    (box / "a.mtl").write_text("newmtl m\nKd 0 0 1\n")
+    status, output, _ = shell(*words)
+    told = (
+        "meshes: 1 finished rows were made from other inputs than there are now: not compared, nor what hangs on them"
+    )
+    assert (status, output.splitlines()[-1]) == (1, told)
+    assert shell("render", *where, "-s", store, "--workers", "0")[0] == 0
+    assert shell(*words)[0] == 0

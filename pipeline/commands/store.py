@@ -115,7 +115,7 @@ def verify(
 ) -> None:
     """Check receipts, keys, refs and second copies; with --full all data.
 
-    Exit status 1 when something is damaged, or comes out different when it is computed again.
+    Exit status 1 when something is damaged, or comes out different, or stale, when it is to be computed again.
     """
     set_thread_variables()
     from recon.pipeline.keeping.verify import verify_path
@@ -123,9 +123,9 @@ def verify(
     progress = StageProgress()
     with progress.bars:
         report = verify_path(store, full, lambda done, total: progress("verify", done, total))
-    repeated = _recomputed(store, manifest, root, recompute, seed) if recompute else []
+    repeated, stale = _recomputed(store, manifest, root, recompute, seed) if recompute else ([], {})
     if as_json:
-        emit({**asdict(report), "recomputed": repeated})
+        emit({**asdict(report), "recomputed": repeated, "stale": stale})
     else:
         answer([f"damaged: {d.path}: {d.what}; {d.mend}" for d in report.damages])
         answer([f"note: {note}" for note in report.notes])
@@ -137,15 +137,19 @@ def verify(
     if different and not as_json:
         stages = ", ".join(sorted({str(line["stage"]) for line in different}))
         answer([f"{len(different)} of {len(repeated)} recomputed values differ from the store's ({stages}): {DIFFERS}"])
-    raise typer.Exit(1 if report.damages or different else 0)
+    if not as_json:
+        words = "finished rows were made from other inputs than there are now"
+        answer([f"{stage}: {count} {words}: not compared, nor what hangs on them" for stage, count in stale.items()])
+    raise typer.Exit(1 if report.damages or different or stale else 0)
 
 
 def _recomputed(
     store: Path, manifest: Path | None, root: Path | None, count: int, seed: int
-) -> list[dict[str, object]]:
-    """Random rows of every stage computed again, beside what the store holds."""
+) -> tuple[list[dict[str, object]], dict[str, int]]:
+    """Random rows of each stage computed again, beside what the store holds; and by stage how many rows are stale."""
     from recon.pipeline.execution.recompute import recompute
     from recon.pipeline.flow.manifest import load_manifest
+    from recon.pipeline.flow.report import report
     from recon.pipeline.flow.run import Flow
     from recon.pipeline.store import FeatureStore
 
@@ -156,7 +160,7 @@ def _recomputed(
     for entry in flow.stages():
         for found in recompute(flow.store, entry.stage, entry.rows, count, seed):
             lines.append({"stage": entry.name, "text": f"{found.column}: {_told(found)}", **asdict(found)})
-    return lines
+    return lines, {line.stage: line.stale for line in report(flow, 1) if line.stale}
 
 
 def _told(found: Recomputed) -> str:
