@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -187,7 +187,9 @@ def wait_or_kill(pid: int, seconds: float | None) -> int:
         if ended:
             return os.waitstatus_to_exitcode(status)
         time.sleep(min(0.002, max(0.0, deadline - time.monotonic())))
-    os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # so early that it is in no group of its own yet
+        os.killpg(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
