@@ -10,8 +10,10 @@ import zarr
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
+from recon.pipeline.store import twins
 from recon.pipeline.store.columns import append_text
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import Column
 
 COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
@@ -122,3 +124,16 @@ def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypat
         write_atomically(path, json.dumps(2))
     assert path.read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_kinds_metadata_that_a_kill_left_out_gets_its_second_copy(tmp_path: Path) -> None:
+    """Zarr writes a key's group before its kind's: found by the soak, once in 1,600 kills."""
+    column = Column("xyz", (3,), "float32")
+    FeatureStore.create(tmp_path / "s.zarr").require_key("points", "k", {"stage": "points"}, [column])
+    for folder in ("", "twins/"):
+        (tmp_path / f"s.zarr/{folder}points/zarr.json").unlink()
+    twins.settle(tmp_path / "s.zarr")  # as every writing run does first
+    store = FeatureStore.open(tmp_path / "s.zarr", write=True)
+    group = store.require_key("points", "k", {"stage": "points"}, [column])
+    store.require_column(group, column, 4, 0, 4)
+    assert twins.check(store.path) == []

@@ -110,6 +110,9 @@ class FeatureStore(StoreReader):
         there with other columns, which a recipe that says too little could let happen.
         """
         listed = [[column.name, list(column.shape), column.dtype] for column in columns]
+        # Before the key's, or Zarr would write it along with that, and a kill in between leave it without a second copy.
+        self.group.require_group(kind)
+        twins.save(self.path, [f"{kind}/zarr.json"])
         if (self.path / kind / key / "zarr.json").is_file():
             held = cast(list[Any], self.kind_group(kind, key).attrs["columns"])
             if held != listed:
@@ -127,7 +130,6 @@ class FeatureStore(StoreReader):
         else:
             notes = {"recipe": recipe, "columns": listed, **(attributes or {})}
             self.group.create_group(f"{kind}/{key}", attributes=notes)
-            twins.save(self.path, (name for name in (f"{kind}/zarr.json",) if (self.path / name).is_file()))
             twins.save(self.path, [f"{kind}/{key}/zarr.json"])
         return self.kind_group(kind, key)
 
