@@ -110,7 +110,7 @@ class FeatureStore(StoreReader):
         there with other columns, which a recipe that says too little could let happen.
         """
         listed = [[column.name, list(column.shape), column.dtype] for column in columns]
-        # Before the key's, or Zarr would write it along with that, and a kill in between leave it without a second copy.
+        # Before the key's, or Zarr would write it along with that, and a kill in between leave it without a twin.
         self.group.require_group(kind)
         twins.save(self.path, [f"{kind}/zarr.json"])
         if (self.path / kind / key / "zarr.json").is_file():
