@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # models, wheels and processes are made
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("data_manifests", "kernels", "pipeline", "trainer")
 FORMER = ("pipeline", "trainer", "kernels")

@@ -29,6 +29,8 @@ from recon.pipeline.teachers.probe import NUMBERS, SENTENCES, TOLERANCES, differ
 from tests.conftest import MANIFEST
 from tests.teacher_models import save_clip, spec
 
+pytestmark = pytest.mark.slow  # models, wheels and processes are made
+
 TOY = """
 import numpy as np
 

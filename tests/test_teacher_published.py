@@ -23,6 +23,8 @@ from recon.pipeline.teachers.precision import settle
 from recon.pipeline.teachers.weights import openai_state
 from tests.teacher_models import CLIP, pictures, save_timm, spec
 
+pytestmark = pytest.mark.slow  # models, wheels and processes are made
+
 NAME = "tiny-published-clip"
 TEXTS = ["a photo of a chair", "a lamp"]
 # Another activation, another preprocessing than the config has; and neither.
