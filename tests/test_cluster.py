@@ -123,9 +123,7 @@ def test_a_workers_tasks_share_one_thread_and_its_settings(local: Dask) -> None:
 def test_a_dead_workers_task_is_done_by_another(local: Dask, tmp_path: Path) -> None:
     tasks = [Task(i, tmp_path, "late" if i == 3 else "well", times=2) for i in range(12)]
     assert sorted(local.run(work, tasks)) == [i * 10 for i in range(12)]
-    # A result that has just come may be lost with its worker before this process lets go of it: dask makes it again.
-    assert sorted(task.starts for task in tasks if task.number != 3)[:-2] == [1] * 9
-    assert all(task.starts <= 2 for task in tasks if task.number != 3)
+    assert [task.starts for task in tasks if task.number != 3] == [1] * 11
     assert tasks[3].starts == 3
 
 
@@ -135,7 +133,7 @@ def test_a_task_that_kills_every_worker_is_named(local: Dask, tmp_path: Path, mo
     with pytest.raises(UserError, match=r"^task 0 killed 3 workers \(the last was tcp://"):
         list(local.run(work, tasks))
     assert tasks[0].starts == 3
-    assert sum(task.starts > 1 for task in tasks[1:]) <= 3  # see above
+    assert all(task.starts <= 1 for task in tasks[1:])
     until(lambda: local.workers == 2)
 
 

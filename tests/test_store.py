@@ -127,7 +127,7 @@ def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypat
 
 
 def test_a_kinds_metadata_that_a_kill_left_out_gets_its_second_copy(tmp_path: Path) -> None:
-    """Zarr writes a key's group before its kind's: found by the soak, once in 1,600 kills."""
+    """Zarr writes a key's group before its kind's: found by the soak, once in 1,716 kills."""
     column = Column("xyz", (3,), "float32")
     FeatureStore.create(tmp_path / "s.zarr").require_key("points", "k", {"stage": "points"}, [column])
     for folder in ("", "twins/"):

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.words import spoken
 from recon.pipeline.caption.directions import Floats, best_word, directions, mean_direction
-from recon.pipeline.caption.table import CaptionsTable, Name, Subject
+from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Name, Subject
 from recon.pipeline.caption.templates import check_template
 from recon.pipeline.caption.texts import VERSION
 from recon.pipeline.execution.stage import Block, Row, each_row
@@ -80,7 +80,7 @@ class AttributesTable(CaptionsTable):
 
 
 @dataclass(frozen=True)
-class AttributeCaptions:
+class AttributeCaptions(CaptionStage):
     """A word a group, where the cached features of the views say one clearly."""
 
     images: ImageTargets
@@ -88,10 +88,6 @@ class AttributeCaptions:
     words: tuple[tuple[str, ...], ...]
     margin: float
     template: str
-    kind = "captions"
-    gpu = False
-    lanes = 0
-    shard_rows = 1024
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -123,10 +119,6 @@ class AttributeCaptions:
             "margin": self.margin,
             "template": self.template,
         }
-
-    def by_content(self, lane: int) -> bool:
-        """False: computing one is cheaper than looking for a twin."""
-        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Compares cached features with the words; looks at no picture."""

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from recon.pipeline.base.digests import canonical_json, digest_of, row_seed
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.caption.directions import Floats, directions
-from recon.pipeline.caption.table import CaptionsTable, Keep, Name, Subject
+from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Keep, Name, Subject
 from recon.pipeline.caption.texts import VERSION
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.stages.models import PROBE, WORDS, check_probe, check_recipe, loaded, teacher_of
@@ -85,7 +85,7 @@ class CaptionerTable(CaptionsTable):
 
 
 @dataclass(frozen=True)
-class ModelCaptions:
+class ModelCaptions(CaptionStage):
     """What a captioner writes of views; where a teacher ranks them, the best first."""
 
     table: CaptionerTable
@@ -95,9 +95,7 @@ class ModelCaptions:
     images: ImageTargets | None = None
     text: TextTargets | None = None
     """The teacher that ranks."""
-    kind = "captions"
     gpu = True
-    lanes = 0
     shard_rows = 32
 
     @property

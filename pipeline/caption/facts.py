@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.words import article
-from recon.pipeline.caption.table import CaptionsTable, Name, Subject
+from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Name, Subject
 from recon.pipeline.caption.texts import VERSION, filled
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.stages.meshes import Meshes
@@ -38,15 +38,11 @@ class FactsTable(CaptionsTable):
 
 
 @dataclass(frozen=True)
-class FactCaptions:
+class FactCaptions(CaptionStage):
     """From what a mesh's source knows of it; nothing for a plain file."""
 
     origin: Origin
-    kind = "captions"
-    gpu = False
     attributes: ClassVar[dict[str, Any]] = {"source": "facts"}
-    lanes = 0
-    shard_rows = 1024
     columns = (Column("caption", (NUM_FACTS,), "str"),)
 
     @property
@@ -54,10 +50,6 @@ class FactCaptions:
         """The meshes whose facts are told."""
         meshes = digest_of(Meshes(self.origin).recipe)
         return {"stage": "captions", "version": VERSION, "source": "facts", "meshes": meshes}
-
-    def by_content(self, lane: int) -> bool:
-        """False: writing them is cheaper than looking for a twin."""
-        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Up to `NUM_FACTS` sentences a shape, padded with empty ones."""

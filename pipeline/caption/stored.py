@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.caption.table import CaptionsTable, Keep, Name, Subject
+from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Keep, Name, Subject
 from recon.pipeline.caption.texts import filled
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.sources.source import Source
@@ -39,15 +39,11 @@ class StoredTable(CaptionsTable):
 
 
 @dataclass(frozen=True)
-class StoredCaptions:
+class StoredCaptions(CaptionStage):
     """Texts from the data set's files, the first `keep` of a shape."""
 
     origin: Origin
     keep: int
-    kind = "captions"
-    gpu = False
-    lanes = 0
-    shard_rows = 1024
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -64,10 +60,6 @@ class StoredCaptions:
         """See `Stage`."""
         files = self.origin.recipe()
         return {"stage": "captions", "version": VERSION, "source": "stored", "files": files, "keep": self.keep}
-
-    def by_content(self, lane: int) -> bool:
-        """No: a row's input is its file's size and time of change, which says nothing of the content."""
-        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """See `Stage`."""

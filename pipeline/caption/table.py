@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.settings import Strict
-from recon.pipeline.execution.stage import Row, Stage
+from recon.pipeline.execution.stage import Row, SingleLane, Stage
 from recon.pipeline.sources.source import Shape, Source
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.stages.targets import ImageTargets
@@ -49,6 +50,13 @@ class Subject:
                 'open_clip teacher with tap = "pooled"'
             )
         return images, text
+
+
+class CaptionStage(SingleLane):
+    """What the stages of all kinds of captions have in common."""
+
+    kind: ClassVar[str] = "captions"
+    shard_rows: ClassVar[int] = 1024
 
 
 class CaptionsTable(Strict):
@@ -94,9 +102,9 @@ class CaptionsTable(Strict):
         """Of how many of the shapes a file has captions; None for a table without a file."""
         return None
 
+    @abstractmethod
     def stage(self, subject: Subject) -> Stage:
         """The stage that writes its captions. UserError where the manifest has not got what that takes."""
-        raise NotImplementedError
 
     def rows(self, subject: Subject, rows: Sequence[Row]) -> list[Row]:
         """Rows of the stage, from those that `after` hands on."""

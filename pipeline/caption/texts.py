@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from recon.pipeline.base.digests import digest_of
-from recon.pipeline.caption.table import CaptionsTable, Keep, Subject, Texts
+from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Keep, Subject, Texts
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
@@ -22,9 +23,9 @@ class TextTable(CaptionsTable):
     keep: Keep = 8
     """At most so many a shape, the first ones."""
 
+    @abstractmethod
     def said(self, subject: Subject) -> tuple[Texts, list[str]]:
         """The texts by uid, and what is to be said of where they come from."""
-        raise NotImplementedError
 
     def read(self, subject: Subject) -> list[str]:
         """See `CaptionsTable.read`."""
@@ -52,16 +53,12 @@ class TextTable(CaptionsTable):
 
 
 @dataclass(frozen=True)
-class TextCaptions:
+class TextCaptions(CaptionStage):
     """Texts that are there already."""
 
     name: str
     source: str
     keep: int
-    kind = "captions"
-    gpu = False
-    lanes = 0
-    shard_rows = 1024
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -78,10 +75,6 @@ class TextCaptions:
         """Two tables of one kind hold other texts of the same shapes, so the name is part of it."""
         fixed = {"stage": "captions", "version": VERSION, "source": self.source}
         return {**fixed, "name": self.name, "keep": self.keep}
-
-    def by_content(self, lane: int) -> bool:
-        """No: computing is cheaper than looking for a twin."""
-        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """See `Stage`."""

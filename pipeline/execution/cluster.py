@@ -217,6 +217,7 @@ class Dask(Closing):
         self._begun: Counter[str] = Counter()
         self._replies: dict[str, bytes] = {}
         self._nodes: dict[str, str] = {}
+        self._futures: dict[str, Any] = {}  # those of which no reply was heard yet
         self._left_out: set[str] = set()
         self._over: SimpleQueue[str] = SimpleQueue()
         self._workers: dict[str, Any] = {}
@@ -252,6 +253,7 @@ class Dask(Closing):
                 while waiting:
                     future = self._submit(waiting[0], gpu)
                     flying[future.key] = waiting.popleft(), future
+                    self._futures[future.key] = future
                     future.add_done_callback(self._done)
                 if not flying:
                     return
@@ -259,6 +261,7 @@ class Dask(Closing):
                 if key not in flying:  # of a run that was left
                     continue
                 job, future = flying.pop(key)
+                self._futures.pop(key, None)
                 reply, node = self._reply(job, future, lost), self._nodes.pop(key, "")
                 fault = fault_in(reply) if reply else ""
                 again = reply is None or (fault and self._leave_out(node, fault, gpu))
@@ -269,6 +272,7 @@ class Dask(Closing):
                     yield result[0]
         finally:
             flying.clear()  # dask drops what nobody waits for
+            self._futures.clear()
 
     def _submit(self, job: Job, gpu: bool) -> Any:
         needs = {"GPU": 1} if gpu and self._gpus() else None
@@ -293,12 +297,14 @@ class Dask(Closing):
             self._nodes[key] = node
         else:
             self._replies[key] = reply
+            if future := self._futures.pop(key, None):
+                future.release()  # at once, or dask would run it again were the worker lost that holds the result
 
     def _done(self, future: Any) -> None:
-        """In a thread of the client's: the task runs nowhere any more."""
+        """In a thread of the client's: the task runs nowhere any more, or its reply has come."""
         self._over.put(future.key)
-        if future.key in self._replies:
-            future.release()  # at once, or dask would run it again were the worker lost that holds the result
+        if future.key in self._replies:  # heard before the future was at hand
+            future.release()
 
     def _next(self, gpu: bool) -> str:
         since = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import causes, hiccup, machine_fault
@@ -84,6 +84,17 @@ class Stage(Protocol):
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """The values of some rows of one lane; a row that cannot be done is named in the block's `failed`."""
         ...
+
+
+class SingleLane:
+    """What stages without draws have in common, for them to build on; each may say otherwise."""
+
+    gpu: ClassVar[bool] = False
+    lanes: ClassVar[int] = 0
+
+    def by_content(self, lane: int) -> bool:
+        """No: inputs may be a file's stamp, values drawn from a seed of the uid, or made faster than a twin is found."""
+        return False
 
 
 def each_row(rows: Sequence[Row], names: Sequence[str], compute: Callable[[Row], Sequence[Any]]) -> Block:

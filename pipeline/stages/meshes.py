@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.execution.stage import Block, Row, SingleLane, each_row
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
@@ -16,14 +16,12 @@ VERSION = 2  # raise it when this code makes other numbers from the same recipe
 
 
 @dataclass(frozen=True)
-class Meshes:
+class Meshes(SingleLane):
     """Reads every mesh once: its digest, its facts, its part names. A mesh that cannot be read is set aside here."""
 
     origin: Origin
     kind = "meshes"
-    gpu = False
     attributes: ClassVar[dict[str, Any]] = {}
-    lanes = 0
     shard_rows = 64
     columns = (
         Column("digest", (), "str"),
@@ -36,10 +34,6 @@ class Meshes:
     def recipe(self) -> dict[str, Any]:
         """How the source reads a mesh."""
         return {"stage": "meshes", "version": VERSION, "origin": self.origin.recipe()}
-
-    def by_content(self, lane: int) -> bool:
-        """False: its inputs say whether a file changed, not what it holds."""
-        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Reads and checks every mesh once: its digest, facts, parts and number of faces."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from recon.pipeline.base.digests import digest_of, row_seed
-from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.execution.stage import Block, Row, SingleLane, each_row
 from recon.pipeline.shapes.sample import SampleRecipe, farthest_point_order, point_frame, sample_points, take_points
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.origin import Origin
@@ -20,7 +20,7 @@ VERSION = 2  # raise it when this code, or that of shapes.sample, makes other nu
 
 
 @dataclass(frozen=True)
-class PointClouds:
+class PointClouds(SingleLane):
     """Points with normals, colours and part ids, seeded a shape, and a farthest-point order of them.
 
     Of a source with ready-made clouds those points, shuffled; see `sample.take_points`. Normals that the source lacks
@@ -30,9 +30,7 @@ class PointClouds:
     origin: Origin
     sample: SampleRecipe
     kind = "points"
-    gpu = False
     attributes: ClassVar[dict[str, Any]] = {}
-    lanes = 0
     shard_rows = 32
 
     @property
@@ -56,10 +54,6 @@ class PointClouds:
         else:
             made_from = {"meshes": digest_of(Meshes(self.origin).recipe)}
         return {"stage": "points", "version": VERSION, **made_from, **self.sample.model_dump()}
-
-    def by_content(self, lane: int) -> bool:
-        """False: points are drawn from a seed of the uid."""
-        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Ready-made points are shuffled and taken, those of a mesh sampled by area."""

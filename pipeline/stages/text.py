@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recon.pipeline.execution.stage import Block, Row
+from recon.pipeline.execution.stage import Block, Row, SingleLane
 from recon.pipeline.stages.models import PROBE, LoadedTeacher, check_probe, check_recipe, loaded
 from recon.pipeline.stages.targets import check_features, finite_block
 from recon.pipeline.store.feature_store import FeatureStore
@@ -18,7 +18,7 @@ VERSION = 1  # raise it when this code makes other numbers from the same recipe
 
 
 @dataclass(frozen=True)
-class TextTargets:
+class TextTargets(SingleLane):
     """A frozen text teacher's features; rows are distinct prompts."""
 
     teacher: TeacherSpec
@@ -26,7 +26,6 @@ class TextTargets:
     teacher_recipe: str
     kind = "text"
     gpu = True
-    lanes = 0
     shard_rows = 1024
 
     @property
@@ -43,10 +42,6 @@ class TextTargets:
     def recipe(self) -> dict[str, Any]:
         """The teacher's text tower alone: which prompts there are does not count."""
         return {"stage": "text", "version": VERSION, "teacher": json.loads(self.teacher_recipe)}
-
-    def by_content(self, lane: int) -> bool:
-        """False: prompts are distinct as it is."""
-        return False
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Embeds the rows' names. UserError for features of another shape than the teacher's."""

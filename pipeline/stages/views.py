@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from recon.pipeline.base.digests import digest_of
-from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.execution.stage import Block, Row, SingleLane, each_row
 from recon.pipeline.rendering.cameras import camera_angles, camera_poses, intrinsic_matrix
 from recon.pipeline.rendering.render import RenderConfig, Renderer, check_visible
 from recon.pipeline.rendering.render import recipe as render_recipe
@@ -24,14 +24,12 @@ VERSION = 2  # raise it when this code makes other numbers from the same recipe
 
 
 @dataclass(frozen=True)
-class RenderedViews:
+class RenderedViews(SingleLane):
     """Pictures, alpha, depth and, if asked for, normals from every camera of the preset."""
 
     origin: Origin
     config: RenderConfig
     kind = "views"
-    gpu = False
-    lanes = 0
     shard_rows = 32
 
     @property
