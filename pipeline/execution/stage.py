@@ -93,7 +93,7 @@ class SingleLane:
     lanes: ClassVar[int] = 0
 
     def by_content(self, lane: int) -> bool:
-        """No: inputs may be a file's stamp, values drawn from a seed of the uid, or made sooner than a twin is found."""
+        """No: inputs may be a file's stamp, values drawn from the uid's seed, or made sooner than a twin is found."""
         return False
 
 
