@@ -15,11 +15,34 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.model import SIZES, ModelConfig
+from recon.trainer.teaching import Kind, Loss, Teacher
 
 RECIPES = Path(__file__).parent / "recipes"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A frozen teacher, stored in the feature store, that one global query learns from."""
+
+    teacher: Annotated[str, Field(pattern=r"^(image|text)(:.+)?$")] = "image"
+    """Its kind and its name in the ref, "image:NAME" or "text:NAME"; without the name, the ref's first of that kind."""
+    loss: Loss = "smooth_l1"
+    """Distance to the teacher's feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch."""
+    weight: Positive = 1.0
+    """Factor of the loss in the sum."""
+
+    @property
+    def kind(self) -> Kind:
+        """Of pictures or of words."""
+        return "image" if self.teacher.startswith("image") else "text"
+
+    @property
+    def stored_name(self) -> str:
+        """Its name in the ref; empty for the first."""
+        return self.teacher.partition(":")[2]
 
 
 @dataclass(frozen=True)
@@ -30,10 +53,8 @@ class DataConfig:
     """Name of the store's ref (the set of keys an experiment uses); empty takes the only one."""
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     """Splits whose rows are trained on."""
-    image_teacher: str = ""
-    """Teacher of the image targets by its name in the ref; empty takes the first one."""
-    text_teacher: str = ""
-    """Teacher of the text targets by its name in the ref; empty takes the first one."""
+    teachers: tuple[TeacherConfig, ...] = (TeacherConfig("image"), TeacherConfig("text"))
+    """The teachers, one global query each; none is single-modal pretraining."""
     num_points: PositiveInt = 1024
     """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
     captions: Literal["class", "shape", "both"] = "class"
@@ -56,6 +77,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.loader == "stream" and self.device_resident == "always":
             raise ValueError('device_resident "always" needs loader "map": "stream" never holds all data')
+        names = [each.teacher for each in self.teachers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"teachers: {twice[0]!r} stands there twice; name each teacher once")
 
 
 @dataclass(frozen=True)
@@ -130,9 +154,9 @@ def list_recipes() -> dict[str, str]:
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Settings of a run from a shipped recipe's name or a TOML file's path, and `section.key=value` overrides.
 
-    A value is TOML; what is no TOML value counts as a string, so `model.size=base` works. The teachers' widths are
-    0, to be taken from the store, unless they are given. UserError names the unknown recipe, section or key with its
-    nearest neighbour, or the field whose value does not fit.
+    A value is TOML; what is no TOML value counts as a string, so `model.size=base` works. The model's teachers are
+    taken from the store later (`with_teachers`). UserError names the unknown recipe, section or key with its nearest
+    neighbour, or the field whose value does not fit.
     """
     path = _recipe_path(recipe)
     try:
@@ -148,13 +172,17 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     size = model.pop("size", None)
     if size is not None and size not in SIZES:
         raise UserError(f"model.size: {_unknown('size', str(size), SIZES)}")
-    data["model"] = {"image_dim": 0, "text_dim": 0, **SIZES.get(size, {}), **model}
+    if "teachers" in model:
+        raise UserError(f"{recipe}: model.teachers is taken from the store; name the teachers with data.teachers")
+    data["model"] = {**SIZES.get(size, {}), **model}
     return config_from_dict(data, recipe)
 
 
 def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
     """Validate nested settings, such as `config_to_dict` gives back; UserError names `source` and the field."""
     _check_names(data, source)
+    if "teachers" in data.get("data", {}):
+        data = {**data, "data": {**data["data"], "teachers": _teacher_tables(data["data"]["teachers"])}}
     try:
         # JSON mode is what lets strict validation build dataclasses and tuples from plain tables and arrays.
         return _ADAPTER.validate_json(json.dumps(data, default=str), strict=True)
@@ -168,12 +196,21 @@ def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
         raise UserError(f"{source}: {message}{given}") from None
 
 
-def with_teacher_dims(config: Config, image_dim: int, text_dim: int) -> Config:
-    """Fill in the widths of the teachers' features; UserError if the settings name others."""
-    for name, stored in (("image_dim", image_dim), ("text_dim", text_dim)):
-        if getattr(config.model, name) not in (0, stored):
-            raise UserError(f"model.{name}: {getattr(config.model, name)} asked for, the store's teacher has {stored}")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, image_dim=image_dim, text_dim=text_dim))
+def with_teachers(config: Config, teachers: Sequence[Teacher]) -> Config:
+    """The settings for the teachers that `data.teachers` stands for in a store.
+
+    UserError if the settings name others, and where nothing is left to learn from.
+    """
+    model = config.model
+    if model.teachers not in ((), tuple(teachers)):
+        was, now = ([f"{each.name} of width {each.dim}" for each in them] for them in (model.teachers, teachers))
+        raise UserError(f"model.teachers: {' and '.join(was)} asked for, the store gives {' and '.join(now) or 'none'}")
+    if not teachers and not model.self_contrastive and model.reconstruction == "none":
+        raise UserError(
+            "nothing to learn from: name a teacher in data.teachers, set model.self_contrastive=true, or a "
+            "model.reconstruction"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(model, teachers=tuple(teachers)))
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -204,6 +241,14 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     except tomllib.TOMLDecodeError:
         return section, key, text.strip()
     return section, key, parsed["value"] if len(parsed) == 1 else text
+
+
+def _teacher_tables(given: Any) -> Any:
+    """A teacher may be written as its name alone, and a single one without the list."""
+    listed = [given] if isinstance(given, str | Mapping) else given
+    if not isinstance(listed, list | tuple):
+        return given  # for validation to refuse
+    return [{"teacher": each} if isinstance(each, str) else each for each in listed]
 
 
 def _check_names(data: Mapping[str, Any], source: str) -> None:

@@ -1,7 +1,9 @@
-"""ReCon's losses: Chamfer on masked groups, Smooth L1 to the teachers' features, contrast within a category.
+"""ReCon's losses: Chamfer on masked groups, the distance to the teachers' features, contrast between categories.
 
 Each returns a scalar and computes in float32 or wider whatever precision its inputs come in.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from recon.kernels import ChamferL1, ChamferL2
 
 TEMPERATURE = 0.1
+INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE = math.log(1 / 0.07), math.log(100.0)
 
 
 def reconstruction_loss(predicted: Tensor, groups: Tensor, form: str) -> Tensor:
@@ -25,14 +28,40 @@ def reconstruction_loss(predicted: Tensor, groups: Tensor, form: str) -> Tensor:
     return loss
 
 
-def cross_modal_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Smooth L1 (beta 1, mean) from `predicted [B, D]` to the teacher's raw feature `target [B, D]`."""
+def teacher_loss(predicted: Tensor, target: Tensor, form: str, log_scale: Tensor | None = None) -> Tensor:
+    """Distance from `predicted [B, D]` to the teacher's raw feature `target [B, D]`, averaged over the batch.
+
+    `form` "smooth_l1" is Smooth L1 (beta 1, mean), as the paper; "cosine" one minus the cosine; "infonce" the contrast
+    of `info_nce_loss`, which takes `log_scale`. ValueError where the widths differ.
+    """
     if predicted.shape != target.shape:
         raise ValueError(
             f"teacher target: shape {tuple(target.shape)}, but the model predicts {tuple(predicted.shape)}; "
-            "set image_dim and text_dim to the widths of the stored features"
+            "set the teacher's dim to the width of the stored features"
         )
-    return F.smooth_l1_loss(_widened(predicted), _widened(target))
+    predicted, target = _widened(predicted), _widened(target)
+    if form == "smooth_l1":
+        return F.smooth_l1_loss(predicted, target)
+    if form == "cosine":
+        return (1 - F.cosine_similarity(predicted, target, dim=1)).mean()
+    assert log_scale is not None
+    return info_nce_loss(predicted, target, log_scale)
+
+
+def info_nce_loss(predicted: Tensor, target: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of predictions and features `[B, D]` of the same samples, by cosine times exp(log_scale).
+
+    As in CLIP (Radford et al. 2021, section 2.3), whose scale starts at 1 / 0.07 and stays below 100. Samples with one
+    and the same target (a class prompt drawn twice) are no negatives of each other.
+    """
+    predicted, target = F.normalize(_widened(predicted), dim=1), F.normalize(_widened(target), dim=1)
+    with torch.autocast(predicted.device.type, enabled=False):
+        logits = predicted @ target.T * log_scale.float().clamp(max=INFONCE_MAX_LOG_SCALE).exp()
+        same = torch.cdist(target, target, p=torch.inf) == 0
+    same = same & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
+    logits = logits.masked_fill(same, -torch.inf)
+    own = torch.arange(len(target), device=target.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def category_contrast_loss(embedding: Tensor, labels: Tensor) -> Tensor:

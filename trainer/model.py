@@ -1,4 +1,4 @@
-"""ReCon: a point-cloud transformer that rebuilds masked groups while three global queries learn from frozen teachers.
+"""ReCon: a point-cloud transformer that rebuilds masked groups while global queries learn from frozen teachers.
 
 `Encoder` serves every task. `ReCon` adds what pretraining needs: points -> groups -> masking -> encoder -> decoder ->
 losses. The heads of the downstream tasks are in `trainer.heads`, the names of the released checkpoints in
@@ -25,14 +25,15 @@ from recon.trainer.blocks import (
     random_mask,
     take,
 )
-from recon.trainer.losses import category_contrast_loss, cross_modal_loss, reconstruction_loss
+from recon.trainer.losses import category_contrast_loss, reconstruction_loss
+from recon.trainer.teaching import Kind, Teacher, TeacherHead, contrast_mlp, init_projection_layer
+from recon.trainer.transforms import normalize
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "heads": 3},
     "small": {"width": 256, "heads": 4},
     "base": {"width": 384, "heads": 6},
 }
-CONTRAST_WIDTH = 128
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,10 @@ class ModelConfig:
     """"released" is the public code's block, "paper" the paper's figure (see `trainer.blocks.ReConBlock`)."""
     drop_path: float = 0.1
     """Drop path rate of the last block; rises linearly from 0 at the first, in encoder and decoder."""
-    image_dim: int = 768
-    """Width of the image teacher's feature; 0 leaves it to be taken from the store before a model is built."""
-    text_dim: int = 512
-    """Width of the text teacher's feature; 0 as for `image_dim`."""
+    teachers: tuple[Teacher, ...] = ()
+    """One global query each, behind cls; none is single-modal."""
     reconstruction: str = "cdl2"
-    """Chamfer distance of the rebuilt groups: "cdl2" squared, "cdl1" unsquared."""
+    """Chamfer distance of the rebuilt groups: "cdl2" squared, "cdl1" unsquared; "none" trains without a decoder."""
     self_contrastive: bool = False
     """Add the contrast between categories on the cls query; `forward` then needs labels."""
     patch_width: int = PATCH_WIDTH
@@ -77,16 +76,17 @@ class ModelConfig:
         for name in ("width", "heads", "depth", "decoder_depth", "num_group", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("image_dim", "text_dim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name}: must not be negative, got {getattr(self, name)}")
+        names = [teacher.name for teacher in self.teachers]
+        if len({*names}) < len(names):
+            raise ValueError(f"model.teachers: two of one name among {', '.join(names)}")
         if self.width % self.heads:
             raise ValueError(f"model.heads: must divide width {self.width}, got {self.heads}")
         if self.patch_width < 4 or self.patch_width % 4:
             raise ValueError(f"model.patch_width: must be a multiple of 4, got {self.patch_width}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"model.drop_path: must lie in [0, 1), got {self.drop_path}")
-        if not 1 <= self.num_masked < self.num_group:
+        # Without a reconstruction nothing has to be hidden.
+        if not (self.reconstruction != "none") <= self.num_masked < self.num_group:
             raise ValueError(
                 f"model.mask_ratio: {self.mask_ratio} of {self.num_group} groups hides {self.num_masked}; "
                 "at least one must be hidden and one left"
@@ -94,7 +94,7 @@ class ModelConfig:
         choices = {
             "mask_type": ("rand", "block"),
             "block": ("released", "paper"),
-            "reconstruction": ("cdl2", "cdl1"),
+            "reconstruction": ("cdl2", "cdl1", "none"),
             "patch_scope": ("all", "visible"),
         }
         for name, allowed in choices.items():
@@ -108,25 +108,21 @@ class ModelConfig:
 
 
 class Encoder(nn.Module):
-    """Patch embedding, positions, three global queries (cls, image, text) and the ReCon blocks."""
+    """Patch embedding, positions, the global queries (cls, then one a teacher) and the ReCon blocks."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
         self.patch_embed = PatchEmbed(width, config.patch_width)
         self.position = position_mlp(width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.image_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.text_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.cls_position = nn.Parameter(torch.zeros(1, 1, width))
-        self.image_position = nn.Parameter(torch.zeros(1, 1, width))
-        self.text_position = nn.Parameter(torch.zeros(1, 1, width))
+        self.num_queries = 1 + len(config.teachers)
+        self.query_token = nn.Parameter(torch.zeros(1, self.num_queries, width))
+        self.query_position = nn.Parameter(torch.zeros(1, self.num_queries, width))
         self.blocks = nn.ModuleList(ReConBlock(width, config.heads, config.block) for _ in range(config.depth))
         self.drop_path = DropPath(config.drop_path, config.depth, BLOCK_BRANCHES)
         self.norm = nn.LayerNorm(width)
         self.apply(_init_encoder_layer)
-        for name, parameter in self.named_parameters(recurse=False):
-            assert name.endswith(("_token", "_position"))
+        for parameter in (self.query_token, self.query_position):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(
@@ -134,7 +130,8 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Encode embedded groups `tokens [B, L, C]` at `centers [B, L, 3]`.
 
-        Returns the queries `[B, 3, C]` (cls, image, text) and the local tokens `[B, L, C]`, both after the final norm.
+        Returns the queries `[B, 1 + T, C]` (cls, then the teachers') and the local tokens `[B, L, C]`, both after the
+        final norm.
         `stop_gradient` keeps the queries' losses from shaping the local tokens, as in pretraining. `scales` is what
         `drop_path` draws; it comes from outside so that this graph compiles whole and no draw hides in it.
         """
@@ -151,13 +148,11 @@ class Encoder(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """As `forward`, but one (queries, tokens) pair after each block in `taps`, counted from 1, and no norm."""
         position = self.position(centers)
-        query_position = torch.cat([self.cls_position, self.image_position, self.text_position], dim=1)
-        queries = torch.cat([self.cls_token, self.image_token, self.text_token], dim=1)
-        queries = queries.expand(tokens.shape[0], -1, -1)
+        queries = self.query_token.expand(tokens.shape[0], -1, -1)
         tapped = []
         for index, block in enumerate(self.blocks):
             scale = None if scales is None else scales[index]
-            queries, tokens = block(queries + query_position, tokens + position, stop_gradient, scale)
+            queries, tokens = block(queries + self.query_position, tokens + position, stop_gradient, scale)
             if index + 1 in taps:
                 tapped.append((queries, tokens))
         return tapped
@@ -199,31 +194,23 @@ class Decoder(nn.Module):
 
 
 class ReCon(nn.Module):
-    """The pretraining model.
-
-    Raises ValueError when `config` still leaves a teacher's width at 0.
-    """
+    """The pretraining model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        for name in ("image_dim", "text_dim"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"model.{name}: set it to the width of the teacher's features to build a model")
         self.config = config
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.image_projection = nn.Linear(config.width, config.image_dim)
-        self.text_projection = nn.Linear(config.width, config.text_dim)
-        self.contrast_projection = _contrast_mlp(config.width) if config.self_contrastive else None
-        for module in (self.image_projection, self.text_projection, self.contrast_projection):
+        self.decoder = Decoder(config) if config.reconstruction != "none" else None
+        self.teachers = nn.ModuleList(TeacherHead(config.width, teacher) for teacher in config.teachers)
+        self.contrast_projection = contrast_mlp(config.width) if config.self_contrastive else None
+        for module in (self.teachers, self.contrast_projection):
             if module is not None:
-                module.apply(_init_projection_layer)
+                module.apply(init_projection_layer)
 
     def forward(
         self,
         points: Tensor,
-        image_target: Tensor,
-        text_target: Tensor,
+        targets: Sequence[Tensor] = (),
         labels: Tensor | None = None,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -231,23 +218,33 @@ class ReCon(nn.Module):
         """Compute the pretraining losses of a batch.
 
         points: `[B, N, 3]`, centred and scaled to the unit sphere.
-        image_target, text_target: the teachers' raw features, `[B, image_dim]` and `[B, text_dim]`.
+        targets: the teachers' raw features, `[B, D]` each, in the order of `config.teachers`.
         labels: `[B]` int category ids, needed by the contrast only.
         mask: `[B, G]` bool, True where hidden; drawn from `generator` when not given.
         generator: source of the mask and of drop path; torch's global one when not given.
 
-        Returns scalars "reconstruction", "image", "text", with `self_contrastive` "contrast", and "total", their sum.
+        Returns scalars: "reconstruction" unless it is "none", one under each teacher's name, with `self_contrastive`
+        "contrast", and "total", their sum with the teachers' weights.
         """
+        if len(targets) != len(self.teachers):
+            raise ValueError(f"targets: {len(targets)} given, the model has {len(self.teachers)} teachers")
         groups, centers = self.group(points)
         if mask is None:
             mask = self.draw_mask(centers, generator)
         else:
             _check_mask(mask, centers, self.config.num_masked)
         visible, masked = self.split(mask)
-        scales = [stack.drop_path(len(points), generator) for stack in (self.encoder, self.decoder)]
-        queries, tokens = self.forward_encoder(groups, centers, visible, scales[0])
-        predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), scales[1])
-        return self.forward_losses(predicted, take(groups, masked), queries, image_target, text_target, labels)
+        scales = self.encoder.drop_path(len(points), generator)
+        decoder_scales = None if self.decoder is None else self.decoder.drop_path(len(points), generator)
+        queries, tokens = self.forward_encoder(groups, centers, visible, scales)
+        losses = {}
+        if self.decoder is not None:
+            predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), decoder_scales)
+            losses["reconstruction"] = reconstruction_loss(predicted, take(groups, masked), self.config.reconstruction)
+        losses |= self.query_losses(queries, targets, labels)
+        weights = {teacher.name: teacher.weight for teacher in self.config.teachers}
+        parts = [loss if weights.get(name, 1.0) == 1.0 else weights[name] * loss for name, loss in losses.items()]
+        return losses | {"total": torch.stack(parts).sum()}
 
     def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`."""
@@ -269,7 +266,7 @@ class ReCon(nn.Module):
     def forward_encoder(
         self, groups: Tensor, centers: Tensor, visible: Tensor, scales: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encode the visible groups: queries `[B, 3, C]` and tokens `[B, V, C]`, with the stop-gradient between."""
+        """Encode the visible groups: queries `[B, 1 + T, C]` and tokens `[B, V, C]`, with the stop-gradient between."""
         if self.config.patch_scope == "visible":
             tokens = self.encoder.patch_embed(take(groups, visible))
         else:
@@ -277,33 +274,25 @@ class ReCon(nn.Module):
         queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, scales=scales)
         return queries, tokens
 
-    def forward_losses(
-        self,
-        predicted: Tensor,
-        groups: Tensor,
-        queries: Tensor,
-        image_target: Tensor,
-        text_target: Tensor,
-        labels: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Compare `predicted [B, M, S, 3]` with `groups`, and `queries [B, 3, C]` with the teachers and each other."""
+    def query_losses(self, queries: Tensor, targets: Sequence[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Compare `queries [B, 1 + T, C]` with the teachers' features `[B, D]`, and cls with each other."""
         losses = {
-            "reconstruction": reconstruction_loss(predicted, groups, self.config.reconstruction),
-            "image": cross_modal_loss(self.image_projection(queries[:, 1]), image_target),
-            "text": cross_modal_loss(self.text_projection(queries[:, 2]), text_target),
+            teacher.name: head.loss(queries[:, 1 + index], target)
+            for index, (teacher, head, target) in enumerate(
+                zip(self.config.teachers, self.teachers, targets, strict=True)
+            )
         }
         if self.contrast_projection is not None:
             if labels is None:
                 raise ValueError("labels: needed by model.self_contrastive, give the category id of every cloud")
             # Early in training clouds differ by less than bfloat16 resolves, and the batch norms magnify what is left.
             with torch.autocast(queries.device.type, enabled=False):
-                embedding = self.contrast_projection(queries[:, 0].to(self.encoder.cls_token.dtype))
+                embedding = self.contrast_projection(queries[:, 0].to(self.encoder.query_token.dtype))
             losses["contrast"] = category_contrast_loss(embedding, labels)
-        losses["total"] = torch.stack(list(losses.values())).sum()
         return losses
 
     def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode whole clouds `[B, N, 3]`: queries `[B, 3, C]` (cls, image, text) and local tokens `[B, G, C]`."""
+        """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`."""
         groups, centers = self.group(points)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers)
         return queries, tokens
@@ -313,19 +302,52 @@ class ReCon(nn.Module):
         queries, tokens = self.forward_features(points)
         return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
 
-    def zero_shot_feature(self, points: Tensor, text_weight: float = 0.25) -> Tensor:
+    def zero_shot_feature(
+        self, points: Tensor, image: str | None = None, text: str | None = None, text_weight: float = 0.25
+    ) -> Tensor:
         """Feature in the teachers' shared space, `[B, D]`, raw: text_weight * text projection + image projection.
 
-        Raises ValueError when the teachers' spaces differ in width, which then cannot be one space.
+        `image` and `text` name two of the model's teachers; without a name, the first of that kind. Raises ValueError
+        where there is none, and when the two spaces differ in width, which then cannot be one space.
         """
-        if self.config.image_dim != self.config.text_dim:
+        seeing, reading = self._place("image", image), self._place("text", text)
+        widths = [self.config.teachers[place].dim for place in (seeing, reading)]
+        if widths[0] != widths[1]:
             raise ValueError(
                 f"zero-shot needs image and text features of one space; this model was trained on "
-                f"{self.config.image_dim}-d images and {self.config.text_dim}-d text"
+                f"{widths[0]}-d images and {widths[1]}-d text"
             )
         queries, _ = self.forward_features(points)
-        feature: Tensor = text_weight * self.text_projection(queries[:, 2]) + self.image_projection(queries[:, 1])
+        predicted = [self.teachers[place](queries[:, 1 + place]) for place in (seeing, reading)]
+        feature: Tensor = text_weight * predicted[1] + predicted[0]
         return feature
+
+    def embed(self, points: Tensor) -> Tensor:
+        """Describe clouds `[B, N, 3]` in any frame and scale by `svm_feature`, `[B, 2C]`."""
+        return self.svm_feature(normalize(points))
+
+    def image_feature(self, points: Tensor, teacher: str | None = None) -> Tensor:
+        """Predict an image teacher's raw feature of clouds `[B, N, 3]` in any frame and scale: `[B, D]`.
+
+        `teacher` names one of the model's; without it the first of pictures. ValueError where there is none.
+        """
+        return self._predict(points, self._place("image", teacher))
+
+    def text_feature(self, points: Tensor, teacher: str | None = None) -> Tensor:
+        """As `image_feature`, of a text teacher."""
+        return self._predict(points, self._place("text", teacher))
+
+    def _predict(self, points: Tensor, place: int) -> Tensor:
+        queries, _ = self.forward_features(normalize(points))
+        predicted: Tensor = self.teachers[place](queries[:, 1 + place])
+        return predicted
+
+    def _place(self, kind: Kind, name: str | None) -> int:
+        for place, teacher in enumerate(self.config.teachers):
+            if teacher.kind == kind and name in (None, teacher.name):
+                return place
+        has = ", ".join(teacher.name for teacher in self.config.teachers) or "none"
+        raise ValueError(f"no {kind} teacher{f' {name!r}' if name else ''} among the model's: {has}")
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters the released recipe does not decay: 1-D ones, biases and tokens."""
@@ -333,24 +355,14 @@ class ReCon(nn.Module):
 
 
 def no_weight_decay(module: nn.Module) -> set[str]:
-    """Names of `module`'s parameters that are 1-D (biases and norms) or tokens; learned positions do decay."""
-    return {name for name, p in module.named_parameters() if p.ndim == 1 or name.endswith("_token")}
+    """Names of `module`'s parameters that are 1-D (biases and norms), scalars or tokens; learned positions do decay."""
+    return {name for name, p in module.named_parameters() if p.ndim <= 1 or name.endswith("_token")}
 
 
 def _check_mask(mask: Tensor, centers: Tensor, num_masked: int) -> None:
     # Every row must hide as many groups as the config says, or rows would exchange hidden and visible groups unseen.
     if mask.dtype != torch.bool or mask.shape != centers.shape[:2] or bool((mask.sum(dim=1) != num_masked).any()):
         raise ValueError(f"mask: must be bool {list(centers.shape[:2])} with {num_masked} groups hidden in every row")
-
-
-def _contrast_mlp(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, CONTRAST_WIDTH),
-        nn.BatchNorm1d(CONTRAST_WIDTH),
-        nn.ReLU(),
-        nn.Linear(CONTRAST_WIDTH, CONTRAST_WIDTH),
-        nn.BatchNorm1d(CONTRAST_WIDTH),
-    )
 
 
 def _init_encoder_layer(module: nn.Module) -> None:
@@ -365,10 +377,3 @@ def _init_decoder_layer(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _init_projection_layer(module: nn.Module) -> None:
-    # The mean of 0.02 is the release's, on purpose or not: its published numbers were trained from there.
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, mean=0.02, std=0.01)
-        nn.init.zeros_(module.bias)
