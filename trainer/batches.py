@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +19,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
 from recon.trainer.data import Dataset
-from recon.trainer.transforms import (
-    normalize,
-    random_bits,
-    random_integers,
-    random_subset,
-    random_uniform,
-    rotate_y,
-    stream,
-)
+from recon.trainer.transforms import normalize, random_bits, random_subset, random_uniform, rotate_y, stream
 
 T = TypeVar("T")
 
@@ -46,12 +38,12 @@ class Batch:
 
     points: Tensor
     """[B, num_points, 3] float32, centred, scaled, rotated"""
-    image: Tensor
-    """[B, Di] float32"""
-    text: Tensor
-    """[B, Dt] float32"""
+    targets: tuple[Tensor, ...]
+    """[B, D] float32 of each teacher"""
     labels: Tensor
     """[B] int64 category"""
+    rows: Tensor
+    """[B] int64 rows of the store"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +51,8 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """Samples start to stop."""
         cut = slice(start, stop)
-        return Batch(self.points[cut], self.image[cut], self.text[cut], self.labels[cut])
+        targets = tuple(target[cut] for target in self.targets)
+        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut])
 
 
 @dataclass(frozen=True)
@@ -68,25 +61,31 @@ class Samples:
 
     points: Tensor
     """[B, num_points, 3] float32, raw"""
-    image: Tensor
-    """[B, Di] float16"""
-    text: Tensor
-    """[B, Dt] float16"""
     angle: Tensor
     """[B] float64, radians about y"""
     labels: Tensor
     """[B] int64 category"""
+    rows: Tensor
+    """[B] int64 rows of the store"""
+    targets: tuple[Tensor, ...]
+    """[B, D] float16 of each teacher"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in the fields' order."""
-        return self.points, self.image, self.text, self.angle, self.labels
+        return self.points, self.angle, self.labels, self.rows, *self.targets
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> Samples:
+        """From tensors in that order."""
+        points, angle, labels, rows, *targets = tensors
+        return cls(points, angle, labels, rows, tuple(targets))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """The same with every tensor changed."""
-        return Samples(*map(change, self.tensors()))
+        return Samples.of(map(change, self.tensors()))
 
     def part(self, start: int, stop: int) -> Samples:
         """Samples start to stop, without copying."""
@@ -98,7 +97,7 @@ class Samples:
         points = normalize(moved.points)
         if config.rotate:
             points = rotate_y(points, moved.angle)
-        return Batch(points, moved.image.float(), moved.text.float(), moved.labels)
+        return Batch(points, tuple(target.float() for target in moved.targets), moved.labels, moved.rows)
 
 
 class Loader(Protocol):
@@ -178,14 +177,13 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
     keys = torch.tensor([[stream(seed, name, epoch)] for name in DRAWS], device=samples.device)
     # All in one call: in a batch of few samples, calls are what costs.
     bits = dict(zip(DRAWS, random_bits(keys, data.row[samples]), strict=True))
-    choices = torch.tensor(config.draws or range(data.image.shape[0]), device=samples.device)
-    lane = choices[random_integers(bits["draw"], len(choices))]
+    category = data.category[samples]
     return Samples(
         points=draw_points(data.xyz, samples, bits["points"], config.num_points),
-        image=_pictures(data, samples, lane, config.views, bits["view"]),
-        text=data.text[_prompts(data, samples, config, bits)],
         angle=random_uniform(bits["angle"]) * (2 * math.pi),
-        labels=data.category[samples],
+        labels=category,
+        rows=data.row[samples],
+        targets=tuple(target.draw(samples, category, config, bits) for target in data.targets),
     )
 
 
@@ -205,33 +203,6 @@ def draw_points(xyz: Tensor, samples: Tensor, keys: Tensor, num_points: int) -> 
     chosen = torch.cat(subsets) + samples[:, None] * runs_a_row
     points = runs.index_select(0, chosen.view(-1))
     return points.view(len(samples), chosen.shape[1] * length, 3)[:, :num_points]
-
-
-def _pictures(data: Dataset, samples: Tensor, lane: Tensor, num_views: int, bits: Tensor) -> Tensor:
-    """[B, Di] image target of each sample: a view's feature, or the mean of several different views'."""
-    stored = data.image.shape[2]
-    if num_views == 1:
-        return data.image[lane, samples, random_integers(bits, stored)]
-    several = data.image[lane, samples]
-    if num_views:
-        view = random_subset(bits, stored, num_views)
-        several = several.gather(1, view[..., None].expand(-1, -1, several.shape[2]))
-    return several.float().mean(dim=1).to(several.dtype)
-
-
-def _prompts(data: Dataset, samples: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
-    """[B] rows of the text features, one for each sample."""
-    choice = bits["prompt"]
-    own = data.captions[samples]
-    num_own = (own >= 0).sum(dim=1)
-    by_class = data.class_prompts[data.category[samples], random_integers(choice, data.class_prompts.shape[1])]
-    if config.captions == "class":
-        return by_class
-    by_shape = own.gather(1, random_integers(choice, num_own.clamp_min(1))[:, None])[:, 0]
-    take_own = num_own > 0
-    if config.captions == "both":
-        take_own &= random_integers(bits["caption"], 2) == 1
-    return torch.where(take_own, by_shape, by_class)
 
 
 def pinned(samples: Samples, device: torch.device) -> Samples:

@@ -1,4 +1,4 @@
-"""The trainer's copy of a store's rows: plain arrays in `<store>/cache/<digest>/`, mapped by every process alike."""
+"""The trainer's copies of a store's rows: a plain array a column in `<store>/cache/<digest>/`, mapped by all alike."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ from recon.pipeline.base.files import crc32, sync_directory
 from recon.trainer.reading import iterate_rows
 
 if TYPE_CHECKING:
-    from recon.pipeline.store.records import Points, Targets
+    import zarr
 
-CACHE_VERSION = 1
-LOCK = ".lock"
+CACHE_VERSION = 2
+FILE, LOCK = "rows.npy", ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-def cached_arrays(
-    root: Path, record: dict[str, Any], points: Points, targets: Targets, rows: NDArray[np.int64]
-) -> dict[str, NDArray[Any]]:
-    """Map xyz [N, P, 3] and image [K, N, V, D] of the rows, copied out of the store unless a sound copy is there.
+def cached_array(
+    root: Path, held: dict[str, Any], array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lanes: int = 0
+) -> NDArray[Any]:
+    """Map rows of a store's column, [N, ...] or behind its axis of lanes, copied unless a sound copy is there.
 
-    Of several processes that find none, one makes it and the others wait for it. UserError where the store cannot be
-    read, or `root` not be written to.
+    `held` says what the copy is of: its digest names the folder. Of several processes that find none, one makes it and
+    the others wait for it. UserError where the store cannot be read, or `root` not be written to.
     """
-    folder = root / digest_of([CACHE_VERSION, record["rows"], record["points"], record["image"]])
+    folder = root / digest_of([CACHE_VERSION, held])
     if not _is_sound(folder):
         try:
             root.mkdir(exist_ok=True)
             with _only_builder(root):
                 if not _is_sound(folder):
-                    _write_cache(folder, points, targets, rows)
+                    _write_cache(folder, array, rows, what, lanes)
         except OSError as error:
             raise UserError(f"{folder}: cannot write a copy of the store's rows: {error.strerror or error}") from error
-    # Copy-on-write maps: torch wants memory it could write to, and the files stay as they are.
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("xyz", "image")}
+    # A copy-on-write map: torch wants memory it could write to, and the file stays as it is.
+    mapped: NDArray[Any] = np.load(folder / FILE, mmap_mode="c")
+    return mapped
 
 
 @contextmanager
@@ -65,19 +66,17 @@ def _only_builder(root: Path) -> Iterator[None]:
         yield
 
 
-def _write_cache(folder: Path, points: Points, targets: Targets, rows: NDArray[np.int64]) -> None:
+def _write_cache(folder: Path, array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lanes: int) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     try:
-        num_draws, _, num_views, dim = targets.feat.shape
-        xyz = _new_array(temporary / "xyz.npy", (len(rows), *points.xyz.shape[1:]), "<f4")
-        for part, values in iterate_rows(points.xyz, rows, "points"):
-            xyz[part] = values
-        image = _new_array(temporary / "image.npy", (num_draws, len(rows), num_views, dim), "<f2")
-        for draw in range(num_draws):
-            for part, values in iterate_rows(targets.feat, rows, f"image features of {targets.teacher!r}", draw):
-                image[draw, part] = values
-        for array in (xyz, image):
-            array.flush()
+        shape = (*array.shape[:lanes], len(rows), *array.shape[lanes + 1 :])
+        dtype = array.dtype.newbyteorder("<")
+        copy = np.lib.format.open_memmap(temporary / FILE, mode="w+", dtype=dtype, shape=shape)
+        for lane in range(array.shape[0]) if lanes else (None,):
+            target = copy if lane is None else copy[lane]
+            for part, values in iterate_rows(array, rows, what, lane):
+                target[part] = values
+        copy.flush()
         sums = {path.name: crc32(path) for path in sorted(temporary.iterdir())}
         (temporary / "sums.json").write_text(json.dumps(sums), "utf-8")
         for path in (*temporary.iterdir(), temporary):
@@ -92,13 +91,9 @@ def _write_cache(folder: Path, points: Points, targets: Targets, rows: NDArray[n
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap[Any, Any]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-
-
 def _is_sound(folder: Path) -> bool:
     try:
         sums = json.loads((folder / "sums.json").read_text("utf-8"))
-        return set(sums) == {"xyz.npy", "image.npy"} and all(crc32(folder / n) == s for n, s in sums.items())
+        return set(sums) == {FILE} and all(crc32(folder / n) == s for n, s in sums.items())
     except (OSError, ValueError):
         return False

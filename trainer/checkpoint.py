@@ -31,11 +31,12 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.pipeline.base.provenance import versions
+from recon.trainer import earlier
 from recon.trainer.config import Config, config_from_dict, config_to_dict
 from recon.trainer.model import ReCon
 from recon.trainer.released import infer_config, load_released, load_weights
 
-FORMAT = "recon-checkpoint 1"
+FORMAT = "recon-checkpoint 2"
 
 
 def check_run(run: Path, resume: bool, overwrite: bool) -> None:
@@ -208,7 +209,12 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def load_model(path: Path | str) -> tuple[ReCon, Config]:
+def load_model(path: Path | str) -> ReCon:
+    """A trained model in eval mode on the CPU, for `embed`, `image_feature` and `text_feature`; see `read_model`."""
+    return read_model(path)[0]
+
+
+def read_model(path: Path | str) -> tuple[ReCon, Config]:
     """The trained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
 
     `path` is a run's folder (its newest checkpoint), one of its `step-*.safetensors`, or a pretraining checkpoint of
@@ -239,11 +245,14 @@ def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, earlier.FORMAT):
         return None
     if path.name.endswith(".state.safetensors"):
         raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
-    return config_from_dict(json.loads(metadata["config"]), str(path)), load_file(path)
+    settings, tensors = json.loads(metadata["config"]), load_file(path)
+    if metadata["format"] == earlier.FORMAT:
+        settings, tensors = earlier.upgrade_config(settings), earlier.upgrade_weights(tensors)
+    return config_from_dict(settings, str(path)), tensors
 
 
 def _read_released(path: Path) -> tuple[Config, dict[str, Tensor]]:

@@ -20,7 +20,7 @@ NUM_TAPS = 3
 
 
 def global_feature(queries: Tensor, tokens: Tensor) -> Tensor:
-    """Input of the classification heads, `[B, 4C]`: cls, image and text query, and the max of the local tokens."""
+    """Input of the classification heads, `[B, (Q + 1) C]`: the Q queries, and the max of the local tokens."""
     return torch.cat([queries.flatten(1), tokens.amax(dim=1)], dim=1)
 
 
@@ -30,13 +30,13 @@ class ClassificationHead(nn.Module):
     "full" and "mlp3" are one head: they name whether the encoder trains along, which the trainer decides.
     """
 
-    def __init__(self, width: int, num_classes: int, kind: str = "full") -> None:
+    def __init__(self, feature_width: int, num_classes: int, kind: str = "full") -> None:
         super().__init__()
         if kind == "linear":
-            self.layers = nn.Sequential(nn.Linear(4 * width, num_classes))
+            self.layers = nn.Sequential(nn.Linear(feature_width, num_classes))
         elif kind in ("full", "mlp3"):
             self.layers = nn.Sequential(
-                nn.Linear(4 * width, CLASSIFY_WIDTH),
+                nn.Linear(feature_width, CLASSIFY_WIDTH),
                 nn.BatchNorm1d(CLASSIFY_WIDTH),
                 nn.ReLU(),
                 nn.Dropout(0.5),
@@ -50,7 +50,7 @@ class ClassificationHead(nn.Module):
             raise ValueError(f"head: must be one of full, linear, mlp3, got {kind!r}")
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Map `feature [B, 4C]` to logits `[B, num_classes]`."""
+        """Map `feature [B, feature_width]` to logits `[B, num_classes]`."""
         logits: Tensor = self.layers(feature)
         return logits
 
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.head = ClassificationHead(config.width, num_classes, head)
+        self.head = ClassificationHead((self.encoder.num_queries + 1) * config.width, num_classes, head)
 
     def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""

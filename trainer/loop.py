@@ -40,7 +40,7 @@ from recon.trainer.checkpoint import (
     save_checkpoint,
     threads_note,
 )
-from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
+from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teachers
 from recon.trainer.data import Dataset, load_dataset
 from recon.trainer.model import ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
@@ -123,7 +123,7 @@ class Trainer:
 
         `precision` is what a resumed run began in; without it the settings and the device decide.
         """
-        self.config = config = with_teacher_dims(config, dataset.image_dim, dataset.text_dim)
+        self.config = config = with_teachers(config, dataset.teachers)
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
         form = StreamBatches if config.data.loader == "stream" else Batches
@@ -219,7 +219,7 @@ class Trainer:
         """Add a part's share of the gradient of a batch of `num_samples` to `model`; its share of the mean losses."""
         share = len(part) / num_samples
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            losses = model(part.points, part.image, part.text, part.labels, generator=generator)
+            losses = model(part.points, part.targets, part.labels, generator=generator)
         (losses["total"] * share).backward()
         return {name: loss.detach() * share for name, loss in losses.items()}
 

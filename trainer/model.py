@@ -237,14 +237,10 @@ class ReCon(nn.Module):
         scales = self.encoder.drop_path(len(points), generator)
         decoder_scales = None if self.decoder is None else self.decoder.drop_path(len(points), generator)
         queries, tokens = self.forward_encoder(groups, centers, visible, scales)
-        losses = {}
-        if self.decoder is not None:
-            predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), decoder_scales)
-            losses["reconstruction"] = reconstruction_loss(predicted, take(groups, masked), self.config.reconstruction)
-        losses |= self.query_losses(queries, targets, labels)
-        weights = {teacher.name: teacher.weight for teacher in self.config.teachers}
-        parts = [loss if weights.get(name, 1.0) == 1.0 else weights[name] * loss for name, loss in losses.items()]
-        return losses | {"total": torch.stack(parts).sum()}
+        if self.decoder is None:
+            return self.forward_losses(None, None, queries, targets, labels)
+        predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), decoder_scales)
+        return self.forward_losses(predicted, take(groups, masked), queries, targets, labels)
 
     def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`."""
@@ -274,14 +270,25 @@ class ReCon(nn.Module):
         queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, scales=scales)
         return queries, tokens
 
-    def query_losses(self, queries: Tensor, targets: Sequence[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Compare `queries [B, 1 + T, C]` with the teachers' features `[B, D]`, and cls with each other."""
-        losses = {
-            teacher.name: head.loss(queries[:, 1 + index], target)
-            for index, (teacher, head, target) in enumerate(
-                zip(self.config.teachers, self.teachers, targets, strict=True)
-            )
-        }
+    def forward_losses(
+        self,
+        predicted: Tensor | None,
+        groups: Tensor | None,
+        queries: Tensor,
+        targets: Sequence[Tensor],
+        labels: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Compare `predicted [B, M, S, 3]` with `groups`, where something was rebuilt; and `queries [B, 1 + T, C]` with
+        the teachers' features `[B, D]` and, for cls, with each other.
+        """
+        losses: dict[str, Tensor] = {}
+        if predicted is not None and groups is not None:
+            losses["reconstruction"] = reconstruction_loss(predicted, groups, self.config.reconstruction)
+        weight = {}
+        for place, (teacher, head) in enumerate(zip(self.config.teachers, self.teachers, strict=True)):
+            assert isinstance(head, TeacherHead)
+            losses[teacher.name] = head.loss(queries[:, 1 + place], targets[place])
+            weight[teacher.name] = teacher.weight
         if self.contrast_projection is not None:
             if labels is None:
                 raise ValueError("labels: needed by model.self_contrastive, give the category id of every cloud")
@@ -289,7 +296,8 @@ class ReCon(nn.Module):
             with torch.autocast(queries.device.type, enabled=False):
                 embedding = self.contrast_projection(queries[:, 0].to(self.encoder.query_token.dtype))
             losses["contrast"] = category_contrast_loss(embedding, labels)
-        return losses
+        weighted = [loss * weight[name] if weight.get(name, 1.0) != 1.0 else loss for name, loss in losses.items()]
+        return losses | {"total": torch.stack(weighted).sum()}
 
     def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`."""

@@ -2,12 +2,14 @@
 
 Three forms of them exist: "pretrain" (encoder, decoder, projections), "classify" (the fine-tuned classifier, full or
 linear) and "segment" (part segmentation). Our names follow what a layer is; the tables below are the whole difference,
-save that the release stores 1x1 convolutions as `[out, in, 1]` where we store linear layers `[out, in]`.
+save that the release stores 1x1 convolutions as `[out, in, 1]` where we store linear layers `[out, in]`, and the tokens
+and positions of its three queries (cls, image, text) one by one where we stack them.
 """
 
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recon.trainer.model import ModelConfig
+from recon.trainer.teaching import RELEASED_TEACHERS
 
 FORMS = ("pretrain", "classify", "segment")
 # The released heads are 64 channels wide at every size, and no weight's shape tells their number.
@@ -39,12 +42,12 @@ _ENCODER = (
     ("encoder.second_conv.1.", "encoder.patch_embed.norm2."),
     ("encoder.second_conv.3.", "encoder.patch_embed.conv4."),
     ("pos_embed.", "encoder.position."),
-    ("cls_token", "encoder.cls_token"),
-    ("img_token", "encoder.image_token"),
-    ("text_token", "encoder.text_token"),
-    ("cls_pos", "encoder.cls_position"),
-    ("img_pos", "encoder.image_position"),
-    ("text_pos", "encoder.text_position"),
+    ("cls_token", "encoder.query_token.0"),
+    ("img_token", "encoder.query_token.1"),
+    ("text_token", "encoder.query_token.2"),
+    ("cls_pos", "encoder.query_position.0"),
+    ("img_pos", "encoder.query_position.1"),
+    ("text_pos", "encoder.query_position.2"),
     ("blocks.blocks.", "encoder.blocks."),
     ("norm.", "encoder.norm."),
 )
@@ -53,8 +56,8 @@ _PRETRAIN = (
     ("decoder_pos_embed.", "decoder.position."),
     ("MAE_decoder.", "decoder."),
     ("increase_dim.0.", "decoder.head."),
-    ("img_proj.", "image_projection."),
-    ("text_proj.", "text_projection."),
+    ("img_proj.", "teachers.0.projection."),
+    ("text_proj.", "teachers.1.projection."),
     ("cls_proj.", "contrast_projection."),
     *((f"MAE_encoder.{theirs}", ours) for theirs, ours in _ENCODER),
 )
@@ -73,6 +76,7 @@ _SEGMENT = (
     ("convs3.", "head.conv3."),
     *_ENCODER,
 )
+_STACKED = ("encoder.query_token", "encoder.query_position")
 _TABLES = {"pretrain": _PRETRAIN, "classify": _CLASSIFY, "segment": _SEGMENT}
 _CONVOLUTION = re.compile(
     r"(first_conv\.[03]|second_conv\.[03]|increase_dim\.0|label_conv\.0|mlp_convs\.[01]|convs[123])\.weight$"
@@ -116,13 +120,36 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[ours] = value.squeeze(-1) if _CONVOLUTION.search(name) else value
     if unknown:
         raise ValueError(f"released {form} checkpoint: no place for {_first_few(unknown)}")
-    return renamed
+    return stack_queries(renamed)
+
+
+def stack_queries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather "encoder.query_token.0", ".1" and so on, `[1, 1, C]` each, into one `[1, Q, C]`; likewise the positions.
+
+    ValueError where one of the first is missing.
+    """
+    stacked = dict(state)
+    for name in _STACKED:
+        parts = {part: stacked.pop(part) for part in sorted(state) if part.startswith(f"{name}.")}
+        if missing := [f"{name}.{place}" for place in range(len(parts)) if f"{name}.{place}" not in parts]:
+            raise ValueError(f"the queries' tokens are not whole; missing: {_first_few(missing)}")
+        if parts:
+            stacked[name] = torch.cat(list(parts.values()), dim=1)
+    return stacked
+
+
+def _split_queries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    split = dict(state)
+    for name in _STACKED:
+        if name in split:
+            split |= {f"{name}.{place}": part for place, part in enumerate(torch.split(split.pop(name), 1, dim=1))}
+    return split
 
 
 def to_released(state: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
     """Rename our state as the release names it, for reading by the release's own code; the inverse of the above."""
     renamed, unknown = {}, []
-    for name, value in state.items():
+    for name, value in _split_queries(state).items():
         theirs = released_name(name, form)
         if theirs is None:
             unknown.append(name)
@@ -173,12 +200,15 @@ def infer_config(state: Mapping[str, Tensor], **settings: object) -> ModelConfig
         "width": width,
         "heads": max(1, width // HEAD_WIDTH),
         "depth": _count_blocks(state, "encoder"),
+        "teachers": RELEASED_TEACHERS,
     }
     if "decoder.head.weight" in state:
         found["decoder_depth"] = _count_blocks(state, "decoder")
         found["group_size"] = state["decoder.head.weight"].shape[0] // 3
-        found["image_dim"] = state["image_projection.weight"].shape[0]
-        found["text_dim"] = state["text_projection.weight"].shape[0]
+        found["teachers"] = tuple(
+            replace(teacher, dim=state[f"teachers.{place}.projection.weight"].shape[0])
+            for place, teacher in enumerate(RELEASED_TEACHERS)
+        )
         found["self_contrastive"] = "contrast_projection.0.weight" in state
     return ModelConfig(**{**found, **settings})  # type: ignore[arg-type]
 

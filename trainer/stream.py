@@ -20,6 +20,7 @@ from recon.pipeline.store.shards import read_rows, shard_rows
 from recon.trainer.batches import Batch, Samples, count_steps, draw, pinned, workers
 from recon.trainer.config import DataConfig
 from recon.trainer.data import Dataset
+from recon.trainer.targets import ImageTargets, TextTargets
 from recon.trainer.transforms import random_bits, stream
 
 Key = tuple[int, int]
@@ -58,7 +59,8 @@ class StreamBatches:
         ]
         self._piece = slice(sum(counts[:rank]), sum(counts))
         stored = dataset.stored
-        self.block_rows = math.lcm(shard_rows(stored.xyz), shard_rows(stored.image, 0))
+        shards = [shard_rows(stored.xyz), *(shard_rows(feat, 0) for feat in stored.feats.values())]
+        self.block_rows = math.lcm(*shards)
         sample_bytes = sum(tensor.nbytes for tensor in self._allocate(1).tensors())
         self.window_rows = int(config.buffer_gb * 1e9) // sample_bytes
         self._check_memory(sample_bytes)
@@ -111,9 +113,7 @@ class StreamBatches:
         if len(parts) == 1:
             samples = parts[0]
         elif parts:
-            samples = Samples(
-                *(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True))
-            )
+            samples = Samples.of(map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
         else:
             samples = self._allocate(0)  # an epoch's last samples can be fewer than the ranks
         return pinned(samples, self.device)
@@ -169,28 +169,35 @@ class StreamBatches:
         data, stored = self.dataset, self.dataset.stored
         assert stored is not None
         rows = data.row[indices].numpy()
-        # Only the draws that are chosen among are read, so here they are all there is.
-        lanes = self.config.draws or range(data.image.shape[0])
+        targets = list(data.targets)
+        for place, feat in stored.feats.items():
+            # Only the draws that are chosen among are read, so here they are all there is.
+            lanes = self.config.draws or range(feat.shape[0])
+            targets[place] = ImageTargets(torch.from_numpy(np.stack([read_rows(feat, rows, lane) for lane in lanes])))
+        for place, target in enumerate(targets):
+            if isinstance(target, TextTargets):
+                targets[place] = replace(target, captions=target.captions[indices])
         block = replace(
             data,
             xyz=torch.from_numpy(read_rows(stored.xyz, rows)),
-            image=torch.from_numpy(np.stack([read_rows(stored.image, rows, lane) for lane in lanes])),
-            captions=data.captions[indices],
+            targets=tuple(targets),
             category=data.category[indices],
             row=data.row[indices],
         )
         drawn = draw(block, torch.arange(len(rows)), replace(self.config, draws=()), self.seed, epoch)
-        for what, values in (("points", drawn.points), ("image features", drawn.image)):
+        images = {f"features of {data.teachers[place].name}": drawn.targets[place] for place in stored.feats}
+        for what, values in {"points": drawn.points, **images}.items():
             if not values.isfinite().all():
                 raise UserError(f"{what}: not finite in the store's rows from {rows[0]} on; compute them again")
         return drawn
 
     def _allocate(self, count: int) -> Samples:
-        data = self.dataset
         return Samples(
             points=torch.empty(count, self.config.num_points, 3),
-            image=torch.empty(count, data.image_dim, dtype=data.image.dtype),
-            text=torch.empty(count, data.text_dim, dtype=data.text.dtype),
             angle=torch.empty(count, dtype=torch.float64),
             labels=torch.empty(count, dtype=torch.int64),
+            rows=torch.empty(count, dtype=torch.int64),
+            targets=tuple(
+                torch.empty(count, each.feat.shape[-1], dtype=each.feat.dtype) for each in self.dataset.targets
+            ),
         )

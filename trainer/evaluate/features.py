@@ -21,7 +21,7 @@ from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.names import list_refs
 from recon.pipeline.store.records import Ref
-from recon.trainer.checkpoint import load_model
+from recon.trainer.checkpoint import read_model
 from recon.trainer.config import Config
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.model import ReCon
@@ -67,7 +67,7 @@ def load_probe(
     """
     opened = FeatureStore.open(store)
     checkpoint = newest_checkpoint(run)
-    student, config = load_model(run)
+    student, config = read_model(run)
     if not ref and config.data.ref in {held.name for held in list_refs(opened)}:
         ref = config.data.ref
     torch.manual_seed(stream(config.run.seed, "weights"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,8 @@ def run_zero_shot(
     """
     started = time.monotonic()
     probe = load_probe(run, store, device, ref, precision)
-    check_one_space(run, probe)
-    text = learnt_words(run, probe)
+    seeing, reading = shared_space(run, probe)
+    text = learnt_words(run, probe, reading)
     data = probe.split("test")
     classes = class_embeddings(text, data.numbers)
     labels, num_classes = data.category, len(classes)
@@ -50,7 +52,8 @@ def run_zero_shot(
     points = random_points(far, data.row, probe.config)
     result: dict[str, Any] = {"num_test": len(data), "chance": 1 / num_classes}
     for suffix, student in probe.students().items():
-        features = encode(student.zero_shot_feature, points, device, precision.used)
+        feature = partial(student.zero_shot_feature, image=seeing, text=reading)
+        features = encode(feature, points, device, precision.used)
         predicted = classify(torch.from_numpy(features), classes)
         result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
         result[f"confusion{suffix}"] = confusion(labels, predicted, num_classes)
@@ -66,27 +69,34 @@ def run_zero_shot(
     return write_result(run, "zeroshot", probe, data, keys, result, time.monotonic() - started)
 
 
-def check_one_space(run: Path, probe: Probe) -> None:
-    """UserError unless the student learnt pictures and words of one space, two towers of one CLIP."""
-    learnt = read_record(run)["data"]
-    if "teachers" not in learnt:
-        raise UserError(f"{run / 'config.json'}: of an older version, does not say what its teachers were; train anew")
-    seeing, reading, model = learnt["teachers"]["image"], learnt["teachers"]["text"], probe.config.model
-    if not one_space(seeing, reading, model.image_dim, model.text_dim):
-        raise UserError(
-            f"zero-shot needs one space for pictures and words: {run} was trained on {learnt['image']['teacher']!r} "
-            f"(tap {seeing.get('tap')!r}) and {learnt['text']['teacher']!r}, which are not two towers of one CLIP; "
-            "train with both of one, tap 'pooled'"
-        )
+def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
+    """An image and a text teacher of the student whose features lie in one space, two towers of one CLIP.
+
+    UserError where no pair does.
+    """
+    learnt, teachers = _learnt_teachers(run), probe.config.model.teachers
+    kinds = [[teacher for teacher in teachers if teacher.kind == kind] for kind in ("image", "text")]
+    for seeing, reading in itertools.product(*kinds):
+        recipes = learnt[seeing.name]["recipe"], learnt[reading.name]["recipe"]
+        if one_space(*recipes, seeing.dim, reading.dim):
+            return seeing.name, reading.name
+    had = " and ".join(
+        f"{learnt[each.name]['teacher']!r}" + (f" (tap {learnt[each.name]['recipe'].get('tap')!r})" if seen else "")
+        for seen, each in sorted((each.kind == "image", each) for each in teachers)
+    )
+    raise UserError(
+        f"zero-shot needs one space for pictures and words: {run} was trained on {had or 'no teacher'}, among which "
+        "are no two towers of one CLIP; train with both of one, tap 'pooled'"
+    )
 
 
-def learnt_words(run: Path, probe: Probe) -> Text:
+def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:
     """The prompts of the store's ref as the student's own text teacher embeds them, whatever it is called there.
 
     A key of text depends on the teacher alone, not on the data set: equal keys are one encoder in any store. UserError
     where the ref has none of it.
     """
-    learnt = read_record(run)["data"]["text"]
+    learnt = _learnt_teachers(run)[teacher]
     for name, key in probe.ref.text.items():
         if key == learnt["key"]:
             return probe.store.text(name, probe.ref)
@@ -96,6 +106,13 @@ def learnt_words(run: Path, probe: Probe) -> Text:
         f"{learnt['teacher']!r} ({learnt['key']}); it has {has}: put that teacher into its manifest and run "
         "`recon-pipeline features`"
     )
+
+
+def _learnt_teachers(run: Path) -> dict[str, Any]:
+    learnt = read_record(run)["data"].get("teachers", {})
+    if any("recipe" not in teacher for teacher in learnt.values()):
+        raise UserError(f"{run / 'config.json'}: of an older version, does not say what its teachers were; train anew")
+    return dict(learnt)
 
 
 def towers_pictures(probe: Probe, text: Text) -> Targets | None:

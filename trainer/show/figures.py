@@ -15,12 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 mpl.use("Agg")
 
-LOSSES = ("reconstruction", "image", "text", "contrast")
 
-
-def loss_curves(lines: Sequence[dict[str, Any]]) -> bytes:
-    """One panel a loss over training steps, from the lines of metrics.jsonl."""
-    names = [name for name in LOSSES if name in lines[-1]]
+def loss_curves(lines: Sequence[dict[str, Any]], teachers: Sequence[str]) -> bytes:
+    """One panel a loss over training steps, from the lines of metrics.jsonl; `teachers` name those of distillation."""
+    names = [name for name in ("reconstruction", *teachers, "contrast") if name in lines[-1]]
     figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
     steps = [line["step"] for line in lines]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

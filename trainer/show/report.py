@@ -70,7 +70,10 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         "seed": record["config"]["run"]["seed"],
         "step": checkpoint["step"],
         "pretrain_splits": record["data"]["splits"],
-        "digests": {name: record["data"][name]["digest"] for name in ("points", "image", "text")},
+        "digests": {
+            "points": record["data"]["points"]["digest"],
+            **{name: teacher["digest"] for name, teacher in record["data"]["teachers"].items()},
+        },
         "ref": record["data"]["ref"],
         "probe_ref": zero_shot["ref"],
         "probe_digests": zero_shot["digests"],
@@ -80,7 +83,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
     }
     write_atomically(run / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     figures = {
-        "losses": loss_curves(lines),
+        "losses": loss_curves(lines, list(record["data"]["teachers"])),
         "svm": confusion_matrix(svm["confusion"], svm["categories"]),
         "zeroshot": confusion_matrix(zero_shot["confusion"], zero_shot["categories"]),
     }
