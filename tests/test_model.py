@@ -17,10 +17,17 @@ from recon.trainer.blocks import DropPath, PatchEmbed, ReConBlock, block_mask, r
 from recon.trainer.heads import Classifier, Segmenter
 from recon.trainer.model import SIZES, ModelConfig, ReCon, take
 from recon.trainer.released import infer_config, load_weights
+from recon.trainer.teaching import RELEASED_TEACHERS, Teacher
+from recon.trainer.transforms import normalize
 
 CONFIG = ModelConfig(
-    width=24, heads=3, depth=3, decoder_depth=2, num_group=10, group_size=8, image_dim=7, text_dim=7, drop_path=0.0
-)
+    width=24, heads=3, depth=3, decoder_depth=2, num_group=10, group_size=8, drop_path=0.0,
+    teachers=(Teacher("image", "image", 7), Teacher("text", "text", 7)),
+)  # fmt: skip
+
+
+def taught(*teachers: Teacher, **settings: object) -> ModelConfig:
+    return dataclasses.replace(CONFIG, teachers=teachers, **settings)  # type: ignore[arg-type]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -31,9 +38,9 @@ def clouds(batch: int = 4, num_points: int = 96, seed: int = 0) -> Tensor:
     return torch.randn(batch, num_points, 3, generator=generator(seed))
 
 
-def targets(batch: int = 4, config: ModelConfig = CONFIG) -> tuple[Tensor, Tensor]:
-    drawn = torch.randn(batch, config.image_dim + config.text_dim, generator=generator(1))
-    return drawn[:, : config.image_dim], drawn[:, config.image_dim :]
+def targets(batch: int = 4, config: ModelConfig = CONFIG) -> tuple[Tensor, ...]:
+    dims = [teacher.dim for teacher in config.teachers]
+    return torch.randn(batch, sum(dims), generator=generator(1)).split(dims, dim=1)
 
 
 def build(config: ModelConfig = CONFIG, seed: int = 0) -> ReCon:
@@ -101,7 +108,7 @@ def test_block_forms_differ_on_the_same_weights() -> None:
 @pytest.mark.parametrize("form", ["released", "paper"])
 def test_teachers_do_not_reach_the_local_stream_in_pretraining(form: str) -> None:
     model = build(dataclasses.replace(CONFIG, block=form))
-    losses = model(clouds(), *targets(), generator=generator(0))
+    losses = model(clouds(), targets(), generator=generator(0))
     (losses["image"] + losses["text"]).backward()
     for name, parameter in model.encoder.named_parameters():
         stream = ("patch_embed", "position.", "norm1", "norm2", "attention", "mlp")
@@ -166,7 +173,7 @@ def test_a_mask_with_another_count_is_refused() -> None:
     mask[:, :6] = True
     mask[0, 6] = True
     with pytest.raises(ValueError, match="mask: must be bool"):
-        build()(clouds(), *targets(), mask=mask)
+        build()(clouds(), targets(), mask=mask)
 
 
 def test_points_of_a_group_have_no_order() -> None:
@@ -196,9 +203,9 @@ def test_visible_scope_changes_training_statistics_only() -> None:
     everything, visible_only = build(), build(dataclasses.replace(CONFIG, patch_scope="visible"))
     load_weights(visible_only, everything.state_dict())
     mask = everything.draw_mask(clouds(4, 10), generator(0))
-    losses = [m.eval()(clouds(), *targets(), mask=mask)["total"] for m in (everything, visible_only)]
+    losses = [m.eval()(clouds(), targets(), mask=mask)["total"] for m in (everything, visible_only)]
     torch.testing.assert_close(losses[0], losses[1])
-    losses = [m.train()(clouds(), *targets(), mask=mask)["total"] for m in (everything, visible_only)]
+    losses = [m.train()(clouds(), targets(), mask=mask)["total"] for m in (everything, visible_only)]
     assert not torch.isclose(losses[0], losses[1], rtol=1e-4)
 
 
@@ -210,7 +217,7 @@ def test_one_seed_gives_one_step(mask_type: str) -> None:
         model = build(config)
         # The global generator must not matter once one is given.
         torch.manual_seed(torch.initial_seed() + 1)
-        loss = model(clouds(), *targets(), generator=generator(seed))["total"]
+        loss = model(clouds(), targets(), generator=generator(seed))["total"]
         loss.backward()
         return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -233,10 +240,10 @@ def test_drop_path_drops_more_with_depth_and_keeps_the_mean() -> None:
 def test_bfloat16_autocast_stays_finite_and_near(scope: str) -> None:
     config = dataclasses.replace(CONFIG, self_contrastive=True, patch_scope=scope)
     labels = torch.tensor([0, 1, 0, 2])
-    exact = build(config)(clouds(), *targets(), labels=labels, generator=generator(0))
+    exact = build(config)(clouds(), targets(), labels=labels, generator=generator(0))
     model = build(config)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model(clouds(), *targets(), labels=labels, generator=generator(0))
+        losses = model(clouds(), targets(), labels=labels, generator=generator(0))
     losses["total"].backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     for name, loss in losses.items():
@@ -247,16 +254,18 @@ def test_bfloat16_autocast_stays_finite_and_near(scope: str) -> None:
 
 
 def test_losses_and_their_sum() -> None:
-    losses = build()(clouds(), *targets(), generator=generator(0))
+    losses = build()(clouds(), targets(), generator=generator(0))
     assert set(losses) == {"reconstruction", "image", "text", "total"}
     assert losses["total"].item() == pytest.approx(sum(v.item() for k, v in losses.items() if k != "total"))
     with pytest.raises(ValueError, match="labels: needed"):
-        build(dataclasses.replace(CONFIG, self_contrastive=True))(clouds(), *targets())
+        build(dataclasses.replace(CONFIG, self_contrastive=True))(clouds(), targets())
 
 
 def test_weights_start_as_the_release_starts_them() -> None:
-    model = build(ModelConfig(**SIZES["tiny"], depth=2, decoder_depth=2, self_contrastive=True))
-    for projection in (model.image_projection, model.text_projection, model.contrast_projection[0]):
+    model = build(
+        ModelConfig(**SIZES["tiny"], depth=2, decoder_depth=2, self_contrastive=True, teachers=RELEASED_TEACHERS)
+    )
+    for projection in (*(head.projection for head in model.teachers), model.contrast_projection[0]):
         assert projection.weight.mean().item() == pytest.approx(0.02, abs=1e-3)
         assert projection.weight.std().item() == pytest.approx(0.01, abs=1e-3)
     for weight in (model.encoder.blocks[1].mlp.fc1.weight, model.encoder.patch_embed.conv3.weight):
@@ -264,7 +273,7 @@ def test_weights_start_as_the_release_starts_them() -> None:
     # Xavier: uniform within sqrt(6 / (in + out))
     bound = (6 / (192 + 4 * 192)) ** 0.5
     assert model.decoder.blocks[0].mlp.fc1.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
-    assert model.encoder.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+    assert model.encoder.query_token.std().item() == pytest.approx(0.02, rel=0.2)
     for name, value in model.named_parameters():
         if name.startswith("encoder.") and name.endswith("bias"):
             assert not value.any(), name
@@ -273,9 +282,9 @@ def test_weights_start_as_the_release_starts_them() -> None:
 def test_no_weight_decay_names_vectors_and_tokens() -> None:
     model = build()
     named, spared = dict(model.named_parameters()), model.no_weight_decay()
-    assert {"decoder.mask_token", "encoder.cls_token", "encoder.norm.weight", "image_projection.bias"} <= spared
+    assert {"decoder.mask_token", "encoder.query_token", "encoder.norm.weight", "teachers.0.projection.bias"} <= spared
     # As in the release, where only names with 'token' are spared: learned positions decay.
-    assert not spared & {"encoder.cls_position", "encoder.blocks.0.attention.qkv.weight"}
+    assert not spared & {"encoder.query_position", "encoder.blocks.0.attention.qkv.weight"}
     assert all(named[name].ndim == 1 or name.endswith("token") for name in spared)
 
 
@@ -287,7 +296,7 @@ def test_features_have_the_documented_shapes() -> None:
     assert model.svm_feature(clouds()).shape == (4, 48)
     assert model.zero_shot_feature(clouds()).shape == (4, 7)
     with pytest.raises(ValueError, match="one space"):
-        build(dataclasses.replace(CONFIG, text_dim=5)).zero_shot_feature(clouds())
+        build(taught(Teacher("image", "image", 7), Teacher("text", "text", 5))).zero_shot_feature(clouds())
 
 
 def test_heads_take_the_pretrained_encoder() -> None:
@@ -314,7 +323,6 @@ def test_heads_take_the_pretrained_encoder() -> None:
         ("mask_type", "random"),
         ("block", "slide"),
         ("drop_path", 1.0),
-        ("image_dim", -1),
         ("reconstruction", "l2"),
         ("patch_scope", "none"),
     ],
@@ -322,12 +330,6 @@ def test_heads_take_the_pretrained_encoder() -> None:
 def test_a_setting_that_cannot_work_is_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"model\.{field}"):
         dataclasses.replace(CONFIG, **{field: value})
-
-
-def test_a_teacher_width_left_open_stops_the_model_not_the_settings() -> None:
-    settings_only = dataclasses.replace(CONFIG, image_dim=0)
-    with pytest.raises(ValueError, match=r"model\.image_dim"):
-        ReCon(settings_only)
 
 
 @pytest.mark.parametrize("self_contrastive", [True, False])
@@ -361,3 +363,73 @@ def test_the_model_needs_torch_and_numpy_only() -> None:
     code = "import sys, recon.trainer.model, recon.trainer.heads, recon.trainer.released; "
     code += f"assert not {foreign} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+MIXES = {
+    "single-modal": taught(self_contrastive=True),
+    "reconstruction alone": taught(),
+    "distillation alone": taught(Teacher("image", "image", 7), reconstruction="none", mask_ratio=0.0),
+    "four teachers": taught(
+        Teacher("image:a", "image", 7),
+        Teacher("image:b", "image", 3, "cosine"),
+        Teacher("text:c", "text", 5, "infonce"),
+        Teacher("text:d", "text", 7, weight=0.25),
+        self_contrastive=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_any_mix_of_teachers_trains(mix: str) -> None:
+    config, labels = MIXES[mix], torch.tensor([0, 1, 0, 2])
+    model = build(config)
+    losses = model(clouds(), targets(config=config), labels, generator=generator(0))
+    expected = ["reconstruction"] * (config.reconstruction != "none") + [teacher.name for teacher in config.teachers]
+    assert list(losses) == [*expected, *["contrast"] * config.self_contrastive, "total"]
+    weight = {teacher.name: teacher.weight for teacher in config.teachers}
+    total = sum(weight.get(name, 1.0) * loss.item() for name, loss in losses.items() if name != "total")
+    assert losses["total"].item() == pytest.approx(total)
+    losses["total"].backward()
+    num_queries = 1 + len(config.teachers)
+    queries, _ = model.eval().forward_features(clouds())
+    assert queries.shape == (4, num_queries, 24)
+    assert model.embed(clouds()).shape == (4, 48)
+    head = Classifier(config, 5, "linear")
+    assert head(clouds()).shape == (4, 5) and head.head.layers[0].in_features == (num_queries + 1) * 24
+    # Each query that has a loss learns by itself alone: no gradient reaches another's token but through the blocks.
+    if config.teachers:
+        assert all(teacher.projection.weight.grad.abs().sum() > 0 for teacher in model.teachers)
+
+
+def test_the_wrong_number_of_targets_is_told() -> None:
+    with pytest.raises(ValueError, match="targets: 1 given, the model has 2 teachers"):
+        build()(clouds(), targets()[:1])
+
+
+def test_a_cloud_is_embedded_in_any_frame_and_scale() -> None:
+    model = build().eval()
+    moved = clouds() * 40 + torch.tensor([3.0, -200.0, 5.0])
+    for function in (model.embed, model.image_feature, model.text_feature):
+        torch.testing.assert_close(function(moved), function(clouds()), atol=2e-3, rtol=2e-3)
+    queries, _ = model.forward_features(normalize(clouds()))
+    assert torch.equal(model.text_feature(clouds()), model.teachers[1](queries[:, 2]))
+    assert torch.equal(model.text_feature(clouds(), "text"), model.text_feature(clouds()))
+    with pytest.raises(ValueError, match="no image teacher 'vit' among the model's: image, text"):
+        model.image_feature(clouds(), "vit")
+    with pytest.raises(ValueError, match="no text teacher among the model's: none"):
+        build(taught(self_contrastive=True)).text_feature(clouds())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [
+        ({"kind": "sound"}, "kind of 'x' must be image or text"),
+        ({"loss": "l2"}, "loss of 'x' must be one of smooth_l1, cosine, infonce"),
+        ({"dim": 0}, "width of 'x' must be at least 1"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_named(teacher: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.teachers: {told}"):
+        Teacher(**{"name": "x", "kind": "image", "dim": 3, **teacher})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"model\.teachers: two of one name"):
+        taught(Teacher("x", "image", 3), Teacher("x", "text", 3))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from recon.trainer.checkpoint import load_model
+from recon.trainer.checkpoint import read_model
 from recon.trainer.cli import main
 from recon.trainer.evaluate.features import encode
 from recon.trainer.loop import pretrain
@@ -42,7 +42,7 @@ def trained(store: Path, folder: Path) -> Path:
 
 
 def test_features_of_either_precision_leave_as_float32(run: Path) -> None:
-    student, _ = load_model(run)
+    student, _ = read_model(run)
     clouds = torch.randn(5, 64, 3, generator=torch.Generator().manual_seed(0))
     seen: list[set[torch.dtype]] = []
     for module in student.modules():

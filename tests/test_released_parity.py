@@ -49,7 +49,7 @@ def pretrain_outputs(folder: Path, mode: str) -> dict[str, Tensor]:
         queries, tokens = model.forward_encoder(groups, centers, visible)
         predicted = model.decoder(tokens, take(centers, visible), take(centers, masked))
         losses = model.forward_losses(
-            predicted, take(groups, masked), queries, given["image_feature"], given["text_feature"], labels_of(folder)
+            predicted, take(groups, masked), queries, [given["image_feature"], given["text_feature"]], labels_of(folder)
         )
     outputs = {
         "cls_token": queries[:, 0],
@@ -78,10 +78,10 @@ def probe_outputs(folder: Path) -> dict[str, Tensor]:
         queries, _ = model.forward_features(points)
         outputs = {
             "svm.feature": model.svm_feature(points),
-            "zeroshot_image.feature": model.image_projection(queries[:, 1]),
-            "zeroshot_text.feature": model.text_projection(queries[:, 2]),
+            "zeroshot_image.feature": model.teachers[0](queries[:, 1]),
+            "zeroshot_text.feature": model.teachers[1](queries[:, 2]),
         }
-        if model.config.image_dim == model.config.text_dim:
+        if len({teacher.dim for teacher in model.config.teachers}) == 1:
             ratio = config_of(folder)["zeroshot_ratio"]
             outputs["zeroshot_full.feature"] = model.zero_shot_feature(points, text_weight=ratio)
     return outputs
@@ -141,9 +141,8 @@ def kinked_gradients(folder: Path, kink: tuple[str, int] | None = None) -> dict[
             return output + nudge.view_as(output)
 
         model.get_submodule(layer).register_forward_hook(push)
-    losses = model(
-        given["points"], given["image_feature"], given["text_feature"], labels=labels_of(folder), mask=given["mask"]
-    )
+    targets = given["image_feature"], given["text_feature"]
+    losses = model(given["points"], targets, labels=labels_of(folder), mask=given["mask"])
     losses["total"].backward()
     # The release recorded zeros for what no loss reaches: the cls query where the contrast is off.
     return to_released(

@@ -265,7 +265,7 @@ def test_contact_sheet_makes_room_for_long_names_and_missing_shapes() -> None:
 
 def test_one_line_of_metrics_is_drawn() -> None:
     line = {"step": 4, "reconstruction": 0.5, "image": 0.1, "text": 0.2}
-    pixels = np.asarray(Image.open(io.BytesIO(loss_curves([line]))).convert("RGB")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(loss_curves([line], ["image", "text"]))).convert("RGB")).astype(int)
     assert ((pixels[..., 2] - pixels[..., 0]) > 80).sum() > 30  # the curves' blue
 
 

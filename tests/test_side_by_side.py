@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +13,19 @@ from torch import Tensor, nn
 from recon.trainer.data import Dataset
 from recon.trainer.model import ModelConfig, ReCon
 from recon.trainer.side_by_side import Copies, torch_threads
+from recon.trainer.teaching import Teacher
 from tests.test_trainer_loop import QUIET, data, metrics, store, trainer_of  # noqa: F401
 
 MODEL = ModelConfig(
-    width=12, heads=3, depth=2, decoder_depth=1, num_group=8, group_size=8, image_dim=6, text_dim=5, drop_path=0.2
-)
+    width=12, heads=3, depth=2, decoder_depth=1, num_group=8, group_size=8, drop_path=0.2,
+    teachers=(Teacher("image", "image", 6), Teacher("text", "text", 5)),
+)  # fmt: skip
 
 
-def part_of(index: int) -> dict[str, Tensor]:
+def part_of(index: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(index)
-    shapes = {"points": (4, 64, 3), "image_target": (4, 6), "text_target": (4, 5)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    points, *targets = (torch.randn(shape, generator=generator) for shape in ((4, 64, 3), (4, 6), (4, 5)))
+    return {"points": points, "targets": targets}
 
 
 def total(model: nn.Module, index: int) -> Tensor:

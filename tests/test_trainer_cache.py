@@ -14,8 +14,8 @@ import torch
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
-from recon.trainer.cache import LOCK
-from recon.trainer.config import DataConfig
+from recon.trainer.cache import FILE, LOCK
+from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data import load_dataset
 from tests import trainer_store as tiny
 
@@ -36,19 +36,29 @@ def copies(store: FeatureStore) -> list[Path]:
 
 def test_the_copy_is_made_once_and_again_when_damaged(own_store: FeatureStore) -> None:
     first = load_dataset(own_store, BOTH)
-    (folder,) = copies(own_store)
-    assert sorted(p.name for p in folder.iterdir()) == ["image.npy", "sums.json", "xyz.npy"]
-    made = (folder / "xyz.npy").stat().st_mtime_ns
+    made = {folder: (folder / FILE).stat().st_mtime_ns for folder in copies(own_store)}
+    assert all(sorted(path.name for path in folder.iterdir()) == [FILE, "sums.json"] for folder in made)
     load_dataset(own_store, BOTH)
-    assert (folder / "xyz.npy").stat().st_mtime_ns == made
+    assert {folder: (folder / FILE).stat().st_mtime_ns for folder in copies(own_store)} == made
 
-    expected = first.image.clone()
-    damaged = bytearray((folder / "image.npy").read_bytes())
-    damaged[-3] ^= 1
-    (folder / "image.npy").unlink()  # the first data set still maps the old file
-    (folder / "image.npy").write_bytes(damaged)
-    assert torch.equal(load_dataset(own_store, BOTH).image, expected)
-    assert copies(own_store) == [folder]
+    expected = first.xyz.clone(), first.targets[0].feat.clone()
+    for folder in made:
+        damaged = bytearray((folder / FILE).read_bytes())
+        damaged[-3] ^= 1
+        (folder / FILE).unlink()  # the first data set still maps the old file
+        (folder / FILE).write_bytes(damaged)
+    again = load_dataset(own_store, BOTH)
+    assert torch.equal(again.xyz, expected[0]) and torch.equal(again.targets[0].feat, expected[1])
+    assert set(copies(own_store)) == set(made)
+
+
+def test_what_other_teachers_are_added_to_is_not_copied_again(own_store: FeatureStore) -> None:
+    load_dataset(own_store, replace(BOTH, teachers=(TeacherConfig("image"),)))
+    before = copies(own_store)
+    load_dataset(own_store, BOTH)
+    assert len(before) == 2 and copies(own_store) == before
+    # Without pictures, a row whose pictures are not finished counts too.
+    assert len(load_dataset(own_store, replace(BOTH, teachers=()))) == 29
 
 
 BUILD = """
@@ -56,7 +66,7 @@ import sys, time
 from pathlib import Path
 from recon.pipeline.store import FeatureStore
 from recon.trainer import cache, data
-from recon.trainer.config import DataConfig
+from recon.trainer.config import DataConfig, TeacherConfig
 store, log, mark = FeatureStore.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 build = cache._write_cache
 def write(*arguments):
@@ -78,8 +88,8 @@ def test_of_two_processes_one_builds_the_copy(own_store: FeatureStore, tmp_path:
     command = [sys.executable, "-c", BUILD, str(own_store.path), str(tmp_path / "log")]
     both = [subprocess.Popen([*command, mark], cwd=ROOT) for mark in "ab"]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
-    assert (tmp_path / "log").read_text() in ("a", "b")
-    assert len(copies(own_store)) == 1
+    assert len((tmp_path / "log").read_text()) == 2  # each of the two columns once
+    assert len(copies(own_store)) == 2
 
 
 DIE = """
@@ -99,8 +109,8 @@ def test_a_killed_builder_leaves_neither_lock_nor_litter(own_store: FeatureStore
     assert killed.returncode == -signal.SIGKILL
     assert (root / ".writing-half").is_dir()
     load_dataset(own_store, BOTH)
-    (folder,) = copies(own_store)
-    assert not folder.name.startswith(".")
+    assert len(copies(own_store)) == 2
+    assert not any(folder.name.startswith(".") for folder in copies(own_store))
 
 
 @pytest.mark.parametrize(("kind", "file"), [("points/points-key/xyz", "1/0/0"), ("targets/image-key/feat", "0/1/0/0")])
@@ -116,7 +126,7 @@ def test_a_damaged_shard_is_named(own_store: FeatureStore, kind: str, file: str)
         ) as error:
             load_dataset(own_store, BOTH)
         assert "\n" not in str(error.value)
-    assert not copies(own_store)
+    assert len(copies(own_store)) == kind.startswith("targets")  # of the points, which are sound
 
 
 def test_the_copy_follows_the_store(own_store: FeatureStore) -> None:
@@ -126,13 +136,15 @@ def test_the_copy_follows_the_store(own_store: FeatureStore) -> None:
     assert receipt is not None
     replace(receipt, digests=("anew", *receipt.digests[1:])).write(changed)
     after = load_dataset(FeatureStore.open(own_store.path), BOTH)
-    assert before.record["image"]["digest"] != after.record["image"]["digest"]
-    assert len(copies(own_store)) == 2
+    learnt = [data.record["teachers"]["image"]["digest"] for data in (before, after)]
+    assert learnt[0] != learnt[1]
+    assert len(copies(own_store)) == 3
 
 
 def test_what_a_program_writes_into_the_maps_stays_out_of_the_files(own_store: FeatureStore) -> None:
     data = load_dataset(own_store, BOTH)
-    (path,) = (own_store.path / "cache").glob("*/xyz.npy")
-    before = path.read_bytes()
+    paths = [folder / FILE for folder in copies(own_store)]
+    before = [path.read_bytes() for path in paths]
     data.xyz.zero_()
-    assert path.read_bytes() == before
+    data.targets[0].feat.zero_()
+    assert [path.read_bytes() for path in paths] == before

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoint import load_model
+from recon.trainer.checkpoint import read_model
 from recon.trainer.loop import pretrain
 from recon.trainer.released import to_released
 from tests import trainer_store as tiny
@@ -28,19 +28,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_student_of_a_run_a_file_and_a_release(whole: Path, tmp_path: Path) -> None:
     points = torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(0))
-    model, config = load_model(whole)
+    model, config = read_model(whole)
     assert not model.training and config.model == model.config and config.optim.epochs == 3
     feature = model.svm_feature(points)
-    same, _ = load_model(whole / "checkpoints" / "step-00000006.safetensors")
+    same, _ = read_model(whole / "checkpoints" / "step-00000006.safetensors")
     assert torch.equal(same.svm_feature(points), feature)
-    earlier, _ = load_model(whole / "checkpoints" / "step-00000004.safetensors")
+    earlier, _ = read_model(whole / "checkpoints" / "step-00000004.safetensors")
     assert not torch.equal(earlier.svm_feature(points), feature)
 
     state = {f"module.{name}": value for name, value in to_released(model.state_dict(), "pretrain").items()}
     torch.save({"base_model": state, "epoch": 300}, tmp_path / "released.pth")
     save_file(state, tmp_path / "released.safetensors")
     for name in ("released.pth", "released.safetensors"):
-        released, _ = load_model(tmp_path / name)
+        released, _ = read_model(tmp_path / name)
         for key, value in model.state_dict().items():
             assert torch.equal(released.state_dict()[key], value), key
 
@@ -59,4 +59,4 @@ def test_what_holds_no_student(whole: Path, tmp_path: Path) -> None:
         (whole / "checkpoints" / "step-00000006.state.safetensors", "the weights are in the file without .state"),
     ):
         with pytest.raises(UserError, match=told):
-            load_model(path)
+            read_model(path)

@@ -18,13 +18,15 @@ from recon.trainer.config import (
     DataConfig,
     OptimConfig,
     RunConfig,
+    TeacherConfig,
     config_from_dict,
     config_to_dict,
     list_recipes,
     load_config,
-    with_teacher_dims,
+    with_teachers,
 )
 from recon.trainer.model import ModelConfig
+from recon.trainer.teaching import Teacher
 
 GUIDE = Path(__file__).parent.parent / "docs" / "training.md"
 
@@ -38,7 +40,7 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(recipe: str) -> None:
 
 def test_the_paper_recipe_is_the_papers() -> None:
     config = load_config("recon-base")
-    assert config.model == ModelConfig(image_dim=0, text_dim=0)
+    assert config.model == ModelConfig()
     assert config.optim == OptimConfig(300, 128, 1, 5e-4, 1e-6, 1e-6, 10, 0.05, 0.0)
     # The release pretrains on both lists of ShapeNet-55, 52,470 shapes.
     assert config.data == DataConfig(splits=("train", "test"))
@@ -121,11 +123,51 @@ def test_an_unknown_recipe_offers_the_nearest() -> None:
         load_config("absent.toml")
 
 
-def test_the_teachers_widths_come_from_the_store() -> None:
-    config = with_teacher_dims(load_config("recon-base"), 16, 8)
-    assert (config.model.image_dim, config.model.text_dim) == (16, 8)
-    with pytest.raises(UserError, match=r"model\.text_dim: 8 asked for, the store's teacher has 9"):
-        with_teacher_dims(config, 16, 9)
+def test_the_models_teachers_come_from_the_store() -> None:
+    image, text = Teacher("image", "image", 16), Teacher("text", "text", 8)
+    config = with_teachers(load_config("recon-base"), (image, text))
+    assert config.model.teachers == (image, text)
+    with pytest.raises(UserError, match=r"image of width 16 and text of width 8 asked for, the store gives .* width 9"):
+        with_teachers(config, (image, Teacher("text", "text", 9)))
+    with pytest.raises(UserError, match=r"model\.teachers is taken from the store; name the teachers with data\.teach"):
+        load_config("recon-base", ["model.teachers=[]"])
+    with pytest.raises(UserError, match=r"nothing to learn from.*data\.teachers"):
+        with_teachers(load_config("recon-base", ["model.reconstruction=none", "data.teachers=[]"]), ())
+
+
+@pytest.mark.parametrize(
+    ("value", "teachers"),
+    [
+        ("image", (TeacherConfig("image"),)),
+        ("text:clip", (TeacherConfig("text:clip"),)),
+        ('["image:vit", "text"]', (TeacherConfig("image:vit"), TeacherConfig("text"))),
+        ('{teacher="image", loss="cosine", weight=2.0}', (TeacherConfig("image", "cosine", 2.0),)),
+        ('["image", {teacher="text:a:b", loss="infonce"}]', (TeacherConfig(), TeacherConfig("text:a:b", "infonce"))),
+        ("[]", ()),
+    ],
+)
+def test_teachers_are_written_short_or_whole(value: str, teachers: tuple[TeacherConfig, ...]) -> None:
+    config = load_config("recon-base", [f"data.teachers={value}"])
+    assert config.data.teachers == teachers
+    assert config_from_dict(config_to_dict(config), "again") == config
+    assert [teacher.stored_name for teacher in teachers] == [each.teacher.partition(":")[2] for each in teachers]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ('["picture"]', "data.teachers.0.teacher.*image"),
+        ('["image:"]', "data.teachers.0.teacher"),
+        ('["image", "image"]', "'image' stands there twice"),
+        ('[{teacher="image", loss="l2"}]', "data.teachers.0.loss.*'infonce'"),
+        ('[{teacher="image", weight=0}]', "data.teachers.0.weight"),
+        ("3", "data.teachers"),
+    ],
+)
+def test_teachers_that_cannot_be_are_named(value: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as raised:
+        load_config("recon-base", [f"data.teachers={value}"])
+    assert "\n" not in str(raised.value)
 
 
 optims = st.builds(
@@ -136,7 +178,18 @@ optims = st.builds(
     clip_grad=st.floats(0, 100),
 )
 runs = st.builds(RunConfig, seed=st.integers(0, 2**63 - 1), compile=st.booleans(), keep_last=st.integers(1, 9))
-datas = st.builds(DataConfig, ref=st.text(), draws=st.lists(st.integers(0, 9)).map(tuple))
+teachers = st.builds(
+    TeacherConfig,
+    st.sampled_from(["image", "text", "image:vit", "text:a:b"]),
+    st.sampled_from(["smooth_l1", "cosine", "infonce"]),
+    st.floats(1e-9, 1e9),
+)
+datas = st.builds(
+    DataConfig,
+    ref=st.text(),
+    draws=st.lists(st.integers(0, 9)).map(tuple),
+    teachers=st.lists(teachers, unique_by=lambda each: each.teacher).map(tuple),
+)
 
 
 @given(optim=optims, run=runs, data=datas)
@@ -150,7 +203,7 @@ def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:
     tree = ast.parse(inspect.getsource(settings_module))
     classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
     guide = GUIDE.read_text("utf-8")
-    for section in (DataConfig, OptimConfig, RunConfig):
+    for section in (TeacherConfig, DataConfig, OptimConfig, RunConfig):
         body = classes[section.__name__]
         documented = {
             field.target.id
@@ -161,4 +214,4 @@ def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:
         assert documented == names
         assert all(f"| `{name}` |" in guide for name in names)
     for field in dataclasses.fields(ModelConfig):
-        assert f"| `{field.name}` |" in guide, field.name
+        assert f"| `{field.name}` |" in guide or field.name == "teachers", field.name  # which data.teachers decides

@@ -24,11 +24,12 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.trainer.batches import Batch, Batches, draw_points, in_threads, workers
 from recon.trainer.cache import LOCK
-from recon.trainer.config import DataConfig
+from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data import Dataset, load_dataset
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.loop import pretrain
+from recon.trainer.teaching import Teacher
 from recon.trainer.transforms import normalize, random_bits, random_subset, stream
 from tests import trainer_store as tiny
 
@@ -60,8 +61,12 @@ def epoch_of(batches: Batches, epoch: int) -> list[Batch]:
     return list(batches.iterate(first, first + batches.steps_per_epoch))
 
 
+def taught(*teachers: str) -> DataConfig:
+    return DataConfig(num_points=32, teachers=tuple(map(TeacherConfig, teachers)))
+
+
 def rows_of(batch: Batch) -> list[int]:
-    return batch.image[:, 0].floor().int().tolist()
+    return batch.targets[0][:, 0].floor().int().tolist()
 
 
 def by_row(batches: list[Batch]) -> dict[int, tuple[Tensor, ...]]:
@@ -70,7 +75,7 @@ def by_row(batches: list[Batch]) -> dict[int, tuple[Tensor, ...]]:
     for batch in batches:
         for place, row in enumerate(rows_of(batch)):
             assert row not in found
-            found[row] = (batch.points[place], batch.image[place], batch.text[place], batch.labels[place])
+            found[row] = (batch.points[place], *(target[place] for target in batch.targets), batch.labels[place])
     return found
 
 
@@ -85,10 +90,10 @@ def test_complete_rows_of_the_split_and_what_they_hold(store: FeatureStore) -> N
     assert data.row.tolist() == TRAINED
     ref = store.ref()
     np.testing.assert_array_equal(data.xyz.numpy(), np.asarray(store.points(ref).xyz[:])[TRAINED])
-    np.testing.assert_array_equal(data.image.numpy(), np.asarray(store.targets(ref=ref).feat[:])[:, TRAINED])
+    np.testing.assert_array_equal(data.targets[0].feat.numpy(), np.asarray(store.targets(ref=ref).feat[:])[:, TRAINED])
     assert (data.record["num_rows"], data.record["num_rows_in_splits"]) == (len(TRAINED), 24)
     assert data.record["num_rows_without_caption"] == 1
-    assert (data.image_dim, data.text_dim) == (tiny.IMAGE_DIM, tiny.TEXT_DIM)
+    assert data.teachers == (Teacher("image", "image", tiny.IMAGE_DIM), Teacher("text", "text", tiny.TEXT_DIM))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +117,9 @@ def test_a_data_set_beside_another_in_one_store(
     assert data.categories == categories and data.row.tolist() == rows
     assert [categories[i] for i in data.category] == [two.registry.categories[two.registry.category[r]] for r in rows]
     prompts = two.text(ref=ref).prompts
-    assert [[prompts[i] for i in line] for line in data.class_prompts] == [class_prompts(name) for name in categories]
+    assert [[prompts[i] for i in line] for line in data.targets[1].class_prompts] == [
+        class_prompts(name) for name in categories
+    ]
     assert data.record["num_rows_in_splits"] == {"tiny": 24, "other": 12}[ref]
 
 
@@ -184,7 +191,7 @@ def test_batches_prepared_ahead_are_the_same(store: FeatureStore, monkeypatch: p
     direct, ahead = Batches(data, BOTH, 8, 0, CPU), Batches(data, BOTH, 8, 0, CPU)
     ahead.resident = False
     for left, right in zip(direct.iterate(2, 9), ahead.iterate(2, 9), strict=True):
-        assert torch.equal(left.points, right.points) and torch.equal(left.text, right.text)
+        assert torch.equal(left.points, right.points) and torch.equal(left.targets[1], right.targets[1])
     assert list(ahead.iterate(3, 3)) == []
 
 
@@ -273,7 +280,7 @@ def test_text_targets(store: FeatureStore, captions: str) -> None:
     for epoch in range(12):
         for row, (_, _, text, _) in by_row(epoch_of(batches, epoch)).items():
             prompt = prompts[int(text[0])]
-            torch.testing.assert_close(text, data.text[int(text[0])].float())
+            torch.testing.assert_close(text, data.targets[1].feat[int(text[0])].float())
             is_class = prompt in class_prompts(tiny.CATEGORIES[row % 3])
             assert is_class or prompt in (f"shape {row}", f"no. {row}" if row % 2 else "")
             if row == tiny.NO_CAPTION:
@@ -301,7 +308,8 @@ def test_text_targets(store: FeatureStore, captions: str) -> None:
         (DataConfig(num_points=32, draws=(0, 2)), r"data\.draws: no draw 2; the store holds 0 to 1"),
         (DataConfig(num_points=32, views=9), r"data\.views: 9 asked for, the store holds \d a shape"),
         (DataConfig(num_points=32, ref="other"), "no ref 'other'"),
-        (DataConfig(num_points=32, image_teacher="clip"), "no teacher 'clip'; it holds toy"),
+        (taught("image:clip"), "ref 'tiny' of .* has no teacher 'image:clip'; it has image:toy, text:toy"),
+        (taught("image:toy", "image"), "'image:toy' and 'image' are one teacher"),
     ],
 )
 def test_settings_that_do_not_fit_the_store(store: FeatureStore, config: DataConfig, told: str) -> None:
@@ -391,22 +399,30 @@ def test_patch_tokens_are_refused(own_store: FeatureStore) -> None:
     with pytest.raises(
         UserError, match=r"image teacher 'vit' gives patch tokens \[3, 4, 6\].*tap 'pooled', 'cls' or"
     ) as e:
-        load_dataset(store, replace(BOTH, image_teacher="vit"))
+        load_dataset(store, replace(BOTH, teachers=(TeacherConfig("image:vit"),)))
     assert "\n" not in str(e.value)
-    assert len(load_dataset(store, replace(BOTH, image_teacher="toy"))) == 28
+    assert len(load_dataset(store, replace(BOTH, teachers=(TeacherConfig("image:toy"),)))) == 28
 
 
 def test_a_run_notes_what_its_teachers_were(store: FeatureStore) -> None:
     # Probes on a store without these features still must know whether pictures and words shared one space.
-    assert load_dataset(store, BOTH).record["teachers"] == dict.fromkeys(
-        ("image", "text"), tiny.RECIPE_OF_KEYS["teacher"]
-    )
+    learnt = load_dataset(store, BOTH).record["teachers"]
+    assert {name: (told["kind"], told["teacher"], told["key"]) for name, told in learnt.items()} == {
+        "image": ("image", "toy", "image-key"),
+        "text": ("text", "toy", "text-key"),
+    }
+    assert all(told["recipe"] == tiny.RECIPE_OF_KEYS["teacher"] for told in learnt.values())
 
 
 def test_moving_a_data_set_takes_all_of_it(store: FeatureStore) -> None:
     data = load_dataset(store, BOTH)
     moved = data.to(torch.device("meta"))
     assert isinstance(moved, Dataset) and moved.record == data.record
-    tensors = [value for value in vars(moved).values() if isinstance(value, Tensor)]
+    tensors = tensors_of(moved)
     assert len(tensors) == 7 and all(tensor.device.type == "meta" for tensor in tensors)
-    assert data.num_bytes() == sum(v.nbytes for v in vars(data).values() if isinstance(v, Tensor))
+    assert data.num_bytes() == sum(tensor.nbytes for tensor in tensors_of(data))
+
+
+def tensors_of(data: Dataset) -> list[Tensor]:
+    values = [value for each in (data, *data.targets) for value in vars(each).values()]
+    return [value for value in values if isinstance(value, Tensor)]

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
 # 23 rows make two batches of 8 an epoch: 6 steps in all, lines of metrics at 2, 4 and 6.
 CONFIG = Config(
-    model=ModelConfig(width=12, heads=3, depth=2, decoder_depth=1, num_group=8, group_size=8, image_dim=0, text_dim=0),
+    model=ModelConfig(width=12, heads=3, depth=2, decoder_depth=1, num_group=8, group_size=8),
     data=DataConfig(num_points=64),
     optim=OptimConfig(epochs=3, batch_size=8, warmup_epochs=1, lr=1e-3),
     run=RunConfig(precision="float32", log_every=2, save_every=4, keep_last=2),
@@ -118,8 +119,8 @@ def test_the_files_a_run_leaves(whole: Path) -> None:
     assert set(record) == {"config", "precision", "threads", "data", "versions", "git_commit"}
     assert record["threads"] == torch.get_num_threads()
     assert record["precision"] == {"asked": "float32", "used": "float32", "why": "asked for"}
-    assert (record["config"]["model"]["image_dim"], record["config"]["run"]["seed"]) == (tiny.IMAGE_DIM, 0)
-    assert record["data"]["image"]["key"] == "image-key"
+    assert (record["config"]["model"]["teachers"][0]["dim"], record["config"]["run"]["seed"]) == (tiny.IMAGE_DIM, 0)
+    assert record["data"]["teachers"]["image"]["key"] == "image-key"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
@@ -297,7 +298,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Dataset, tmp_path: Path) 
     def broken(batch: Any) -> None:
         if trainer.step == 3:
             with torch.no_grad():
-                trainer.model.text_projection.bias.fill_(torch.nan)
+                trainer.model.teachers[1].projection.bias.fill_(torch.nan)
         original(batch)
 
     trainer.train_step = broken  # type: ignore[method-assign]
@@ -323,13 +324,15 @@ def test_parts_of_a_batch_add_up_to_its_mean(
             super().__init__()
             self.scale = torch.nn.Parameter(torch.ones(()))
 
-        def forward(self, points: Tensor, image: Tensor, *_: Tensor, generator: object = None) -> dict[str, Tensor]:
-            return {"total": (self.scale * image).pow(2).mean()}
+        def forward(
+            self, _: Tensor, targets: Sequence[Tensor], *__: Tensor, generator: object = None
+        ) -> dict[str, Tensor]:
+            return {"total": (self.scale * targets[0]).pow(2).mean()}
 
     trainer.forward = model = Scaled()
     trainer.copies = Copies(model, accumulate) if side_by_side else None
     measured = trainer.forward_backward(batch)
-    mean = batch.image.pow(2).mean()
+    mean = batch.targets[0].pow(2).mean()
     torch.testing.assert_close(measured["total"], mean)
     torch.testing.assert_close(model.scale.grad, 2 * mean)
 
@@ -356,7 +359,7 @@ def test_bfloat16_trains_near_float32(data: Dataset, tmp_path: Path) -> None:
     trainer = trainer_of(data, tmp_path, run__precision="bfloat16")
     exact = trainer_of(data, tmp_path)
     seen = []
-    trainer.model.image_projection.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    trainer.model.teachers[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     for either in (trainer, exact):
         either.train_step(either.batches.batch(0))
     assert seen == [torch.bfloat16]

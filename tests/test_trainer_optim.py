@@ -11,8 +11,12 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from recon.trainer.config import OptimConfig
 from recon.trainer.model import ModelConfig, ReCon
 from recon.trainer.optim import build_optimizer, learning_rate, parameter_groups
+from recon.trainer.teaching import Teacher
 
-MODEL = ModelConfig(width=12, heads=3, depth=1, decoder_depth=1, num_group=8, group_size=4, image_dim=6, text_dim=5)
+MODEL = ModelConfig(
+    width=12, heads=3, depth=1, decoder_depth=1, num_group=8, group_size=4,
+    teachers=(Teacher("image", "image", 6), Teacher("text", "text", 5)),
+)  # fmt: skip
 
 
 @given(
@@ -52,9 +56,11 @@ def test_every_weight_is_in_one_group_and_only_matrices_decay() -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     spared, others = ([names.pop(id(p)) for p in group["params"]] for group in (plain, decayed))
     assert names == {}
-    assert {"encoder.cls_token", "decoder.mask_token", "encoder.norm.weight", "image_projection.bias"} <= set(spared)
+    assert {"encoder.query_token", "decoder.mask_token", "encoder.norm.weight", "teachers.0.projection.bias"} <= set(
+        spared
+    )
     # The release decays the learned positions: only names with "token" in them are excepted.
-    assert {"encoder.cls_position", "encoder.blocks.0.attention.qkv.weight"} <= set(others)
+    assert {"encoder.query_position", "encoder.blocks.0.attention.qkv.weight"} <= set(others)
 
 
 def test_frozen_weights_are_left_out() -> None:
@@ -72,7 +78,7 @@ def test_decay_shrinks_what_has_no_gradient_to_speak_of() -> None:
     optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    matrix, token = model.image_projection.weight.clone(), model.encoder.cls_token.clone()
+    matrix, token = model.teachers[0].projection.weight.clone(), model.encoder.query_token.clone()
     optimizer.step()
-    torch.testing.assert_close(model.image_projection.weight, matrix * (1 - 0.1 * 0.5))
-    assert torch.equal(model.encoder.cls_token, token)
+    torch.testing.assert_close(model.teachers[0].projection.weight, matrix * (1 - 0.1 * 0.5))
+    assert torch.equal(model.encoder.query_token, token)

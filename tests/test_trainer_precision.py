@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoint import load_model
+from recon.trainer.checkpoint import read_model
 from recon.trainer.config import list_recipes, load_config
 from recon.trainer.loop import pretrain
 from recon.trainer.model import ReCon
@@ -88,7 +88,7 @@ def test_auto_follows_the_machine(
     record = record_of(tmp_path / "run")
     assert record["config"]["run"]["precision"] == "auto"
     assert record["precision"] == {"asked": "auto", "used": name, "why": why}
-    assert load_model(tmp_path / "run")[1].run.precision == "auto"
+    assert read_model(tmp_path / "run")[1].run.precision == "auto"
 
 
 def test_emulated_bfloat16_works_and_warns_once(

@@ -28,7 +28,7 @@ from tests.test_trainer_loop import assert_same_run, stop_after
 
 CPU = torch.device("cpu")
 MAP = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
-SAMPLE_BYTES = 32 * 12 + 2 * (tiny.IMAGE_DIM + tiny.TEXT_DIM) + 16
+SAMPLE_BYTES = 32 * 12 + 2 * (tiny.IMAGE_DIM + tiny.TEXT_DIM) + 24
 NUM_ROWS = tiny.NUM_ROWS - 2
 """Complete rows, in four blocks of eight."""
 
@@ -55,11 +55,11 @@ def epoch_of(batches: Batches | StreamBatches, epoch: int) -> list[Batch]:
 
 
 def rows_of(batches: list[Batch]) -> list[int]:
-    return [row for batch in batches for row in batch.image[:, 0].floor().int().tolist()]
+    return [row for batch in batches for row in batch.targets[0][:, 0].floor().int().tolist()]
 
 
 def tensors(batch: Batch) -> tuple[Tensor, ...]:
-    return batch.points, batch.image, batch.text, batch.labels
+    return batch.points, *batch.targets, batch.labels, batch.rows
 
 
 def assert_same(left: list[Batch], right: list[Batch]) -> None:

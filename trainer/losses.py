@@ -56,7 +56,7 @@ def info_nce_loss(predicted: Tensor, target: Tensor, log_scale: Tensor) -> Tenso
     """
     predicted, target = F.normalize(_widened(predicted), dim=1), F.normalize(_widened(target), dim=1)
     with torch.autocast(predicted.device.type, enabled=False):
-        logits = predicted @ target.T * log_scale.float().clamp(max=INFONCE_MAX_LOG_SCALE).exp()
+        logits = predicted @ target.T * log_scale.to(predicted.dtype).clamp(max=INFONCE_MAX_LOG_SCALE).exp()
         same = torch.cdist(target, target, p=torch.inf) == 0
     same = same & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
     logits = logits.masked_fill(same, -torch.inf)
