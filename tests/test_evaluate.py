@@ -133,7 +133,7 @@ def test_random_init_is_what_the_run_started_from(probe: Probe, small_store: Pat
     found = probe.random_init.state_dict()
     assert found.keys() == start.keys() and all(torch.equal(found[name], start[name]) for name in start)
     student = probe.student.state_dict()
-    assert not torch.equal(student["image_projection.weight"], start["image_projection.weight"])
+    assert not torch.equal(student["teachers.0.projection.weight"], start["teachers.0.projection.weight"])
 
 
 @pytest.mark.parametrize("name", ["svm_feature", "zero_shot_feature"])
@@ -328,7 +328,7 @@ def test_svm_needs_two_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("change", [{"words": "other"}, {"words": None}, {"tap": "cls"}])
 def test_zero_shot_needs_a_student_of_one_space(change: dict[str, str], run: Path, small_store: Path) -> None:
     # As many dimensions, other weights or another layer: spaces that only look alike.
-    edit_record(run, lambda data: data["teachers"]["image"].update(change))
+    edit_record(run, lambda data: data["teachers"]["image"]["recipe"].update(change))
     told = refusal(run_zero_shot, run, small_store)
     assert "'tiny'" in told and "not two towers of one CLIP" in told
     assert not (run / "zeroshot.json").exists()
@@ -355,13 +355,13 @@ def test_which_teachers_share_a_space(seeing: dict[str, str], reading: dict[str,
 
 
 def test_zero_shot_of_a_run_that_does_not_say_its_teachers(run: Path, small_store: Path) -> None:
-    edit_record(run, lambda data: data.pop("teachers"))
+    edit_record(run, lambda data: data["teachers"]["image"].pop("recipe"))
     assert f"{run / 'config.json'}: of an older version" in refusal(run_zero_shot, run, small_store)
 
 
 def test_zero_shot_needs_the_words_the_student_learnt(run: Path, small_store: Path) -> None:
     held = FeatureStore.open(small_store).ref().text["tiny"]
-    edit_record(run, lambda data: data["text"].update(key="another", teacher="big"))
+    edit_record(run, lambda data: data["teachers"]["text"].update(key="another", teacher="big"))
     told = refusal(run_zero_shot, run, small_store)
     assert "'big' (another)" in told and f"it has tiny ({held})" in told and "recon-pipeline features" in told
     run_svm(run, small_store, CPU)  # which reads no words

@@ -187,7 +187,7 @@ def test_svm_needs_no_words(run: Path, manifest: Path, root: Path, tmp_path: Pat
 
 
 def test_words_of_another_teacher_are_refused(run: Path, parts: Path) -> None:
-    edit_record(run, lambda data: data["text"].update(key="0123456789abcdef", teacher="big"))
+    edit_record(run, lambda data: data["teachers"]["text"].update(key="0123456789abcdef", teacher="big"))
     told = refusal(run_zero_shot, run, parts)
     assert "'big' (0123456789abcdef)" in told and "it has words (" in told
 
@@ -224,10 +224,27 @@ def test_the_report_of_a_student_measured_without_pictures(run: Path, parts: Pat
     assert "measured other data than\n  it learnt from: parts, not small." in page
 
 
-def test_pretraining_needs_image_targets(parts: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ref 'parts' has ready-made clouds and no image targets.*pretrain on"):
+def test_clouds_without_pictures_have_no_image_teacher(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no teacher 'image'; it has text:words.*--recipe recon-single"):
         pretrain(Console(quiet=True), parts, tmp_path / "run", "demo", [], device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_single_modal_pretraining_on_clouds(parts: Path, tmp_path: Path) -> None:
+    run, console = tmp_path / "run", Console(quiet=True)
+    small = ["model.width=24", "model.heads=3", "model.depth=1", "model.decoder_depth=1", "model.num_group=8"]
+    short = [
+        "data.num_points=64",
+        'data.splits=["train"]',
+        "optim.batch_size=3",
+        "optim.epochs=2",
+        "optim.warmup_epochs=1",
+    ]
+    assert pretrain(console, parts, run, "recon-single", small + short, device="cpu") == 0
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"reconstruction", "contrast", "total"} <= line.keys() and not {"image", "text"} & line.keys()
+    assert run_svm(run, parts, CPU)["svm_accuracy"] >= 0
+    assert "no teacher" in refusal(run_zero_shot, run, parts)
 
 
 # ---- the commands on a store

@@ -87,9 +87,9 @@ def test_a_probe_says_what_it_used(
     dtypes: set[torch.dtype] = set()
     original = ReCon.svm_feature if probe == "svm" else ReCon.zero_shot_feature
 
-    def feature(self: ReCon, points: torch.Tensor) -> torch.Tensor:
+    def feature(self: ReCon, points: torch.Tensor, **teachers: str) -> torch.Tensor:
         dtypes.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
-        return original(self, points)
+        return original(self, points, **teachers)
 
     monkeypatch.setattr(ReCon, original.__name__, feature)
     words = ["recon-train", probe, "--store", str(store), "--run", str(run), "--device", "cpu"]

@@ -78,9 +78,8 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
 def read_record(run: Path) -> dict[str, Any]:
     """A run's config.json: config, precision, threads, data, versions, git_commit. UserError if it cannot be read."""
     try:
-        record: dict[str, Any] = json.loads((run / "config.json").read_text("utf-8"))
-        return record
-    except (OSError, ValueError) as error:
+        return earlier.upgrade_record(json.loads((run / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run / 'config.json'}: cannot be read: {error}") from error
 
 

@@ -36,6 +36,20 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "model": model, "data": data}
 
 
+def upgrade_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config.json as it is written today, if it is of then; else as it is."""
+    data = dict(record["data"])
+    if not {"image", "text"} <= data.keys():
+        return dict(record)
+    recipes, config = data.pop("teachers", {}), upgrade_config(record["config"])
+    names = (each["name"] for each in config["model"]["teachers"])
+    data["teachers"] = {
+        name: {"kind": kind, **data.pop(kind), **({"recipe": recipes[kind]} if kind in recipes else {})}
+        for name, kind in zip(names, _QUERIES[1:], strict=True)
+    }
+    return {**record, "config": config, "data": data}
+
+
 def upgrade_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Its weights under today's names."""
     return stack_queries({_RENAMED.get(name, name): value for name, value in state.items()})

@@ -80,13 +80,13 @@ def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
         recipes = learnt[seeing.name]["recipe"], learnt[reading.name]["recipe"]
         if one_space(*recipes, seeing.dim, reading.dim):
             return seeing.name, reading.name
-    had = " and ".join(
-        f"{learnt[each.name]['teacher']!r}" + (f" (tap {learnt[each.name]['recipe'].get('tap')!r})" if seen else "")
-        for seen, each in sorted((each.kind == "image", each) for each in teachers)
-    )
+    had = [
+        f"{learnt[each.name]['teacher']!r} ({each.kind}, tap {learnt[each.name]['recipe'].get('tap')!r})"
+        for each in teachers
+    ]
     raise UserError(
-        f"zero-shot needs one space for pictures and words: {run} was trained on {had or 'no teacher'}, among which "
-        "are no two towers of one CLIP; train with both of one, tap 'pooled'"
+        f"zero-shot needs one space for pictures and words: {run} was trained on {' and '.join(had) or 'no teacher'}, "
+        "which are not two towers of one CLIP; train with both of one, tap 'pooled'"
     )
 
 
