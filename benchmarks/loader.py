@@ -32,7 +32,7 @@ import torch  # noqa: E402
 from recon.pipeline.base.machine import cores, processor  # noqa: E402
 from recon.pipeline.caption.facts import FactCaptions  # noqa: E402
 from recon.pipeline.stages.points import PointClouds  # noqa: E402
-from recon.pipeline.stages.text import TextTargets  # noqa: E402
+from recon.pipeline.stages.text import TextTargets as TextStage  # noqa: E402
 from recon.pipeline.store import FeatureStore  # noqa: E402
 from recon.pipeline.store.prompts import class_prompts  # noqa: E402
 from recon.pipeline.store.receipts import Receipt  # noqa: E402
@@ -41,6 +41,7 @@ from recon.trainer.batches import RUN, Batches, Samples, draw, draw_points, in_t
 from recon.trainer.config import DataConfig  # noqa: E402
 from recon.trainer.data import Dataset, load_dataset  # noqa: E402
 from recon.trainer.stream import StreamBatches  # noqa: E402
+from recon.trainer.targets import ImageTargets, TextTargets  # noqa: E402
 from recon.trainer.transforms import random_bits, random_subset, stream  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,7 +68,7 @@ def make_store(path: Path, num_shapes: int) -> FeatureStore:
     write(store, "points", points, num_shapes, 0, PointClouds.shard_rows, rng)
     write(store, "targets", [Column("feat", (VIEWS, WIDTH), "float16")], num_shapes, 1, POOLED_SHARD_ROWS, rng)
     write(store, "captions", [Column("caption", (1,), "str")], num_shapes, 0, FactCaptions.shard_rows, rng)
-    write(store, "text", [Column("feat", (WIDTH,), "float16")], len(prompts), 0, TextTargets.shard_rows, rng)
+    write(store, "text", [Column("feat", (WIDTH,), "float16")], len(prompts), 0, TextStage.shard_rows, rng)
     store.append_prompts("text", prompts)
     for kind in ("points", "targets", "captions", "text"):
         store.write_ref("synthetic", kind, kind, part=None if kind == "points" else "noise")
@@ -107,11 +108,13 @@ class RowByRow:
         epoch, index = divmod(step, self.batches.steps_per_epoch)
         samples = self.batches._order(epoch)[index * size : (index + 1) * size]
         rows = self.dataset.row[samples].tolist()
+        image = torch.from_numpy(np.stack([np.asarray(self.image[0, row]) for row in rows])[None])
+        text = self.dataset.targets[1]
+        assert isinstance(text, TextTargets)
         part = replace(
             self.dataset,
             xyz=torch.from_numpy(np.stack([np.asarray(self.xyz[row]) for row in rows])),
-            image=torch.from_numpy(np.stack([np.asarray(self.image[0, row]) for row in rows])[None]),
-            captions=self.dataset.captions[samples],
+            targets=(ImageTargets(image), replace(text, captions=text.captions[samples])),
             category=self.dataset.category[samples],
             row=self.dataset.row[samples],
         )
@@ -148,12 +151,14 @@ def parts(mapped: Dataset) -> dict[str, Callable[[], Any]]:
     drawn = batches.gather(0)
     zero = torch.zeros_like(samples)
     single = random_subset(keys, POINTS, NUM_POINTS)
+    text = mapped.targets[1]
+    assert isinstance(text, TextTargets)
     return {
         "whole batch on the host": lambda: batches.gather(0),
         "points: draw and gather, in runs": lambda: draw_points(mapped.xyz, samples, keys, NUM_POINTS),
         "of that the draw": lambda: random_subset(keys, POINTS // RUN, NUM_POINTS // RUN),
-        "image": lambda: mapped.image[zero, samples, zero],
-        "text": lambda: mapped.text[mapped.class_prompts[mapped.category[samples], zero]],
+        "image": lambda: mapped.targets[0].feat[zero, samples, zero],
+        "text": lambda: text.feat[text.class_prompts[mapped.category[samples], zero]],
         "arithmetic: normalise, turn, float": lambda: drawn.to_batch(MAP, CPU),
         "points drawn singly: the draw": lambda: random_subset(keys, POINTS, NUM_POINTS),
         "points drawn singly: the gather": lambda: mapped.xyz[samples[:, None], single],

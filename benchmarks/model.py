@@ -31,6 +31,7 @@ from recon.pipeline.base.machine import cores, processor  # noqa: E402
 from recon.pipeline.base.precision import decide  # noqa: E402
 from recon.trainer.blocks import PatchEmbed  # noqa: E402
 from recon.trainer.model import ModelConfig, ReCon  # noqa: E402
+from recon.trainer.teaching import RELEASED_TEACHERS  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "model-cpu.json"
 BATCH, NUM_POINTS, ROUNDS = 32, 1024, 2
@@ -54,7 +55,7 @@ class ReleasedPatchEmbed(PatchEmbed):
 
 def build(form: str) -> ReCon:
     torch.manual_seed(0)
-    model = ReCon(ModelConfig(patch_scope="visible" if form == "visible" else "all"))
+    model = ReCon(ModelConfig(teachers=RELEASED_TEACHERS, patch_scope="visible" if form == "visible" else "all"))
     if form == "released":
         model.encoder.patch_embed.__class__ = ReleasedPatchEmbed
     return model
@@ -65,12 +66,12 @@ def stepper(model: ReCon, precision: str) -> Callable[[], float]:
     source = torch.Generator().manual_seed(0)
     points = torch.randn(BATCH, NUM_POINTS, 3, generator=source)
     points = points / points.norm(dim=-1).amax(dim=1)[:, None, None]
-    image, text = (torch.randn(BATCH, dim, generator=source) for dim in (model.config.image_dim, model.config.text_dim))
+    targets = [torch.randn(BATCH, teacher.dim, generator=source) for teacher in model.config.teachers]
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05)
 
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = model(points, image, text, generator=torch.Generator().manual_seed(1))["total"]
+            loss = model(points, targets, generator=torch.Generator().manual_seed(1))["total"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -70,9 +70,7 @@ def contestant(store: Path, settings: str) -> None:
     from recon.trainer.model import ModelConfig
     from recon.trainer.side_by_side import torch_threads
 
-    model = ModelConfig(
-        width=256, heads=4, depth=3, decoder_depth=1, num_group=32, patch_scope="visible"
-    )
+    model = ModelConfig(width=256, heads=4, depth=3, decoder_depth=1, num_group=32, patch_scope="visible")
     dataset = load_dataset(FeatureStore.open(store), data := DataConfig(num_points=NUM_POINTS))
     trainers, batches = {}, {}
     for form, parts in FORMS.items():
