@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,13 @@ class Row:
     """One contestant; seconds are a round's each, by part."""
 
     name: str
-    student: Any
+    student: Student
     teachers: Teachers | None
     dtype: torch.dtype
     repeats: int = 1
     flops: int = 0
     memory_mb: float | None = None
-    rounds: list[dict[str, float]] | None = None
+    rounds: list[dict[str, float]] = field(default_factory=list)
 
     def turn(self, watch: Watch) -> dict[str, float]:
         """Seconds of a step by part: medians over `repeats` steps."""
@@ -87,7 +87,7 @@ class Row:
 
     def seconds(self) -> list[float]:
         """Of a step, in every round."""
-        return [taken[STEP] for taken in self.rounds or []]
+        return [taken[STEP] for taken in self.rounds]
 
 
 def make_rows(size: Size, device: torch.device, dtype: torch.dtype, teachers: Teachers | None) -> list[Row]:
@@ -133,7 +133,7 @@ def prepare(row: Row, watch: Watch) -> Counter[Product]:
     def step() -> None:
         row.student.step(watch, row.teachers)
 
-    if not getattr(row.student, "graph", None):
+    if not row.student.graph:
         row.flops, products = count(step)
     if watch.device.type == "cuda":
         for _ in range(3):
@@ -151,12 +151,11 @@ def run(rows: list[Row], rounds: int, device: torch.device) -> dict[str, Any]:
     """Every row's seconds, and the floors' beside them."""
     watch = Watch(device)
     for student in {id(row.student): row.student for row in rows}.values():
-        if not getattr(student, "graph", None):
+        if not student.graph:
             student.watch_parts(watch)
     products = {row.name: prepare(row, watch) for row in rows}
     eager = {row.name: row.flops for row in rows}
     for row in rows:
-        row.rounds = []
         row.flops = row.flops or eager[row.name.partition(", compiled")[0]]
     distinct = {product for name in FLOORED for product in products[name]}
     alone: dict[Product, list[tuple[float, float]]] = {product: [] for product in distinct}

@@ -74,11 +74,12 @@ def about(result: dict[str, Any], on_cpu: bool) -> list[str]:
         f"load average {before:.1f} before and {after:.1f} after; {result['date']}.",
         "",
         f"The {result['size']} size, batch {result['batch']}, {result['num_points']} points, {result['rounds']} rounds "
-        f"of all rows by turns, medians (low to high). Online: {result['teachers']}; random weights, pictures and tokens given ready. "
+        "of all rows by turns, medians (low to high). "
+        f"Online: {result['teachers']}; random weights, pictures and tokens given ready. "
         "MFU: matrix products and convolutions of the forward and backward pass, the teachers' too, counted by "
         "torch.utils.flop_counter (grouping and Chamfer distances are not), over the rate of a large square product "
-        f"measured in the same run: {rates}{sheet}. Peak MB: weights, optimiser and what a step adds, without the "
-        "teachers' weights.",
+        f"measured in the same run: {rates}{sheet}. "
+        "Peak MB: weights, optimiser and what a step adds, without the teachers' weights.",
     ]
 
 
@@ -86,7 +87,7 @@ def about_floor() -> list[str]:
     return [
         "Floor: every matrix product of the step, forward and backward, timed alone at its shapes and strides, times "
         "how often the step has it; attention's as plain batched products. As a step calls it, a product's result is "
-        "new memory; with memory at hand, it is written where an earlier result lay.",
+        "new memory; with memory at hand, it is written where an earlier result lay."
     ]
 
 

@@ -267,7 +267,7 @@ class ReleasedReCon(nn.Module):
 
     def decode(self, tokens: Tensor, centers: Tensor, mask: Tensor) -> Tensor:
         """Points of the hidden groups, `[B M, S, 3]`."""
-        batch, _, width = tokens.shape
+        batch = len(tokens)
         visible = self.decoder_pos_embed(centers[~mask].reshape(batch, -1, 3))
         masked = self.decoder_pos_embed(centers[mask].reshape(batch, -1, 3))
         hidden = self.mask_token.expand(batch, masked.shape[1], -1)

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from pretrain_parts.clock import STEP, Watch
 from pretrain_parts.released_step import ReleasedReCon, loop_masks, loop_points, loop_turns
 from pretrain_parts.teachers import Teachers
-from torch import Tensor, nn
-
 from recon.trainer.model import ModelConfig, ReCon, no_weight_decay
 from recon.trainer.released import to_released
 from recon.trainer.transforms import (
@@ -73,9 +73,15 @@ class Student(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    graph: str | None
+    """How the model is compiled, if it is."""
 
     def step(self, watch: Watch, teachers: Teachers | None) -> None:
         """Update the weights once; spans of `watch` are the step and its parts."""
+        ...
+
+    def watch_parts(self, watch: Watch) -> None:
+        """Have the parts of the forward pass be spans too, which a compiled model cannot."""
         ...
 
 
@@ -84,9 +90,8 @@ class Ours:
 
     def __init__(self, data: Map, device: torch.device, dtype: torch.dtype, scope: str, graph: str | None) -> None:
         torch.manual_seed(SEED)
-        self.data, self.device, self.dtype, self.number = data, device, dtype, 0
+        self.data, self.device, self.dtype, self.graph, self.number = data, device, dtype, graph, 0
         self.model = ReCon(settings(data.size, scope)).to(device).train()
-        self.graph = graph
         self.forward: Callable[..., Any] = self.model
         if graph:
             self.forward = torch.compile(self.model, fullgraph=True, mode=None if graph == "default" else graph)
@@ -104,6 +109,7 @@ class Ours:
         return found
 
     def step(self, watch: Watch, teachers: Teachers | None) -> None:
+        """See `Student`."""
         with watch.span(STEP):
             torch.manual_seed(self.number)
             with watch.span("data"):
@@ -119,7 +125,7 @@ class Ours:
             ):
                 loss = self.losses(points, image, text)["total"]
             with watch.span("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             with watch.span("optimiser"):
                 torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
                 self.optimizer.step()
@@ -127,7 +133,7 @@ class Ours:
         self.number += 1
 
     def watch_parts(self, watch: Watch) -> None:
-        """Have the parts of the forward pass timed."""
+        """See `Student`."""
         for owner, method, part in (
             (self.model, "group", "grouping"),
             (self.model.encoder.patch_embed, "forward", "embedding"),
@@ -142,7 +148,7 @@ class Released:
     """A step in the release's way, in float32; of `ours` it has the weights."""
 
     def __init__(self, data: Map, device: torch.device, ours: Ours) -> None:
-        self.data, self.device = data, device
+        self.data, self.device, self.graph = data, device, None
         self.rng = np.random.default_rng(SEED)
         config = ours.model.config
         self.model = ReleasedReCon(config, data.size.image_dim, data.size.text_dim)
@@ -162,6 +168,7 @@ class Released:
         return found
 
     def step(self, watch: Watch, teachers: Teachers | None) -> None:
+        """See `Student`."""
         data, config = self.data, self.model.config
         with watch.span(STEP):
             with watch.span("data"):
@@ -176,14 +183,14 @@ class Released:
                     image, text = teachers.features(image, text, torch.float32)
             loss = self.losses(points, image, text, mask)["total"]
             with watch.span("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             with watch.span("optimiser"):
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.item()
 
     def watch_parts(self, watch: Watch) -> None:
-        """Have the parts of the forward pass timed."""
+        """See `Student`."""
         for method, part in (
             ("group", "grouping"),
             ("embed", "embedding"),
@@ -196,7 +203,7 @@ class Released:
 
 def settings(size: Size, scope: str) -> ModelConfig:
     """The model of a size, whose patch embedding sees "all" or the "visible" groups."""
-    return ModelConfig(image_dim=size.image_dim, text_dim=size.text_dim, patch_scope=scope, **size.model)  # type: ignore[arg-type]
+    return ModelConfig(image_dim=size.image_dim, text_dim=size.text_dim, patch_scope=scope, **size.model)
 
 
 def own_bytes(student: Student) -> int:

@@ -25,7 +25,7 @@ class Teachers:
         with torch.autocast(self.pictures.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             image = self.image(self.pictures)
             if self.text is not None:
-                text = self.text.encode_text(self.tokens)  # type: ignore[operator]
+                text = self.text.encode_text(self.tokens)
         return image.float(), text.float()
 
 
@@ -47,7 +47,8 @@ def load_teachers(
         return Teachers(image, None, batch, pixels, device), f"{told}; no text teacher: open_clip is not installed"
     config = open_clip.get_model_config("ViT-B-32")
     words = config["text_cfg"] | ({"width": text_dim, "heads": 2, "layers": 1} if tiny else {})
-    # The image tower of CLIP does not run: as small as it can be.
+    # CLIP's image tower does not run: as small as it can be.
     unused = {"image_size": 32, "patch_size": 32, "layers": 1, "width": 64}
-    text = open_clip.CLIP(embed_dim=text_dim, vision_cfg=unused, text_cfg=words, quick_gelu=bool(config.get("quick_gelu")))
+    # The release's CLIP is OpenAI's, with its own GELU.
+    text = open_clip.CLIP(embed_dim=text_dim, vision_cfg=unused, text_cfg=words, quick_gelu=True)
     return Teachers(image, text, batch, pixels, device), f"{told} and the text tower of open_clip's ViT-B-32"
