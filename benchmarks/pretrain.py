@@ -213,6 +213,7 @@ def summary(row: Row, rows: list[Row], batch: int, found: dict[str, Any], datash
     """A row's numbers as the results have them."""
     seconds = spread(row.seconds())
     rate = found["rates"][str(row.dtype).removeprefix("torch.")]
+    halved = row.dtype == torch.bfloat16
     parts = {part: statistics.median(taken[part] for taken in row.rounds) for part in row.rounds[0] if part != STEP}
     ratios = {
         other.name: spread([theirs / ours for theirs, ours in zip(other.seconds(), row.seconds(), strict=True)])
@@ -227,7 +228,7 @@ def summary(row: Row, rows: list[Row], batch: int, found: dict[str, Any], datash
         "speedup_over": ratios,
         "flops_per_sample": row.flops / batch,
         "mfu": row.flops / seconds["median"] / rate,
-        "mfu_of_datasheet": row.flops / seconds["median"] / datasheet if datasheet else None,
+        "mfu_of_datasheet": row.flops / seconds["median"] / datasheet if datasheet and halved else None,
         "memory_mb": row.memory_mb,
         "parts": {**parts, "other": seconds["median"] - sum(parts.values())},
     }
@@ -286,7 +287,7 @@ def main() -> None:
         "versions": versions(),
         "seed": SEED,
         "precision": decision.record(),
-        "size": "tiny, for tests," if arguments.quick else "base",
+        "size": "a tiny size" if arguments.quick else "base size",
         "batch": size.batch,
         "num_points": size.num_points,
         "rounds": arguments.rounds,

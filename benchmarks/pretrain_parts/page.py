@@ -27,7 +27,7 @@ def markdown(result: dict[str, Any]) -> str:
             *(span(row["speedup_over"][name], 3) for name in against),
             f"{row['flops_per_sample'] / 1e9:.2f}",
             f"{row['mfu']:.1%}",
-            *([f"{row['mfu_of_datasheet']:.1%}"] if sheet else []),
+            *([percent(row["mfu_of_datasheet"])] if sheet else []),
             "?" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}",
         ]
         for row in result["rows"]
@@ -68,12 +68,12 @@ def about(result: dict[str, Any], on_cpu: bool) -> list[str]:
     before, after = result["load"]
     rates = ", ".join(f"{rate / 1e9:.4g} GFLOP/s in {name}" for name, rate in result["rates"].items())
     hardware = f"{result['device']} ({result['capability']})" if on_cpu else result["device"]
-    sheet = f"; the datasheet has {result['datasheet'] / 1e12:.0f} TFLOP/s" if result["datasheet"] else ""
+    sheet = f"; the datasheet has {result['datasheet'] / 1e12:.0f} TFLOP/s in bfloat16" if result["datasheet"] else ""
     return [
         f"`{result['command']}` on {hardware}, {result['threads']} CPU thread(s); {packages}; seed {result['seed']}; "
         f"load average {before:.1f} before and {after:.1f} after; {result['date']}.",
         "",
-        f"The {result['size']} size, batch {result['batch']}, {result['num_points']} points, {result['rounds']} rounds "
+        f"{result['size'].capitalize()}, batch {result['batch']}, {result['num_points']} points, {result['rounds']} rounds "
         "of all rows by turns, medians (low to high). "
         f"Online: {result['teachers']}; random weights, pictures and tokens given ready. "
         "MFU: matrix products and convolutions of the forward and backward pass, the teachers' too, counted by "
@@ -94,6 +94,10 @@ def about_floor() -> list[str]:
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def span(values: dict[str, float], digits: int) -> str:
