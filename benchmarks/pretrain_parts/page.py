@@ -73,8 +73,8 @@ def about(result: dict[str, Any], on_cpu: bool) -> list[str]:
         f"`{result['command']}` on {hardware}, {result['threads']} CPU thread(s); {packages}; seed {result['seed']}; "
         f"load average {before:.1f} before and {after:.1f} after; {result['date']}.",
         "",
-        f"{result['size'].capitalize()}, batch {result['batch']}, {result['num_points']} points, {result['rounds']} rounds "
-        "of all rows by turns, medians (low to high). "
+        f"{result['size'].capitalize()}, batch {result['batch']}, {result['num_points']} points, "
+        f"{result['rounds']} rounds of all rows by turns, medians (low to high). "
         f"Online: {result['teachers']}; random weights, pictures and tokens given ready. "
         "MFU: matrix products and convolutions of the forward and backward pass, the teachers' too, counted by "
         "torch.utils.flop_counter (grouping and Chamfer distances are not), over the rate of a large square product "
