@@ -20,7 +20,7 @@ STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor render features pretrain demo test test-fast soak lint wheel bench bench-kernels demo-teacher
+.PHONY: help setup doctor render features pretrain demo test test-fast soak lint wheel bench bench-kernels bench-pretrain demo-teacher
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ bench: $(READY)  ## every benchmark into benchmarks/results/
 
 bench-kernels: $(READY)  ## time the point-cloud kernels beside plain torch and torch-cluster
 	$(BIN)/python benchmarks/kernels.py
+
+bench-pretrain: $(READY)  ## time a pretraining step beside the release's way (about ten minutes on one core)
+	$(BIN)/python benchmarks/pretrain.py
 
 demo-teacher: $(READY)  ## train the shipped teacher again (about half an hour)
 	$(BIN)/python -m recon.pipeline.commands.train_demo
