@@ -15,6 +15,7 @@ from pretrain_parts.released_step import ReleasedReCon, loop_masks, loop_points,
 from pretrain_parts.teachers import Teachers
 from recon.trainer.model import ModelConfig, ReCon, no_weight_decay
 from recon.trainer.released import to_released
+from recon.trainer.teaching import Teacher
 from recon.trainer.transforms import (
     normalize,
     random_bits,
@@ -105,7 +106,7 @@ class Ours:
 
     def losses(self, points: Tensor, image: Tensor, text: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The model's losses by name."""
-        found: dict[str, Tensor] = self.forward(points, image, text, mask=mask)
+        found: dict[str, Tensor] = self.forward(points, (image, text), mask=mask)
         return found
 
     def step(self, watch: Watch, teachers: Teachers | None) -> None:
@@ -203,7 +204,8 @@ class Released:
 
 def settings(size: Size, scope: str) -> ModelConfig:
     """The model of a size, whose patch embedding sees "all" or the "visible" groups."""
-    return ModelConfig(image_dim=size.image_dim, text_dim=size.text_dim, patch_scope=scope, **size.model)
+    teachers = (Teacher("image", "image", size.image_dim), Teacher("text", "text", size.text_dim))
+    return ModelConfig(teachers=teachers, patch_scope=scope, **size.model)
 
 
 def own_bytes(student: Student) -> int:
