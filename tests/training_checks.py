@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.training import REHEARSED, build_model, build_optimizer, losses_of, make_batches, train_step
+from benchmarks.gpu.training import REHEARSED, backward, build_model, build_optimizer, losses_of, make_batches, update
 from recon.trainer.determinism import make_deterministic
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +31,8 @@ def train(device: torch.device, precision: torch.dtype, steps: int) -> list[Tens
     model = build_model(REHEARSED.model).to(device).train()
     optimizer, batches = build_optimizer(model), make_batches(REHEARSED, device)
     for step in range(steps):
-        losses = train_step(model, optimizer, batches(step), step, precision)
+        losses = backward(model, batches(step), step, precision)
+        update(optimizer)
     return [*(parameter.detach() for parameter in model.parameters()), *losses.values()]
 
 
@@ -42,7 +43,7 @@ def losses_are_the_cpus() -> None:
         model, batch = build_model(REHEARSED.model).to(device).train(), make_batches(REHEARSED, device)(0)
         _, centers = model.group(batch.points)
         mask = model.draw_mask(centers.cpu(), torch.Generator().manual_seed(0)).to(device)
-        losses = losses_of(lambda *inputs, model=model, mask=mask: model(*inputs, mask=mask), batch)
+        losses = losses_of(model, batch, mask)
         losses["total"].backward()
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         found.append([*losses.values(), torch.nn.utils.get_total_norm(grads)])
@@ -61,10 +62,13 @@ def a_step_waits_for_nothing() -> None:
         model = build_model(REHEARSED.model).to(DEVICE).train()
         optimizer, batches = build_optimizer(model), make_batches(REHEARSED, DEVICE)
         for step in range(2):  # compiles the kernels, makes the optimiser's state
-            train_step(model, optimizer, batches(step), step, torch.bfloat16)
+            backward(model, batches(step), step, torch.bfloat16)
+            update(optimizer)
+        batch = batches(2)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            train_step(model, optimizer, batches(2), 2, torch.bfloat16)
+            backward(model, batch, 2, torch.bfloat16)
+            update(optimizer)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

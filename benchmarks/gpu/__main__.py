@@ -7,8 +7,8 @@ Needs Python 3.11, torch, Triton and NumPy; nothing is installed or fetched. The
   checks     what only a GPU can show of the kernels and of a training step (tests/kernels/kernel_checks.py, tests/
              training_checks.py)
   training   200 steps of the base model, compiled with CUDA graphs beside eager (training.py)
+  kernels    benchmarks/kernels.py, a second a case
   pretrain   benchmarks/pretrain.py
-  kernels    benchmarks/kernels.py
 
 A part that fails or overruns stops no other. All share --seconds (540), and what one leaves the next ones have.
 Writes benchmarks/results/gpu-<device>.json and .md, beside what the benchmarks write there. Status: 0 when
@@ -29,13 +29,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path[:0] = [str(ROOT), str(FOLDER)]
+sys.path.insert(0, str(ROOT))
 
-from checks import read  # noqa: E402
-from page import markdown, slug  # noqa: E402
+from benchmarks.gpu.checks import read  # noqa: E402
+from benchmarks.gpu.page import markdown, slug  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -59,41 +58,39 @@ class Outcome:
 
 
 def parts(scratch: Path, rehearse: bool) -> list[Part]:
-    """In the order they run in; what a lost GPU would cost most comes first."""
-    tiny = ["--rehearse"] if rehearse else []
-    quick = ["--quick"] if rehearse else []
-    short = ["--device", "cpu", "--threads", "1", "--only", "group"] if rehearse else ["--device", "cuda"]
-    each = "0" if rehearse else "1"
+    """In the order they run in: last the one that takes what time there is."""
+    log, training, seconds = str(scratch / "checks.jsonl"), str(scratch / "training.json"), "{seconds}"
+    if rehearse:
+        group = ["--device", "cpu", "--threads", "1", "--only", "group", "--seconds", "0"]
+        options = [["--rehearse"], group, ["--device", "cpu", "--quick", "--rounds", "1", "--out", str(scratch)]]
+    else:
+        options = [[], ["--device", "cuda", "--seconds", "1"], ["--device", "cuda"]]
     return [
-        Part("checks", 1.3, [str(FOLDER / "checks.py"), str(scratch / "checks.jsonl"), "{seconds}"]),
-        Part("training", 1.7, [str(FOLDER / "training.py"), str(scratch / "training.json"), "{seconds}", *tiny]),
-        Part("pretrain", 1.3, ["benchmarks/pretrain.py", *quick]),
-        Part("kernels", 1.0, ["benchmarks/kernels.py", *short, "--seconds", each, "--budget", "{seconds}"]),
+        Part("checks", 1.0, ["benchmarks/gpu/checks.py", log, seconds]),
+        Part("training", 1.3, ["benchmarks/gpu/training.py", training, seconds, *options[0]]),
+        Part("kernels", 1.0, ["benchmarks/kernels.py", *options[1], "--budget", seconds]),
+        Part("pretrain", 1.7, ["benchmarks/pretrain.py", *options[2]]),
     ]
 
 
 def run_part(part: Part, seconds: float) -> Outcome:
-    """Run a part, and again where a check took its process down; kill it, and all that it started, at its limit."""
+    """Run a part; kill it, and all that it started, at its limit."""
     if not (ROOT / part.command[0]).exists():
         return Outcome(part.name, "skipped", f"{part.command[0]} is not in this checkout")
     started = time.monotonic()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    while (left := seconds - (time.monotonic() - started)) > 0:
-        # A tenth is kept for what is under way when the part's own clock runs out.
-        command = [sys.executable, *(word.format(seconds=round(0.9 * left, 1)) for word in part.command)]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr, start_new_session=True)
-        try:
-            status = process.wait(left)
-        except subprocess.TimeoutExpired:
-            break
-        finally:
-            end_group(process)
-        if part.name == "checks" and status not in (0, 1):
-            continue  # it goes on behind the check that this was
-        took = round(time.monotonic() - started, 1)
-        return Outcome(part.name, "passed" if status == 0 else "failed", f"status {status}" if status else "", took)
-    return Outcome(part.name, "stopped", f"after {seconds:.0f} s", round(time.monotonic() - started, 1))
+    # A tenth is kept for what is under way when the part's own clock runs out.
+    command = [sys.executable, *(word.format(seconds=round(0.9 * seconds, 1)) for word in part.command)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr, start_new_session=True)
+    try:
+        status = process.wait(seconds)
+        outcome, why = ("failed", f"status {status}") if status else ("passed", "")
+    except subprocess.TimeoutExpired:
+        outcome, why = "stopped", f"after {seconds:.0f} s"
+    finally:
+        end_group(process)
+    return Outcome(part.name, outcome, why, round(time.monotonic() - started, 1))
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -123,9 +120,9 @@ def judge(outcomes: list[Outcome], checks: dict[str, dict[str, Any]]) -> None:
     }
     counts["failed"] += sum(check["outcome"] == "begun" for check in checks.values())
     part = outcomes[0]
-    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    out_of_time = part.outcome == "stopped" or part.why == "status 1"
-    part.why = said + (", the rest not reached" if out_of_time else "")
+    if part.outcome == "failed":
+        part.why = f"the rest not reached ({part.why})"
+    part.why = ", ".join([*(f"{count} {kind}" for kind, count in counts.items()), *filter(None, [part.why])])
     if counts["failed"] or not counts["passed"]:
         part.outcome = "failed"
 

@@ -41,13 +41,8 @@ def about_training(training: dict[str, Any]) -> list[str]:
         cells = [f"{run['samples_per_second']:.0f}", run["first_step_seconds"], allocated, reserved]
         lines.append(f"| {name} | {' | '.join(map(str, cells))} | {first:.4f} | {last:.4f} |")
     for name, found in training["comparison"].items():
-        lines += [
-            "",
-            f"{name} beside eager: {'within' if found['agrees'] else 'NOT within'} bfloat16 rounding. First step "
-            f"{found['first_step']:.1e} apart (allowed {found['first_step_allowed']:.1e}), means of {scale['window']} "
-            f"steps {found['windows']:.1e} (allowed {found['windows_allowed']:.1e}: twice what bfloat16 did to the "
-            f"eager run, {found['float32_to_eager']:.1e}, and one rounding).",
-        ]
+        lines += ["", f"{name}, how far from eager in bfloat16:", "", "| | apart | allowed |", "| --- | --- | --- |"]
+        lines += [f"| {what} | {by['apart']:.1e} | {by['allowed']:.1e} |" for what, by in found.items()]
     if training["faults"]:
         lines += ["", *(f"* {fault}" for fault in training["faults"])]
     return lines

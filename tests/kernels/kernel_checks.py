@@ -181,7 +181,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], None]]]:
     # One each on a CPU: the interpreter takes seconds, and the other files of this folder have them all.
     for backend, name, kind in product(BACKENDS, OPS if ON_GPU else ["group"], KINDS if ON_GPU else ["grid"]):
         yield f"backends agree: {backend}, {name}, {kind}", partial(agree, backend, name, kind)
-    for name, size in product(LOSSES if ON_GPU else ["interpolate"], SIZES):
+    for name, size in product(LOSSES if ON_GPU else ["fps"], SIZES):
         yield f"the same bits every time: {name}, {size}", partial(the_same_bits_every_time, name, size)
     for dtype in (torch.float16, torch.bfloat16) if ON_GPU else (torch.bfloat16,):
         yield f"half precision: {str(dtype).removeprefix('torch.')}", partial(half_precision, dtype)
