@@ -20,7 +20,7 @@ STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor render features pretrain demo test test-fast soak lint wheel bench bench-kernels bench-pretrain demo-teacher
+.PHONY: help setup doctor render features pretrain demo test test-fast soak lint wheel bench bench-kernels bench-pretrain gpu demo-teacher
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,10 @@ bench-kernels: $(READY)  ## time the point-cloud kernels beside plain torch and 
 
 bench-pretrain: $(READY)  ## time a pretraining step beside the release's way (about ten minutes on one core)
 	$(BIN)/python benchmarks/pretrain.py
+
+# Of the checkout and what PYTHON has, torch, triton and numpy: a machine with a GPU is often bare, and offline.
+gpu:  ## everything that needs a GPU, in nine minutes, without .venv: PYTHON has torch, triton and numpy
+	$(PYTHON) benchmarks/gpu
 
 demo-teacher: $(READY)  ## train the shipped teacher again (about half an hour)
 	$(BIN)/python -m recon.pipeline.commands.train_demo

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +41,7 @@ from recon.trainer.checkpoint import (
 )
 from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teachers
 from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.determinism import make_deterministic
 from recon.trainer.model import ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
 from recon.trainer.progress import TrainingProgress
@@ -129,7 +129,7 @@ class Trainer:
         form = StreamBatches if config.data.loader == "stream" else Batches
         self.batches: Loader = form(dataset, config.data, config.optim.batch_size, self.seed, device)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
-        _make_deterministic(device)
+        make_deterministic(device)
         torch.manual_seed(stream(self.seed, "weights"))
         self.model = ReCon(config.model).to(device)
         self.forward = torch.compile(self.model) if config.run.compile else self.model
@@ -312,13 +312,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _make_deterministic(device: torch.device) -> None:
-    """Have CUDA choose kernels that give the same bits every time; the CPU's do."""
-    if device.type != "cuda":
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs
-    torch.backends.cudnn.benchmark = False
-    # An operation without such a kernel warns, naming itself, instead of stopping the run.
-    torch.use_deterministic_algorithms(True, warn_only=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from recon.trainer.config import OptimConfig
 from recon.trainer.model import no_weight_decay
+
+if TYPE_CHECKING:
+    from recon.trainer.config import OptimConfig  # needs pydantic, and `make gpu` does without
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

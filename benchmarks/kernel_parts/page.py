@@ -34,6 +34,8 @@ def about(facts: dict[str, Any]) -> list[str]:
         "all of them. torch-cluster's Chamfer and interpolation are its kNN with K = 1 and 3, then plain torch. "
         "The cases of 8192 points have 32 clouds, all others ReCon's 128 (x 38 or 19 groups).",
     ]
+    if "left_out" in facts:
+        lines += ["", f"Not begun within the time allowed: {', '.join(facts['left_out'])}."]
     if "rates" in facts:
         flops, copied = (f"{rate / 1e12:.2f}" for rate in facts["rates"])
         lines += [

@@ -1,0 +1,1 @@
+"""What was measured, by which programs; results/ holds what they wrote."""
