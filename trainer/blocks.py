@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recon.trainer.patch_pieces import embed_in_pieces
+
 POSITION_WIDTH = 128  # hidden width of the position MLP
 PATCH_WIDTH = 512  # the release's hidden width of the patch embedding
 MLP_RATIO = 4
@@ -41,22 +43,41 @@ class PatchEmbed(nn.Module):
         self.norm2 = nn.BatchNorm1d(hidden)
         self.conv4 = nn.Linear(hidden, width)
 
-    def forward(self, groups: Tensor) -> Tensor:
+    def forward(self, groups: Tensor, others: Tensor | None = None) -> Tensor:
         """Embed `groups [B, G, S, 3]`, centre-relative, as tokens `[B, G, C]`.
 
         In training mode the batch statistics run over every point given, so they depend on which groups are given.
+        `others [B, M, S, 3]` are groups whose points count there, and that no token is asked of.
         """
+        if not self.training:
+            others = None
+        if self._in_pieces(groups):
+            return embed_in_pieces(self, groups, others)
         batch, num_group, group_size, _ = groups.shape
         points = groups.reshape(-1, 3)
+        if others is not None:
+            points = torch.cat([points, others.reshape(-1, 3)])
         local = self.conv2(F.relu(self.norm1(self.conv1(points)), inplace=True))
         pooled = local.view(-1, group_size, self.local).max(dim=1).values
 
         weight = self.conv3.weight
         wide = F.linear(local, weight[:, self.local :]).view(-1, group_size, self.hidden)
         wide = wide + F.linear(pooled, weight[:, : self.local], self.conv3.bias).unsqueeze(1)
-        wide = self.conv4(F.relu(self.norm2(wide.view(-1, self.hidden)), inplace=True))
+        wide = self.norm2(wide.view(-1, self.hidden))[: batch * num_group * group_size]
+        wide = self.conv4(F.relu(wide, inplace=others is None))
         tokens: Tensor = wide.view(batch, num_group, group_size, self.width).max(dim=2).values
         return tokens
+
+    def _in_pieces(self, groups: Tensor) -> bool:
+        """Whether this is a training step in full precision on a CPU, which has a faster form."""
+        return (
+            self.training
+            and groups.device.type == "cpu"
+            and not groups.requires_grad
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and type(self.norm1) is nn.BatchNorm1d  # not one that gathers its statistics elsewhere too
+        )
 
 
 class Attention(nn.Module):
