@@ -273,8 +273,7 @@ class ReCon(nn.Module):
         if self.config.patch_scope == "visible":
             tokens = self.encoder.patch_embed(take(groups, visible))
         else:
-            hidden = torch.ones_like(groups[:, :, 0, 0], dtype=torch.bool).scatter(1, visible, False)
-            tokens = self.encoder.patch_embed(take(groups, visible), take(groups, self.split(hidden)[1]))
+            tokens = self.encoder.patch_embed(groups, visible)
         queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, scales=scales)
         return queries, tokens
 

@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 PIECE = 2048  # rows of points: 4 MB of the widest layer
 
 
-def embed_in_pieces(layers: PatchEmbed, groups: Tensor, others: Tensor | None) -> Tensor:
-    """What `layers(groups, others)` is in training mode: tokens `[B, G, C]` of `groups [B, G, S, 3]`."""
+def embed_in_pieces(layers: PatchEmbed, groups: Tensor, kept: Tensor | None) -> Tensor:
+    """What `layers(groups, kept)` is in training mode."""
     batch, num_group, size, _ = groups.shape
-    points = groups.reshape(-1, 3)
-    if others is not None:
-        points = torch.cat([points, others.reshape(-1, 3)])
-    kept = batch * num_group
+    num_kept = num_group if kept is None else kept.shape[1]
+    points = groups.flatten(0, 1)
+    if kept is not None:
+        # The kept groups of all clouds first, so that their features are one slice; sums know no order.
+        first = torch.arange(0, batch * num_group, num_group).unsqueeze(1)
+        rest = torch.ones(batch, num_group, dtype=torch.uint8).scatter_(1, kept, 0).argsort(dim=1, stable=True)
+        points = points[torch.cat([(kept + first).flatten(), (rest[:, num_kept:] + first).flatten()])]
+    points = points.reshape(-1, 3)
+    kept_groups = batch * num_kept
 
     centered = points - points.mean(dim=0)
     covariance = centered.t() @ centered / len(points)
@@ -47,12 +52,12 @@ def embed_in_pieces(layers: PatchEmbed, groups: Tensor, others: Tensor | None) -
     weight, bias = _folded(
         layers.norm2, layers.conv3, torch.cat([pooled_mean, local_mean]), torch.cat(rows), len(points)
     )
-    of_group = F.linear(pooled[:kept], weight[:, : layers.local], bias)
-    local = local[: kept * size]
+    of_group = F.linear(pooled[:kept_groups], weight[:, : layers.local], bias)
+    local = local[: kept_groups * size]
     tokens: Tensor = _Wide.apply(
         local, of_group, weight[:, layers.local :], layers.conv4.weight, layers.conv4.bias, size
     )
-    return tokens.view(batch, num_group, layers.width)
+    return tokens.view(batch, num_kept, layers.width)
 
 
 def _folded(
