@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recon.trainer.patch_pieces import embed_in_pieces
+
 POSITION_WIDTH = 128  # hidden width of the position MLP
 PATCH_WIDTH = 512  # the release's hidden width of the patch embedding
 MLP_RATIO = 4
@@ -41,11 +43,16 @@ class PatchEmbed(nn.Module):
         self.norm2 = nn.BatchNorm1d(hidden)
         self.conv4 = nn.Linear(hidden, width)
 
-    def forward(self, groups: Tensor) -> Tensor:
-        """Embed `groups [B, G, S, 3]`, centre-relative, as tokens `[B, G, C]`.
+    def forward(self, groups: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Embed `groups [B, G, S, 3]`, centre-relative, as tokens `[B, G, C]`, or `[B, V, C]` of `kept [B, V]` alone.
 
-        In training mode the batch statistics run over every point given, so they depend on which groups are given.
+        In training mode the batch statistics run over every point given, so they depend on which groups are given; the
+        groups that are not kept have no other part in the tokens.
         """
+        if kept is not None and not self.training:
+            groups, kept = take(groups, kept), None
+        if self._in_pieces(groups):
+            return embed_in_pieces(self, groups, kept)
         batch, num_group, group_size, _ = groups.shape
         points = groups.reshape(-1, 3)
         local = self.conv2(F.relu(self.norm1(self.conv1(points)), inplace=True))
@@ -54,9 +61,29 @@ class PatchEmbed(nn.Module):
         weight = self.conv3.weight
         wide = F.linear(local, weight[:, self.local :]).view(-1, group_size, self.hidden)
         wide = wide + F.linear(pooled, weight[:, : self.local], self.conv3.bias).unsqueeze(1)
-        wide = self.conv4(F.relu(self.norm2(wide.view(-1, self.hidden)), inplace=True))
-        tokens: Tensor = wide.view(batch, num_group, group_size, self.width).max(dim=2).values
-        return tokens
+        wide = self.norm2(wide.view(-1, self.hidden)).view(-1, group_size, self.hidden)
+        if kept is not None:
+            # By whole rows: a gradient by `take`, if it is to be the same twice, is sorted by element on a GPU.
+            rows = kept + torch.arange(0, batch * num_group, num_group, device=kept.device).unsqueeze(1)
+            wide = wide.index_select(0, rows.flatten())
+        tokens: Tensor = self.conv4(F.relu(wide, inplace=True)).max(dim=1).values
+        return tokens.view(batch, -1, self.width)
+
+    def _in_pieces(self, groups: Tensor) -> bool:
+        """Whether this is a training step in full precision on a CPU, which has a faster form.
+
+        That form calls none of the layers, so it is not for layers with hooks, nor for batch norms of another class,
+        which gather their statistics from elsewhere too.
+        """
+        return (
+            self.training
+            and groups.device.type == "cpu"
+            and not groups.requires_grad
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and type(self.norm1) is nn.BatchNorm1d
+            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.children())
+        )
 
 
 class Attention(nn.Module):

@@ -266,7 +266,7 @@ class ReCon(nn.Module):
         if self.config.patch_scope == "visible":
             tokens = self.encoder.patch_embed(take(groups, visible))
         else:
-            tokens = take(self.encoder.patch_embed(groups), visible)
+            tokens = self.encoder.patch_embed(groups, visible)
         queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, scales=scales)
         return queries, tokens
 
