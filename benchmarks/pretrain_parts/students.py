@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain_parts.clock import STEP, Watch
 from pretrain_parts.released_step import ReleasedReCon, loop_masks, loop_points, loop_turns
@@ -69,25 +69,8 @@ class Map:
         return points, image.float(), self.text[random_integers(bits[4], 60)].float()
 
 
-class Student(Protocol):
-    """A model, its optimiser and their step."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    graph: str | None
-    """How the model is compiled, if it is."""
-
-    def step(self, watch: Watch, teachers: Teachers | None) -> None:
-        """Update the weights once; spans of `watch` are the step and its parts."""
-        ...
-
-    def watch_parts(self, watch: Watch) -> None:
-        """Have the parts of the forward pass be spans too, which a compiled model cannot."""
-        ...
-
-
 class Ours:
-    """The trainer's step. `graph` compiles the model, "reduce-overhead" with CUDA graphs."""
+    """The trainer's step. With `graph` "default" the model is compiled, with "reduce-overhead" into CUDA graphs too."""
 
     def __init__(self, data: Map, device: torch.device, dtype: torch.dtype, scope: str, graph: str | None) -> None:
         torch.manual_seed(SEED)
@@ -110,7 +93,7 @@ class Ours:
         return found
 
     def step(self, watch: Watch, teachers: Teachers | None) -> None:
-        """See `Student`."""
+        """Update the weights once; spans of `watch` are the step and its parts."""
         with watch.span(STEP):
             torch.manual_seed(self.number)
             with watch.span("data"):
@@ -134,7 +117,7 @@ class Ours:
         self.number += 1
 
     def watch_parts(self, watch: Watch) -> None:
-        """See `Student`."""
+        """Have the parts of the forward pass be spans too, which those of a compiled model cannot."""
         for owner, method, part in (
             (self.model, "group", "grouping"),
             (self.model.encoder.patch_embed, "forward", "embedding"),
@@ -148,8 +131,10 @@ class Ours:
 class Released:
     """A step in the release's way, in float32; of `ours` it has the weights."""
 
+    graph = None
+
     def __init__(self, data: Map, device: torch.device, ours: Ours) -> None:
-        self.data, self.device, self.graph = data, device, None
+        self.data, self.device = data, device
         self.rng = np.random.default_rng(SEED)
         config = ours.model.config
         self.model = ReleasedReCon(config, data.size.image_dim, data.size.text_dim)
@@ -169,7 +154,7 @@ class Released:
         return found
 
     def step(self, watch: Watch, teachers: Teachers | None) -> None:
-        """See `Student`."""
+        """As `Ours.step`."""
         data, config = self.data, self.model.config
         with watch.span(STEP):
             with watch.span("data"):
@@ -191,7 +176,7 @@ class Released:
                 loss.item()
 
     def watch_parts(self, watch: Watch) -> None:
-        """See `Student`."""
+        """As `Ours.watch_parts`."""
         for method, part in (
             ("group", "grouping"),
             ("embed", "embedding"),
@@ -200,6 +185,9 @@ class Released:
             ("forward_losses", "losses"),
         ):
             watch.around(self.model, method, part)
+
+
+Student = Ours | Released
 
 
 def settings(size: Size, scope: str) -> ModelConfig:
