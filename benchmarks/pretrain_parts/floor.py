@@ -7,12 +7,11 @@ from math import prod
 from typing import Any
 
 import torch
+from pretrain_parts.clock import elapsed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-
-from pretrain_parts.clock import elapsed
 
 ATEN = torch.ops.aten
 PRODUCTS = (ATEN.mm.default, ATEN.addmm.default, ATEN.bmm.default, ATEN.baddbmm.default)

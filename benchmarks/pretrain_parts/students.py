@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from pretrain_parts.clock import STEP, Watch
 from pretrain_parts.released_step import ReleasedReCon, loop_masks, loop_points, loop_turns
 from pretrain_parts.teachers import Teachers
+from torch import Tensor
+
 from recon.trainer.model import ModelConfig, ReCon, no_weight_decay
 from recon.trainer.released import to_released
 from recon.trainer.teaching import Teacher
