@@ -57,6 +57,8 @@ class Dataset:
     """[N] int64, the row in the store: what a sample's random draws are derived from"""
     record: dict[str, Any]
     """What the data are: keys and digests of the store, splits, row counts. JSON values."""
+    uids: list[str] = field(default_factory=list)
+    """[N] what the store calls a row's shape"""
     categories: list[str] = field(default_factory=list)
     """Names of the categories of the ref's data set, sorted; those of every split"""
     stored: Stored | None = None
@@ -141,6 +143,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         category=torch.from_numpy(category),
         row=torch.from_numpy(rows),
         record=record,
+        uids=[registry.uid[row] for row in rows],
         categories=[registry.categories[number] for number in own],
         stored=stored,
     )
