@@ -107,13 +107,13 @@ def pretrain(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     try:
         status = trainer.train(console)
-    except OSError as error:  # a full disk, most of all
+        spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
+        write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
+    except OSError as error:
         raise UserError(
-            f"{error.filename or run}: {error.strerror or error}; the newest checkpoint is of step "
-            f"{trainer.newest or 'none'}: mend it and go on with --resume"
+            f"{error.filename or run}: {error.strerror or error}; mend that (is the disk full?) and go on with "
+            f"--resume (newest checkpoint: step {trainer.newest or 'none'})"
         ) from error
-    spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
-    write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
     told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
     console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
