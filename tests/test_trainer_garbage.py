@@ -33,7 +33,7 @@ def test_nothing_is_collected_by_itself_while_training_and_nothing_piles_up(
 
     monkeypatch.setattr(Trainer, "train_step", noted)
     before = gc.get_freeze_count()
-    trainer = trainer_of(data, tmp_path / "run", optim__epochs=12, run__log_every=12)
+    trainer = trainer_of(data, tmp_path / "run", optim__epochs=12, run__log_every=12, run__save_every=0)
     gc.callbacks.append(told)
     try:
         trainer.train(QUIET)
