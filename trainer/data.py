@@ -15,6 +15,7 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.trainer.cache import cached_arrays
 from recon.trainer.config import DataConfig
+from recon.trainer.reading import check_finite
 
 if TYPE_CHECKING:
     import zarr
@@ -128,6 +129,8 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     }
     if config.loader == "stream":
         stored = Stored(points.xyz, targets.feat)
+        check_finite(store, points.key, points.xyz, rows, "points", lanes=False)
+        check_finite(store, targets.key, targets.feat, rows, f"image features of {targets.teacher!r}", lanes=True)
         draws, _, *rest = targets.feat.shape
         xyz = torch.empty((len(rows), *points.xyz.shape[1:]), dtype=torch.float32, device="meta")
         image = torch.empty((draws, len(rows), *rest), dtype=torch.float16, device="meta")
