@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,22 +194,49 @@ def test_no_best_without_a_probe(data: Dataset, whole: Path, tmp_path: Path) -> 
         trainer.keep_best({"toy": 0.5, "chance": 0.1})
 
 
+SUFFIXES = (saving.WEIGHTS, saving.EMA, saving.STATE)
+
+
 @settings(max_examples=50)
 @given(keep_last=st.integers(1, 4), steps=st.sets(st.integers(1, 30), min_size=1), best=st.integers(0, 30))
 def test_what_is_deleted(tmp_path_factory: pytest.TempPathFactory, keep_last: int, steps: set[int], best: int) -> None:
-    run = tmp_path_factory.mktemp("run")
+    run, newest = tmp_path_factory.mktemp("run"), max(steps)
     (run / "checkpoints").mkdir()
-    (run / "checkpoints" / ".step-00000001.safetensors.tmp").write_text("cut off")
-    for step in steps:
-        for suffix in (saving.WEIGHTS, saving.EMA, saving.STATE):
+    for step in (*steps, newest + 1):  # the last was cut off
+        for suffix in SUFFIXES[: 3 if step in steps else 2]:
             save_file({}, run / "checkpoints" / f"step-{step:08d}{suffix}")
+    for name in (".training.json.1.tmp", "checkpoints/.step-00000001.safetensors.tmp"):
+        (run / name).write_text("cut off")
     kept = saving.Best("toy", 1.0, best, {f"step-{best:08d}.safetensors": ""}) if best in steps else None
-    point(run, Pointer(max(steps), {}, kept), keep_last)
+    pointer = Pointer(newest, {f"step-{newest:08d}.safetensors": ""}, kept)
+    saving.sweep(run, None, keep_last)
+    assert len(list((run / "checkpoints").iterdir())) == 3 * len(steps) + 2
+    point(run, pointer, keep_last)
     found = {path.name for path in (run / "checkpoints").iterdir()}
     expected = {*sorted(steps)[-keep_last:], *([best] if kept else [])}
-    suffixes = (saving.WEIGHTS, saving.EMA, saving.STATE)
-    assert found == {f"step-{step:08d}{suffix}" for step in expected for suffix in suffixes} | {"last.json"}
-    assert read_pointer(run / "checkpoints") == Pointer(max(steps), {}, kept)
+    assert found == {f"step-{step:08d}{suffix}" for step in expected for suffix in SUFFIXES} | {"last.json"}
+    assert left(run) == []
+    assert read_pointer(run / "checkpoints") == pointer
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"model__width": 24},
+            r"step 1: the weights do not fit the model; of another shape: .* more; is it another run's",
+        ),
+        ({"model__depth": 1}, r"step 1: the weights do not fit the model; missing: encoder\.blocks\.1\."),
+        ({"optim__ema": 0.9}, r"step 1: it has a moving average of the weights and optim\.ema is 0, or the other way"),
+    ],
+)
+def test_another_run_s_checkpoint_is_refused(data: Dataset, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    other, trainer = trainer_of(data, tmp_path, **changes), trainer_of(data, tmp_path)
+    other.num_steps = 1
+    other.train(QUIET)
+    with pytest.raises(UserError, match=told) as raised:
+        trainer.resume()
+    assert str(raised.value).startswith(f"{tmp_path / 'checkpoints'}, step 1: ")
 
 
 # ---- what older versions left
@@ -230,6 +258,46 @@ def test_a_run_of_before_a_setting_was_there_goes_on(
         pretrain(QUIET, store, run, recipe, resume=True)
     assert pretrain(QUIET, store, run, str(tmp_path / "old.toml"), resume=True) == 0
     assert_same_run(whole, run)
+
+
+def test_a_kill_while_an_old_step_is_deleted(
+    store: Path, whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the soak: a finished run kept half a step for good."""
+    run, original = tmp_path / "run", Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("step-"):
+            raise KeyboardInterrupt
+        original(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(QUIET, store, run, recipe, ["run.keep_last=1"])
+    assert len(list((run / "checkpoints").glob("step-*"))) == 6
+    assert pretrain(QUIET, store, run, None, resume=True) == 0
+    assert len(list((run / "checkpoints").glob("step-*"))) == 3
+    assert_same_run(whole, run)
+
+
+def test_a_kill_while_lines_of_metrics_are_dropped(
+    store: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        assert pretrain(QUIET, store, run, recipe) == 130
+    before = (run / "metrics.jsonl").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(QUIET, store, run, None, resume=True)
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_half_a_config_is_no_run_yet(store: Path, whole: Path, recipe: str, tmp_path: Path) -> None:

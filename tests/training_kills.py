@@ -125,6 +125,7 @@ class TrainingKiller:
         wrong = [name for name, value in found.items() if value != self.expected[variant].get(name)]
         if wrong:
             result.failures.append(f"{variant}, run {result.runs}, after {here} kills: {', '.join(wrong)}: {found}")
+            sys.stderr.write(f"{result.failures[-1]}\n")
 
     def _moment(self, variant: str, run: Path) -> tuple[float | None, int | None]:
         """When to kill the next training: after so many seconds, or before an operation; of what is left to do."""

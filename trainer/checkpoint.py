@@ -33,6 +33,7 @@ from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.pipeline.base.provenance import versions
 from recon.trainer.config import Config, config_from_dict, config_to_dict
+from recon.trainer.ema import Ema
 from recon.trainer.model import ReCon
 from recon.trainer.released import infer_config, load_released, load_weights
 
@@ -207,13 +208,24 @@ def save_checkpoint(
 
 
 def point(run: Path, pointer: Pointer, keep_last: int) -> None:
-    """Replace last.json, then delete all steps but the last `keep_last` and the best, and what kills left."""
-    folder = run / "checkpoints"
-    write_atomically(folder / "last.json", json.dumps(dataclasses.asdict(pointer), indent=1) + "\n")
-    steps = sorted({path.name.split(".")[0] for path in folder.glob("step-*.safetensors")})
-    kept = {*steps[-keep_last:], *(name.split(".")[0] for name in (pointer.best.files if pointer.best else ()))}
-    for path in folder.iterdir():
-        if _is_temporary(path) or (path.suffix == WEIGHTS and path.name.split(".")[0] not in kept):
+    """Replace last.json, then `sweep`."""
+    write_atomically(run / "checkpoints" / "last.json", json.dumps(dataclasses.asdict(pointer), indent=1) + "\n")
+    sweep(run, pointer, keep_last)
+
+
+def sweep(run: Path, pointer: Pointer | None, keep_last: int) -> None:
+    """Delete all steps but the pointer's, those before it up to `keep_last` in all, and the best; and what kills left.
+
+    Later steps than the pointer's were cut off while they were written. Without a pointer no step is deleted.
+    """
+    paths = [path for folder in (run, run / "checkpoints") if folder.is_dir() for path in folder.iterdir()]
+    steps = {path: path.name.split(".")[0] for path in paths if path.name.startswith("step-")}
+    kept = set(steps.values())
+    if pointer:
+        newest, *best = (next(iter(at.files)).split(".")[0] for at in (pointer, pointer.best) if at)
+        kept = {*sorted(step for step in kept if step <= newest)[-keep_last:], *best}
+    for path in paths:
+        if _is_temporary(path) or (path in steps and steps[path] not in kept):
             path.unlink()
 
 
@@ -240,9 +252,16 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     return Checkpoint(pointer, load_file(files[WEIGHTS]), ema, optimizer, extra)
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and optimiser state into a model and optimiser of the same settings."""
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> None:
+    """Put a checkpoint's weights, their average and optimiser state where those of the same settings belong.
+
+    ValueError names what does not fit.
+    """
     load_weights(model, checkpoint.model)
+    if (ema is None) != (checkpoint.ema is None):
+        raise ValueError("it has a moving average of the weights and optim.ema is 0, or the other way round")
+    if ema is not None and checkpoint.ema is not None:
+        ema.load(checkpoint.ema)
     for name, parameter in model.named_parameters():
         if name in checkpoint.optimizer:
             state = checkpoint.optimizer[name]

@@ -42,6 +42,7 @@ from recon.trainer.checkpoint import (
     read_record,
     restore,
     save_checkpoint,
+    sweep,
     threads_note,
 )
 from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
@@ -165,9 +166,12 @@ class Trainer:
         checkpoint = load_checkpoint(self.run)
         if checkpoint is None:
             return
-        restore(checkpoint, self.model, self.optimizer)
-        if self.ema and checkpoint.ema is not None:
-            self.ema.load(checkpoint.ema)
+        try:
+            restore(checkpoint, self.model, self.optimizer, self.ema)
+        except ValueError as error:
+            raise UserError(
+                f"{self.run / 'checkpoints'}, step {checkpoint.step}: {error}; is it another run's?"
+            ) from error
         self.step, self.pointer = checkpoint.step, checkpoint.pointer
         self.guard = Guard(self.step, self.device)
         self.sums = {name: value.to(self.device) for name, value in checkpoint.extra.items() if name != "seconds"}
@@ -358,11 +362,15 @@ class Trainer:
         return step // self.batches.steps_per_epoch
 
     def _trim_metrics(self) -> None:
-        """Drop lines written after the checkpoint this run goes on from: they are about to be written again."""
+        """Drop lines written after the checkpoint this run goes on from: they are about to be written again.
+
+        And what a kill left of files that were being written or deleted.
+        """
         path = self.run / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-        path.write_text("".join(whole), "utf-8")
+        write_atomically(path, "".join(whole))  # a kill must not cost the lines that stay
+        sweep(self.run, self.pointer, self.config.run.keep_last)
 
 
 @contextmanager
