@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.loop import pretrain
 from tests import trainer_store as tiny
+from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import assert_same_run, stop_after
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
@@ -116,3 +118,23 @@ def test_a_probe_measures_it_and_says_so(store: Path, whole: Path) -> None:
     plain = run_svm(whole, store, CPU)
     assert plain["checkpoint"] == {"step": 6, "sha256": pointer["files"]["step-00000006.safetensors"]}
     assert plain["svm_accuracy_random_init"] == result["svm_accuracy_random_init"]
+
+
+def test_the_command_measures_it_or_says_that_there_is_none(
+    store: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--store", str(store), "--device", "cpu", "--ema", "--run"]
+    shutil.copytree(whole, tmp_path / "with")
+    assert run_main(monkeypatch, "svm", *words, str(tmp_path / "with")) == 0
+    assert "svm_accuracy" in capsys.readouterr().err
+    assert json.loads((tmp_path / "with" / "svm.json").read_text())["checkpoint"]["ema"] is True
+
+    last = tmp_path / "with" / "checkpoints" / "last.json"
+    pointer = json.loads(last.read_text())
+    pointer["files"] = {name: sum_ for name, sum_ in pointer["files"].items() if ".ema" not in name}
+    last.write_text(json.dumps(pointer))
+    for probe in ("svm", "zeroshot"):
+        assert run_main(monkeypatch, probe, *words, str(tmp_path / "with")) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("error: ") and told.endswith("(optim.ema was 0); leave out --ema\n")
+        assert told.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
@@ -154,3 +156,24 @@ def test_a_batch_that_cannot_be_kept_is_said_so(data: Dataset, tmp_path: Path) -
     break_gradient(trainer, "decoder.head.weight", 0, float("inf"))
     told = refusal(trainer)
     assert "its batch could not be written to" in told and "or use run.precision=float32 (newest" in told
+
+
+def test_a_step_never_waits_for_the_device(data: Dataset, tmp_path: Path) -> None:
+    """On a GPU each of these would stand still until all that was asked before is done."""
+    waiting = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal}
+    seen = list[str]()
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket in waiting:
+                seen.append("".join(traceback.format_stack(limit=8)))
+            return func(*args, **(kwargs or {}))
+
+    trainer = trainer_of(data, tmp_path, optim__ema=0.9, optim__clip_grad=1.0, model__self_contrastive=True)
+    batches = [trainer.batches.batch(step) for step in range(3)]
+    with Watched():
+        for batch in batches:
+            trainer.train_step(batch)
+        assert seen == []
+        trainer.describe()
+        assert seen

@@ -156,7 +156,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
             for name, tensor in load_file(path).items()
             if name != "extra/seconds"
         },
-        "names": sorted(path.name for path in run.rglob("*") if path.parent != run or not path.name.startswith(".")),
+        "names": sorted(path.name for path in run.rglob("*")),
     }
 
 
