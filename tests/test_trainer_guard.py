@@ -85,8 +85,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Dataset, tmp_path: Path) 
     assert all(tensor.isfinite().all() for tensor in checkpoint.model.values())
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize(("accumulate", "clip"), [(1, 1.0), (2, 0.0)])
 def test_a_gradient_is_blamed_by_its_parameter_s_name_long_after(
     data: Dataset, tmp_path: Path, accumulate: int, clip: float
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
@@ -162,7 +163,8 @@ def test_the_best_is_kept_and_can_be_loaded(data: Dataset, tmp_path: Path) -> No
     best = load_model(tmp_path, best=True)[0].state_dict()
     expected = load_file(tmp_path / "checkpoints" / "step-00000002.safetensors")
     assert all(torch.equal(best[name], value) for name, value in expected.items())
-    assert saving._sum(tmp_path / "checkpoints" / "step-00000002.safetensors") in pointer.best.files.values()
+    for name, recorded in pointer.best.files.items():
+        assert hashlib.sha256((tmp_path / "checkpoints" / name).read_bytes()).hexdigest() == recorded
 
 
 @pytest.mark.parametrize("stopped", [1, 3, 4])
@@ -197,14 +199,14 @@ def test_no_best_without_a_probe(data: Dataset, whole: Path, tmp_path: Path) -> 
 SUFFIXES = (saving.WEIGHTS, saving.EMA, saving.STATE)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(keep_last=st.integers(1, 4), steps=st.sets(st.integers(1, 30), min_size=1), best=st.integers(0, 30))
 def test_what_is_deleted(tmp_path_factory: pytest.TempPathFactory, keep_last: int, steps: set[int], best: int) -> None:
     run, newest = tmp_path_factory.mktemp("run"), max(steps)
     (run / "checkpoints").mkdir()
     for step in (*steps, newest + 1):  # the last was cut off
         for suffix in SUFFIXES[: 3 if step in steps else 2]:
-            save_file({}, run / "checkpoints" / f"step-{step:08d}{suffix}")
+            (run / "checkpoints" / f"step-{step:08d}{suffix}").touch()
     for name in (".training.json.1.tmp", "checkpoints/.step-00000001.safetensors.tmp"):
         (run / name).write_text("cut off")
     kept = saving.Best("toy", 1.0, best, {f"step-{best:08d}.safetensors": ""}) if best in steps else None

@@ -236,8 +236,7 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     if pointer is None:
         return None
     for name, recorded in pointer.files.items():
-        if not (folder / name).is_file() or _sum(folder / name) != recorded:
-            raise UserError(f"{folder / name}: missing or damaged; restore it, or start over with --overwrite")
+        _check_sum(folder / name, recorded)
     files = {suffix: folder / f"step-{pointer.step:08d}{suffix}" for suffix in (WEIGHTS, EMA, STATE)}
     optimizer: dict[str, dict[str, Tensor]] = {}
     extra: dict[str, Tensor] = {}
@@ -283,7 +282,9 @@ def load_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple
         if best and pointer.best is None:
             raise UserError(f"{path}: has no best checkpoint; it takes run.keep_best and a probe while training")
         files = pointer.best.files if best and pointer.best else pointer.files
-        path = path / "checkpoints" / weights_name(path, files, ema)
+        name = weights_name(path, files, ema)
+        path = path / "checkpoints" / name
+        _check_sum(path, files[name])
     elif ema or best:
         raise UserError(f"{path}: ema and best choose among a run's checkpoints; give its folder, or leave them out")
     if not path.is_file():
@@ -372,6 +373,10 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     return hashlib.sha256(data).hexdigest()
 
 
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_sum(path: Path, recorded: str) -> None:
+    """UserError unless a checkpoint's file is there as it was written."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == recorded:
+                return
+    raise UserError(f"{path}: missing or damaged; restore it, or start over with --overwrite")

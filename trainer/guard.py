@@ -13,7 +13,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.precision import Precision
 from recon.trainer.batches import Batch
+from recon.trainer.config import OptimConfig
 
 
 class Guard:
@@ -56,6 +58,14 @@ def blame_gradient(model: nn.Module) -> str:
     if torch.nn.utils.get_total_norm(list(gradients.values())).isfinite():
         return "the gradient (but not when computed again: suspect the machine)"
     return f"the norm of the gradient, whose largest values are those of {largest}"
+
+
+def list_mends(config: OptimConfig, precision: Precision) -> str:
+    """What a user can try."""
+    mends = ["lower optim.lr"]
+    mends += ["set optim.clip_grad"] if not config.clip_grad else []
+    mends += ["use run.precision=float32"] if precision != "float32" else []
+    return " or ".join(mends)
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

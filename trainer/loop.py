@@ -49,7 +49,7 @@ from recon.trainer.config import Config, config_from_dict, list_recipes, load_co
 from recon.trainer.data import Dataset, load_dataset
 from recon.trainer.ema import Ema
 from recon.trainer.garbage import garbage_frozen
-from recon.trainer.guard import Guard, blame_gradient, random_states, write_step
+from recon.trainer.guard import Guard, blame_gradient, list_mends, random_states, write_step
 from recon.trainer.model import ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
 from recon.trainer.progress import TrainingProgress
@@ -343,12 +343,10 @@ class Trainer:
             "rows": [int(data.row[sample]) for sample in samples],
             "uids": [data.uids[sample] for sample in samples],
         }
-        mends = ["lower optim.lr", *(["set optim.clip_grad"] if not self.config.optim.clip_grad else [])]
-        mends += ["use run.precision=float32"] if self.precision != "float32" else []
-        return UserError(
-            f"{what}: not finite in step {step} (counted from 0); {write_step(self.run, step, batch, states, record)}; "
-            f"{' or '.join(mends)} (newest checkpoint: step {self.newest or 'none'})"
-        )
+        where = write_step(self.run, step, batch, states, record)
+        mends = list_mends(self.config.optim, self.precision)
+        newest = f"newest checkpoint: step {self.newest or 'none'}"
+        return UserError(f"{what}: not finite in step {step} (counted from 0); {where}; {mends} ({newest})")
 
     def _seed_step(self) -> None:
         # Mask and drop path draw from torch's own generator. Seeded anew for each step, it is no part of a checkpoint.
@@ -362,10 +360,7 @@ class Trainer:
         return step // self.batches.steps_per_epoch
 
     def _trim_metrics(self) -> None:
-        """Drop lines written after the checkpoint this run goes on from: they are about to be written again.
-
-        And what a kill left of files that were being written or deleted.
-        """
+        """Drop lines written after the checkpoint this run goes on from, and what else a killed session left."""
         path = self.run / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
