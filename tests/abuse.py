@@ -150,6 +150,10 @@ class Ledger:
         sys.addaudithook(hook)
 
 
+def threads_here() -> int:
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names
+
+
 def fork(function: Callable[[], Any], answer: int | None = None) -> int:
     """Run a function in a child in a session of its own, its result as JSON into the pipe `answer`; the child's pid."""
     pid = os.fork()

@@ -1,4 +1,5 @@
-"""Kills and damages stores for as long as one likes: `python -m tests.soak --kills 1000 --flips 1000 --seed 1`.
+"""Kills and damages stores, and kills trainings, for as long as one likes:
+`python -m tests.soak --kills 1000 --flips 1000 --trainings 500 --seed 1`.
 
 Half of the kills come from outside at a random time; the other half come from inside, right before a random one of the
 operations on the store's files, for what passes in microseconds would else never be hit. One driver imports everything
@@ -34,9 +35,11 @@ from tests.abuse import (
     shard_of,
     sort_of,
     stored_files,
+    threads_here,
     wait_or_kill,
     write_manifest,
 )
+from tests.training_kills import TrainingKiller
 
 HALF = 7  # of twelve shapes: it ends in the middle of shards
 SETTING_UP = 60  # operations
@@ -288,8 +291,7 @@ def load_all(folder: Path) -> Any:
     manifest = load_manifest(write_manifest(folder))
     for spec in manifest.features.teachers:
         teacher_of(spec)
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names
-    if threads > 1:
+    if (threads := threads_here()) > 1:
         raise RuntimeError(f"{threads} threads: a fork of this process could hang")
     return manifest
 
@@ -297,15 +299,19 @@ def load_all(folder: Path) -> Any:
 def main(
     kills: Annotated[int, typer.Option(help="How many runs to kill.")] = 1000,
     flips: Annotated[int, typer.Option(help="How many bits to flip.")] = 1000,
+    trainings: Annotated[int, typer.Option(help="How many trainings to kill.")] = 500,
     seed: Annotated[int, typer.Option(help="Draws the moments, files and bits.")] = 0,
     report: Annotated[Path | None, typer.Option("--json", help="Write the counts there.")] = None,
 ) -> None:
-    """Kill runs and flip bits. Exit status 1 when a store did not come out as an uninterrupted run's."""
+    """Kill runs and flip bits. Exit status 1 when something did not come out as an uninterrupted run's."""
     results: dict[str, Any] = {"seed": seed}
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        manifest = load_all(folder)
-        cut_small()
+        if trainings:  # first, for the pipeline's part imports far more
+            results["trainings"] = asdict(TrainingKiller(folder, seed).run(trainings))
+        if kills or flips:
+            manifest = load_all(folder)
+            cut_small()
         if kills:
             killer = Killer(manifest, folder, seed)
             results["run_seconds"], results["run_operations"] = killer.seconds, killer.operations
@@ -317,7 +323,7 @@ def main(
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
     say(text)
-    failed = [line for part in ("kills", "flips") if part in results for line in results[part]["failures"]]
+    failed = [line for part in ("trainings", "kills", "flips") if part in results for line in results[part]["failures"]]
     raise typer.Exit(1 if failed else 0)
 
 

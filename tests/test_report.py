@@ -181,6 +181,19 @@ def test_probes_of_other_weights_are_refused(run: Path, small_store: Path) -> No
     assert "zeroshot.json: measured on other weights" in refusal(run, small_store)
 
 
+def test_probes_of_the_moving_average_are_reported_together(run: Path, small_store: Path) -> None:
+    last = run / "checkpoints" / "last.json"
+    last.write_text(json.dumps(read(last) | {"files": read(last)["files"] | {"step-00000004.ema.safetensors": "sum"}}))
+    measured_on = {"checkpoint": {"step": 4, "sha256": "sum", "ema": True}}
+    (run / "svm.json").write_text(json.dumps(read(run / "svm.json") | measured_on))
+    told = refusal(run, small_store)
+    assert "zeroshot.json: measured on other weights than the newest checkpoint (step 4, the moving average" in told
+    assert told.endswith("--store S --ema` again")
+    (run / "zeroshot.json").write_text(json.dumps(read(run / "zeroshot.json") | measured_on))
+    assert write_report(run, small_store)["ema"] is True
+    assert "step 4, moving average of the weights." in (run / "report.html").read_text()
+
+
 def test_unfinished_account_of_training_is_refused(run: Path, small_store: Path) -> None:
     training = read(run / "training.json")
     (run / "training.json").write_text(json.dumps(training | {"step": 2}))

@@ -89,7 +89,7 @@ def in_hand(store: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_a_dozen_kills_change_nothing(tmp_path: Path) -> None:
-    counts = soak(tmp_path, "--kills", "12", "--flips", "0", "--seed", "0")["kills"]
+    counts = soak(tmp_path, "--kills", "12", "--flips", "0", "--trainings", "0", "--seed", "0")["kills"]
     assert counts["failures"] == []
     assert counts["kills"] >= 12
     assert counts["stores"] >= 1

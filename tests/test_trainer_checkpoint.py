@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,13 @@ def test_what_holds_no_student(whole: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=told):
             read_model(path)
+
+
+def test_weights_that_are_not_as_they_were_written(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step-00000006.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # a bit of a weight, which no format notices
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"step-00000006\.safetensors: missing or damaged"):
+        read_model(tmp_path / "run")

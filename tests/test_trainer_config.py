@@ -70,7 +70,7 @@ def test_a_size_gives_way_to_what_is_said_beside_it() -> None:
     [
         ("optim.lrr=1", r"unknown key 'lrr'; did you mean 'lr'\?"),
         ("optmi.lr=1", r"unknown section 'optmi'; did you mean 'optim'\?"),
-        ("run.zzzzzzzz=1", r"unknown key 'zzzzzzzz'; known: compile, keep_last"),
+        ("run.zzzzzzzz=1", r"unknown key 'zzzzzzzz'; known: compile, keep_best, keep_last"),
         ("model.size=bsae", r"model\.size: unknown size 'bsae'; did you mean 'base'\?"),
         ("model.width=100", r"model\.heads: must divide width 100, got 6"),
         ("model.mask_type=blok", r"model\.mask_type: must be one of"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.receipts import Receipt
 from recon.trainer.batches import Batch, Batches, Samples
 from recon.trainer.config import DataConfig, config_from_dict
 from recon.trainer.data import load_dataset
@@ -216,6 +217,38 @@ def test_features_that_are_not_finite(store: FeatureStore, tmp_path: Path) -> No
     own.points().xyz[9] = float("nan")
     with pytest.raises(UserError, match="points: not finite in the store's rows from 8 on"):
         epoch_of(stream(own, config(8)), 0)
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 3)])
+@pytest.mark.parametrize("loader", ["map", "stream"])
+def test_which_samples_a_step_has(store: FeatureStore, loader: str, rank: int, ranks: int) -> None:
+    batches: Batches | StreamBatches
+    if loader == "map":
+        batches = Batches(load_dataset(store, MAP), MAP, 8, 5, CPU, rank, ranks)
+    else:
+        batches = stream(store, config(9), rank=rank, ranks=ranks)
+    data = batches.dataset
+    for step in range(2 * batches.steps_per_epoch):
+        samples = batches.samples(step)
+        assert data.row[samples].tolist() == rows_of([batches.batch(step)])
+        assert [data.uids[sample] for sample in samples.tolist()] == [f"shape-{int(r)}" for r in data.row[samples]]
+
+
+@pytest.mark.parametrize("row", [9, 10, tiny.BROKEN_POINTS])
+def test_features_that_the_receipts_count_as_not_finite(store: FeatureStore, tmp_path: Path, row: int) -> None:
+    """Such are refused before the first step, where rows that are trained on hold them (every fifth is for testing)."""
+    shutil.copytree(store.path, tmp_path / "own.zarr")
+    own = FeatureStore.open(tmp_path / "own.zarr", write=True)
+    own.targets().feat[1, row, 2, 3] = float("inf")
+    path = own.receipt_path("image-key", 1, row // 8)
+    receipt = Receipt.read(path)
+    assert receipt is not None
+    replace(receipt, nonfinite=1).write(path)
+    if row == 10:
+        with pytest.raises(UserError, match=r"image features of 'toy': not finite in the store's rows from 8 on"):
+            load_dataset(FeatureStore.open(own.path), config(8, splits=("train",)))
+    else:
+        load_dataset(FeatureStore.open(own.path), config(8, splits=("train",)))
 
 
 def test_a_buffer_beyond_memory_is_refused(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

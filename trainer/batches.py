@@ -104,6 +104,11 @@ class Loader(Protocol):
     """Batches as a pure function of the step, so that a run can start at any of them."""
 
     steps_per_epoch: int
+    dataset: Dataset
+
+    def samples(self, step: int) -> Tensor:
+        """[B] a step's samples, in its batch's order, as indices into the data set."""
+        ...
 
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs."""
@@ -139,6 +144,12 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
+    def samples(self, step: int) -> Tensor:
+        """[B] a step's samples, in its batch's order, as indices into the data set."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        samples = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        return samples[self.rank :: self.world_size]
+
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs."""
         return self.gather(step).to_batch(self.config, self.device)
@@ -151,9 +162,8 @@ class Batches:
 
     def gather(self, step: int) -> Samples:
         """A step's samples, where the data set lies; from the host to a GPU in pinned memory."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        samples = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        drawn = draw(self.dataset, samples[self.rank :: self.world_size], self.config, self.seed, epoch)
+        epoch = step // self.steps_per_epoch
+        drawn = draw(self.dataset, self.samples(step), self.config, self.seed, epoch)
         return drawn if self.resident else pinned(drawn, self.device)
 
     def _shuffle(self, epoch: int) -> Tensor:

@@ -3,11 +3,12 @@
     RUN/config.json                                 settings, precision, threads, digests of the data, versions, commit
     RUN/metrics.jsonl, RUN/training.json            written by `trainer.loop`
     RUN/checkpoints/step-00001000.safetensors       weights; their settings lie in the file's metadata
+    RUN/checkpoints/step-00001000.ema.safetensors   their moving average, where there is one, in the same form
     RUN/checkpoints/step-00001000.state.safetensors what a resumed run needs besides
-    RUN/checkpoints/last.json                       the newest pair and its sums
+    RUN/checkpoints/last.json                       the newest step's files with their sums, and the best step's
 
-last.json is replaced by renaming, after both files are on disk, so a run killed at any moment leaves a pair to go on
-from. Nothing is ever pickled.
+last.json is replaced by renaming, after all a step's files are on disk, so a run killed at any moment leaves a step to
+go on from. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, e
 from recon.pipeline.base.provenance import versions
 from recon.trainer import earlier
 from recon.trainer.config import Config, config_from_dict, config_to_dict
+from recon.trainer.ema import Ema
 from recon.trainer.model import ReCon
 from recon.trainer.released import infer_config, load_released, load_weights
 
 FORMAT = "recon-checkpoint 2"
+WEIGHTS, EMA, STATE = ".safetensors", ".ema.safetensors", ".state.safetensors"
+"""What a step's files end in."""
 
 
 def check_run(run: Path, resume: bool, overwrite: bool) -> None:
@@ -46,7 +50,8 @@ def check_run(run: Path, resume: bool, overwrite: bool) -> None:
     is_run = (run / "config.json").is_file()
     if resume and not is_run:
         raise UserError(f"--run {run}: no run to resume (it has no config.json); leave out --resume")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    # A command killed before it had written config.json leaves half of that file, and a run may begin there still.
+    if run.exists() and (not run.is_dir() or any(not _is_temporary(path) for path in run.iterdir())):
         if not is_run:
             raise UserError(f"--run {run}: exists and is no run's folder; name an empty or new one")
         if not (resume or overwrite):
@@ -57,10 +62,11 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
     """Write config.json, and delete what training, probes and report left of an earlier run."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        for folder in ("checkpoints", "nonfinite"):
+            shutil.rmtree(run / folder, ignore_errors=True)
         for path in run.iterdir():
             # config.json is what makes this a run's folder: cut off here, the command must still accept it.
-            if path.suffix in (".json", ".jsonl", ".html") and path.name != "config.json":
+            if _is_temporary(path) or (path.suffix in (".json", ".jsonl", ".html") and path.name != "config.json"):
                 path.unlink()
         record = {
             "config": config_to_dict(config),
@@ -113,9 +119,11 @@ def keep_precision(run: Path, config: Config, device: str) -> tuple[Config, Deci
 def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:
     """Refuse to resume under other settings or on other data than the run began with."""
     record = read_record(run)
+    # What a run of an older version does not say, it did as the default does.
+    began = config_to_dict(config_from_dict(record["config"], str(run / "config.json")))
     for section, values in config_to_dict(config).items():
         for key, value in values.items():
-            before = record["config"][section].get(key)
+            before = began[section][key]
             if before != value:
                 raise UserError(f"--resume: {section}.{key} was {before!r} when {run} began, now {value!r}")
     changed = [name for name, value in data.items() if record["data"].get(name) != value]
@@ -133,16 +141,43 @@ def threads_note(run: Path, threads: int) -> str:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The checkpoint where the probe that `run.keep_best` names found most."""
+
+    name: str
+    value: float
+    step: int
+    files: dict[str, str]
+    """Its files and their SHA-256 sums, the weights first."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What last.json says."""
+
+    step: int
+    files: dict[str, str]
+    """The step's files and their SHA-256 sums, the weights first."""
+    best: Best | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One step's files, read: tensors on the CPU."""
 
-    step: int
-    """Updates done."""
+    pointer: Pointer
     model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    """The state that `trainer.ema` keeps, where the run keeps one."""
     optimizer: dict[str, dict[str, Tensor]]
     """Parameter name -> AdamW's state of it."""
     extra: dict[str, Tensor]
     """What the loop keeps besides: sums not logged yet, seconds so far."""
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.pointer.step
 
 
 def save_checkpoint(
@@ -152,9 +187,9 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     config: Config,
     extra: dict[str, Tensor],
-    keep_last: int,
-) -> None:
-    """Write a step's pair of files under `run`, point last.json at it, then delete all but the last `keep_last`."""
+    ema: dict[str, Tensor] | None = None,
+) -> dict[str, str]:
+    """Write a step's files under `run`; their sums. They count once `point` names them."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {
@@ -164,67 +199,99 @@ def save_checkpoint(
     }
     state |= {f"extra/{name}": value for name, value in extra.items()}
     metadata = {"format": FORMAT, "step": str(step), "config": json.dumps(config_to_dict(config))}
-    stem = f"step-{step:08d}"
-    sums = {
-        f"{stem}.safetensors": _write_tensors(folder / f"{stem}.safetensors", model.state_dict(), metadata),
-        f"{stem}.state.safetensors": _write_tensors(folder / f"{stem}.state.safetensors", state, metadata),
+    files = {WEIGHTS: model.state_dict(), EMA: ema, STATE: state}
+    return {
+        f"step-{step:08d}{suffix}": _write_tensors(folder / f"step-{step:08d}{suffix}", tensors, metadata)
+        for suffix, tensors in files.items()
+        if tensors is not None
     }
-    write_atomically(folder / "last.json", json.dumps({"step": step, "files": sums}, indent=1) + "\n")
-    stems = sorted({path.name.split(".")[0] for path in folder.glob("step-*.safetensors")})
-    for old in stems[:-keep_last]:
-        for suffix in (".safetensors", ".state.safetensors"):
-            (folder / f"{old}{suffix}").unlink(missing_ok=True)
+
+
+def point(run: Path, pointer: Pointer, keep_last: int) -> None:
+    """Replace last.json, then `sweep`."""
+    write_atomically(run / "checkpoints" / "last.json", json.dumps(dataclasses.asdict(pointer), indent=1) + "\n")
+    sweep(run, pointer, keep_last)
+
+
+def sweep(run: Path, pointer: Pointer | None, keep_last: int) -> None:
+    """Delete all steps but the pointer's, those before it up to `keep_last` in all, and the best; and what kills left.
+
+    Later steps than the pointer's were cut off while they were written. Without a pointer no step is deleted.
+    """
+    paths = [path for folder in (run, run / "checkpoints") if folder.is_dir() for path in folder.iterdir()]
+    steps = {path: path.name.split(".")[0] for path in paths if path.name.startswith("step-")}
+    kept = set(steps.values())
+    if pointer:
+        newest, *best = (next(iter(at.files)).split(".")[0] for at in (pointer, pointer.best) if at)
+        kept = {*sorted(step for step in kept if step <= newest)[-keep_last:], *best}
+    for path in paths:
+        if _is_temporary(path) or (path in steps and steps[path] not in kept):
+            path.unlink()
 
 
 def load_checkpoint(run: Path) -> Checkpoint | None:
-    """The pair last.json points at, or None before the first. UserError for missing or damaged files."""
+    """The step last.json points at, or None before the first. UserError for missing or damaged files."""
     folder = run / "checkpoints"
-    pointer = _read_pointer(folder)
+    pointer = read_pointer(folder)
     if pointer is None:
         return None
-    step, sums = pointer
-    for name, recorded in sums.items():
-        if not (folder / name).is_file() or _sum(folder / name) != recorded:
-            raise UserError(f"{folder / name}: missing or damaged; restore it, or start over with --overwrite")
-    model_name, state_name = sums
+    for name, recorded in pointer.files.items():
+        _check_sum(folder / name, recorded)
+    files = {suffix: folder / f"step-{pointer.step:08d}{suffix}" for suffix in (WEIGHTS, EMA, STATE)}
     optimizer: dict[str, dict[str, Tensor]] = {}
     extra: dict[str, Tensor] = {}
-    for path, tensor in load_file(folder / state_name).items():
+    for path, tensor in load_file(files[STATE]).items():
         kind, _, name = path.partition("/")
         if kind == "extra":
             extra[name] = tensor
         else:
             parameter, _, key = name.rpartition("/")
             optimizer.setdefault(parameter, {})[key] = tensor
-    return Checkpoint(step, load_file(folder / model_name), optimizer, extra)
+    ema = load_file(files[EMA]) if files[EMA].name in pointer.files else None
+    return Checkpoint(pointer, load_file(files[WEIGHTS]), ema, optimizer, extra)
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and optimiser state into a model and optimiser of the same settings."""
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> None:
+    """Put a checkpoint's weights, their average and optimiser state where those of the same settings belong.
+
+    ValueError names what does not fit.
+    """
     load_weights(model, checkpoint.model)
+    if (ema is None) != (checkpoint.ema is None):
+        raise ValueError("it has a moving average of the weights and optim.ema is 0, or the other way round")
+    if ema is not None and checkpoint.ema is not None:
+        ema.load(checkpoint.ema)
     for name, parameter in model.named_parameters():
         if name in checkpoint.optimizer:
             state = checkpoint.optimizer[name]
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def load_model(path: Path | str) -> ReCon:
+def load_model(path: Path | str, ema: bool = False, best: bool = False) -> ReCon:
     """A trained model in eval mode on the CPU, for `embed`, `image_feature` and `text_feature`; see `read_model`."""
-    return read_model(path)[0]
+    return read_model(path, ema, best)[0]
 
 
-def read_model(path: Path | str) -> tuple[ReCon, Config]:
+def read_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple[ReCon, Config]:
     """The trained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
 
-    `path` is a run's folder (its newest checkpoint), one of its `step-*.safetensors`, or a pretraining checkpoint of
-    the release (.pth or .safetensors), whose settings besides the model are the defaults. UserError for anything else.
+    `path` is a run's folder (its newest checkpoint, or with `best` the one `run.keep_best` kept; with `ema` the moving
+    average of its weights), one of its `step-*.safetensors`, or a pretraining checkpoint of the release (.pth or
+    .safetensors), whose settings besides the model are the defaults. UserError for anything else.
     """
     path = Path(path)
     if path.is_dir():
-        pointer = _read_pointer(path / "checkpoints")
+        pointer = read_pointer(path / "checkpoints")
         if pointer is None:
             raise UserError(f"{path}: holds no checkpoint; give a run's folder or a checkpoint file")
-        path = path / "checkpoints" / next(iter(pointer[1]))
+        if best and pointer.best is None:
+            raise UserError(f"{path}: has no best checkpoint; it takes run.keep_best and a probe while training")
+        files = pointer.best.files if best and pointer.best else pointer.files
+        name = weights_name(path, files, ema)
+        path = path / "checkpoints" / name
+        _check_sum(path, files[name])
+    elif ema or best:
+        raise UserError(f"{path}: ema and best choose among a run's checkpoints; give its folder, or leave them out")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     config, tensors = _read_own(path) or _read_released(path)
@@ -234,6 +301,14 @@ def read_model(path: Path | str) -> tuple[ReCon, Config]:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return model.eval(), config
+
+
+def weights_name(run: Path, files: dict[str, str], ema: bool) -> str:
+    """Which of a step's files has its weights, or their moving average. UserError where the run has none."""
+    for name in files:
+        if name.endswith(EMA) == ema:
+            return name
+    raise UserError(f"{run}: has no moving average of its weights (optim.ema was 0); leave out --ema")
 
 
 def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
@@ -246,7 +321,7 @@ def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from error
     if metadata.get("format") not in (FORMAT, earlier.FORMAT):
         return None
-    if path.name.endswith(".state.safetensors"):
+    if path.name.endswith(STATE):
         raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
     settings, tensors = json.loads(metadata["config"]), load_file(path)
     if metadata["format"] == earlier.FORMAT:
@@ -262,15 +337,22 @@ def _read_released(path: Path) -> tuple[Config, dict[str, Tensor]]:
         raise UserError(str(error)) from error
 
 
-def _read_pointer(folder: Path) -> tuple[int, dict[str, str]] | None:
+def read_pointer(folder: Path) -> Pointer | None:
+    """RUN/checkpoints/last.json, or None where there is none yet. UserError if it cannot be read."""
     path = folder / "last.json"
     try:
         data = json.loads(path.read_text("utf-8"))
-        return int(data["step"]), dict(data["files"])
+        best = Best(**data["best"]) if data.get("best") else None  # runs of before there was one do not say
+        return Pointer(int(data["step"]), {str(name): str(sum_) for name, sum_ in data["files"].items()}, best)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: unreadable ({error}); restore it, or start over with --overwrite") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: unreadable ({error!r}); restore it, or start over with --overwrite") from error
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether a file was being written when its writer was killed."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _git_commit() -> str | None:
@@ -299,6 +381,10 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     return hashlib.sha256(data).hexdigest()
 
 
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_sum(path: Path, recorded: str) -> None:
+    """UserError unless a checkpoint's file is there as it was written."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == recorded:
+                return
+    raise UserError(f"{path}: missing or damaged; restore it, or start over with --overwrite")

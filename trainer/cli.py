@@ -77,6 +77,9 @@ ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where t
 ProbePrecision = Annotated[
     PrecisionChoice, typer.Option(help="Of the student; auto takes bfloat16 where the device computes in it.")
 ]
+EmaOption = Annotated[
+    bool, typer.Option("--ema", help="Measure the moving average of the weights that optim.ema keeps.")
+]
 
 
 @app.command()
@@ -86,11 +89,12 @@ def svm(
     ref: RefOption = None,
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
+    ema: EmaOption = False,
 ) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
     from recon.trainer.evaluate.svm import run_svm
 
-    _measure(run_svm, run, store, ref, device, precision)
+    _measure(run_svm, run, store, ref, device, precision, ema)
 
 
 @app.command()
@@ -100,11 +104,12 @@ def zeroshot(
     ref: RefOption = None,
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
+    ema: EmaOption = False,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from recon.trainer.evaluate.zero_shot import run_zero_shot
 
-    _measure(run_zero_shot, run, store, ref, device, precision)
+    _measure(run_zero_shot, run, store, ref, device, precision, ema)
 
 
 @app.command()
@@ -116,11 +121,11 @@ def report(store: StoreOption, run: RunOption) -> None:
     Console(stderr=True, soft_wrap=True).print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
 
 
-Measure = Callable[[Path, Path, "torch.device", str | None, Decision], dict[str, Any]]
+Measure = Callable[[Path, Path, "torch.device", str | None, Decision, bool], dict[str, Any]]
 
 
 def _measure(
-    probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice
+    probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice, ema: bool
 ) -> None:
     """Run a probe and tell what it found."""
     from recon.trainer.loop import choose_device
@@ -130,7 +135,7 @@ def _measure(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if decision.note:
         console.print(decision.note, markup=False)
-    _tell(probe(run, store, target, ref, decision))
+    _tell(probe(run, store, target, ref, decision, ema))
     console.print(f"{'precision':>30} {decision}", markup=False)
 
 

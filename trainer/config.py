@@ -104,6 +104,8 @@ class OptimConfig:
     """Decoupled weight decay; never on biases, 1-D tensors or tokens."""
     clip_grad: NonNegative = 0.0
     """Largest norm of the whole gradient; 0 leaves it as it is."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of a moving average of the weights, which checkpoints keep besides, e.g. 0.999; 0 keeps none."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate:
@@ -129,6 +131,8 @@ class RunConfig:
     """Steps between checkpoints; 0 saves only at the end (and on Ctrl-C)."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are deleted."""
+    keep_best: str = ""
+    """A probe's value by its name, e.g. "svm_accuracy": the checkpoint where it was highest is kept besides."""
 
 
 @dataclass(frozen=True)

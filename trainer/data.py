@@ -17,6 +17,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref, Targets, Text
 from recon.trainer.cache import cached_array
 from recon.trainer.config import DataConfig
+from recon.trainer.reading import check_finite
 from recon.trainer.targets import ImageTargets, TextTargets, stored_teachers
 from recon.trainer.teaching import Teacher
 
@@ -54,6 +55,8 @@ class Dataset:
     """What the data are: keys and digests of the store, splits, row counts. JSON values."""
     teachers: tuple[Teacher, ...] = ()
     """What `data.teachers` stands for in this store."""
+    uids: list[str] = field(default_factory=list)
+    """[N] what the store calls a row's shape"""
     categories: list[str] = field(default_factory=list)
     """Names of the categories of the ref's data set, sorted; those of every split"""
     stored: Stored | None = None
@@ -141,6 +144,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         row=torch.from_numpy(rows),
         record=record,
         teachers=tuple(teachers),
+        uids=[registry.uid[row] for row in rows],
         categories=[registry.categories[number] for number in own],
         stored=Stored(points.xyz, feats) if config.loader == "stream" else None,
     )
@@ -158,6 +162,7 @@ def _column(
 ) -> Tensor:
     """Rows of a column, [N, ...] or behind its axis of lanes: mapped from the trainer's copy, or on the meta device."""
     if config.loader == "stream":
+        check_finite(store, key, array, rows, what, bool(lanes))
         shape = (*array.shape[:lanes], len(rows), *array.shape[lanes + 1 :])
         return torch.empty(shape, dtype=getattr(torch, str(array.dtype)), device="meta")
     held = {"rows": record["rows"], "key": key, "digest": store.digest(key)}

@@ -6,11 +6,12 @@ writes the metrics of one that was never stopped, bit for bit.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -28,20 +29,27 @@ from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
 from recon.trainer.batches import Batch, Batches, Loader
 from recon.trainer.checkpoint import (
+    Best,
+    Pointer,
     begin_run,
     check_run,
     check_same,
     choose_precision,
     keep_precision,
     load_checkpoint,
+    point,
     read_record,
     restore,
     save_checkpoint,
+    sweep,
     threads_note,
 )
 from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teachers
 from recon.trainer.data import Dataset, load_dataset
 from recon.trainer.determinism import make_deterministic
+from recon.trainer.ema import Ema
+from recon.trainer.garbage import garbage_frozen
+from recon.trainer.guard import Guard, blame_gradient, list_mends, random_states, write_step
 from recon.trainer.model import ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
 from recon.trainer.progress import TrainingProgress
@@ -98,9 +106,15 @@ def pretrain(
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    status = trainer.train(console)
-    spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
-    write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
+    try:
+        status = trainer.train(console)
+        spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
+        write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or run}: {error.strerror or error}; mend that (is the disk full?) and go on with "
+            f"--resume (newest checkpoint: step {trainer.newest or 'none'})"
+        ) from error
     told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
     console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
@@ -138,10 +152,12 @@ class Trainer:
         self.threads = self.copies.threads if self.copies else torch.get_num_threads()
         """Torch's threads in an operation: with another number it rounds differently"""
         self.optimizer = build_optimizer(self.model, config.optim)
+        self.ema = Ema(self.model, config.optim.ema) if config.optim.ema else None
+        self.guard = Guard(0, device)
         self.step = 0
         self.sums: dict[str, Tensor] = {}  # of what was measured since the last line of metrics, on the device
         self.last_line: dict[str, float] = {}
-        self._saved_step = 0
+        self.pointer: Pointer | None = None  # what last.json says
         self._started = time.monotonic()  # less what earlier sessions of the run took
         self._timed = (0, self._started)
 
@@ -150,8 +166,14 @@ class Trainer:
         checkpoint = load_checkpoint(self.run)
         if checkpoint is None:
             return
-        restore(checkpoint, self.model, self.optimizer)
-        self.step = self._saved_step = checkpoint.step
+        try:
+            restore(checkpoint, self.model, self.optimizer, self.ema)
+        except ValueError as error:
+            raise UserError(
+                f"{self.run / 'checkpoints'}, step {checkpoint.step}: {error}; is it another run's?"
+            ) from error
+        self.step, self.pointer = checkpoint.step, checkpoint.pointer
+        self.guard = Guard(self.step, self.device)
         self.sums = {name: value.to(self.device) for name, value in checkpoint.extra.items() if name != "seconds"}
         self._started = time.monotonic() - checkpoint.extra["seconds"].item()
 
@@ -169,7 +191,7 @@ class Trainer:
         self._timed = (self.step, time.monotonic())
         threads = torch_threads(self.threads)
         shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-        with threads, stop_signals() as stopped, shown as show:
+        with threads, stop_signals() as stopped, garbage_frozen(), shown as show:
             for batch in self.batches.iterate(self.step, self.num_steps):
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
@@ -179,7 +201,7 @@ class Trainer:
                 show(self.step, self.describe)
                 if stopped:
                     break
-        self.save()
+            self.save()
         return 128 + stopped[0] if stopped else 0
 
     def train_step(self, batch: Batch) -> None:
@@ -187,18 +209,22 @@ class Trainer:
         lr = learning_rate(self.config.optim, self._epoch(self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # Mask and drop path draw from torch's own generator. Seeded anew for each step, it is no part of a checkpoint.
-        torch.manual_seed(stream(self.seed, "step", self.step))
+        self._seed_step()
         measured = self.forward_backward(batch)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.optim.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_grad, norm)
+        # Fused, it asks the device for this and leaves the weights as they are once a gradient was not finite.
+        self.optimizer.found_inf = self.guard.check_norm(norm)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.step)
         self.step += 1
         for name, value in (measured | {"grad_norm": norm}).items():
             self.sums[name] = value.double() + self.sums.get(name, 0.0)
+        self.guard.check_sums(self.sums)
 
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Set the batch's gradient; returns its mean losses, on the device."""
@@ -241,6 +267,7 @@ class Trainer:
         with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.sums, self._timed = {}, (self.step, now)
+        gc.collect()  # of what came since the loop began, a few objects
 
     def describe(self) -> str:
         """Epoch and mean loss since the last line of metrics, or of that line; waits for the device."""
@@ -251,20 +278,37 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it has one."""
-        if self.step == self._saved_step:
-            return
+        if self.step != self.newest:
+            self._point(self._write_checkpoint(), self.pointer.best if self.pointer else None)
+
+    def keep_best(self, values: Mapping[str, float]) -> None:
+        """Keep this step's checkpoint if what probes found of it is the most so far of what `run.keep_best` names.
+
+        Call it before the step's `save`: then a run that is killed in between finds the same again. Of equals the first
+        is kept. UserError where `values` has no such name.
+        """
+        name, before = self.config.run.keep_best, self.pointer.best if self.pointer else None
+        if name not in values:
+            raise UserError(f"run.keep_best: no probe gives {name!r}; they give {', '.join(sorted(values))}")
+        if values[name] > (before.value if before else -math.inf):
+            saved = self.pointer if self.pointer and self.pointer.step == self.step else None
+            files = saved.files if saved else self._write_checkpoint()
+            self._point(files, Best(name, values[name], self.step, files))
+
+    @property
+    def newest(self) -> int:
+        """Step of the newest checkpoint, 0 before the first."""
+        return self.pointer.step if self.pointer else 0
+
+    def _write_checkpoint(self) -> dict[str, str]:
         self._means()  # no checkpoint of a broken state
         seconds = torch.tensor(time.monotonic() - self._started, dtype=torch.float64)
-        save_checkpoint(
-            self.run,
-            self.step,
-            self.model,
-            self.optimizer,
-            self.config,
-            self.sums | {"seconds": seconds},
-            self.config.run.keep_last,
-        )
-        self._saved_step = self.step
+        extra, ema = self.sums | {"seconds": seconds}, self.ema.state_dict() if self.ema else None
+        return save_checkpoint(self.run, self.step, self.model, self.optimizer, self.config, extra, ema)
+
+    def _point(self, files: dict[str, str], best: Best | None) -> None:
+        self.pointer = Pointer(self.step, files, best)
+        point(self.run, self.pointer, self.config.run.keep_last)
 
     def _means(self) -> dict[str, float]:
         """Fetch the means since the last line from the device; UserError if one is not finite."""
@@ -272,14 +316,41 @@ class Trainer:
             return {}
         count = self._num_summed()
         values = torch.stack(list(self.sums.values())).tolist()
-        means = {name: value / count for name, value in zip(self.sums, values, strict=True)}
-        broken = [name for name, mean in means.items() if not math.isfinite(mean)]
-        if broken:
-            raise UserError(
-                f"{broken[0]} is not finite between steps {self.step - count} and {self.step}; lower optim.lr, set "
-                f"optim.clip_grad, or use run.precision=float32 (newest checkpoint: step {self._saved_step or 'none'})"
-            )
-        return means
+        if not all(map(math.isfinite, values)):
+            raise self._not_finite()
+        return {name: value / count for name, value in zip(self.sums, values, strict=True)}
+
+    def _not_finite(self) -> UserError:
+        """What was not finite first; computes that step again and writes its batch to the run's folder."""
+        step, names = self.guard.first_broken(list(self.sums))
+        stopped_at, self.step = self.step, step
+        batch = self.batches.batch(step)
+        self._seed_step()
+        parts = range(self.config.optim.accumulate) if self.copies else ()
+        states = random_states(self.device) | {f"part-{i}": self._generator(i).get_state() for i in parts}
+        if names == ["grad_norm"]:  # the weights have not moved since, so the step gives the same gradients again
+            self.forward_backward(batch)
+            names = [blame_gradient(self.model)]
+        self.step = stopped_at
+        what = ", ".join([name for name in names if name not in ("total", "grad_norm")] or names)
+        data, samples = self.batches.dataset, self.batches.samples(step).tolist()
+        record = {
+            "step": step,
+            "epoch": self._epoch(step),
+            "not_finite": what,
+            "seed": stream(self.seed, "step", step),
+            "newest_checkpoint": self.newest,
+            "rows": [int(data.row[sample]) for sample in samples],
+            "uids": [data.uids[sample] for sample in samples],
+        }
+        where = write_step(self.run, step, batch, states, record)
+        mends = list_mends(self.config.optim, self.precision)
+        newest = f"newest checkpoint: step {self.newest or 'none'}"
+        return UserError(f"{what}: not finite in step {step} (counted from 0); {where}; {mends} ({newest})")
+
+    def _seed_step(self) -> None:
+        # Mask and drop path draw from torch's own generator. Seeded anew for each step, it is no part of a checkpoint.
+        torch.manual_seed(stream(self.seed, "step", self.step))
 
     def _num_summed(self) -> int:
         """Steps since the last line of metrics, of which there is one at least."""
@@ -289,20 +360,24 @@ class Trainer:
         return step // self.batches.steps_per_epoch
 
     def _trim_metrics(self) -> None:
-        """Drop lines written after the checkpoint this run goes on from: they are about to be written again."""
+        """Drop lines written after the checkpoint this run goes on from, and what else a killed session left."""
         path = self.run / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-        path.write_text("".join(whole), "utf-8")
+        write_atomically(path, "".join(whole))  # a kill must not cost the lines that stay
+        sweep(self.run, self.pointer, self.config.run.keep_last)
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
+    """Collect SIGINT and SIGTERM instead of dying of them; Ctrl-C after either interrupts at once.
+
+    A second SIGTERM does not: a cluster's scheduler and a launcher may both pass one on, and the save is under way.
+    """
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
 

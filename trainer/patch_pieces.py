@@ -148,7 +148,9 @@ class _Wide(torch.autograd.Function):
             rows = wide[piece].view(-1, width)
             torch.mm(_rows(local, piece, size), weight.t(), out=rows)
             wide[piece].add_(of_group[piece].unsqueeze(1)).relu_()
-            tokens[piece], winner[piece] = _max(torch.addmm(bias_out, rows, weight_out.t()).view(-1, size, len(weight_out)))
+            tokens[piece], winner[piece] = _max(
+                torch.addmm(bias_out, rows, weight_out.t()).view(-1, size, len(weight_out))
+            )
         ctx.save_for_backward(local, weight, weight_out, wide, winner)
         return tokens
 

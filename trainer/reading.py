@@ -14,6 +14,8 @@ from recon.pipeline.store.shards import read_rows, shard_rows
 if TYPE_CHECKING:
     import zarr
 
+    from recon.pipeline.store import FeatureStore
+
 
 def iterate_rows(
     array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lane: int | None = None
@@ -29,3 +31,16 @@ def iterate_rows(
         if not np.isfinite(values).all():
             raise UserError(f"{what}: not finite in the store's rows from {rows[part[0]]} on; compute them again")
         yield slice(int(part[0]), int(part[-1]) + 1), values
+
+
+def check_finite(
+    store: FeatureStore, key: str, array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lanes: bool
+) -> None:
+    """UserError where rows hold values that are not finite, as far as the store's receipts count such: those shards
+    alone are read. `lanes` says whether the array has that axis.
+    """
+    for lane, _, receipt in store.receipts(key):
+        mine = rows[(rows >= receipt.rows[0]) & (rows < receipt.rows[1])]
+        if receipt.nonfinite and len(mine):
+            for _ in iterate_rows(array, mine, what, lane if lanes else None):
+                pass

@@ -67,6 +67,11 @@ class StreamBatches:
         self._windows_of = lru_cache(maxsize=2)(self._plan)
         self._window = lru_cache(maxsize=2)(self._read)
 
+    def samples(self, step: int) -> Tensor:
+        """[B] a step's samples, in its batch's order, as indices into the data set."""
+        parts = [self._shuffled(key)[start:stop] for key, start, stop in self._needed(step)]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs; reads the one or two windows it lies in."""
         return self._assemble(step, self._window).to_batch(self.config, self.device)
@@ -147,6 +152,12 @@ class StreamBatches:
             if end - edges[-1] > self.window_rows and begin - edges[-1] >= self.local_size:
                 edges.append(begin)
         return [order[start:stop] for start, stop in pairwise([*edges, len(order)]) if stop > start]
+
+    def _shuffled(self, key: Key) -> Tensor:
+        """A window's indices into the data set in the order they are used in."""
+        epoch, number = key
+        indices = self._windows_of(epoch)[number]
+        return indices[random_bits(stream(self.seed, "order", epoch), self.dataset.row[indices]).argsort()]
 
     def _read(self, key: Key, closed: threading.Event | None = None) -> Samples:
         """A window's samples in the order they are used in; cut short once `closed` is set."""

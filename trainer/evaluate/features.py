@@ -21,7 +21,7 @@ from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.names import list_refs
 from recon.pipeline.store.records import Ref
-from recon.trainer.checkpoint import read_model
+from recon.trainer.checkpoint import read_model, read_pointer, weights_name
 from recon.trainer.config import Config
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.model import ReCon
@@ -58,16 +58,21 @@ class Probe:
 
 
 def load_probe(
-    run: Path, store: Path, device: torch.device, ref: str | None = None, precision: Decision = FLOAT32
+    run: Path,
+    store: Path,
+    device: torch.device,
+    ref: str | None = None,
+    precision: Decision = FLOAT32,
+    ema: bool = False,
 ) -> Probe:
-    """The newest checkpoint of a run, and the weights its seed started from.
+    """The newest checkpoint of a run, or with `ema` its moving average, and the weights its seed started from.
 
     Without a `ref` they are measured on the one the run was trained on, or on the store's only one. UserError for a
-    missing run, checkpoint, store or ref.
+    missing run, checkpoint, average, store or ref.
     """
     opened = FeatureStore.open(store)
-    checkpoint = newest_checkpoint(run)
-    student, config = read_model(run)
+    checkpoint = newest_checkpoint(run, ema)
+    student, config = read_model(run, ema)
     if not ref and config.data.ref in {held.name for held in list_refs(opened)}:
         ref = config.data.ref
     torch.manual_seed(stream(config.run.seed, "weights"))
@@ -77,23 +82,21 @@ def load_probe(
     return Probe(*students, config, opened, measured_on, device, precision, checkpoint)
 
 
-def newest_checkpoint(run: Path) -> dict[str, Any]:
+def newest_checkpoint(run: Path, ema: bool = False) -> dict[str, Any]:
     """Step and SHA-256 of the weights a run ended with: what a result says it was measured on.
 
-    UserError for a folder that holds no run, and for a run without a checkpoint.
+    With `ema` they are their moving average's, and it says so. UserError for a folder that holds no run, and for a run
+    without a checkpoint or without an average.
     """
     if not (run / "config.json").is_file():
         raise UserError(f"--run {run}: no run there; make one with `recon-train pretrain --run {run} --store S`")
-    path = run / "checkpoints" / "last.json"
-    try:
-        pointer = json.loads(path.read_text("utf-8"))
-        return {"step": int(pointer["step"]), "sha256": str(next(iter(pointer["files"].values())))}
-    except FileNotFoundError:
+    pointer = read_pointer(run / "checkpoints")
+    if pointer is None:
         raise UserError(
             f"--run {run}: has no checkpoint yet; train on with `recon-train pretrain --run {run} --store S --resume`"
-        ) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, StopIteration) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); restore it, or train anew with --overwrite") from error
+        )
+    sha256 = pointer.files[weights_name(run, pointer.files, ema)]
+    return {"step": pointer.step, "sha256": sha256} | ({"ema": True} if ema else {})
 
 
 def spare_points(config: Config, available: int) -> int:

@@ -19,7 +19,12 @@ C = 0.075
 
 
 def run_svm(
-    run: Path, store: Path, device: torch.device, ref: str | None = None, precision: Decision = FLOAT32
+    run: Path,
+    store: Path,
+    device: torch.device,
+    ref: str | None = None,
+    precision: Decision = FLOAT32,
+    ema: bool = False,
 ) -> dict[str, Any]:
     """Fit on the train split of a store's ref, measure on its test split, for the student and its random start.
 
@@ -28,7 +33,7 @@ def run_svm(
     training shapes of one category only.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device, ref, precision)
+    probe = load_probe(run, store, device, ref, precision, ema)
     splits = {name: probe.split(name) for name in ("train", "test")}
     labels = {name: data.category for name, data in splits.items()}
     if len(np.unique(labels["train"])) < 2:

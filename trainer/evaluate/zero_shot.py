@@ -33,7 +33,12 @@ from recon.trainer.reading import iterate_rows
 
 
 def run_zero_shot(
-    run: Path, store: Path, device: torch.device, ref: str | None = None, precision: Decision = FLOAT32
+    run: Path,
+    store: Path,
+    device: torch.device,
+    ref: str | None = None,
+    precision: Decision = FLOAT32,
+    ema: bool = False,
 ) -> dict[str, Any]:
     """Classify a ref's test split by prompts alone: the student, its random start, and the image teacher itself.
 
@@ -42,7 +47,7 @@ def run_zero_shot(
     teachers do not share one space, and for a store without the words of its text teacher.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device, ref, precision)
+    probe = load_probe(run, store, device, ref, precision, ema)
     seeing, reading = shared_space(run, probe)
     text = learnt_words(run, probe, reading)
     data = probe.split("test")

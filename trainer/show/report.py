@@ -38,6 +38,8 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
     checkpoint = newest_checkpoint(run)
     record = read_record(run)
     training, svm, zero_shot = (_read(run, name) for name in ("training", "svm", "zeroshot"))
+    if svm.get("checkpoint", {}).get("ema"):
+        checkpoint = newest_checkpoint(run, ema=True)
     _check_one_run(run, checkpoint, training, {"svm": svm, "zeroshot": zero_shot})
     lines = _read_lines(run)
     store = FeatureStore.open(store_path)
@@ -69,6 +71,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         },
         "seed": record["config"]["run"]["seed"],
         "step": checkpoint["step"],
+        "ema": "ema" in checkpoint,
         "pretrain_splits": record["data"]["splits"],
         "digests": {
             "points": record["data"]["points"]["digest"],
@@ -136,7 +139,8 @@ def _check_one_run(
     run: Path, checkpoint: dict[str, Any], training: dict[str, Any], probes: dict[str, dict[str, Any]]
 ) -> None:
     """UserError unless training and probes tell of the newest checkpoint, and the probes of one data set."""
-    newest = f"the newest checkpoint (step {checkpoint['step']})"
+    average, option = (", the moving average of its weights", " --ema") if "ema" in checkpoint else ("", "")
+    newest = f"the newest checkpoint (step {checkpoint['step']}{average})"
     # A session that was killed leaves checkpoints, but no account of itself.
     if training.get("step") != checkpoint["step"]:
         raise UserError(
@@ -147,7 +151,7 @@ def _check_one_run(
         if probe.get("checkpoint") != checkpoint:
             raise UserError(
                 f"{run / name}.json: measured on other weights than {newest}; run "
-                f"`{COMMANDS[name].format(run=run)}` again"
+                f"`{COMMANDS[name].format(run=run)}{option}` again"
             )
     if len({(probe.get("ref"), probe["digests"]["points"]) for probe in probes.values()}) > 1:
         raise UserError(f"{run}: svm.json and zeroshot.json were measured on different data; run both on one store")
