@@ -51,10 +51,13 @@ def pretrain(
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
+    from recon.trainer.distributed import rank
     from recon.trainer.loop import pretrain as train
+    from recon.trainer.peers import joined
 
-    console = Console(stderr=True)
-    status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
+    with joined(device.value):
+        console = Console(stderr=True) if rank() == 0 else Console(quiet=True, force_terminal=False)
+        status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
     raise typer.Exit(status)
 
 

@@ -35,6 +35,7 @@ from recon.trainer.checkpoint import (
     choose_precision,
     keep_precision,
     load_checkpoint,
+    processes_note,
     read_record,
     restore,
     save_checkpoint,
@@ -42,8 +43,20 @@ from recon.trainer.checkpoint import (
 )
 from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teachers
 from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.distributed import (
+    check_batch,
+    gradients_stay,
+    mean_of_ranks,
+    rank,
+    share_gradients,
+    sum_of_rank,
+    sums_of_ranks,
+    synchronize_batch_norms,
+    world_size,
+)
 from recon.trainer.model import ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
+from recon.trainer.peers import Stop, check_alike, own_device
 from recon.trainer.progress import TrainingProgress
 from recon.trainer.side_by_side import Copies, torch_threads
 from recon.trainer.stream import StreamBatches
@@ -86,21 +99,26 @@ def pretrain(
         trainer.resume()
         if target.type == "cpu" and (note := threads_note(run, trainer.threads)):
             console.print(note, highlight=False, soft_wrap=True)
-    else:
+        if note := processes_note(run):
+            console.print(note, highlight=False, soft_wrap=True)
+    check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
+    if not resume and rank() == 0:
         begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
     threads, left = torch.get_num_threads(), trainer.num_steps - trainer.step
+    processes = f"{world_size()} processes of " if world_size() > 1 else ""
     lines = [
         f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
         f"weights, steps {trainer.step} to {trainer.num_steps}, {left * config.optim.batch_size:,} samples, on "
-        f"{target} in {precision}, {threads} thread{'s' if threads > 1 else ''}, in {run}",
+        f"{target} in {precision}, {processes}{threads} thread{'s' if threads > 1 else ''}, in {run}",
         *([precision.note] if precision.note else []),
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     status = trainer.train(console)
     spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
-    write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
+    if rank() == 0:
+        write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
     told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
     console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
@@ -110,7 +128,7 @@ def choose_device(name: str) -> torch.device:
     """ "auto" takes CUDA where there is any; UserError for "cuda" without."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return own_device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Trainer:
@@ -127,13 +145,22 @@ class Trainer:
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
         form = StreamBatches if config.data.loader == "stream" else Batches
-        self.batches: Loader = form(dataset, config.data, config.optim.batch_size, self.seed, device)
+        self.batches: Loader = form(
+            dataset, config.data, config.optim.batch_size, self.seed, device, rank(), world_size()
+        )
+        last = 0 if config.data.drop_last else len(dataset) % config.optim.batch_size
+        check_batch(config.optim.batch_size, config.optim.accumulate, last)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
         _make_deterministic(device)
         torch.manual_seed(stream(self.seed, "weights"))
         self.model = ReCon(config.model).to(device)
+        if config.run.sync_batchnorm:
+            synchronize_batch_norms(self.model, device)
         self.forward = torch.compile(self.model) if config.run.compile else self.model
-        side_by_side = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
+        self.by_part = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
+        """Whether each part has a generator of its own"""
+        # Of several processes each is one core's already, and ranks can exchange batch statistics in one order only.
+        side_by_side = self.by_part and world_size() == 1
         self.copies = Copies(self.model, config.optim.accumulate) if side_by_side else None
         self.threads = self.copies.threads if self.copies else torch.get_num_threads()
         """Torch's threads in an operation: with another number it rounds differently"""
@@ -152,7 +179,8 @@ class Trainer:
             return
         restore(checkpoint, self.model, self.optimizer)
         self.step = self._saved_step = checkpoint.step
-        self.sums = {name: value.to(self.device) for name, value in checkpoint.extra.items() if name != "seconds"}
+        sums = {name: sum_of_rank(value) for name, value in checkpoint.extra.items() if name != "seconds"}
+        self.sums = {name: value.to(self.device) for name, value in sums.items()}
         self._started = time.monotonic() - checkpoint.extra["seconds"].item()
 
     def seconds(self) -> float:
@@ -165,11 +193,14 @@ class Trainer:
         UserError when a loss or gradient is not finite any more; the newest checkpoint is from before.
         """
         self.model.train()
-        self._trim_metrics()
+        self.forward = share_gradients(self.forward)
+        if rank() == 0:
+            self._trim_metrics()
         self._timed = (self.step, time.monotonic())
         threads = torch_threads(self.threads)
         shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-        with threads, stop_signals() as stopped, shown as show:
+        with threads, stop_signals() as received, shown as show:
+            stop = Stop(received)
             for batch in self.batches.iterate(self.step, self.num_steps):
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
@@ -177,10 +208,11 @@ class Trainer:
                 if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                     self.save()
                 show(self.step, self.describe)
-                if stopped:
+                if stop.agreed():
                     break
+            stopped = stop.agreed()
         self.save()
-        return 128 + stopped[0] if stopped else 0
+        return 128 + stopped if stopped else 0
 
     def train_step(self, batch: Batch) -> None:
         """Update the weights once."""
@@ -204,10 +236,13 @@ class Trainer:
         """Set the batch's gradient; returns its mean losses, on the device."""
         part_size = math.ceil(len(batch) / self.config.optim.accumulate)
         parts = [batch.part(start, start + part_size) for start in range(0, len(batch), part_size)]
+        draws = [self._generator(index) if self.by_part else None for index in range(len(parts))]
         if self.copies is None:
-            losses = [self._part(self.forward, part, len(batch)) for part in parts]
+            losses = []
+            for index, part in enumerate(parts):
+                with gradients_stay(self.forward, last=index + 1 == len(parts)):
+                    losses.append(self._part(self.forward, part, len(batch), draws[index]))
         else:
-            draws = [self._generator(index) for index in range(len(parts))]
             losses = self.copies.run(
                 lambda model, index: self._part(model, parts[index], len(batch), draws[index]), len(parts)
             )
@@ -238,8 +273,9 @@ class Trainer:
         now, (step, then) = time.monotonic(), self._timed
         line["samples_per_second"] = round((self.step - step) * self.config.optim.batch_size / (now - then), 2)
         line["seconds"] = self.seconds()
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if rank() == 0:
+            with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.sums, self._timed = {}, (self.step, now)
 
     def describe(self) -> str:
@@ -254,6 +290,10 @@ class Trainer:
         if self.step == self._saved_step:
             return
         self._means()  # no checkpoint of a broken state
+        sums = sums_of_ranks(self.sums)
+        if rank():
+            self._saved_step = self.step
+            return
         seconds = torch.tensor(time.monotonic() - self._started, dtype=torch.float64)
         save_checkpoint(
             self.run,
@@ -261,7 +301,7 @@ class Trainer:
             self.model,
             self.optimizer,
             self.config,
-            self.sums | {"seconds": seconds},
+            sums | {"seconds": seconds},
             self.config.run.keep_last,
         )
         self._saved_step = self.step
@@ -271,7 +311,7 @@ class Trainer:
         if not self.sums:
             return {}
         count = self._num_summed()
-        values = torch.stack(list(self.sums.values())).tolist()
+        values = mean_of_ranks(torch.stack(list(self.sums.values()))).tolist()
         means = {name: value / count for name, value in zip(self.sums, values, strict=True)}
         broken = [name for name, mean in means.items() if not math.isfinite(mean)]
         if broken:
@@ -302,7 +342,8 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if received:
+        # torchrun passes a signal on to processes that may have it already, and kills those that take too long.
+        if received and world_size() == 1:
             raise KeyboardInterrupt
         received.append(number)
 

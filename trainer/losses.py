@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recon.kernels import ChamferL1, ChamferL2
+from recon.trainer.distributed import gather_batch
 
 TEMPERATURE = 0.1
 INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE = math.log(1 / 0.07), math.log(100.0)
@@ -68,13 +69,14 @@ def category_contrast_loss(embedding: Tensor, labels: Tensor) -> Tensor:
     """Contrast `embedding [B, D]` between categories `labels [B]`, averaged over the batch.
 
     A sample's positives are all clouds of its category, itself among them; their mean cosine similarity is one logit
-    against every cloud of another category. A batch of a single category has no negatives, and loss 0.
+    against every cloud of another category. A batch of a single category has no negatives, and loss 0. Of several ranks
+    each averages over its own clouds, against those of all.
     """
     unit = F.normalize(_widened(embedding), dim=1)
     # Autocast would multiply in half precision, and the temperature then magnifies its rounding tenfold.
     with torch.autocast(unit.device.type, enabled=False):
-        logits = unit @ unit.T / TEMPERATURE
-    same = labels[:, None] == labels[None, :]
+        logits = unit @ gather_batch(unit).T / TEMPERATURE
+    same = labels[:, None] == gather_batch(labels)[None, :]
     positive = (logits * same).sum(dim=1) / same.sum(dim=1)
     # The positive logit stands beside the negatives, so no row is empty and the gradient stays finite.
     against = torch.cat([positive[:, None], logits.masked_fill(same, -torch.inf)], dim=1)
