@@ -109,11 +109,14 @@ def share_gradients(model: nn.Module) -> nn.Module:
     """The model, whose backward pass now leaves the ranks' mean gradient on every one of them. Call it on all ranks."""
     if world_size() == 1:
         return model
-    # About the gradients of tokens, which are slices: of a few numbers each.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    # Batch statistics are either the same on every rank or those of rank 0, which writes them. The parameters that a
-    # run's losses reach are the same in every step, so the first one may find out which they are.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+    # The gradients of tokens are slices, and most runs' losses reach every parameter: neither is a mistake.
+    for message in ("Grad strides do not match bucket view strides", "find_unused_parameters=True was specified"):
+        warnings.filterwarnings("ignore", message)
+    # Without it a parameter that no loss reaches is waited for; torch's static_graph does not go with `no_sync`.
+    # Batch statistics are either the same on every rank or those of rank 0, which writes them.
+    return DistributedDataParallel(
+        model, find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
 def gradients_stay(model: object, last: bool) -> AbstractContextManager[None]:

@@ -26,9 +26,9 @@ import torch.distributed as dist
 from recon.pipeline.base.errors import UserError
 from recon.trainer.distributed import rank, world_size
 
-BEAT_SECONDS = 3.0
-SILENT_SECONDS = 40.0
-"""A process that has not beaten for so long counts as dead."""
+BEAT_SECONDS = 2.5
+SILENT_BEATS = 10
+"""A process that has not beaten while another did so often counts as dead: 25 s. torchrun then takes up to 30 s."""
 COLLECTIVE = timedelta(minutes=10)
 """What one that beats may keep the others waiting: compiling, a probe on rank 0."""
 LAST_WORDS_SECONDS = 3.0
@@ -137,22 +137,24 @@ class _Peers(threading.Thread):
         self._watched = [0] if rank() else list(range(1, world_size()))
 
     def run(self) -> None:
-        heard = dict.fromkeys(self._watched, (0, time.monotonic()))
+        counts = dict.fromkeys(self._watched, 0)
+        # In beats, not in seconds: a job that is suspended as a whole goes on as a whole.
+        silent = dict.fromkeys(self._watched, 0)
         while not self._over.is_set():
             try:
                 self._store.add(f"beat/{rank()}", 1)
                 for number in self._watched:
-                    count, then = self._store.add(f"beat/{number}", 0), time.monotonic()
-                    heard[number] = (count, then) if count != heard[number][0] else heard[number]
+                    count = self._store.add(f"beat/{number}", 0)
+                    silent[number] = silent[number] + 1 if count == counts[number] else 0
+                    counts[number] = count
                 if self._failed() is not None and not self._over.wait(2 * LAST_WORDS_SECONDS):
                     os._exit(1)  # the main thread waits for what will not come
             except RuntimeError:  # torchrun, which holds the store, is gone, or has just ended a finished run
                 if not self._over.wait(LAST_WORDS_SECONDS):
                     _end("torchrun's store does not answer any more")
-            silent = [number for number, (_, then) in heard.items() if time.monotonic() - then > SILENT_SECONDS]
-            if silent and not self._over.is_set():
-                name = self._members[silent[0]]["name"]
-                self._say_and_end(f"{name} has not been heard of for {SILENT_SECONDS:.0f} s")
+            dead = [self._members[number]["name"] for number in self._watched if silent[number] > SILENT_BEATS]
+            if dead and not self._over.is_set():
+                self._say_and_end(f"{dead[0]} has not been heard of for {SILENT_BEATS * BEAT_SECONDS:.3g} s")
             self._over.wait(BEAT_SECONDS)
 
     def stop(self) -> None:
