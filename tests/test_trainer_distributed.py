@@ -17,6 +17,7 @@ from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ class Job:
             variables = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "MASTER_PORT": port}
             words = {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
             process = SERVER.Process(target=_begin, args=(str(self.stderr), words, function, arguments), daemon=True)
-            process.start()
+            with patch.dict(os.environ, {"TORCH_CPP_LOG_LEVEL": "ERROR"}):  # of the server's, which begins here
+                process.start()
             self.ranks.append(process)
 
     def wait(self, seconds: float = 200) -> list[int | None]:
@@ -209,9 +211,9 @@ def test_what_ranks_exchange(tmp_path: Path) -> None:
 
 def test_one_process_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variables in ({}, {"WORLD_SIZE": "4"}, dict.fromkeys(peers._VARIABLES, "1")):
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as context:
             for name, value in variables.items():
-                patch.setenv(name, value)
+                context.setenv(name, value)
             with joined("cpu"):
                 assert (rank(), world_size()) == (0, 1)
     tensor, model = torch.zeros(3), nn.Linear(1, 1)
@@ -252,7 +254,7 @@ def test_a_run_of_two_goes_on_as_if_it_never_stopped(store: Path, recipe: str, t
     assert job.wait() == [0, 0]
     begun, *going, done = job.stderr.read_text().splitlines()
     assert "2 processes of 1 thread" in begun and "done at step 24" in done
-    assert all(line.startswith("step ") for line in going)  # where the machine is slow
+    assert all(line.startswith("step ") for line in going), going  # where the machine is slow
     assert json.loads((whole / "config.json").read_text())["processes"] == 2
     assert [line["step"] for line in metrics(whole)] == [5, 10, 15, 20, 24]
 
@@ -292,7 +294,7 @@ def test_torchrun_hands_on_a_signal_and_the_run_saves(store: Path, recipe: str, 
     job.send_signal(signal.SIGTERM)
     _, shown = job.communicate(timeout=100)
     assert job.returncode != 0
-    assert len(re.findall("stopped at step", shown)) == 1, shown
+    assert len(re.findall("stopped at step", shown)) == 1 and "find_unused" not in shown, shown
     assert json.loads((run / "checkpoints" / "last.json").read_text())["step"] == metrics(run)[-1]["step"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -158,6 +159,8 @@ def recipes() -> None:
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 1."""
     use_allowed_cores()
+    if "RANK" in os.environ:  # several pages from each of several processes when one of them ends
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     except UserError as error:

@@ -49,7 +49,10 @@ def gather_batch(tensor: Tensor) -> Tensor:
 
     Differentiable: a row's gradient is the sum of what all ranks ask of it. B must be the same on every rank.
     """
-    return tensor if world_size() == 1 else _Gather.apply(tensor)
+    if world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
@@ -98,20 +101,19 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> None:
     if world_size() == 1:
         return
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in one kernel each way
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return
     for module in model.modules():
         if type(module) is nn.BatchNorm1d:
             module.__class__ = SyncBatchNorm
 
 
-def share_gradients(model: nn.Module) -> nn.Module:
+def share_gradients(model: Callable[..., Any]) -> Callable[..., Any]:
     """The model, whose backward pass now leaves the ranks' mean gradient on every one of them. Call it on all ranks."""
     if world_size() == 1:
         return model
-    # The gradients of tokens are slices, and most runs' losses reach every parameter: neither is a mistake.
-    for message in ("Grad strides do not match bucket view strides", "find_unused_parameters=True was specified"):
-        warnings.filterwarnings("ignore", message)
+    assert isinstance(model, nn.Module)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # a token's is a slice
     # Without it a parameter that no loss reaches is waited for; torch's static_graph does not go with `no_sync`.
     # Batch statistics are either the same on every rank or those of rank 0, which writes them.
     return DistributedDataParallel(

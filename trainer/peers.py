@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.distributed import rank, world_size
@@ -52,16 +54,16 @@ def joined(device: str) -> Iterator[None]:
         return
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     cuda = device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://"))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=dist.PrefixStore("recon/group", store),
+        store=PrefixStore("recon/group", store),
         rank=number,
         world_size=size,
         timeout=COLLECTIVE,
     )
     # A connection of its own: one that waits for a key keeps all others of the connection waiting.
-    peers = _Peers(next(dist.rendezvous("env://"))[0])
+    peers = _Peers(next(rendezvous("env://"))[0])
     try:
         peers.start()
         yield
@@ -128,9 +130,9 @@ class Stop:
 class _Peers(threading.Thread):
     """The thread in which a process beats, and listens to the others' beats."""
 
-    def __init__(self, store: dist.Store) -> None:
+    def __init__(self, store: Store) -> None:
         super().__init__(name="peers", daemon=True)
-        self._store = dist.PrefixStore("recon/peers", store)
+        self._store = PrefixStore("recon/peers", store)
         self._over = threading.Event()
         mine = {"name": _name(), "machine": os.environ.get("GROUP_RANK", ""), "pid": os.getpid()}
         self._members: list[dict[str, Any]] = _gathered(mine)
