@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recon.kernels import ChamferL1, ChamferL2
-from recon.trainer.distributed import gather_batch
+from recon.trainer.distributed import gather_batch, rank
 
 TEMPERATURE = 0.1
 INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE = math.log(1 / 0.07), math.log(100.0)
@@ -53,16 +53,20 @@ def info_nce_loss(predicted: Tensor, target: Tensor, log_scale: Tensor) -> Tenso
     """Symmetric InfoNCE of predictions and features `[B, D]` of the same samples, by cosine times exp(log_scale).
 
     As in CLIP (Radford et al. 2021, section 2.3), whose scale starts at 1 / 0.07 and stays below 100. Samples with one
-    and the same target (a class prompt drawn twice) are no negatives of each other.
+    and the same target (a class prompt drawn twice) are no negatives of each other. Of several ranks each averages over
+    its own samples, against those of all.
     """
     predicted, target = F.normalize(_widened(predicted), dim=1), F.normalize(_widened(target), dim=1)
+    all_predicted, all_target = gather_batch(predicted), gather_batch(target)
+    scale = log_scale.to(predicted.dtype).clamp(max=INFONCE_MAX_LOG_SCALE).exp()
     with torch.autocast(predicted.device.type, enabled=False):
-        logits = predicted @ target.T * log_scale.to(predicted.dtype).clamp(max=INFONCE_MAX_LOG_SCALE).exp()
-        same = torch.cdist(target, target, p=torch.inf) == 0
-    same = same & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
-    logits = logits.masked_fill(same, -torch.inf)
-    own = torch.arange(len(target), device=target.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        by_target = predicted @ all_target.T * scale
+        by_prediction = by_target.T if all_predicted is predicted else target @ all_predicted.T * scale
+        same = torch.cdist(target, all_target, p=torch.inf) == 0
+    own = rank() * len(target) + torch.arange(len(target), device=target.device)
+    same = same.scatter(1, own[:, None], False)
+    losses = [F.cross_entropy(logits.masked_fill(same, -torch.inf), own) for logits in (by_target, by_prediction)]
+    return torch.stack(losses).mean()
 
 
 def category_contrast_loss(embedding: Tensor, labels: Tensor) -> Tensor:
