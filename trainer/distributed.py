@@ -70,10 +70,7 @@ class _Gather(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
-    """Batch norm of `[N, C]` whose statistics run over all ranks' rows, on any device; N must be the same on every one.
-
-    Torch's own takes tensors on a GPU only.
-    """
+    """Batch norm of `[N, C]` whose statistics run over all ranks' rows, on any device; N must be the same on every one."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C] -> [N, C]."""
@@ -96,11 +93,14 @@ class SyncBatchNorm(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
 
 
-def synchronize_batch_norms(model: nn.Module, device: torch.device) -> None:
-    """Have the model's batch norms take their statistics over all ranks. Names of weights stay as they are."""
+def synchronize_batch_norms(model: nn.Module, fused: bool) -> None:
+    """Have the model's batch norms take their statistics over all ranks. Names of weights stay as they are.
+
+    `fused` takes torch's own layer, whose kernels run on a GPU only and which no compiler looks into.
+    """
     if world_size() == 1:
         return
-    if device.type == "cuda":
+    if fused:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return
     for module in model.modules():

@@ -155,7 +155,7 @@ class Trainer:
         torch.manual_seed(stream(self.seed, "weights"))
         self.model = ReCon(config.model).to(device)
         if config.run.sync_batchnorm:
-            synchronize_batch_norms(self.model, device)
+            synchronize_batch_norms(self.model, fused=device.type == "cuda" and not config.run.compile)
         self.forward = torch.compile(self.model) if config.run.compile else self.model
         self.by_part = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
         """Whether each part has a generator of its own"""
