@@ -115,7 +115,7 @@ def test_the_files_a_run_leaves(whole: Path) -> None:
         "training.json",
     ]
     record = json.loads((whole / "config.json").read_text())
-    assert set(record) == {"config", "precision", "threads", "data", "versions", "git_commit"}
+    assert set(record) == {"config", "precision", "threads", "processes", "data", "versions", "git_commit"}
     assert record["threads"] == torch.get_num_threads()
     assert record["precision"] == {"asked": "float32", "used": "float32", "why": "asked for"}
     assert (record["config"]["model"]["teachers"][0]["dim"], record["config"]["run"]["seed"]) == (tiny.IMAGE_DIM, 0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recon.trainer.distributed import of_batch
 from recon.trainer.patch_pieces import embed_in_pieces
 
 POSITION_WIDTH = 128  # hidden width of the position MLP
@@ -236,20 +237,27 @@ class DropPath(nn.Module):
         if not (self.training and self.active):
             return None
         keep = self.keep.view(-1, 1, 1, 1, 1)
-        shape = (len(self.keep), self.num_branches, batch, 1, 1)
-        return (torch.rand(shape, generator=generator, device=self.keep.device) < keep) / keep
+
+        def draw(count: int) -> Tensor:
+            shape = (len(self.keep), self.num_branches, count, 1, 1)
+            return torch.rand(shape, generator=generator, device=self.keep.device)
+
+        return (of_batch(draw, batch, dim=2) < keep) / keep
 
 
 def random_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
     """Hide `num_masked` groups a cloud, each cloud its own permutation. `centers [B, G, 3]` -> `[B, G]` bool."""
-    noise = torch.rand(centers.shape[:2], generator=generator, device=centers.device)
+    batch, num_group, _ = centers.shape
+    noise = of_batch(lambda count: torch.rand(count, num_group, generator=generator, device=centers.device), batch)
     return _hide_first(noise.argsort(dim=1, stable=True), num_masked)
 
 
 def block_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
     """Hide the `num_masked` groups nearest to one random centre a cloud. `centers [B, G, 3]` -> `[B, G]` bool."""
     batch, num_group, _ = centers.shape
-    start = torch.randint(num_group, (batch, 1), generator=generator, device=centers.device)
+    start = of_batch(
+        lambda count: torch.randint(num_group, (count, 1), generator=generator, device=centers.device), batch
+    )
     distance = (centers - take(centers, start)).square().sum(dim=-1)
     return _hide_first(distance.argsort(dim=1, stable=True), num_masked)
 

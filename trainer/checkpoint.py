@@ -34,6 +34,7 @@ from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, e
 from recon.pipeline.base.provenance import versions
 from recon.trainer import earlier
 from recon.trainer.config import Config, config_from_dict, config_to_dict
+from recon.trainer.distributed import world_size
 from recon.trainer.ema import Ema
 from recon.trainer.model import ReCon
 from recon.trainer.released import infer_config, load_released, load_weights
@@ -72,6 +73,7 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
             "config": config_to_dict(config),
             "precision": precision.record(),
             "threads": threads,
+            "processes": world_size(),
             "data": data,
             "versions": versions(),
             "git_commit": _git_commit(),
@@ -138,6 +140,14 @@ def threads_note(run: Path, threads: int) -> str:
         return ""
     now = f"{threads} thread{'s' if threads > 1 else ''} in an operation"
     return f"{now}, {before} when the run began: other rounding from here on"
+
+
+def processes_note(run: Path) -> str:
+    """What a resumed run's number of processes means for its numbers; empty where it is the one the run began with."""
+    before, now = read_record(run).get("processes", 1), world_size()
+    if before == now:
+        return ""
+    return f"{now} process{'es' if now > 1 else ''}, {before} when the run began: other rounding from here on"
 
 
 @dataclass(frozen=True)

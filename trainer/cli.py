@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -51,10 +52,13 @@ def pretrain(
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
+    from recon.trainer.distributed import rank
     from recon.trainer.loop import pretrain as train
+    from recon.trainer.peers import joined
 
-    console = Console(stderr=True)
-    status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
+    with joined(device.value):
+        console = Console(stderr=True) if rank() == 0 else Console(quiet=True, force_terminal=False)
+        status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
     raise typer.Exit(status)
 
 
@@ -160,6 +164,8 @@ def recipes() -> None:
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 1."""
     use_allowed_cores()
+    if "RANK" in os.environ:  # several pages from each of several processes when one of them ends
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     except UserError as error:

@@ -125,6 +125,8 @@ class RunConfig:
     the device computes in it, float32 elsewhere."""
     compile: bool = False
     """Run the model through torch.compile."""
+    sync_batchnorm: bool = True
+    """Of several processes: batch statistics over all of them, as one process would have them, or each its own."""
     log_every: PositiveInt = 50
     """Steps a line of metrics averages over."""
     save_every: NonNegativeInt = 1000

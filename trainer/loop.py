@@ -38,6 +38,7 @@ from recon.trainer.checkpoint import (
     keep_precision,
     load_checkpoint,
     point,
+    processes_note,
     read_record,
     restore,
     save_checkpoint,
@@ -47,11 +48,23 @@ from recon.trainer.checkpoint import (
 from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teachers
 from recon.trainer.data import Dataset, load_dataset
 from recon.trainer.determinism import make_deterministic
+from recon.trainer.distributed import (
+    check_batch,
+    gradients_stay,
+    mean_of_ranks,
+    rank,
+    share_gradients,
+    sum_of_rank,
+    sums_of_ranks,
+    synchronize_batch_norms,
+    world_size,
+)
 from recon.trainer.ema import Ema
 from recon.trainer.garbage import garbage_frozen
 from recon.trainer.guard import Guard, blame_gradient, list_mends, random_states, write_step
 from recon.trainer.model import ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
+from recon.trainer.peers import Stop, check_alike, own_device
 from recon.trainer.progress import TrainingProgress
 from recon.trainer.side_by_side import Copies, torch_threads
 from recon.trainer.stream import StreamBatches
@@ -94,14 +107,18 @@ def pretrain(
         trainer.resume()
         if target.type == "cpu" and (note := threads_note(run, trainer.threads)):
             console.print(note, highlight=False, soft_wrap=True)
-    else:
+        if note := processes_note(run):
+            console.print(note, highlight=False, soft_wrap=True)
+    check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
+    if not resume and rank() == 0:
         begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
     threads, left = torch.get_num_threads(), trainer.num_steps - trainer.step
+    processes = f"{world_size()} processes of " if world_size() > 1 else ""
     lines = [
         f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
         f"weights, steps {trainer.step} to {trainer.num_steps}, {left * config.optim.batch_size:,} samples, on "
-        f"{target} in {precision}, {threads} thread{'s' if threads > 1 else ''}, in {run}",
+        f"{target} in {precision}, {processes}{threads} thread{'s' if threads > 1 else ''}, in {run}",
         *([precision.note] if precision.note else []),
     ]
     for line in lines:
@@ -109,7 +126,8 @@ def pretrain(
     try:
         status = trainer.train(console)
         spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
-        write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
+        if rank() == 0:
+            write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
     except OSError as error:
         raise UserError(
             f"{error.filename or run}: {error.strerror or error}; mend that (is the disk full?) and go on with "
@@ -124,7 +142,7 @@ def choose_device(name: str) -> torch.device:
     """ "auto" takes CUDA where there is any; UserError for "cuda" without."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return own_device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Trainer:
@@ -141,13 +159,22 @@ class Trainer:
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
         form = StreamBatches if config.data.loader == "stream" else Batches
-        self.batches: Loader = form(dataset, config.data, config.optim.batch_size, self.seed, device)
+        self.batches: Loader = form(
+            dataset, config.data, config.optim.batch_size, self.seed, device, rank(), world_size()
+        )
+        last = 0 if config.data.drop_last else len(dataset) % config.optim.batch_size
+        check_batch(config.optim.batch_size, config.optim.accumulate, last)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
         make_deterministic(device)
         torch.manual_seed(stream(self.seed, "weights"))
         self.model = ReCon(config.model).to(device)
+        if config.run.sync_batchnorm:
+            synchronize_batch_norms(self.model, fused=device.type == "cuda" and not config.run.compile)
         self.forward = torch.compile(self.model) if config.run.compile else self.model
-        side_by_side = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
+        self.by_part = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
+        """Whether each part has a generator of its own"""
+        # Of several processes each is one core's already, and ranks can exchange batch statistics in one order only.
+        side_by_side = self.by_part and world_size() == 1
         self.copies = Copies(self.model, config.optim.accumulate) if side_by_side else None
         self.threads = self.copies.threads if self.copies else torch.get_num_threads()
         """Torch's threads in an operation: with another number it rounds differently"""
@@ -174,7 +201,8 @@ class Trainer:
             ) from error
         self.step, self.pointer = checkpoint.step, checkpoint.pointer
         self.guard = Guard(self.step, self.device)
-        self.sums = {name: value.to(self.device) for name, value in checkpoint.extra.items() if name != "seconds"}
+        sums = {name: sum_of_rank(value) for name, value in checkpoint.extra.items() if name != "seconds"}
+        self.sums = {name: value.to(self.device) for name, value in sums.items()}
         self._started = time.monotonic() - checkpoint.extra["seconds"].item()
 
     def seconds(self) -> float:
@@ -187,11 +215,14 @@ class Trainer:
         UserError when a loss or gradient is not finite any more; the newest checkpoint is from before.
         """
         self.model.train()
-        self._trim_metrics()
+        self.forward = share_gradients(self.forward)
+        if rank() == 0:
+            self._trim_metrics()
         self._timed = (self.step, time.monotonic())
         threads = torch_threads(self.threads)
         shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-        with threads, stop_signals() as stopped, garbage_frozen(), shown as show:
+        with threads, stop_signals() as received, garbage_frozen(), shown as show:
+            stop = Stop(received)
             for batch in self.batches.iterate(self.step, self.num_steps):
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
@@ -199,10 +230,11 @@ class Trainer:
                 if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                     self.save()
                 show(self.step, self.describe)
-                if stopped:
+                if stop.agreed():
                     break
+            stopped = stop.agreed()
             self.save()
-        return 128 + stopped[0] if stopped else 0
+        return 128 + stopped if stopped else 0
 
     def train_step(self, batch: Batch) -> None:
         """Update the weights once."""
@@ -230,10 +262,13 @@ class Trainer:
         """Set the batch's gradient; returns its mean losses, on the device."""
         part_size = math.ceil(len(batch) / self.config.optim.accumulate)
         parts = [batch.part(start, start + part_size) for start in range(0, len(batch), part_size)]
+        draws = [self._generator(index) if self.by_part else None for index in range(len(parts))]
         if self.copies is None:
-            losses = [self._part(self.forward, part, len(batch)) for part in parts]
+            losses = []
+            for index, part in enumerate(parts):
+                with gradients_stay(self.forward, last=index + 1 == len(parts)):
+                    losses.append(self._part(self.forward, part, len(batch), draws[index]))
         else:
-            draws = [self._generator(index) for index in range(len(parts))]
             losses = self.copies.run(
                 lambda model, index: self._part(model, parts[index], len(batch), draws[index]), len(parts)
             )
@@ -264,8 +299,9 @@ class Trainer:
         now, (step, then) = time.monotonic(), self._timed
         line["samples_per_second"] = round((self.step - step) * self.config.optim.batch_size / (now - then), 2)
         line["seconds"] = self.seconds()
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if rank() == 0:
+            with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.sums, self._timed = {}, (self.step, now)
         gc.collect()  # of what came since the loop began, a few objects
 
@@ -302,20 +338,27 @@ class Trainer:
 
     def _write_checkpoint(self) -> dict[str, str]:
         self._means()  # no checkpoint of a broken state
+        sums = sums_of_ranks(self.sums)
+        if rank():
+            self._saved_step = self.step
+            return
         seconds = torch.tensor(time.monotonic() - self._started, dtype=torch.float64)
-        extra, ema = self.sums | {"seconds": seconds}, self.ema.state_dict() if self.ema else None
+        if rank():
+            return {}
+        extra, ema = sums | {"seconds": seconds}, self.ema.state_dict() if self.ema else None
         return save_checkpoint(self.run, self.step, self.model, self.optimizer, self.config, extra, ema)
 
     def _point(self, files: dict[str, str], best: Best | None) -> None:
         self.pointer = Pointer(self.step, files, best)
-        point(self.run, self.pointer, self.config.run.keep_last)
+        if rank() == 0:
+            point(self.run, self.pointer, self.config.run.keep_last)
 
     def _means(self) -> dict[str, float]:
         """Fetch the means since the last line from the device; UserError if one is not finite."""
         if not self.sums:
             return {}
         count = self._num_summed()
-        values = torch.stack(list(self.sums.values())).tolist()
+        values = mean_of_ranks(torch.stack(list(self.sums.values()))).tolist()
         if not all(map(math.isfinite, values)):
             raise self._not_finite()
         return {name: value / count for name, value in zip(self.sums, values, strict=True)}
@@ -377,7 +420,8 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
+        # torchrun passes Ctrl-C on to processes that have it already, and kills those that take too long.
+        if received and number == signal.SIGINT and world_size() == 1:
             raise KeyboardInterrupt
         received.append(number)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recon.kernels import ChamferL1, ChamferL2
+from recon.trainer.distributed import gather_batch, rank
 
 TEMPERATURE = 0.1
 INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE = math.log(1 / 0.07), math.log(100.0)
@@ -52,29 +53,34 @@ def info_nce_loss(predicted: Tensor, target: Tensor, log_scale: Tensor) -> Tenso
     """Symmetric InfoNCE of predictions and features `[B, D]` of the same samples, by cosine times exp(log_scale).
 
     As in CLIP (Radford et al. 2021, section 2.3), whose scale starts at 1 / 0.07 and stays below 100. Samples with one
-    and the same target (a class prompt drawn twice) are no negatives of each other.
+    and the same target (a class prompt drawn twice) are no negatives of each other. Of several ranks each averages over
+    its own samples, against those of all.
     """
     predicted, target = F.normalize(_widened(predicted), dim=1), F.normalize(_widened(target), dim=1)
+    all_predicted, all_target = gather_batch(predicted), gather_batch(target)
+    scale = log_scale.to(predicted.dtype).clamp(max=INFONCE_MAX_LOG_SCALE).exp()
     with torch.autocast(predicted.device.type, enabled=False):
-        logits = predicted @ target.T * log_scale.to(predicted.dtype).clamp(max=INFONCE_MAX_LOG_SCALE).exp()
-        same = torch.cdist(target, target, p=torch.inf) == 0
-    same = same & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
-    logits = logits.masked_fill(same, -torch.inf)
-    own = torch.arange(len(target), device=target.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        by_target = predicted @ all_target.T * scale
+        by_prediction = by_target.T if all_predicted is predicted else target @ all_predicted.T * scale
+        same = torch.cdist(target, all_target, p=torch.inf) == 0
+    own = rank() * len(target) + torch.arange(len(target), device=target.device)
+    same = same.scatter(1, own[:, None], False)
+    losses = [F.cross_entropy(logits.masked_fill(same, -torch.inf), own) for logits in (by_target, by_prediction)]
+    return torch.stack(losses).mean()
 
 
 def category_contrast_loss(embedding: Tensor, labels: Tensor) -> Tensor:
     """Contrast `embedding [B, D]` between categories `labels [B]`, averaged over the batch.
 
     A sample's positives are all clouds of its category, itself among them; their mean cosine similarity is one logit
-    against every cloud of another category. A batch of a single category has no negatives, and loss 0.
+    against every cloud of another category. A batch of a single category has no negatives, and loss 0. Of several ranks
+    each averages over its own clouds, against those of all.
     """
     unit = F.normalize(_widened(embedding), dim=1)
     # Autocast would multiply in half precision, and the temperature then magnifies its rounding tenfold.
     with torch.autocast(unit.device.type, enabled=False):
-        logits = unit @ unit.T / TEMPERATURE
-    same = labels[:, None] == labels[None, :]
+        logits = unit @ gather_batch(unit).T / TEMPERATURE
+    same = labels[:, None] == gather_batch(labels)[None, :]
     positive = (logits * same).sum(dim=1) / same.sum(dim=1)
     # The positive logit stands beside the negatives, so no row is empty and the gradient stays finite.
     against = torch.cat([positive[:, None], logits.masked_fill(same, -torch.inf)], dim=1)
