@@ -22,7 +22,8 @@ from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoint import load_checkpoint
 from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig
 from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.loop import TIMING_FIELDS, Trainer, choose_device, pretrain
+from recon.trainer.loop import Trainer, choose_device, pretrain
+from recon.trainer.metrics import TIMING_FIELDS
 from recon.trainer.model import ModelConfig
 from recon.trainer.side_by_side import Copies, torch_threads
 from tests import trainer_store as tiny

@@ -101,6 +101,8 @@ class RunConfig:
     """Run the model through torch.compile."""
     log_every: PositiveInt = 50
     """Steps a line of metrics averages over."""
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where lines of metrics go besides metrics.jsonl."""
     save_every: NonNegativeInt = 1000
     """Steps between checkpoints; 0 saves only at the end (and on Ctrl-C)."""
     keep_last: PositiveInt = 2

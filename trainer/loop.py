@@ -40,17 +40,19 @@ from recon.trainer.checkpoint import (
     save_checkpoint,
     threads_note,
 )
-from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
+from recon.trainer.config import Config, config_from_dict, config_to_dict, list_recipes, load_config, with_teacher_dims
 from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.model import ReCon
+from recon.trainer.flops import count_flops, peak_flops
+from recon.trainer.metrics import Metrics
+from recon.trainer.model import ModelConfig, ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
 from recon.trainer.progress import TrainingProgress
 from recon.trainer.side_by_side import Copies, torch_threads
 from recon.trainer.stream import StreamBatches
 from recon.trainer.transforms import stream
+from recon.trainer.writers import check_writers, open_writers
 
-TIMING_FIELDS = ("samples_per_second", "seconds")
-"""The fields of a line of metrics in which two runs with one seed differ."""
+_flops: dict[tuple[ModelConfig, int], float] = {}  # counting takes a second
 
 
 def pretrain(
@@ -124,6 +126,7 @@ class Trainer:
         `precision` is what a resumed run began in; without it the settings and the device decide.
         """
         self.config = config = with_teacher_dims(config, dataset.image_dim, dataset.text_dim)
+        check_writers(config.run.log_to)
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
         form = StreamBatches if config.data.loader == "stream" else Batches
@@ -139,11 +142,18 @@ class Trainer:
         """Torch's threads in an operation: with another number it rounds differently"""
         self.optimizer = build_optimizer(self.model, config.optim)
         self.step = 0
-        self.sums: dict[str, Tensor] = {}  # of what was measured since the last line of metrics, on the device
-        self.last_line: dict[str, float] = {}
+        self.metrics = Metrics(run, config.run.log_every, config.optim.batch_size, device)
         self._saved_step = 0
         self._started = time.monotonic()  # less what earlier sessions of the run took
-        self._timed = (0, self._started)
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """Of what was measured since the last line of metrics, on the device: part of a checkpoint."""
+        return self.metrics.sums
+
+    @sums.setter
+    def sums(self, values: dict[str, Tensor]) -> None:
+        self.metrics.sums = values
 
     def resume(self) -> None:
         """Continue from the run's newest checkpoint, or from the start if it has none yet."""
@@ -165,18 +175,20 @@ class Trainer:
         UserError when a loss or gradient is not finite any more; the newest checkpoint is from before.
         """
         self.model.train()
-        self._trim_metrics()
-        self._timed = (self.step, time.monotonic())
+        self.metrics.begin(self.step)
+        peak = peak_flops(self.device, self.precision)  # with all threads, before those of one part are set
         threads = torch_threads(self.threads)
         shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-        with threads, stop_signals() as stopped, shown as show:
-            for batch in self.batches.iterate(self.step, self.num_steps):
+        with threads, stop_signals() as stopped, self._writers(), shown as show:
+            for batch in self.metrics.waiting(self.batches.iterate(self.step, self.num_steps)):
+                if peak and not self.metrics.use_of_peak:
+                    self.metrics.use_of_peak = self._sample_flops(batch) / peak
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
                     self.log()
                 if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                     self.save()
-                show(self.step, self.describe)
+                show(self.step, self.describe, self.details)
                 if stopped:
                     break
         self.save()
@@ -197,8 +209,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        for name, value in (measured | {"grad_norm": norm}).items():
-            self.sums[name] = value.double() + self.sums.get(name, 0.0)
+        self.metrics.add(measured | {"grad_norm": norm})
 
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Set the batch's gradient; returns its mean losses, on the device."""
@@ -229,25 +240,17 @@ class Trainer:
 
     def log(self) -> None:
         """Append the means since the last line to metrics.jsonl."""
-        self.last_line = line = {
-            "step": self.step,
-            "epoch": self._epoch(self.step - 1),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            **self._means(),
-        }
-        now, (step, then) = time.monotonic(), self._timed
-        line["samples_per_second"] = round((self.step - step) * self.config.optim.batch_size / (now - then), 2)
-        line["seconds"] = self.seconds()
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.sums, self._timed = {}, (self.step, now)
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.metrics.log(self.step, self._epoch(self.step - 1), lr, self._means(), self.seconds())
 
     def describe(self) -> str:
         """Epoch and mean loss since the last line of metrics, or of that line; waits for the device."""
-        told = f"epoch {self._epoch(max(self.step - 1, 0))}"
-        if "total" in self.sums:
-            return f"{told}, loss {self.sums['total'].item() / self._num_summed():.4f}"
-        return f"{told}, loss {self.last_line['total']:.4f}" if self.last_line else told
+        loss = self.metrics.loss(self.step)
+        return f"epoch {self._epoch(max(self.step - 1, 0))}{loss and ', '}{loss}"
+
+    def details(self) -> str:
+        """Parts of the loss, learning rate and the machine's use; as `describe`."""
+        return self.metrics.details(self.step, self.optimizer.param_groups[0]["lr"])
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it has one."""
@@ -268,32 +271,31 @@ class Trainer:
 
     def _means(self) -> dict[str, float]:
         """Fetch the means since the last line from the device; UserError if one is not finite."""
-        if not self.sums:
-            return {}
-        count = self._num_summed()
-        values = torch.stack(list(self.sums.values())).tolist()
-        means = {name: value / count for name, value in zip(self.sums, values, strict=True)}
-        broken = [name for name, mean in means.items() if not math.isfinite(mean)]
-        if broken:
-            raise UserError(
-                f"{broken[0]} is not finite between steps {self.step - count} and {self.step}; lower optim.lr, set "
-                f"optim.clip_grad, or use run.precision=float32 (newest checkpoint: step {self._saved_step or 'none'})"
-            )
-        return means
-
-    def _num_summed(self) -> int:
-        """Steps since the last line of metrics, of which there is one at least."""
-        return (self.step - 1) % self.config.run.log_every + 1
+        return self.metrics.means(self.step, self._saved_step)
 
     def _epoch(self, step: int) -> int:
         return step // self.batches.steps_per_epoch
 
-    def _trim_metrics(self) -> None:
-        """Drop lines written after the checkpoint this run goes on from: they are about to be written again."""
-        path = self.run / "metrics.jsonl"
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-        path.write_text("".join(whole), "utf-8")
+    def _sample_flops(self, batch: Batch) -> float:
+        """Counted operations of a sample, forward and backward; a process counts once for a model and its points."""
+        few, key = batch.part(0, 2), (self.config.model, batch.points.shape[1])
+        if key not in _flops:
+            draws = torch.Generator(self.device).manual_seed(0)
+            with self.metrics.paused():
+                _flops[key] = count_flops(self.model, lambda twin: self._part(twin, few, len(few), draws)) / len(few)
+        return _flops[key]
+
+    @contextmanager
+    def _writers(self) -> Iterator[None]:
+        """What `run.log_to` names takes the lines too."""
+        writers = open_writers(self.config.run.log_to, self.run, self.step, config_to_dict(self.config))
+        self.metrics.writers = writers
+        try:
+            yield
+        finally:
+            self.metrics.writers = []
+            for writer in writers:
+                writer.close()
 
 
 @contextmanager
