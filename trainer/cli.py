@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,7 @@ LabelledOption = Annotated[Path, typer.Option(help="A store with splits train an
 RefOption = Annotated[
     str | None, typer.Option(help="Name of the store's ref; without it the run's own, or the only one there is.")
 ]
+SplitOption = Annotated[str, typer.Option(help="Split to measure on; the SVM is fitted on train.")]
 RunOption = Annotated[Path, typer.Option(help="The run's folder.")]
 ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")]
 
@@ -84,13 +86,14 @@ def svm(
     store: LabelledOption,
     run: RunOption,
     ref: RefOption = None,
+    split: SplitOption = "test",
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
 ) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
     from recon.trainer.evaluate.svm import run_svm
 
-    _measure(run_svm, run, store, ref, device, precision)
+    _measure(partial(run_svm, split=split), run, store, ref, device, precision)
 
 
 @app.command()
@@ -98,13 +101,14 @@ def zeroshot(
     store: LabelledOption,
     run: RunOption,
     ref: RefOption = None,
+    split: SplitOption = "test",
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from recon.trainer.evaluate.zero_shot import run_zero_shot
 
-    _measure(run_zero_shot, run, store, ref, device, precision)
+    _measure(partial(run_zero_shot, split=split), run, store, ref, device, precision)
 
 
 @app.command()

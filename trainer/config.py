@@ -103,6 +103,16 @@ class RunConfig:
     """Steps a line of metrics averages over."""
     log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where lines of metrics go besides metrics.jsonl."""
+    probe_every: NonNegativeInt = 0
+    """Steps between measurements by `probes`, at step 0 and the last one too; 0 leaves them to their commands."""
+    probes: Annotated[tuple[Literal["svm", "zeroshot"], ...], Field(min_length=1)] = ("svm",)
+    """What measures the student while it trains."""
+    probe_store: str = ""
+    """Store of labelled shapes that they measure on; empty takes the one trained on."""
+    probe_ref: str = ""
+    """Name of that store's ref; empty takes `data.ref`, or the only one."""
+    probe_split: Annotated[str, Field(min_length=1)] = "test"
+    """Split that they measure on; the SVM is fitted on "train"."""
     save_every: NonNegativeInt = 1000
     """Steps between checkpoints; 0 saves only at the end (and on Ctrl-C)."""
     keep_last: PositiveInt = 2

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -52,6 +52,9 @@ from recon.trainer.stream import StreamBatches
 from recon.trainer.transforms import stream
 from recon.trainer.writers import check_writers, open_writers
 
+if TYPE_CHECKING:
+    from recon.trainer.evaluate.during import DuringTraining
+
 _flops: dict[tuple[ModelConfig, int], float] = {}  # counting takes a second
 
 
@@ -83,6 +86,10 @@ def pretrain(
         config, precision = keep_precision(run, config, target.type)
     dataset = load_dataset(FeatureStore.open(store), config.data)
     trainer = Trainer(config, dataset, run, target, precision.used)
+    if config.run.probe_every:
+        from recon.trainer.evaluate.during import DuringTraining  # takes a second to import
+
+        trainer.probes = DuringTraining(trainer.config, run, store, dataset.record, trainer.model, target)
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
@@ -143,6 +150,9 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optim)
         self.step = 0
         self.metrics = Metrics(run, config.run.log_every, config.optim.batch_size, device)
+        self.probes: DuringTraining | None = None
+        self.probed: dict[str, float] = {}
+        """What the probes last found, "step" among it"""
         self._saved_step = 0
         self._started = time.monotonic()  # less what earlier sessions of the run took
 
@@ -180,12 +190,15 @@ class Trainer:
         threads = torch_threads(self.threads)
         shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
         with threads, stop_signals() as stopped, self._writers(), shown as show:
+            if self.step == 0:
+                self.probe(console)
             for batch in self.metrics.waiting(self.batches.iterate(self.step, self.num_steps)):
                 if peak and not self.metrics.use_of_peak:
                     self.metrics.use_of_peak = self._sample_flops(batch) / peak
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
                     self.log()
+                self.probe(console)
                 if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                     self.save()
                 show(self.step, self.describe, self.details)
@@ -242,6 +255,17 @@ class Trainer:
         """Append the means since the last line to metrics.jsonl."""
         lr = self.optimizer.param_groups[0]["lr"]
         self.metrics.log(self.step, self._epoch(self.step - 1), lr, self._means(), self.seconds())
+
+    def probe(self, console: Console) -> None:
+        """Have the probes measure the model, if they are due, and write a line of what they find."""
+        if self.probes is None or not self.probes.due(self.step, self.num_steps):
+            return
+        with self.metrics.paused():
+            found = self.probes.measure(self.model)
+        self.probed = {"step": self.step, **found}
+        self.metrics.write({**self.probed, "seconds": self.seconds()})
+        told = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        console.print(f"step {self.step}/{self.num_steps}, {told}", highlight=False, soft_wrap=True)
 
     def describe(self) -> str:
         """Epoch and mean loss since the last line of metrics, or of that line; waits for the device."""
