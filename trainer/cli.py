@@ -47,6 +47,9 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
     device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time a few steps part by part into RUN/profile, and end.")
+    ] = False,
 ) -> None:
     """Train ReCon on cached teacher targets.
 
@@ -55,7 +58,7 @@ def pretrain(
     from recon.trainer.loop import pretrain as train
 
     console = Console(stderr=True)
-    status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
+    status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value, profile)
     raise typer.Exit(status)
 
 

@@ -67,8 +67,11 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    profile: bool = False,
 ) -> int:
     """Train on a store into a run's folder; 0, or 128 + the signal that stopped it.
+
+    With `profile` a few steps are timed part by part instead (`recon.trainer.profile`), and nothing is saved of them.
 
     A resumed run takes its settings from its folder; a recipe given again must say the same. UserError before anything
     is written or deleted if settings, store or folder do not fit.
@@ -107,6 +110,11 @@ def pretrain(
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if profile:
+        from recon.trainer.profile import profile_run
+
+        profile_run(trainer, console)
+        return 0
     status = trainer.train(console)
     spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
     write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
