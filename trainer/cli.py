@@ -35,15 +35,17 @@ class DeviceChoice(StrEnum):
     cuda = "cuda"
 
 
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated.")
+]
+
+
 @app.command()
 def pretrain(
     store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
     run: Annotated[Path, typer.Option(help="Folder for settings, metrics and checkpoints.")],
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
-    ] = None,
+    overrides: OverrideOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
     device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
@@ -157,6 +159,40 @@ def recipes() -> None:
     console = Console(soft_wrap=True, highlight=False)
     for name, description in list_recipes().items():
         console.print(f"[bold]{name:12}[/bold]  {description}")
+
+
+@app.command()
+def config(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")],
+    overrides: OverrideOption = None,
+) -> None:
+    """Print every setting of a run as a recipe: what is not given, with its default."""
+    from recon.trainer.config import config_to_toml, load_config
+
+    sys.stdout.write(config_to_toml(load_config(recipe, overrides or [])))
+
+
+@app.command()
+def sizes() -> None:
+    """Count parameters and operations of each size, beside the paper's table; takes some seconds."""
+    from recon.trainer.sizes import sizes_table
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line in sizes_table():
+        console.print(line, markup=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Put runs beside each other: settings that differ, last metrics, probes, and curves, in one page."""
+    from recon.trainer.show.compare import write_comparison
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(write_comparison(runs, output))
+    console.print(f"wrote {output}", markup=False)
 
 
 def main() -> None:

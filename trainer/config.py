@@ -194,6 +194,24 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return values
 
 
+def config_to_toml(config: Config) -> str:
+    """All settings as a recipe, which `load_config` reads back to the same."""
+    sections = config_to_dict(config).items()
+    return "\n".join(
+        f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+        for section, values in sections
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's, but for one character that JSON leaves bare.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _recipe_path(recipe: str) -> Path:
     path = Path(recipe)
     if path.suffix == ".toml" or len(path.parts) > 1:
