@@ -13,6 +13,7 @@ from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.loop import pretrain
 from tests import trainer_store as tiny
+from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run, metrics, stop_after, weights
 
 BOTH = ["run.probe_every=2", 'run.probes=["svm", "zeroshot"]', "run.save_every=2"]
@@ -83,6 +84,12 @@ def test_probes_measure_on_the_store_ref_and_split_they_are_told(store: Path, re
     assert lines[-1]["svm_accuracy"] == found["svm_accuracy"]
     assert (found["num_train"], found["num_test"], found["split"]) == (12, 12, "train")
     assert json.loads((tmp_path / "run" / "svm.json").read_text())["split"] == "train"
+
+
+def test_the_command_takes_a_split(store: Path, probed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_main(monkeypatch, "svm", "--store", str(store), "--run", str(probed), "--split", "train") == 0
+    found = json.loads((probed / "svm.json").read_text())
+    assert (found["split"], found["num_test"]) == ("train", found["num_train"])
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def test_a_profiled_run_leaves_a_table_and_a_trace_and_trains_on(
     assert pretrain(QUIET, store, run, None, resume=True) == 0
     assert pretrain(QUIET, store, tmp_path / "plain", recipe, ["optim.accumulate=2"]) == 0
     assert_same_run(run, tmp_path / "plain")
+    assert pretrain(QUIET, store, run, recipe, overwrite=True) == 0
+    assert not (run / "profile").exists()
 
 
 def test_a_compiled_model_is_one_part(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

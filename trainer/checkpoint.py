@@ -60,7 +60,7 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
             shutil.rmtree(run / name, ignore_errors=True)
         for path in run.iterdir():
             # config.json is what makes this a run's folder: cut off here, the command must still accept it.
-            if path.suffix in (".json", ".jsonl", ".html", ".id") and path.name != "config.json":
+            if path.suffix in (".json", ".jsonl", ".html") and path.name != "config.json":
                 path.unlink()
         record = {
             "config": config_to_dict(config),

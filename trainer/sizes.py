@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Counts:
 
 def count_classifier(name: str) -> Counts:
     """Count one of `SIZES` on one random cloud; draws nothing from torch's generator that would be missed."""
-    config = ModelConfig(**SIZES[name], num_group=NUM_GROUP)
+    config = replace(_config(name), num_group=NUM_GROUP)
     norms = 0
 
     def count(module: nn.Module, given: tuple[Tensor, ...], _: object) -> None:
@@ -71,7 +71,7 @@ def count_classifier(name: str) -> Counts:
 
 def count_step(name: str, patch_scope: str) -> int:
     """FLOP of a pretraining sample of one of `SIZES`, forward and backward, 1024 points in 64 groups."""
-    config = ModelConfig(**SIZES[name], patch_scope=patch_scope)
+    config = replace(_config(name), patch_scope=patch_scope)
     with torch.random.fork_rng([]):
         model, points = ReCon(config).train(), torch.rand(2, 1024, 3)
         targets = torch.zeros(2, config.image_dim), torch.zeros(2, config.text_dim)
@@ -89,3 +89,7 @@ def sizes_table() -> list[str]:
         steps = f"{count_step(name, 'all') / 1e9:10.2f} {count_step(name, 'visible') / 1e9:13.2f}"
         lines.append(f"{name:6} {paper:>27} {found.forward / 1e9:13.2f} {steps}")
     return [*lines, "", "In brackets the paper's table.", *WHAT_IS_COUNTED]
+
+
+def _config(name: str) -> ModelConfig:
+    return ModelConfig(width=SIZES[name]["width"], heads=SIZES[name]["heads"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +36,10 @@ def check_writers(names: Sequence[str]) -> None:
 
 def open_writers(names: Sequence[str], run: Path, step: int, config: dict[str, Any]) -> list[Writer]:
     """The writers `run.log_to` names, for a run that goes on from `step`. UserError where one does not start."""
-    makers = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    makers: dict[str, Callable[[Path, int, dict[str, Any]], Writer]] = {
+        "tensorboard": TensorBoard,
+        "wandb": WeightsAndBiases,
+    }
     return [makers[name](run, step, config) for name in names]
 
 
@@ -47,16 +51,16 @@ class TensorBoard:
 
         # Hides what a killed run wrote of steps that come again.
         purge = {"purge_step": step + 1} if step else {}
-        self._events = SummaryWriter(str(run / "tensorboard"), **purge)  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(run / "tensorboard"), **purge)
 
     def write(self, line: dict[str, Any]) -> None:
         """One scalar a field, over the step."""
         for name, value in _numbers(line).items():
-            self._events.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
+            self._events.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         """Flush the event file."""
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
 
 
 class WeightsAndBiases:
@@ -64,13 +68,13 @@ class WeightsAndBiases:
 
     def __init__(self, run: Path, step: int, config: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
-        name = run / "wandb.id"
-        if not step or not name.exists():
-            write_atomically(name, uuid.uuid4().hex)
+        kept = run / "wandb.json"
+        if not step or not kept.exists():
+            write_atomically(kept, json.dumps({"id": uuid.uuid4().hex}) + "\n")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "recon"), name=run.resolve().name, dir=str(run),
-                config=config, id=name.read_text("utf-8"), resume="allow",
+                config=config, id=json.loads(kept.read_text("utf-8"))["id"], resume="allow",
             )  # fmt: skip
         except wandb.Error as error:
             raise UserError(f"run.log_to: wandb does not start: {error}") from error

@@ -21,6 +21,7 @@ from recon.trainer.show.figures import overlaid_curves
 Row = tuple[str, list[str]]
 RESULTS = ("svm", "zeroshot")
 """Names of the files the probes' commands leave in a run's folder."""
+RANDOM = "_random_init"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,12 @@ def _read_run(path: Path, name: str) -> RunToCompare:
     for result in RESULTS:
         if (path / f"{result}.json").is_file():
             found = _read_result(path / f"{result}.json")
-            probes.append({"step": found["checkpoint"]["step"], **_accuracies(found)})
+            start = {name.removesuffix(RANDOM): value for name, value in found.items() if name.endswith(RANDOM)}
+            probes = [
+                {"step": 0, **_accuracies(start)},
+                *probes,
+                {"step": found["checkpoint"]["step"], **_accuracies(found)},
+            ]
     return RunToCompare(name, read_record(path), training, probes)
 
 

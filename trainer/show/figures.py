@@ -40,10 +40,12 @@ def loss_curves(lines: Sequence[dict[str, Any]]) -> bytes:
 def overlaid_curves(names: Sequence[str], runs: Sequence[Sequence[dict[str, Any]]], across: int = 3) -> bytes:
     """One panel a loss or accuracy over training steps, a line each of the `names` runs, from lines of metrics.jsonl.
 
-    Losses are drawn on a logarithmic scale.
+    Losses are drawn on a logarithmic scale. What a probe says of the random start is its point at step 0, and what it
+    says of the teacher no curve.
     """
     every = dict.fromkeys(name for lines in runs for line in lines for name in line)
-    fields = [name for name in every if name not in OTHER_FIELDS or name in ("total", "grad_norm")]
+    apart = {name for name in every if name.endswith("_random_init") or name.startswith("teacher_")}
+    fields = [name for name in every if name not in {*OTHER_FIELDS, *apart} - {"total", "grad_norm"}]
     down = -(-len(fields) // across)
     figure = Figure(figsize=(3.6 * min(across, len(fields)), 2.8 * down + 0.5), layout="constrained")
     panels = figure.subplots(down, min(across, len(fields)), squeeze=False).ravel()
