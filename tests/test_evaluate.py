@@ -35,7 +35,8 @@ from recon.trainer.evaluate.features import (
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.svm import fit_predict, run_svm
 from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
-from recon.trainer.loop import Trainer, pretrain
+from recon.trainer.loop import Trainer
+from recon.trainer.pretraining import pretrain
 from tests import trainer_store as tiny
 
 pytestmark = pytest.mark.slow  # whole stores are made

@@ -29,7 +29,7 @@ from recon.trainer.batches import draw_points
 from recon.trainer.cli import app
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
-from recon.trainer.loop import pretrain
+from recon.trainer.pretraining import pretrain
 from recon.trainer.show.report import write_report
 from recon.trainer.transforms import random_bits, stream
 from tests.test_evaluate import edit_record, refusal, train

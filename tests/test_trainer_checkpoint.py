@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoint import read_model
-from recon.trainer.loop import pretrain
+from recon.trainer.pretraining import pretrain
 from recon.trainer.released import to_released
 from tests import trainer_store as tiny
 

@@ -21,6 +21,7 @@ from recon.trainer.config import (
     TeacherConfig,
     config_from_dict,
     config_to_dict,
+    config_to_toml,
     list_recipes,
     load_config,
     with_teachers,
@@ -197,6 +198,16 @@ def test_settings_survive_the_way_through_json(optim: OptimConfig, run: RunConfi
     # A resumed run compares its settings with those it wrote down, so no bit of a float may get lost.
     config = dataclasses.replace(load_config("recon-base"), optim=optim, run=run, data=data)
     assert config_from_dict(config_to_dict(config), "json") == config
+
+
+@given(optim=optims, run=runs, data=datas)
+def test_settings_survive_the_way_through_toml(
+    tmp_path_factory: pytest.TempPathFactory, optim: OptimConfig, run: RunConfig, data: DataConfig
+) -> None:
+    config = dataclasses.replace(load_config("recon-base"), optim=optim, run=run, data=data)
+    path = tmp_path_factory.getbasetemp() / "whole.toml"
+    path.write_text(config_to_toml(config), "utf-8")
+    assert load_config(str(path)) == config
 
 
 def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:

@@ -28,7 +28,7 @@ from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data import Dataset, load_dataset
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
-from recon.trainer.loop import pretrain
+from recon.trainer.pretraining import pretrain
 from recon.trainer.teaching import Teacher
 from recon.trainer.transforms import normalize, random_bits, random_subset, stream
 from tests import trainer_store as tiny

@@ -17,7 +17,7 @@ from recon.trainer.checkpoint import read_model
 from recon.trainer.ema import Ema
 from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.svm import run_svm
-from recon.trainer.loop import pretrain
+from recon.trainer.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import assert_same_run, stop_after

@@ -22,8 +22,10 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig
 from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.loop import TIMING_FIELDS, Trainer, choose_device, pretrain
+from recon.trainer.loop import Trainer
+from recon.trainer.metrics import TIMING_FIELDS
 from recon.trainer.model import ModelConfig
+from recon.trainer.pretraining import choose_device, pretrain
 from recon.trainer.side_by_side import Copies, torch_threads
 from tests import trainer_store as tiny
 

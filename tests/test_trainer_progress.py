@@ -79,7 +79,7 @@ def shown(clock: Clock, terminal: bool, start: int, steps: range, seconds: float
     with TrainingProgress(console, start, total, 16, clock) as show:
         for step in steps:
             clock.now += seconds
-            show(step, lambda: asked.append(step) or f"loss of {step}")  # type: ignore[func-returns-value]  # noqa: B023
+            show(step, lambda: asked.append(step) or f"loss of {step}", lambda: f"more of {step}")  # type: ignore[func-returns-value]  # noqa: B023
     return out.getvalue(), asked
 
 
@@ -88,19 +88,27 @@ def test_a_log_gets_a_line_after_seconds_then_one_a_minute(clock: Clock) -> None
     lines = text.splitlines()
     assert [line.split(",")[0] for line in lines] == ["step 120/1000", "step 360/1000", "step 600/1000"]
     assert asked == [120, 360, 600]
-    assert lines[0] == "step 120/1000, loss of 120, 64 samples/s, 0:03:40 left"
-    assert lines[2] == "step 600/1000, loss of 600, 64 samples/s, 0:01:40 left"
+    assert lines[0] == "step 120/1000, loss of 120, 64 samples/s, 0:03:40 left, more of 120"
+    assert lines[2] == "step 600/1000, loss of 600, 64 samples/s, 0:01:40 left, more of 600"
 
 
 def test_steps_slower_than_the_first_line_show_at_once(clock: Clock) -> None:
     text, _ = shown(clock, False, 0, range(1, 3), 50.0, 10)
-    assert text.splitlines() == ["step 1/10, loss of 1, 0.32 samples/s, 0:07:30 left"]
+    assert text.splitlines() == ["step 1/10, loss of 1, 0.32 samples/s, 0:07:30 left, more of 1"]
 
 
 def test_a_terminal_asks_for_the_loss_twice_a_second_and_at_the_end(clock: Clock) -> None:
     text, asked = shown(clock, True, 0, range(1, 34), 0.125, 33)
     assert asked == [4, 8, 12, 16, 20, 24, 28, 32, 33]
     assert "33/33" in text and "loss of 33, 128 samples/s" in text and "0:00:00 left" in text
+    assert re.search(r"33/33.*\n.*more of 33", text)  # on a line of its own
+
+
+def test_details_are_cut_off_where_a_terminal_ends() -> None:
+    out = io.StringIO()
+    with TrainingProgress(Console(file=out, force_terminal=True, width=60), 0, 1, 16, Clock()) as show:
+        show(1, lambda: "loss", lambda: "a long line " * 20)
+    assert "a long line a long line" in out.getvalue() and "…" in out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +130,9 @@ def test_what_is_shown_changes_nothing(
     assert_same_run(whole, run)
     shown = out.getvalue()
     assert re.search(r"epoch 2, loss \d+\.\d{4}, [\d.]+ samples/s", shown) and "0:00:00 left" in shown
+    number = r"[\d.e-]+"
+    parts = f"reconstruction {number}, image {number}, text {number}, lr {number}, gradient {number}"
+    assert re.search(f"{parts}, data wait {number} %, MFU {number} %, {number} GB", shown)
     if terminal:
         assert "6/6" in shown
     else:

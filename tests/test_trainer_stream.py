@@ -22,7 +22,7 @@ from recon.pipeline.store.receipts import Receipt
 from recon.trainer.batches import Batch, Batches, Samples
 from recon.trainer.config import DataConfig, config_from_dict
 from recon.trainer.data import load_dataset
-from recon.trainer.loop import pretrain
+from recon.trainer.pretraining import pretrain
 from recon.trainer.stream import StreamBatches
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import assert_same_run, stop_after

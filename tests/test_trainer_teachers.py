@@ -19,7 +19,7 @@ from recon.trainer.batches import Batch, Batches
 from recon.trainer.checkpoint import load_model, read_record
 from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data import load_dataset
-from recon.trainer.loop import pretrain
+from recon.trainer.pretraining import pretrain
 from recon.trainer.stream import StreamBatches
 from tests import trainer_store as tiny
 

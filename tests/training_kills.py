@@ -141,7 +141,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
     """All that a run left but the times."""
     from safetensors.torch import load_file
 
-    from recon.trainer.loop import TIMING_FIELDS
+    from recon.trainer.metrics import TIMING_FIELDS
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     pointer = json.loads((run / "checkpoints" / "last.json").read_text())

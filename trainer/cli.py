@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,30 +36,35 @@ class DeviceChoice(StrEnum):
     cuda = "cuda"
 
 
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated.")
+]
+
+
 @app.command()
 def pretrain(
     store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
     run: Annotated[Path, typer.Option(help="Folder for settings, metrics and checkpoints.")],
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."),
-    ] = None,
+    overrides: OverrideOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
     device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Time a few steps part by part into RUN/profile, and end.")
+    ] = False,
 ) -> None:
     """Train ReCon on cached teacher targets.
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
     from recon.trainer.distributed import rank
-    from recon.trainer.loop import pretrain as train
     from recon.trainer.peers import joined
+    from recon.trainer.pretraining import pretrain as train
 
     with joined(device.value):
         console = Console(stderr=True) if rank() == 0 else Console(quiet=True, force_terminal=False)
-        status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
+        status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value, profile)
     raise typer.Exit(status)
 
 
@@ -75,6 +81,7 @@ LabelledOption = Annotated[Path, typer.Option(help="A store with splits train an
 RefOption = Annotated[
     str | None, typer.Option(help="Name of the store's ref; without it the run's own, or the only one there is.")
 ]
+SplitOption = Annotated[str, typer.Option(help="Split to measure on; the SVM is fitted on train.")]
 RunOption = Annotated[Path, typer.Option(help="The run's folder.")]
 ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")]
 
@@ -91,6 +98,7 @@ def svm(
     store: LabelledOption,
     run: RunOption,
     ref: RefOption = None,
+    split: SplitOption = "test",
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
     ema: EmaOption = False,
@@ -98,7 +106,7 @@ def svm(
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
     from recon.trainer.evaluate.svm import run_svm
 
-    _measure(run_svm, run, store, ref, device, precision, ema)
+    _measure(partial(run_svm, split=split, ema=ema), run, store, ref, device, precision)
 
 
 @app.command()
@@ -106,6 +114,7 @@ def zeroshot(
     store: LabelledOption,
     run: RunOption,
     ref: RefOption = None,
+    split: SplitOption = "test",
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
     ema: EmaOption = False,
@@ -113,7 +122,7 @@ def zeroshot(
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from recon.trainer.evaluate.zero_shot import run_zero_shot
 
-    _measure(run_zero_shot, run, store, ref, device, precision, ema)
+    _measure(partial(run_zero_shot, split=split, ema=ema), run, store, ref, device, precision)
 
 
 @app.command()
@@ -125,21 +134,21 @@ def report(store: StoreOption, run: RunOption) -> None:
     Console(stderr=True, soft_wrap=True).print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
 
 
-Measure = Callable[[Path, Path, "torch.device", str | None, Decision, bool], dict[str, Any]]
+Measure = Callable[[Path, Path, "torch.device", str | None, Decision], dict[str, Any]]
 
 
 def _measure(
-    probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice, ema: bool
+    probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice
 ) -> None:
     """Run a probe and tell what it found."""
-    from recon.trainer.loop import choose_device
+    from recon.trainer.pretraining import choose_device
 
     target = choose_device(device.value)
     decision = decide(precision.value, target.type, "--precision auto")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if decision.note:
         console.print(decision.note, markup=False)
-    _tell(probe(run, store, target, ref, decision, ema))
+    _tell(probe(run, store, target, ref, decision))
     console.print(f"{'precision':>30} {decision}", markup=False)
 
 
@@ -159,6 +168,40 @@ def recipes() -> None:
     console = Console(soft_wrap=True, highlight=False)
     for name, description in list_recipes().items():
         console.print(f"[bold]{name:12}[/bold]  {description}")
+
+
+@app.command()
+def config(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")],
+    overrides: OverrideOption = None,
+) -> None:
+    """Print every setting of a run as a recipe: what is not given, with its default."""
+    from recon.trainer.config import config_to_toml, load_config
+
+    sys.stdout.write(config_to_toml(load_config(recipe, overrides or [])))
+
+
+@app.command()
+def sizes() -> None:
+    """Count parameters and operations of each size, beside the paper's table; takes some seconds."""
+    from recon.trainer.sizes import sizes_table
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line in sizes_table():
+        console.print(line, markup=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Put runs beside each other: settings that differ, last metrics, probes, and curves, in one page."""
+    from recon.trainer.show.compare import write_comparison
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(write_comparison(runs, output))
+    console.print(f"wrote {output}", markup=False)
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from recon.trainer.model import SIZES, ModelConfig
 from recon.trainer.teaching import Kind, Loss, Teacher
 
 RECIPES = Path(__file__).parent / "recipes"
+PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
+"""A probe's name -> what it finds of a student."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -129,12 +131,31 @@ class RunConfig:
     """Of several processes: batch statistics over all of them, as one process would have them, or each its own."""
     log_every: PositiveInt = 50
     """Steps a line of metrics averages over."""
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where lines of metrics go besides metrics.jsonl."""
+    probe_every: NonNegativeInt = 0
+    """Steps between measurements by `probes`, at step 0 and the last one too; 0 leaves them to their commands."""
+    probes: Annotated[tuple[Literal["svm", "zeroshot"], ...], Field(min_length=1)] = ("svm",)
+    """What measures the student while it trains."""
+    probe_store: str = ""
+    """Store of labelled shapes that they measure on; empty takes the one trained on."""
+    probe_ref: str = ""
+    """Name of that store's ref; empty takes `data.ref`, or the only one."""
+    probe_split: Annotated[str, Field(min_length=1)] = "test"
+    """Split that they measure on; the SVM is fitted on "train"."""
     save_every: NonNegativeInt = 1000
     """Steps between checkpoints; 0 saves only at the end (and on Ctrl-C)."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are deleted."""
-    keep_best: str = ""
-    """A probe's value by its name, e.g. "svm_accuracy": the checkpoint where it was highest is kept besides."""
+    keep_best: Literal["", "svm_accuracy", "zero_shot_accuracy"] = ""
+    """What one of `probes` finds: the checkpoint where it was highest is kept besides."""
+
+    def __post_init__(self) -> None:
+        if self.keep_best and not (self.probe_every and self.keep_best in map(PROBED.get, self.probes)):
+            raise ValueError(
+                f"keep_best {self.keep_best!r} is found by a probe while the run trains: set run.probe_every, and name "
+                "that probe in run.probes"
+            )
 
 
 @dataclass(frozen=True)
@@ -223,6 +244,24 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     """Settings as JSON values, sections first."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return values
+
+
+def config_to_toml(config: Config) -> str:
+    """All settings as a recipe, which `load_config` reads back to the same."""
+    sections = config_to_dict(config).items()
+    return "\n".join(
+        f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+        for section, values in sections
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's, but for one character that JSON leaves bare.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _recipe_path(recipe: str) -> Path:

@@ -150,6 +150,15 @@ def mean_of_ranks(values: Tensor) -> Tensor:
     return total / world_size()
 
 
+def least_of_ranks(values: Tensor) -> Tensor:
+    """The least of each number over the ranks. Call it on all ranks."""
+    if world_size() == 1:
+        return values
+    least = values.clone()
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least
+
+
 def sums_of_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Scalars as a checkpoint holds them: of several ranks each `[W]`. Call it on all ranks."""
     return sums if world_size() == 1 else {name: gather_batch(value[None]) for name, value in sums.items()}

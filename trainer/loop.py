@@ -7,51 +7,36 @@ writes the metrics of one that was never stopped, bit for bit.
 from __future__ import annotations
 
 import gc
-import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.precision import Precision
-from recon.pipeline.base.provenance import peak_bytes
-from recon.pipeline.store import FeatureStore
 from recon.trainer.batches import Batch, Batches, Loader
 from recon.trainer.checkpoint import (
     Best,
     Pointer,
-    begin_run,
-    check_run,
-    check_same,
     choose_precision,
-    keep_precision,
     load_checkpoint,
     point,
-    processes_note,
-    read_record,
     restore,
     save_checkpoint,
     sweep,
-    threads_note,
 )
-from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teachers
-from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.config import Config, config_to_dict, with_teachers
+from recon.trainer.data import Dataset
 from recon.trainer.determinism import make_deterministic
 from recon.trainer.distributed import (
     check_batch,
     gradients_stay,
-    mean_of_ranks,
     rank,
     share_gradients,
     sum_of_rank,
@@ -60,89 +45,23 @@ from recon.trainer.distributed import (
     world_size,
 )
 from recon.trainer.ema import Ema
+from recon.trainer.flops import count_flops, peak_flops
 from recon.trainer.garbage import garbage_frozen
-from recon.trainer.guard import Guard, blame_gradient, list_mends, random_states, write_step
-from recon.trainer.model import ReCon
+from recon.trainer.guard import Guard, not_finite
+from recon.trainer.metrics import Metrics
+from recon.trainer.model import ModelConfig, ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
-from recon.trainer.peers import Stop, check_alike, own_device
+from recon.trainer.peers import Stop, from_rank_0, stop_signals
 from recon.trainer.progress import TrainingProgress
 from recon.trainer.side_by_side import Copies, torch_threads
 from recon.trainer.stream import StreamBatches
 from recon.trainer.transforms import stream
+from recon.trainer.writers import check_writers, open_writers
 
-TIMING_FIELDS = ("samples_per_second", "seconds")
-"""The fields of a line of metrics in which two runs with one seed differ."""
+if TYPE_CHECKING:
+    from recon.trainer.evaluate.during import DuringTraining
 
-
-def pretrain(
-    console: Console,
-    store: Path,
-    run: Path,
-    recipe: str | None,
-    overrides: Sequence[str] = (),
-    resume: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-) -> int:
-    """Train on a store into a run's folder; 0, or 128 + the signal that stopped it.
-
-    A resumed run takes its settings from its folder; a recipe given again must say the same. UserError before anything
-    is written or deleted if settings, store or folder do not fit.
-    """
-    check_run(run, resume, overwrite)
-    if recipe is not None:
-        config = load_config(recipe, overrides)
-    elif resume and not overrides:
-        config = config_from_dict(read_record(run)["config"], str(run / "config.json"))
-    else:
-        raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
-    target = choose_device(device)
-    precision = choose_precision(config, target.type)
-    if resume:
-        config, precision = keep_precision(run, config, target.type)
-    dataset = load_dataset(FeatureStore.open(store), config.data)
-    trainer = Trainer(config, dataset, run, target, precision.used)
-    if resume:
-        check_same(run, trainer.config, dataset.record)
-        trainer.resume()
-        if target.type == "cpu" and (note := threads_note(run, trainer.threads)):
-            console.print(note, highlight=False, soft_wrap=True)
-        if note := processes_note(run):
-            console.print(note, highlight=False, soft_wrap=True)
-    check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
-    if not resume and rank() == 0:
-        begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
-    num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-    threads, left = torch.get_num_threads(), trainer.num_steps - trainer.step
-    processes = f"{world_size()} processes of " if world_size() > 1 else ""
-    lines = [
-        f"{dataset.record['num_rows']} of {dataset.record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M "
-        f"weights, steps {trainer.step} to {trainer.num_steps}, {left * config.optim.batch_size:,} samples, on "
-        f"{target} in {precision}, {processes}{threads} thread{'s' if threads > 1 else ''}, in {run}",
-        *([precision.note] if precision.note else []),
-    ]
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    try:
-        status = trainer.train(console)
-        spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
-        if rank() == 0:
-            write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or run}: {error.strerror or error}; mend that (is the disk full?) and go on with "
-            f"--resume (newest checkpoint: step {trainer.newest or 'none'})"
-        ) from error
-    told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
-    console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
-    return status
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" takes CUDA where there is any; UserError for "cuda" without."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device here; use --device cpu")
-    return own_device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+_flops: dict[tuple[ModelConfig, int], float] = {}  # counting takes a second
 
 
 class Trainer:
@@ -156,6 +75,7 @@ class Trainer:
         `precision` is what a resumed run began in; without it the settings and the device decide.
         """
         self.config = config = with_teachers(config, dataset.teachers)
+        check_writers(config.run.log_to)
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
         form = StreamBatches if config.data.loader == "stream" else Batches
@@ -182,11 +102,19 @@ class Trainer:
         self.ema = Ema(self.model, config.optim.ema) if config.optim.ema else None
         self.guard = Guard(0, device)
         self.step = 0
-        self.sums: dict[str, Tensor] = {}  # of what was measured since the last line of metrics, on the device
-        self.last_line: dict[str, float] = {}
+        self.metrics = Metrics(run, config.run.log_every, config.optim.batch_size, device)
+        self.probes: DuringTraining | None = None
         self.pointer: Pointer | None = None  # what last.json says
         self._started = time.monotonic()  # less what earlier sessions of the run took
-        self._timed = (0, self._started)
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """Of what was measured since the last line of metrics, on the device: part of a checkpoint."""
+        return self.metrics.sums
+
+    @sums.setter
+    def sums(self, values: dict[str, Tensor]) -> None:
+        self.metrics.sums = values
 
     def resume(self) -> None:
         """Continue from the run's newest checkpoint, or from the start if it has none yet."""
@@ -217,19 +145,25 @@ class Trainer:
         self.model.train()
         self.forward = share_gradients(self.forward)
         if rank() == 0:
-            self._trim_metrics()
-        self._timed = (self.step, time.monotonic())
+            self.metrics.begin(self.step)
+            sweep(self.run, self.pointer, self.config.run.keep_last)
+        peak = peak_flops(self.device, self.precision)  # with all threads, before those of one part are set
         threads = torch_threads(self.threads)
         shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-        with threads, stop_signals() as received, garbage_frozen(), shown as show:
+        with threads, stop_signals() as received, garbage_frozen(), self._writers(), shown as show:
             stop = Stop(received)
-            for batch in self.batches.iterate(self.step, self.num_steps):
+            if self.step == 0:
+                self.probe(console)
+            for batch in self.metrics.waiting(self.batches.iterate(self.step, self.num_steps)):
+                if peak and not self.metrics.use_of_peak:
+                    self.metrics.use_of_peak = self._sample_flops(batch) / (peak * world_size())
                 self.train_step(batch)
                 if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
                     self.log()
+                self.probe(console)
                 if self.config.run.save_every and self.step % self.config.run.save_every == 0:
                     self.save()
-                show(self.step, self.describe)
+                show(self.step, self.describe, self.details)
                 if stop.agreed():
                     break
             stopped = stop.agreed()
@@ -238,10 +172,10 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """Update the weights once."""
-        lr = learning_rate(self.config.optim, self._epoch(self.step))
+        lr = learning_rate(self.config.optim, self.epoch_of(self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._seed_step()
+        self.seed_step()
         measured = self.forward_backward(batch)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -254,15 +188,14 @@ class Trainer:
         if self.ema:
             self.ema.update(self.step)
         self.step += 1
-        for name, value in (measured | {"grad_norm": norm}).items():
-            self.sums[name] = value.double() + self.sums.get(name, 0.0)
+        self.metrics.add(measured | {"grad_norm": norm})
         self.guard.check_sums(self.sums)
 
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Set the batch's gradient; returns its mean losses, on the device."""
         part_size = math.ceil(len(batch) / self.config.optim.accumulate)
         parts = [batch.part(start, start + part_size) for start in range(0, len(batch), part_size)]
-        draws = [self._generator(index) if self.by_part else None for index in range(len(parts))]
+        draws = [self.part_generator(index) if self.by_part else None for index in range(len(parts))]
         if self.copies is None:
             losses = []
             for index, part in enumerate(parts):
@@ -284,33 +217,36 @@ class Trainer:
         (losses["total"] * share).backward()
         return {name: loss.detach() * share for name, loss in losses.items()}
 
-    def _generator(self, index: int) -> torch.Generator:
+    def part_generator(self, index: int) -> torch.Generator:
         """What a part's mask and drop path are drawn from, whichever thread it runs in."""
         return torch.Generator().manual_seed(stream(self.seed, "part", self.step, index))
 
     def log(self) -> None:
         """Append the means since the last line to metrics.jsonl."""
-        self.last_line = line = {
-            "step": self.step,
-            "epoch": self._epoch(self.step - 1),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            **self._means(),
-        }
-        now, (step, then) = time.monotonic(), self._timed
-        line["samples_per_second"] = round((self.step - step) * self.config.optim.batch_size / (now - then), 2)
-        line["seconds"] = self.seconds()
-        if rank() == 0:
-            with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        self.sums, self._timed = {}, (self.step, now)
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.metrics.log(self.step, self.epoch_of(self.step - 1), lr, self._means(), self.seconds())
         gc.collect()  # of what came since the loop began, a few objects
+
+    def probe(self, console: Console) -> None:
+        """Have the probes measure the model, if they are due; write a line of what they find, and keep the best."""
+        if self.probes is None or not self.probes.due(self.step, self.num_steps):
+            return
+        with self.metrics.paused():
+            found = from_rank_0(lambda: self.probes.measure(self.model) if self.probes else {})
+        self.metrics.write({"step": self.step, **found, "seconds": self.seconds()})
+        told = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        console.print(f"step {self.step}/{self.num_steps}, {told}", highlight=False, soft_wrap=True)
+        if self.config.run.keep_best and self.step:
+            self.keep_best(found)
 
     def describe(self) -> str:
         """Epoch and mean loss since the last line of metrics, or of that line; waits for the device."""
-        told = f"epoch {self._epoch(max(self.step - 1, 0))}"
-        if "total" in self.sums:
-            return f"{told}, loss {self.sums['total'].item() / self._num_summed():.4f}"
-        return f"{told}, loss {self.last_line['total']:.4f}" if self.last_line else told
+        loss = self.metrics.loss(self.step)
+        return f"epoch {self.epoch_of(max(self.step - 1, 0))}{loss and ', '}{loss}"
+
+    def details(self) -> str:
+        """Parts of the loss, learning rate and the machine's use; as `describe`."""
+        return self.metrics.details(self.step, self.optimizer.param_groups[0]["lr"])
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it has one."""
@@ -339,9 +275,6 @@ class Trainer:
     def _write_checkpoint(self) -> dict[str, str]:
         self._means()  # no checkpoint of a broken state
         sums = sums_of_ranks(self.sums)
-        if rank():
-            self._saved_step = self.step
-            return
         seconds = torch.tensor(time.monotonic() - self._started, dtype=torch.float64)
         if rank():
             return {}
@@ -355,79 +288,39 @@ class Trainer:
 
     def _means(self) -> dict[str, float]:
         """Fetch the means since the last line from the device; UserError if one is not finite."""
-        if not self.sums:
-            return {}
-        count = self._num_summed()
-        values = mean_of_ranks(torch.stack(list(self.sums.values()))).tolist()
-        if not all(map(math.isfinite, values)):
-            raise self._not_finite()
-        return {name: value / count for name, value in zip(self.sums, values, strict=True)}
+        means = self.metrics.means(self.step)
+        if not all(map(math.isfinite, means.values())):
+            raise not_finite(self)
+        return means
 
-    def _not_finite(self) -> UserError:
-        """What was not finite first; computes that step again and writes its batch to the run's folder."""
-        step, names = self.guard.first_broken(list(self.sums))
-        stopped_at, self.step = self.step, step
-        batch = self.batches.batch(step)
-        self._seed_step()
-        parts = range(self.config.optim.accumulate) if self.copies else ()
-        states = random_states(self.device) | {f"part-{i}": self._generator(i).get_state() for i in parts}
-        if names == ["grad_norm"]:  # the weights have not moved since, so the step gives the same gradients again
-            self.forward_backward(batch)
-            names = [blame_gradient(self.model)]
-        self.step = stopped_at
-        what = ", ".join([name for name in names if name not in ("total", "grad_norm")] or names)
-        data, samples = self.batches.dataset, self.batches.samples(step).tolist()
-        record = {
-            "step": step,
-            "epoch": self._epoch(step),
-            "not_finite": what,
-            "seed": stream(self.seed, "step", step),
-            "newest_checkpoint": self.newest,
-            "rows": [int(data.row[sample]) for sample in samples],
-            "uids": [data.uids[sample] for sample in samples],
-        }
-        where = write_step(self.run, step, batch, states, record)
-        mends = list_mends(self.config.optim, self.precision)
-        newest = f"newest checkpoint: step {self.newest or 'none'}"
-        return UserError(f"{what}: not finite in step {step} (counted from 0); {where}; {mends} ({newest})")
+    def seed_step(self) -> None:
+        """Seed torch's own generator, which mask and drop path draw from.
 
-    def _seed_step(self) -> None:
-        # Mask and drop path draw from torch's own generator. Seeded anew for each step, it is no part of a checkpoint.
+        Seeded anew for each step, it is no part of a checkpoint.
+        """
         torch.manual_seed(stream(self.seed, "step", self.step))
 
-    def _num_summed(self) -> int:
-        """Steps since the last line of metrics, of which there is one at least."""
-        return (self.step - 1) % self.config.run.log_every + 1
-
-    def _epoch(self, step: int) -> int:
+    def epoch_of(self, step: int) -> int:
+        """The epoch that a step lies in, both counted from 0."""
         return step // self.batches.steps_per_epoch
 
-    def _trim_metrics(self) -> None:
-        """Drop lines written after the checkpoint this run goes on from, and what else a killed session left."""
-        path = self.run / "metrics.jsonl"
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-        write_atomically(path, "".join(whole))  # a kill must not cost the lines that stay
-        sweep(self.run, self.pointer, self.config.run.keep_last)
+    def _sample_flops(self, batch: Batch) -> float:
+        """Counted operations of a sample, forward and backward; a process counts once for a model and its points."""
+        few, key = batch.part(0, 2), (self.config.model, batch.points.shape[1])
+        if key not in _flops:
+            draws = torch.Generator(self.device).manual_seed(0)
+            with self.metrics.paused():
+                _flops[key] = count_flops(self.model, lambda twin: self._part(twin, few, len(few), draws)) / len(few)
+        return _flops[key]
 
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; Ctrl-C after either interrupts at once.
-
-    A second SIGTERM does not: a cluster's scheduler and a launcher may both pass one on, and the save is under way.
-    """
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        # torchrun passes Ctrl-C on to processes that have it already, and kills those that take too long.
-        if received and number == signal.SIGINT and world_size() == 1:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def _writers(self) -> Iterator[None]:
+        """What `run.log_to` names takes the lines too."""
+        writers = open_writers(self.config.run.log_to, self.run, self.step, config_to_dict(self.config))
+        self.metrics.writers = writers
+        try:
+            yield
+        finally:
+            self.metrics.writers = []
+            for writer in writers:
+                writer.close()

@@ -14,11 +14,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.distributed import rank, world_size
+
+T = TypeVar("T")
 
 BEAT_SECONDS = 2.5
 SILENT_BEATS = 10
@@ -90,6 +93,14 @@ def check_alike(facts: dict[str, Any]) -> None:
                 raise UserError(f"{name} has another {key} than rank 0: {theirs.get(key)} instead of {value}")
 
 
+def from_rank_0(compute: Callable[[], T]) -> T:
+    """What rank 0 alone computes, on every rank. Call it on all ranks; they wait for it."""
+    if world_size() == 1:
+        return compute()
+    found: T = _gathered(compute() if rank() == 0 else None)[0]
+    return found
+
+
 def own_device(name: str) -> torch.device:
     """This rank's device where `name` ("cpu" or "cuda") is what all compute on; UserError if there are too few."""
     if name != "cuda" or world_size() == 1:
@@ -125,6 +136,28 @@ class Stop:
         if work is not None:
             work.wait()
         return int(result.item())
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; Ctrl-C after either interrupts at once.
+
+    A second SIGTERM does not: a cluster's scheduler and a launcher may both pass one on, and the save is under way.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        # torchrun passes Ctrl-C on to processes that have it already, and kills those that take too long.
+        if received and number == signal.SIGINT and world_size() == 1:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Peers(threading.Thread):

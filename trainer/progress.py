@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from recon.pipeline.base.wording import brief
 
@@ -46,6 +47,18 @@ class Pace:
         self._noted = (now, step)
 
 
+class Bar(Progress):
+    """A bar with a line of details below it."""
+
+    details = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar's table, then the details, cut off where the terminal ends."""
+        yield self.make_tasks_table(self.tasks)
+        if self.details:
+            yield Text(self.details, no_wrap=True, overflow="ellipsis", style="dim")
+
+
 class TrainingProgress:
     """Called after every step; the rate and the time left are those of the last minute."""
 
@@ -56,9 +69,7 @@ class TrainingProgress:
         self._pace = Pace(start, clock)
         self._due = clock() + (_REFRESH if console.is_terminal else _FIRST_LINE)
         columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        self._bar = Progress(
-            *columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal
-        )
+        self._bar = Bar(*columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=total, completed=start, left="")
 
     def __enter__(self) -> TrainingProgress:
@@ -68,8 +79,8 @@ class TrainingProgress:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._bar.stop()
 
-    def __call__(self, step: int, describe: Callable[[], str]) -> None:
-        """`describe` says how the run stands; it is asked only when something is shown."""
+    def __call__(self, step: int, describe: Callable[[], str], details: Callable[[], str]) -> None:
+        """`describe` says how the run stands, `details` more of it; both are asked only when something is shown."""
         self._pace.note(step)
         shows = self._console.is_terminal
         if self._clock() < self._due and not (shows and step == self._total):
@@ -80,6 +91,8 @@ class TrainingProgress:
         told = f"{describe()}, {brief(self._pace.rate * self._batch_size)} samples/s"
         left = f"{timedelta(seconds=round((self._total - step) / max(self._pace.rate, 1e-9)))} left"
         if shows:
+            self._bar.details = details()
             self._bar.update(self._task, completed=step, description=told, left=left)
         else:
-            self._console.print(f"step {step}/{self._total}, {told}, {left}", highlight=False, soft_wrap=True)
+            line = f"step {step}/{self._total}, {told}, {left}, {details()}"
+            self._console.print(line, highlight=False, soft_wrap=True)

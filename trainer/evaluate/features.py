@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.names import list_refs
 from recon.pipeline.store.records import Ref
-from recon.trainer.checkpoint import read_model, read_pointer, weights_name
+from recon.trainer.checkpoint import read_model, read_pointer, read_record, weights_name
 from recon.trainer.config import Config
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.model import ReCon
@@ -39,7 +39,8 @@ class Probe:
     """A trained student, the same student before training, and the ref of a store to measure them on."""
 
     student: ReCon
-    random_init: ReCon
+    random_init: ReCon | None
+    """None while the run trains: it measured its own start itself"""
     config: Config
     store: FeatureStore
     ref: Ref
@@ -47,6 +48,10 @@ class Probe:
     precision: Decision
     checkpoint: dict[str, Any]
     """What `newest_checkpoint` says of the student's weights."""
+    tested: str = "test"
+    """Split that is measured on"""
+    learnt: dict[str, Any] = field(default_factory=dict)
+    """What the student was trained on: the data's part of the run's record"""
 
     def split(self, name: str) -> Labelled:
         """The shapes of one split that have points."""
@@ -54,7 +59,8 @@ class Probe:
 
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""
-        return {"": self.student, "_random_init": self.random_init}
+        students = {"": self.student, "_random_init": self.random_init}
+        return {suffix: student for suffix, student in students.items() if student is not None}
 
 
 def load_probe(
@@ -63,9 +69,11 @@ def load_probe(
     device: torch.device,
     ref: str | None = None,
     precision: Decision = FLOAT32,
+    tested: str = "test",
     ema: bool = False,
 ) -> Probe:
-    """The newest checkpoint of a run, or with `ema` its moving average, and the weights its seed started from.
+    """The newest checkpoint of a run, or with `ema` its moving average, and the weights its seed started from, to be
+    measured on the split `tested`.
 
     Without a `ref` they are measured on the one the run was trained on, or on the store's only one. UserError for a
     missing run, checkpoint, average, store or ref.
@@ -73,13 +81,18 @@ def load_probe(
     opened = FeatureStore.open(store)
     checkpoint = newest_checkpoint(run, ema)
     student, config = read_model(run, ema)
-    if not ref and config.data.ref in {held.name for held in list_refs(opened)}:
-        ref = config.data.ref
     torch.manual_seed(stream(config.run.seed, "weights"))
     random_init = ReCon(config.model).eval()
-    measured_on = opened.ref(ref or None)
-    students = student.to(device), random_init.to(device)
-    return Probe(*students, config, opened, measured_on, device, precision, checkpoint)
+    measured_on = probed_ref(opened, config, ref)
+    students, learnt = (student.to(device), random_init.to(device)), read_record(run)["data"]
+    return Probe(*students, config, opened, measured_on, device, precision, checkpoint, tested, learnt)
+
+
+def probed_ref(store: FeatureStore, config: Config, name: str | None) -> Ref:
+    """A ref by name; without one that of the run where the store has it, else the only one there is."""
+    if not name and config.data.ref in {held.name for held in list_refs(store)}:
+        name = config.data.ref
+    return store.ref(name or None)
 
 
 def newest_checkpoint(run: Path, ema: bool = False) -> dict[str, Any]:
@@ -143,6 +156,7 @@ def write_result(
     result = result | {
         "precision": probe.precision.record(),
         "ref": probe.ref.name,
+        "split": probe.tested,
         "categories": data.categories,
         "checkpoint": probe.checkpoint,
         "digests": {kind: probe.store.digest(key) for kind, key in {"points": data.points.key, **keys}.items()},

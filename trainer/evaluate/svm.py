@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
+from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision
-from recon.trainer.evaluate.features import FLOAT32, confusion, encode, load_probe, write_result
+from recon.trainer.evaluate.features import FLOAT32, Probe, confusion, encode, load_probe, write_result
+from recon.trainer.evaluate.labelled import Labelled
 
 C = 0.075
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the probe reads of a store: the shapes it fits on, those it is measured on, and the points of both."""
+
+    train: Labelled
+    test: Labelled
+    train_points: Tensor
+    """[N, num_points, 3]"""
+    test_points: Tensor
+    """[M, num_points, 3]"""
 
 
 def run_svm(
@@ -24,28 +39,43 @@ def run_svm(
     device: torch.device,
     ref: str | None = None,
     precision: Decision = FLOAT32,
+    split: str = "test",
     ema: bool = False,
 ) -> dict[str, Any]:
-    """Fit on the train split of a store's ref, measure on its test split, for the student and its random start.
+    """Fit on the train split of a store's ref, measure on another, for the student and its random start.
 
     Features are `ReCon.svm_feature` of the farthest `data.num_points` points; of the store only points and categories
     are read. Writes RUN/svm.json and returns it. UserError for a missing run, checkpoint, store, ref or split, and for
     training shapes of one category only.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device, ref, precision, ema)
-    splits = {name: probe.split(name) for name in ("train", "test")}
-    labels = {name: data.category for name, data in splits.items()}
-    if len(np.unique(labels["train"])) < 2:
-        raise UserError(f"{store}: all finished training shapes are of one category; a classifier needs two or more")
-    points = {name: data.farthest_points(probe.config.data.num_points) for name, data in splits.items()}
-    result: dict[str, Any] = {"num_train": len(splits["train"]), "num_test": len(splits["test"]), "C": C}
+    probe = load_probe(run, store, device, ref, precision, split, ema)
+    shapes = read_svm(probe)
+    return write_result(run, "svm", probe, shapes.test, {}, measure_svm(probe, shapes), time.monotonic() - started)
+
+
+def read_svm(probe: Probe) -> Shapes:
+    """The farthest points of both splits; UserError as for `run_svm`."""
+    train, test = probe.split("train"), probe.split(probe.tested)
+    if len(np.unique(train.category)) < 2:
+        raise UserError(
+            f"{probe.store.path}: all finished training shapes are of one category; a classifier needs two or more"
+        )
+    return Shapes(train, test, *(data.farthest_points(probe.config.data.num_points) for data in (train, test)))
+
+
+def measure_svm(probe: Probe, shapes: Shapes) -> dict[str, Any]:
+    """Accuracy and confusion matrix of each student."""
+    result: dict[str, Any] = {"num_train": len(shapes.train), "num_test": len(shapes.test), "C": C}
     for suffix, student in probe.students().items():
-        features = {name: encode(student.svm_feature, cloud, device, precision.used) for name, cloud in points.items()}
-        predicted = fit_predict(features["train"], labels["train"], features["test"])
-        result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == labels["test"]))
-        result[f"confusion{suffix}"] = confusion(labels["test"], predicted, len(splits["test"].categories))
-    return write_result(run, "svm", probe, splits["test"], {}, result, time.monotonic() - started)
+        train, test = (
+            encode(student.svm_feature, points, probe.device, probe.precision.used)
+            for points in (shapes.train_points, shapes.test_points)
+        )
+        predicted = fit_predict(train, shapes.train.category, test)
+        result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == shapes.test.category))
+        result[f"confusion{suffix}"] = confusion(shapes.test.category, predicted, len(shapes.test.categories))
+    return result
 
 
 def fit_predict(train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[np.float32]) -> NDArray[np.int64]:

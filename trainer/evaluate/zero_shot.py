@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision
 from recon.pipeline.store.records import Targets, Text
 from recon.pipeline.store.spaces import one_space
-from recon.trainer.checkpoint import read_record
 from recon.trainer.evaluate.features import (
     FLOAT32,
     Probe,
@@ -29,7 +29,22 @@ from recon.trainer.evaluate.features import (
     spare_points,
     write_result,
 )
+from recon.trainer.evaluate.labelled import Labelled
 from recon.trainer.reading import iterate_rows
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the probe reads of a store: the shapes it is measured on, their points, and the classes' embeddings."""
+
+    data: Labelled
+    points: Tensor
+    """[N, num_points, 3]"""
+    text: Text
+    classes: Tensor
+    """[num_categories, D]"""
+    teachers: tuple[str, str]
+    """The student's image and text teacher that share the words' space"""
 
 
 def run_zero_shot(
@@ -38,40 +53,53 @@ def run_zero_shot(
     device: torch.device,
     ref: str | None = None,
     precision: Decision = FLOAT32,
+    split: str = "test",
     ema: bool = False,
 ) -> dict[str, Any]:
-    """Classify a ref's test split by prompts alone: the student, its random start, and the image teacher itself.
+    """Classify a split of a ref by prompts alone: the student, its random start, and the image teacher itself.
 
     The teacher is measured where the store holds its features of the clean views, on the shapes that have them. Writes
     RUN/zeroshot.json and returns it. UserError for a missing run, checkpoint, store, ref or split, for a student whose
     teachers do not share one space, and for a store without the words of its text teacher.
     """
     started = time.monotonic()
-    probe = load_probe(run, store, device, ref, precision, ema)
-    seeing, reading = shared_space(run, probe)
-    text = learnt_words(run, probe, reading)
-    data = probe.split("test")
-    classes = class_embeddings(text, data.numbers)
-    labels, num_classes = data.category, len(classes)
-    far = data.farthest_points(spare_points(probe.config, data.num_stored))
-    points = random_points(far, data.row, probe.config)
-    result: dict[str, Any] = {"num_test": len(data), "chance": 1 / num_classes}
-    for suffix, student in probe.students().items():
-        feature = partial(student.zero_shot_feature, image=seeing, text=reading)
-        features = encode(feature, points, device, precision.used)
-        predicted = classify(torch.from_numpy(features), classes)
-        result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
-        result[f"confusion{suffix}"] = confusion(labels, predicted, num_classes)
-    keys = {"text": text.key}
-    targets = towers_pictures(probe, text)
-    seen = targets.ok[0, data.row] if targets else np.zeros(len(data), np.bool_)
+    probe = load_probe(run, store, device, ref, precision, split, ema)
+    shapes = read_zero_shot(run, probe)
+    result, keys = measure_zero_shot(probe, shapes), {"text": shapes.text.key}
+    targets = towers_pictures(probe, shapes.text)
+    seen = targets.ok[0, shapes.data.row] if targets else np.zeros(len(shapes.data), np.bool_)
     if targets and seen.any():
         keys["image"] = targets.key
-        predicted = classify(teacher_feature(targets, data.row[seen]), classes)
+        labels = shapes.data.category[seen]
+        predicted = classify(teacher_feature(targets, shapes.data.row[seen]), shapes.classes)
         result["num_test_teacher"] = int(seen.sum())
-        result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels[seen]))
-        result["confusion_teacher"] = confusion(labels[seen], predicted, num_classes)
-    return write_result(run, "zeroshot", probe, data, keys, result, time.monotonic() - started)
+        result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels))
+        result["confusion_teacher"] = confusion(labels, predicted, len(shapes.classes))
+    return write_result(run, "zeroshot", probe, shapes.data, keys, result, time.monotonic() - started)
+
+
+def read_zero_shot(run: Path, probe: Probe) -> Shapes:
+    """Points and prompts; UserError as for `run_zero_shot`."""
+    seeing, reading = shared_space(run, probe)
+    text = learnt_words(run, probe, reading)
+    data = probe.split(probe.tested)
+    far = data.farthest_points(spare_points(probe.config, data.num_stored))
+    points, classes = random_points(far, data.row, probe.config), class_embeddings(text, data.numbers)
+    return Shapes(data, points, text, classes, (seeing, reading))
+
+
+def measure_zero_shot(probe: Probe, shapes: Shapes) -> dict[str, Any]:
+    """Accuracy and confusion matrix of each student."""
+    labels, num_classes = shapes.data.category, len(shapes.classes)
+    result: dict[str, Any] = {"num_test": len(shapes.data), "chance": 1 / num_classes}
+    seeing, reading = shapes.teachers
+    for suffix, student in probe.students().items():
+        feature = partial(student.zero_shot_feature, image=seeing, text=reading)
+        features = encode(feature, shapes.points, probe.device, probe.precision.used)
+        predicted = classify(torch.from_numpy(features), shapes.classes)
+        result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
+        result[f"confusion{suffix}"] = confusion(labels, predicted, num_classes)
+    return result
 
 
 def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
@@ -79,7 +107,7 @@ def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
 
     UserError where no pair does.
     """
-    learnt, teachers = _learnt_teachers(run), probe.config.model.teachers
+    learnt, teachers = _learnt_teachers(run, probe), probe.config.model.teachers
     kinds = [[teacher for teacher in teachers if teacher.kind == kind] for kind in ("image", "text")]
     for seeing, reading in itertools.product(*kinds):
         recipes = learnt[seeing.name]["recipe"], learnt[reading.name]["recipe"]
@@ -101,7 +129,7 @@ def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:
     A key of text depends on the teacher alone, not on the data set: equal keys are one encoder in any store. UserError
     where the ref has none of it.
     """
-    learnt = _learnt_teachers(run)[teacher]
+    learnt = _learnt_teachers(run, probe)[teacher]
     for name, key in probe.ref.text.items():
         if key == learnt["key"]:
             return probe.store.text(name, probe.ref)
@@ -113,8 +141,8 @@ def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:
     )
 
 
-def _learnt_teachers(run: Path) -> dict[str, Any]:
-    learnt = read_record(run)["data"].get("teachers", {})
+def _learnt_teachers(run: Path, probe: Probe) -> dict[str, Any]:
+    learnt = probe.learnt.get("teachers", {})
     if any("recipe" not in teacher for teacher in learnt.values()):
         raise UserError(f"{run / 'config.json'}: of an older version, does not say what its teachers were; train anew")
     return dict(learnt)

@@ -13,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from recon.trainer.metrics import OTHER_FIELDS
+
 mpl.use("Agg")
 
 
@@ -30,6 +32,37 @@ def loss_curves(lines: Sequence[dict[str, Any]], teachers: Sequence[str]) -> byt
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.tick_params(labelsize=7, which="both")
         axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def overlaid_curves(names: Sequence[str], runs: Sequence[Sequence[dict[str, Any]]], across: int = 3) -> bytes:
+    """One panel a loss or accuracy over training steps, a line each of the `names` runs, from lines of metrics.jsonl.
+
+    Losses are drawn on a logarithmic scale. What a probe says of the random start is its point at step 0, and what it
+    says of the teacher no curve.
+    """
+    every = dict.fromkeys(name for lines in runs for line in lines for name in line)
+    apart = {name for name in every if name.endswith("_random_init") or name.startswith("teacher_")}
+    fields = [name for name in every if name not in {*OTHER_FIELDS, *apart} - {"total", "grad_norm"}]
+    down = -(-len(fields) // across)
+    figure = Figure(figsize=(3.6 * min(across, len(fields)), 2.8 * down + 0.5), layout="constrained")
+    panels = figure.subplots(down, min(across, len(fields)), squeeze=False).ravel()
+    for axes in panels[len(fields) :]:
+        axes.set_visible(False)
+    for axes, field in zip(panels, fields, strict=False):
+        for index, (name, lines) in enumerate(zip(names, runs, strict=True)):
+            points = [(line["step"], line[field]) for line in lines if field in line]
+            # A run of one point would not show without a marker.
+            marker = "o" if len(points) == 1 or "_accuracy" in field else ""
+            axes.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, color=f"C{index}", label=name)
+        axes.set_title(field, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        if "_accuracy" not in field:
+            axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.tick_params(labelsize=7, which="both")
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", fontsize=8, ncols=4, frameon=False)
     return _png(figure)
 
 

@@ -18,6 +18,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.metrics import read_lines
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 
 SHAPES_A_CATEGORY = 5
@@ -158,14 +159,10 @@ def _check_one_run(
 
 
 def _read_lines(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one at least."""
-    path = run / "metrics.jsonl"
-    try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); train anew with --overwrite") from error
+    """Training's lines of metrics.jsonl, one at least."""
+    lines = [line for line in read_lines(run) if "total" in line]
     if not lines:
-        raise UserError(f"{path}: empty; train anew with --overwrite")
+        raise UserError(f"{run / 'metrics.jsonl'}: empty; train anew with --overwrite")
     return lines
 
 

@@ -1,0 +1,121 @@
+"""`recon-train pretrain`: from a store and a recipe to a run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.precision import Decision
+from recon.pipeline.base.provenance import peak_bytes
+from recon.pipeline.store import FeatureStore
+from recon.trainer.checkpoint import (
+    begin_run,
+    check_run,
+    check_same,
+    choose_precision,
+    keep_precision,
+    processes_note,
+    read_record,
+    threads_note,
+)
+from recon.trainer.config import Config, config_from_dict, list_recipes, load_config
+from recon.trainer.data import load_dataset
+from recon.trainer.distributed import rank, world_size
+from recon.trainer.loop import Trainer
+from recon.trainer.peers import check_alike, own_device
+
+
+def pretrain(
+    console: Console,
+    store: Path,
+    run: Path,
+    recipe: str | None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    profile: bool = False,
+) -> int:
+    """Train on a store into a run's folder; 0, or 128 + the signal that stopped it.
+
+    With `profile` a few steps are timed part by part instead (`recon.trainer.profile`), and nothing is saved of them.
+
+    A resumed run takes its settings from its folder; a recipe given again must say the same. UserError before anything
+    is written or deleted if settings, store or folder do not fit.
+    """
+    check_run(run, resume, overwrite)
+    config = _settings(run, recipe, overrides, resume)
+    target = choose_device(device)
+    precision = choose_precision(config, target.type)
+    if resume:
+        config, precision = keep_precision(run, config, target.type)
+    dataset = load_dataset(FeatureStore.open(store), config.data)
+    trainer = Trainer(config, dataset, run, target, precision.used)
+    if config.run.probe_every:
+        from recon.trainer.evaluate.during import DuringTraining  # takes a second to import
+
+        trainer.probes = DuringTraining(trainer.config, run, store, dataset.record, trainer.model, target)
+    notes = []
+    if resume:
+        check_same(run, trainer.config, dataset.record)
+        trainer.resume()
+        notes = [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
+    check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
+    if not resume and rank() == 0:
+        begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
+    for line in (*notes, _first_line(trainer, precision), precision.note):
+        if line:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if profile:
+        from recon.trainer.profile import profile_run
+
+        profile_run(trainer, console)
+        return 0
+    try:
+        status = trainer.train(console)
+        spent = {"seconds": trainer.seconds(), "peak_memory_gb": round(peak_bytes() / 2**30, 3), "step": trainer.step}
+        if rank() == 0:
+            write_atomically(run / "training.json", json.dumps(spent, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or run}: {error.strerror or error}; mend that (is the disk full?) and go on with "
+            f"--resume (newest checkpoint: step {trainer.newest or 'none'})"
+        ) from error
+    told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
+    console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
+    return status
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" takes CUDA where there is any; UserError for "cuda" without."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device here; use --device cpu")
+    return own_device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _settings(run: Path, recipe: str | None, overrides: Sequence[str], resume: bool) -> Config:
+    if recipe is not None:
+        return load_config(recipe, overrides)
+    if resume and not overrides:
+        return config_from_dict(read_record(run)["config"], str(run / "config.json"))
+    raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
+
+
+def _first_line(trainer: Trainer, precision: Decision) -> str:
+    """What is about to be trained, on what."""
+    record, threads = trainer.batches.dataset.record, torch.get_num_threads()
+    num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    samples = (trainer.num_steps - trainer.step) * trainer.config.optim.batch_size
+    processes = f"{world_size()} processes of " if world_size() > 1 else ""
+    return (
+        f"{record['num_rows']} of {record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M weights, steps "
+        f"{trainer.step} to {trainer.num_steps}, {samples:,} samples, on {trainer.device} in {precision}, "
+        f"{processes}{threads} thread{'s' if threads > 1 else ''}, in {trainer.run}"
+    )

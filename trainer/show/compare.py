@@ -1,0 +1,142 @@
+"""Runs beside each other: what was set differently, where they ended, and their curves, in one page and one table."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from rich.table import Table
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.trainer.checkpoint import read_record
+from recon.trainer.metrics import read_lines
+from recon.trainer.show.figures import overlaid_curves
+
+Row = tuple[str, list[str]]
+RESULTS = ("svm", "zeroshot")
+"""Names of the files the probes' commands leave in a run's folder."""
+RANDOM = "_random_init"
+
+
+@dataclass(frozen=True)
+class RunToCompare:
+    """What one folder says of itself."""
+
+    name: str
+    record: dict[str, Any]
+    """Its config.json"""
+    training: list[dict[str, Any]]
+    """Training's lines of metrics, one at least"""
+    probes: list[dict[str, Any]]
+    """The probes' lines, those of their commands last"""
+
+
+def write_comparison(runs: Sequence[Path], output: Path) -> Table:
+    """Write the page and return its tables for a terminal. UserError for fewer than two runs, or what is no run."""
+    if len(runs) < 2:
+        raise UserError("compare: name two runs or more")
+    read = [_read_run(path, name) for path, name in zip(runs, _names(runs), strict=True)]
+    tables = {
+        "What differs": list(differences(run.record for run in read)),
+        "Where training ended": _last([run.training for run in read]),
+        "What the probes found last": _last([run.probes for run in read]),
+    }
+    names = [run.name for run in read]
+    curves = {"training": [run.training for run in read], "probes": [run.probes for run in read]}
+    figures = {
+        what: "data:image/png;base64," + base64.b64encode(overlaid_curves(names, lines)).decode()
+        for what, lines in curves.items()
+        if any(lines)
+    }
+    loader = Environment(loader=PackageLoader("recon.trainer", "show"), autoescape=select_autoescape())
+    page = loader.get_template("compare.html").render(names=names, tables=tables, figures=figures)
+    try:
+        write_atomically(output, page)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror or error}") from error
+    return _for_terminal(names, tables)
+
+
+def differences(records: Iterable[dict[str, Any]]) -> Iterable[Row]:
+    """Settings, data, precision, code and packages in which the runs' records are not all alike."""
+    flat = [_flatten({**record.pop("config"), **record}) for record in map(dict, records)]
+    for name in dict.fromkeys(name for values in flat for name in values):
+        found = [values.get(name, "") for values in flat]
+        if len(set(found)) > 1:
+            yield name, found
+
+
+def _read_run(path: Path, name: str) -> RunToCompare:
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: no run there (it has no config.json)")
+    lines = read_lines(path)
+    training = [line for line in lines if "total" in line]
+    if not training:
+        raise UserError(f"{path}: has no line of metrics yet")
+    probes = [{"step": line["step"], **_accuracies(line)} for line in lines if "total" not in line]
+    for result in RESULTS:
+        if (path / f"{result}.json").is_file():
+            found = _read_result(path / f"{result}.json")
+            start = {name.removesuffix(RANDOM): value for name, value in found.items() if name.endswith(RANDOM)}
+            probes = [
+                {"step": 0, **_accuracies(start)},
+                *probes,
+                {"step": found["checkpoint"]["step"], **_accuracies(found)},
+            ]
+    return RunToCompare(name, read_record(path), training, probes)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found | {"checkpoint": {"step": int(found["checkpoint"]["step"])}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: unreadable ({error!r}); run its command again") from error
+
+
+def _accuracies(found: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if "_accuracy" in name}
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Folders' names where they tell the runs apart, else their paths."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def _last(runs: list[list[dict[str, Any]]]) -> list[Row]:
+    """Each field's last value in each run, fields in the order of the lines."""
+    last: list[dict[str, Any]] = [{} for _ in runs]
+    for values, lines in zip(last, runs, strict=True):
+        for line in lines:
+            values.update(line)
+    fields = dict.fromkeys(name for values in last for name in values)
+    return [(name, [_said(values[name]) if name in values else "" for values in last]) for name in fields]
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        parts = (_flatten(item, f"{name}.{key}" if name else key) for key, item in value.items())
+        return {key: text for part in parts for key, text in part.items()}
+    return {name: value if isinstance(value, str) else json.dumps(value)}
+
+
+def _said(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _for_terminal(names: list[str], tables: dict[str, list[Row]]) -> Table:
+    table = Table("", *names, box=None, pad_edge=False)
+    for title, rows in tables.items():
+        if rows:
+            table.add_row(f"[bold]{title}[/bold]")
+            for name, values in rows:
+                table.add_row(name, *values)
+            table.add_row()
+    return table
