@@ -23,11 +23,12 @@ from recon import kernels
 
 ON_GPU = DEVICE == "cuda"
 BACKENDS = ("triton", "torch") if ON_GPU else ("triton",)
+NEIGHBOURS = 32 if ON_GPU else 4
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def _knn(x: Tensor, y: Tensor) -> Tensor:
-    return kernels.knn_points(x, y, K=32).dists.sum()
+    return kernels.knn_points(x, y, K=NEIGHBOURS).dists.sum()
 
 
 def _ragged(x: Tensor, y: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def _fps(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _group(x: Tensor, y: Tensor) -> Tensor:
-    groups, centers = kernels.group_points(x, 16, 32)
+    groups, centers = kernels.group_points(x, 16, NEIGHBOURS)
     return groups.square().sum() + centers.sum() + y.sum()
 
 
@@ -95,7 +96,7 @@ def the_cpu_says_the_same(name: str, size: str) -> None:
 
 def indices_are_the_cpus(size: str, backend: str) -> None:
     x, y = (points.detach() for points in inputs(size))
-    for K in (1, 32):
+    for K in (1, NEIGHBOURS):
         found = kernels.knn_points(x[:, :300], y, K=K, backend=backend)
         expected = kernels.knn_points(x[:, :300].cpu(), y.cpu(), K=K, backend="torch")
         assert torch.equal(found.idx.cpu(), expected.idx) and torch.equal(found.dists.cpu(), expected.dists)
@@ -149,10 +150,11 @@ def the_same_bits_every_time(name: str, size: str) -> None:
 
 def half_precision(dtype: torch.dtype) -> None:
     x, y = (points.detach().to(dtype) for points in inputs("middle" if ON_GPU else "tiny"))
-    found = kernels.knn_points(x[:, :64], y, K=32)
-    expected = kernels.knn_points(x[:, :64].cpu(), y.cpu(), K=32, backend="torch")
+    found = kernels.knn_points(x[:, :64], y, K=NEIGHBOURS)
+    expected = kernels.knn_points(x[:, :64].cpu(), y.cpu(), K=NEIGHBOURS, backend="torch")
     assert torch.equal(found.idx.cpu(), expected.idx) and torch.equal(found.dists.cpu(), expected.dists)
-    groups, plain = kernels.group_points(x, 16, 32), kernels.group_points(x.cpu(), 16, 32, backend="torch")
+    groups = kernels.group_points(x, 16, NEIGHBOURS)
+    plain = kernels.group_points(x.cpu(), 16, NEIGHBOURS, backend="torch")
     for ours, theirs in zip(groups, plain, strict=True):
         assert torch.equal(ours.cpu(), theirs)
 
