@@ -316,7 +316,7 @@ def fail(how: str) -> None:
         ("raise", r"error: rank 1 of 2 \(\S+, pid {pid}\): a shard is damaged"),
         ("unlike", r"error: rank \d of 2 \(.*\): rank 1 of 2 \(\S+, pid {pid}\) has another data .*: 1 instead of 0"),
         ("die", r"error: rank 1 of 2 \(\S+, pid {pid}\) was killed; torchrun says by which signal"),
-        ("stand still", r"error: rank 1 of 2 \(\S+, pid {pid}\) has not been heard of for 1 s"),
+        ("stand still", r"error: rank 1 of 2 \(\S+, pid {pid}\) has not been heard of for 0.8 s"),
     ],
 )
 def test_processes_end_together_with_one_line(tmp_path: Path, how: str, told: str) -> None:

@@ -70,7 +70,7 @@ class _Gather(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
-    """Batch norm of `[N, C]` whose statistics run over all ranks' rows, on any device; N must be the same on every one."""
+    """Batch norm of `[N, C]` whose statistics run over all ranks' rows, on any device; N must be the same on each."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C] -> [N, C]."""

@@ -32,8 +32,8 @@ from recon.trainer.distributed import rank, world_size
 T = TypeVar("T")
 
 BEAT_SECONDS = 2.5
-SILENT_BEATS = 10
-"""A process that has not beaten while another did so often counts as dead: 25 s. torchrun then takes up to 30 s."""
+SILENT_BEATS = 8
+"""A process that has not beaten while another did so often counts as dead: 20 s. torchrun then takes up to 30 s."""
 COLLECTIVE = timedelta(minutes=10)
 """What one that beats may keep the others waiting: compiling, a probe on rank 0."""
 LAST_WORDS_SECONDS = 3.0
@@ -187,7 +187,7 @@ class _Peers(threading.Thread):
             except RuntimeError:  # torchrun, which holds the store, is gone, or has just ended a finished run
                 if not self._over.wait(LAST_WORDS_SECONDS):
                     _end("torchrun's store does not answer any more")
-            dead = [self._members[number]["name"] for number in self._watched if silent[number] > SILENT_BEATS]
+            dead = [self._members[number]["name"] for number in self._watched if silent[number] >= SILENT_BEATS]
             if dead and not self._over.is_set():
                 self._say_and_end(f"{dead[0]} has not been heard of for {SILENT_BEATS * BEAT_SECONDS:.3g} s")
             self._over.wait(BEAT_SECONDS)
