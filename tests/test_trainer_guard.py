@@ -129,7 +129,7 @@ def test_the_batch_that_broke_is_kept(store: FeatureStore, tmp_path: Path, loade
     original = trainer.forward_backward
 
     def noted(batch: Any) -> Any:
-        state = trainer._generator(1).get_state() if accumulate > 1 else torch.get_rng_state()
+        state = trainer.part_generator(1).get_state() if accumulate > 1 else torch.get_rng_state()
         seen.setdefault(trainer.step, (batch, state))
         return original(batch)
 

@@ -57,7 +57,7 @@ def test_shares_are_of_the_time_since_the_last_line(tmp_path: Path, clock: list[
             with measured.paused():
                 clock[0] += 1000
         if step % 2 == 0:
-            measured.log(step, 0, 1e-3, measured.means(step, 0), 0.0)
+            measured.log(step, 0, 1e-3, measured.means(step), 0.0)
     first, second = read_lines(tmp_path)
     assert (first["data_wait"], first["samples_per_second"], first["mfu"]) == (0.25, 4.0, 0.04)
     assert (second["data_wait"], second["samples_per_second"], second["mfu"]) == (0.1, 1.6, 0.016)

@@ -18,8 +18,6 @@ from recon.trainer.model import SIZES, ModelConfig
 from recon.trainer.teaching import Kind, Loss, Teacher
 
 RECIPES = Path(__file__).parent / "recipes"
-PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
-"""A probe's name -> what it finds of a student."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -147,15 +145,8 @@ class RunConfig:
     """Steps between checkpoints; 0 saves only at the end (and on Ctrl-C)."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are deleted."""
-    keep_best: Literal["", "svm_accuracy", "zero_shot_accuracy"] = ""
-    """What one of `probes` finds: the checkpoint where it was highest is kept besides."""
-
-    def __post_init__(self) -> None:
-        if self.keep_best and not (self.probe_every and self.keep_best in map(PROBED.get, self.probes)):
-            raise ValueError(
-                f"keep_best {self.keep_best!r} is found by a probe while the run trains: set run.probe_every, and name "
-                "that probe in run.probes"
-            )
+    keep_best: str = ""
+    """What one of `probes` finds, e.g. "svm_accuracy": the checkpoint where it was highest is kept besides."""
 
 
 @dataclass(frozen=True)
@@ -247,8 +238,10 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_to_toml(config: Config) -> str:
-    """All settings as a recipe, which `load_config` reads back to the same."""
-    sections = config_to_dict(config).items()
+    """All settings as a recipe, which `load_config` reads back to the same; the model's teachers are the store's."""
+    values = config_to_dict(config)
+    del values["model"]["teachers"]
+    sections = values.items()
     return "\n".join(
         f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
         for section, values in sections

@@ -25,11 +25,14 @@ from recon.trainer.checkpoint import (
     read_record,
     threads_note,
 )
-from recon.trainer.config import Config, config_from_dict, list_recipes, load_config
+from recon.trainer.config import Config, RunConfig, config_from_dict, list_recipes, load_config
 from recon.trainer.data import load_dataset
 from recon.trainer.distributed import rank, world_size
 from recon.trainer.loop import Trainer
 from recon.trainer.peers import check_alike, own_device
+
+PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
+"""A probe's name -> what it finds of a student."""
 
 
 def pretrain(
@@ -52,6 +55,7 @@ def pretrain(
     """
     check_run(run, resume, overwrite)
     config = _settings(run, recipe, overrides, resume)
+    _check_best(config.run)
     target = choose_device(device)
     precision = choose_precision(config, target.type)
     if resume:
@@ -91,6 +95,15 @@ def pretrain(
     told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
     console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
+
+
+def _check_best(config: RunConfig) -> None:
+    found = [PROBED[probe] for probe in config.probes] if config.probe_every else []
+    if config.keep_best and config.keep_best not in found:
+        raise UserError(
+            f"run.keep_best {config.keep_best!r} is nothing a probe finds while the run trains; set run.probe_every, and "
+            f"run.probes to what finds {' or '.join(PROBED.values())}"
+        )
 
 
 def choose_device(name: str) -> torch.device:
