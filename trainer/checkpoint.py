@@ -33,8 +33,10 @@ from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, e
 from recon.pipeline.base.provenance import versions
 from recon.trainer import earlier
 from recon.trainer.config import Config, config_from_dict, config_to_dict
+from recon.trainer.heads import Model
 from recon.trainer.model import ReCon
-from recon.trainer.released import infer_config, load_released, load_weights
+from recon.trainer.released import infer_sizes, load_released, load_weights, model_of
+from recon.trainer.teaching import Teacher
 
 FORMAT = "recon-checkpoint 2"
 
@@ -51,6 +53,11 @@ def check_run(run: Path, resume: bool, overwrite: bool) -> None:
             raise UserError(f"--run {run}: exists and is no run's folder; name an empty or new one")
         if not (resume or overwrite):
             raise UserError(f"--run {run}: holds a run; give --resume, --overwrite or another folder")
+    if resume and earlier.is_record(_read_json(run / "config.json")):
+        raise UserError(
+            f"--resume: {run} was begun by an earlier version, whose optimiser's state does not fit today's model; "
+            "its weights load, and only a new run trains"
+        )
 
 
 def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decision, threads: int) -> None:
@@ -77,10 +84,20 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
 
 def read_record(run: Path) -> dict[str, Any]:
     """A run's config.json: config, precision, threads, data, versions, git_commit. UserError if it cannot be read."""
+    record = _read_json(run / "config.json")
     try:
-        return earlier.upgrade_record(json.loads((run / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{run / 'config.json'}: cannot be read: {error}") from error
+        return earlier.upgrade_record(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{run / 'config.json'}: cannot be read: {error!r}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A run's config.json as it lies there."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        return {**record, "config": dict(record["config"]), "data": dict(record["data"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
 
 
 def choose_precision(config: Config, device: str) -> Decision:
@@ -208,18 +225,30 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def load_model(path: Path | str) -> ReCon:
-    """A trained model in eval mode on the CPU, for `embed`, `image_feature` and `text_feature`; see `read_model`."""
-    return read_model(path)[0]
+def load_model(path: Path | str, **settings: Any) -> Model:
+    """A trained model in eval mode on the CPU. Each has `embed`, a `ReCon` also `image_feature` and `text_feature`.
+
+    `path` is a run's folder (its newest checkpoint), one of its `step-*.safetensors`, or a checkpoint of the release
+    (.pth or .safetensors): a pretrained one gives a `ReCon`, a fine-tuned one a `Classifier`, a part segmentation a
+    `Segmenter`. `settings` are `ModelConfig`'s: they give what no weight of the release's tells (num_group, heads, a
+    fine-tuned model's group_size), or overrule what a run recorded. UserError for anything else, and for what does not
+    fit.
+    """
+    return _read(Path(path), settings)[0]
 
 
 def read_model(path: Path | str) -> tuple[ReCon, Config]:
-    """The trained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
+    """The pretrained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
 
-    `path` is a run's folder (its newest checkpoint), one of its `step-*.safetensors`, or a pretraining checkpoint of
-    the release (.pth or .safetensors), whose settings besides the model are the defaults. UserError for anything else.
+    `path` as in `load_model`; the settings of a released one besides the model are the defaults.
     """
-    path = Path(path)
+    model, config = _read(Path(path), {})
+    if not isinstance(model, ReCon):
+        raise UserError(f"{path}: holds a {type(model).__name__}; a pretrained model is needed here")
+    return model, config
+
+
+def _read(path: Path, settings: dict[str, Any]) -> tuple[Model, Config]:
     if path.is_dir():
         pointer = _read_pointer(path / "checkpoints")
         if pointer is None:
@@ -227,16 +256,14 @@ def read_model(path: Path | str) -> tuple[ReCon, Config]:
         path = path / "checkpoints" / next(iter(pointer[1]))
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    config, tensors = _read_own(path) or _read_released(path)
-    model = ReCon(config.model)
+    config, tensors = _read_own(path, settings) or _read_released(path, settings)
     try:
-        load_weights(model, tensors)
+        return model_of(config.model, tensors).eval(), config
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    return model.eval(), config
 
 
-def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
+def _read_own(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]] | None:
     if path.suffix != ".safetensors":
         return None
     try:
@@ -248,18 +275,31 @@ def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
         return None
     if path.name.endswith(".state.safetensors"):
         raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
-    settings, tensors = json.loads(metadata["config"]), load_file(path)
+    config, tensors = json.loads(metadata["config"]), load_file(path)
     if metadata["format"] == earlier.FORMAT:
-        settings, tensors = earlier.upgrade_config(settings), earlier.upgrade_weights(tensors)
-    return config_from_dict(settings, str(path)), tensors
+        config, tensors = earlier.upgrade_config(config), earlier.upgrade_weights(tensors)
+    return _overrule(config, settings, path), tensors
 
 
-def _read_released(path: Path) -> tuple[Config, dict[str, Tensor]]:
+def _read_released(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]]:
     try:
         tensors = load_released(path)
-        return Config(model=infer_config(tensors)), tensors
     except ValueError as error:
         raise UserError(str(error)) from error
+    try:
+        return _overrule({"model": infer_sizes(tensors)}, settings, path), tensors
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _overrule(config: dict[str, Any], settings: dict[str, Any], path: Path) -> Config:
+    """Settings read from `path`, with those of the model that were given in place of its own."""
+    model = json.dumps({**config["model"], **settings}, default=_as_json)
+    return config_from_dict({**config, "model": json.loads(model)}, str(path))
+
+
+def _as_json(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, Teacher) else str(value)
 
 
 def _read_pointer(folder: Path) -> tuple[int, dict[str, str]] | None:

@@ -143,6 +143,19 @@ def _tell(result: dict[str, Any]) -> None:
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run's folder or a checkpoint file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, .pth or .safetensors.")],
+) -> None:
+    """Write a trained model as the public ReCon release writes its checkpoints: weights, no optimiser state."""
+    from recon.trainer.export import export as write
+
+    untold = ", ".join(f"{name}={value}" for name, value in write(source, output).items())
+    note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}", markup=False)
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes."""
     from recon.trainer.config import list_recipes
