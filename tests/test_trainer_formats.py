@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import shutil
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -329,3 +331,14 @@ def test_an_own_file_stands_alone_and_takes_settings(run: Path, tmp_path: Path) 
     assert load_model(file, num_group=16).config.num_group == 16
     with pytest.raises(UserError, match="did you mean 'num_group'"):
         load_model(run, num_grup=16)
+
+
+def test_the_readme_embeds_a_cloud(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    (code,) = (block for block in readme.split("\n\n") if "load_model(" in block and block.startswith("    import"))
+    shutil.copytree(run, tmp_path / "runs" / "demo")
+    np.save(tmp_path / "cloud.npy", np.random.default_rng(0).normal(size=(2, 64, 3)))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code), names)
+    assert names["feature"].shape == (2, 2 * names["model"].config.width)

@@ -38,7 +38,7 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_record(record: Mapping[str, Any]) -> bool:
     """Whether a run's config.json is of then."""
-    return {"image", "text"} <= record["data"].keys()
+    return {"image", "text"} <= set(record["data"])
 
 
 def upgrade_record(record: Mapping[str, Any]) -> dict[str, Any]:
