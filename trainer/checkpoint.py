@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -32,13 +31,11 @@ from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.pipeline.base.provenance import versions
 from recon.trainer import earlier
-from recon.trainer.config import Config, config_from_dict, config_to_dict
+from recon.trainer.config import Config, config_to_dict
 from recon.trainer.heads import Model
 from recon.trainer.model import ReCon
-from recon.trainer.released import infer_sizes, load_released, load_weights, model_of
-from recon.trainer.teaching import Teacher
-
-FORMAT = "recon-checkpoint 2"
+from recon.trainer.released import load_weights, model_of
+from recon.trainer.weights_file import FORMAT, read_weights
 
 
 def check_run(run: Path, resume: bool, overwrite: bool) -> None:
@@ -256,50 +253,11 @@ def _read(path: Path, settings: dict[str, Any]) -> tuple[Model, Config]:
         path = path / "checkpoints" / next(iter(pointer[1]))
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    config, tensors = _read_own(path, settings) or _read_released(path, settings)
+    config, tensors = read_weights(path, settings)
     try:
         return model_of(config.model, tensors).eval(), config
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _read_own(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]] | None:
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-    if metadata.get("format") not in (FORMAT, earlier.FORMAT):
-        return None
-    if path.name.endswith(".state.safetensors"):
-        raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
-    config, tensors = json.loads(metadata["config"]), load_file(path)
-    if metadata["format"] == earlier.FORMAT:
-        config, tensors = earlier.upgrade_config(config), earlier.upgrade_weights(tensors)
-    return _overrule(config, settings, path), tensors
-
-
-def _read_released(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]]:
-    try:
-        tensors = load_released(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    try:
-        return _overrule({"model": infer_sizes(tensors)}, settings, path), tensors
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _overrule(config: dict[str, Any], settings: dict[str, Any], path: Path) -> Config:
-    """Settings read from `path`, with those of the model that were given in place of its own."""
-    model = json.dumps({**config["model"], **settings}, default=_as_json)
-    return config_from_dict({**config, "model": json.loads(model)}, str(path))
-
-
-def _as_json(value: Any) -> Any:
-    return dataclasses.asdict(value) if isinstance(value, Teacher) else str(value)
 
 
 def _read_pointer(folder: Path) -> tuple[int, dict[str, str]] | None:
