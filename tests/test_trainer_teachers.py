@@ -13,12 +13,14 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer import earlier
 from recon.trainer.batches import Batch, Batches
-from recon.trainer.checkpoint import load_model, read_record
+from recon.trainer.checkpoint import load_model, read_model, read_record
 from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data import load_dataset
+from recon.trainer.model import ReCon
 from recon.trainer.pretraining import pretrain
 from recon.trainer.stream import StreamBatches
 from tests import trainer_store as tiny
@@ -99,7 +101,7 @@ def test_a_run_with_four_teachers(store: FeatureStore, tmp_path: Path) -> None:
         ("image:vit", "vit-key"),
         ("text:toy", "text-key"),
     ]
-    model = load_model(run)
+    model, _ = read_model(run)
     cloud = torch.randn(2, 64, 3)
     assert model.image_feature(cloud).shape == (2, tiny.IMAGE_DIM)
     assert model.image_feature(cloud, "image:vit").shape == (2, WIDE)
@@ -133,7 +135,9 @@ def test_checkpoints_and_records_of_before_teachers_were_a_set_load(store: Featu
     save_file(state, tmp_path / "old.safetensors", {"format": earlier.FORMAT, "config": json.dumps(config)})
     old = load_model(tmp_path / "old.safetensors")
     assert torch.equal(old.embed(cloud), expected.embed(cloud))
+    assert isinstance(old, ReCon) and isinstance(expected, ReCon)
     assert torch.equal(old.image_feature(cloud, "image:toy"), expected.image_feature(cloud))
+    assert torch.equal(old.text_feature(cloud), expected.text_feature(cloud))
 
     data = dict(record["data"])
     learnt = {kind: dict(told) for kind, told in zip(("image", "text"), data.pop("teachers").values(), strict=True)}
@@ -148,3 +152,5 @@ def test_checkpoints_and_records_of_before_teachers_were_a_set_load(store: Featu
     assert {name: told["recipe"] for name, told in upgraded["data"]["teachers"].items()} == {
         name: told["recipe"] for name, told in record["data"]["teachers"].items()
     }
+    with pytest.raises(UserError, match=r"begun by an earlier version, .* only a new run trains"):
+        pretrain(Console(quiet=True), store.path, run, None, resume=True, device="cpu")

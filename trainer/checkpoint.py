@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -33,15 +32,13 @@ from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.pipeline.base.provenance import versions
 from recon.trainer import earlier
-from recon.trainer.config import Config, config_from_dict, config_to_dict
+from recon.trainer.config import Config, config_to_dict
 from recon.trainer.distributed import world_size
 from recon.trainer.ema import Ema
+from recon.trainer.heads import Model
 from recon.trainer.model import ReCon
-from recon.trainer.released import infer_config, load_released, load_weights
-
-FORMAT = "recon-checkpoint 2"
-WEIGHTS, EMA, STATE = ".safetensors", ".ema.safetensors", ".state.safetensors"
-"""What a step's files end in."""
+from recon.trainer.released import load_weights, model_of
+from recon.trainer.weights_file import EMA, FORMAT, STATE, WEIGHTS, read_weights
 
 
 def check_run(run: Path, resume: bool, overwrite: bool) -> None:
@@ -57,6 +54,11 @@ def check_run(run: Path, resume: bool, overwrite: bool) -> None:
             raise UserError(f"--run {run}: exists and is no run's folder; name an empty or new one")
         if not (resume or overwrite):
             raise UserError(f"--run {run}: holds a run; give --resume, --overwrite or another folder")
+    if resume and earlier.is_record(_read_json(run / "config.json")):
+        raise UserError(
+            f"--resume: {run} was begun by an earlier version, whose optimiser's state does not fit today's model; "
+            "its weights load, and only a new run trains"
+        )
 
 
 def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decision, threads: int) -> None:
@@ -85,10 +87,20 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
 
 def read_record(run: Path) -> dict[str, Any]:
     """A run's config.json: config, precision, threads, data, versions, git_commit. UserError if it cannot be read."""
+    record = _read_json(run / "config.json")
     try:
-        return earlier.upgrade_record(json.loads((run / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{run / 'config.json'}: cannot be read: {error}") from error
+        return earlier.upgrade_record(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{run / 'config.json'}: cannot be read: {error!r}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A run's config.json as it lies there."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        return {**record, "config": dict(record["config"]), "data": dict(record["data"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
 
 
 def choose_precision(config: Config, device: str) -> Decision:
@@ -277,19 +289,30 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def load_model(path: Path | str, ema: bool = False, best: bool = False) -> ReCon:
-    """A trained model in eval mode on the CPU, for `embed`, `image_feature` and `text_feature`; see `read_model`."""
-    return read_model(path, ema, best)[0]
+def load_model(path: Path | str, ema: bool = False, best: bool = False, **settings: Any) -> Model:
+    """A trained model in eval mode on the CPU. Each has `embed`, a `ReCon` also `image_feature` and `text_feature`.
+
+    `path` is a run's folder (its newest checkpoint, or with `best` the one `run.keep_best` kept; with `ema` the moving
+    average of its weights), one of its `step-*.safetensors`, or a checkpoint of the release (.pth or .safetensors): a
+    pretrained one gives a `ReCon`, a fine-tuned one a `Classifier`, a part segmentation a `Segmenter`. `settings` are
+    `ModelConfig`'s: they give what no weight of the release's tells (num_group, heads, a fine-tuned model's
+    group_size), or overrule what a run recorded. UserError for anything else, and for what does not fit.
+    """
+    return _read(Path(path), ema, best, settings)[0]
 
 
 def read_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple[ReCon, Config]:
-    """The trained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
+    """The pretrained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
 
-    `path` is a run's folder (its newest checkpoint, or with `best` the one `run.keep_best` kept; with `ema` the moving
-    average of its weights), one of its `step-*.safetensors`, or a pretraining checkpoint of the release (.pth or
-    .safetensors), whose settings besides the model are the defaults. UserError for anything else.
+    `path`, `ema` and `best` as in `load_model`; the settings of a released one besides the model are the defaults.
     """
-    path = Path(path)
+    model, config = _read(Path(path), ema, best, {})
+    if not isinstance(model, ReCon):
+        raise UserError(f"{path}: holds a {type(model).__name__}; a pretrained model is needed here")
+    return model, config
+
+
+def _read(path: Path, ema: bool, best: bool, settings: dict[str, Any]) -> tuple[Model, Config]:
     if path.is_dir():
         pointer = read_pointer(path / "checkpoints")
         if pointer is None:
@@ -304,13 +327,11 @@ def read_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple
         raise UserError(f"{path}: ema and best choose among a run's checkpoints; give its folder, or leave them out")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    config, tensors = _read_own(path) or _read_released(path)
-    model = ReCon(config.model)
+    config, tensors = read_weights(path, settings)
     try:
-        load_weights(model, tensors)
+        return model_of(config.model, tensors).eval(), config
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    return model.eval(), config
 
 
 def weights_name(run: Path, files: dict[str, str], ema: bool) -> str:
@@ -319,32 +340,6 @@ def weights_name(run: Path, files: dict[str, str], ema: bool) -> str:
         if name.endswith(EMA) == ema:
             return name
     raise UserError(f"{run}: has no moving average of its weights (optim.ema was 0); leave out --ema")
-
-
-def _read_own(path: Path) -> tuple[Config, dict[str, Tensor]] | None:
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-    if metadata.get("format") not in (FORMAT, earlier.FORMAT):
-        return None
-    if path.name.endswith(STATE):
-        raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
-    settings, tensors = json.loads(metadata["config"]), load_file(path)
-    if metadata["format"] == earlier.FORMAT:
-        settings, tensors = earlier.upgrade_config(settings), earlier.upgrade_weights(tensors)
-    return config_from_dict(settings, str(path)), tensors
-
-
-def _read_released(path: Path) -> tuple[Config, dict[str, Tensor]]:
-    try:
-        tensors = load_released(path)
-        return Config(model=infer_config(tensors)), tensors
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def read_pointer(folder: Path) -> Pointer | None:

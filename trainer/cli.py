@@ -89,7 +89,7 @@ ProbePrecision = Annotated[
     PrecisionChoice, typer.Option(help="Of the student; auto takes bfloat16 where the device computes in it.")
 ]
 EmaOption = Annotated[
-    bool, typer.Option("--ema", help="Measure the moving average of the weights that optim.ema keeps.")
+    bool, typer.Option("--ema", help="Take the moving average of the weights, which optim.ema keeps.")
 ]
 
 
@@ -158,6 +158,20 @@ def _tell(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if name.startswith(("svm_", "zero_shot_", "teacher_", "chance")):
             console.print(f"{name:>30} {value:.4f}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run's folder or a checkpoint file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, .pth or .safetensors.")],
+    ema: EmaOption = False,
+) -> None:
+    """Write a trained model as the public ReCon release writes its checkpoints: weights, no optimiser state."""
+    from recon.trainer.export import export as write
+
+    untold = ", ".join(f"{name}={value}" for name, value in write(source, output, ema).items())
+    note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}", markup=False)
 
 
 @app.command()

@@ -36,10 +36,15 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "model": model, "data": data}
 
 
+def is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a run's config.json is of then."""
+    return {"image", "text"} <= set(record["data"])
+
+
 def upgrade_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config.json as it is written today, if it is of then; else as it is."""
     data = dict(record["data"])
-    if not {"image", "text"} <= data.keys():
+    if not is_record(record):
         return dict(record)
     recipes, config = data.pop("teachers", {}), upgrade_config(record["config"])
     names = (each["name"] for each in config["model"]["teachers"])

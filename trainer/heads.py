@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recon.kernels import group_points, interpolate_three
-from recon.trainer.model import Encoder, ModelConfig
+from recon.kernels import interpolate_three
+from recon.trainer.model import ModelConfig, ReCon, Student
 
 CLASSIFY_WIDTH = 256
 PROPAGATE_WIDTH = 1024
@@ -55,18 +55,16 @@ class ClassificationHead(nn.Module):
         return logits
 
 
-class Classifier(nn.Module):
+class Classifier(Student):
     """Encoder and classification head; `config` gives the groups and the drop path of the downstream task."""
 
     def __init__(self, config: ModelConfig, num_classes: int, head: str = "full") -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
+        super().__init__(config)
         self.head = ClassificationHead((self.encoder.num_queries + 1) * config.width, num_classes, head)
 
     def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
-        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
+        groups, centers = self.group(points)
         scales = self.encoder.drop_path(len(points), generator)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
         logits: Tensor = self.head(global_feature(queries, tokens))
@@ -119,24 +117,26 @@ class SegmentationHead(nn.Module):
         return logits.view(batch, num_points, -1)
 
 
-class Segmenter(nn.Module):
+class Segmenter(Student):
     """Encoder and part segmentation head; ValueError unless the encoder has three blocks to tap."""
 
     def __init__(self, config: ModelConfig, num_parts: int, num_categories: int) -> None:
-        super().__init__()
         if config.depth < NUM_TAPS:
             raise ValueError(f"model.depth: segmentation taps {NUM_TAPS} blocks, got a depth of {config.depth}")
-        self.config = config
+        super().__init__(config)
         # Blocks 4, 8 and 12 of the released depth, and the same shares of any other.
         self.taps = [config.depth * tap // NUM_TAPS for tap in range(1, NUM_TAPS + 1)]
-        self.encoder = Encoder(config)
         self.head = SegmentationHead(config.width, num_parts, num_categories)
 
     def forward(self, points: Tensor, category: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` of `category [B]` (int) to log-probabilities `[B, N, num_parts]`."""
-        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
+        groups, centers = self.group(points)
         scales = self.encoder.drop_path(len(points), generator)
         tapped = self.encoder.features(self.encoder.patch_embed(groups), centers, self.taps, scales=scales)
         tokens = torch.cat([self.encoder.norm(tokens) for _, tokens in tapped], dim=-1)
         logits: Tensor = self.head(points, centers, tokens, tapped[-1][0], category)
         return logits.log_softmax(dim=-1)
+
+
+Model = ReCon | Classifier | Segmenter
+"""What a checkpoint may hold."""

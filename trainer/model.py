@@ -193,13 +193,40 @@ class Decoder(nn.Module):
         return points.view(batch, num_masked, -1, 3)
 
 
-class ReCon(nn.Module):
-    """The pretraining model."""
+class Student(nn.Module):
+    """What all the models have: an encoder over the groups of a cloud, and what it says of the cloud."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
+
+    def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`."""
+        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
+        return groups, centers
+
+    def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`."""
+        groups, centers = self.group(points)
+        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers)
+        return queries, tokens
+
+    def svm_feature(self, points: Tensor) -> Tensor:
+        """Feature of the linear SVM probe, `[B, 2C]`: max over the queries; max plus mean over the local tokens."""
+        queries, tokens = self.forward_features(points)
+        return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
+
+    def embed(self, points: Tensor) -> Tensor:
+        """Describe clouds `[B, N, 3]` in any frame and scale by `svm_feature`, `[B, 2C]`."""
+        return self.svm_feature(normalize(points))
+
+
+class ReCon(Student):
+    """The pretraining model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self.decoder = Decoder(config) if config.reconstruction != "none" else None
         self.teachers = nn.ModuleList(TeacherHead(config.width, teacher) for teacher in config.teachers)
         self.contrast_projection = contrast_mlp(config.width) if config.self_contrastive else None
@@ -241,11 +268,6 @@ class ReCon(nn.Module):
             return self.forward_losses(None, None, queries, targets, labels)
         predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), decoder_scales)
         return self.forward_losses(predicted, take(groups, masked), queries, targets, labels)
-
-    def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`."""
-        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
-        return groups, centers
 
     def draw_mask(self, centers: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw `[B, G]` bool, True where hidden, with the same count in every row."""
@@ -299,17 +321,6 @@ class ReCon(nn.Module):
         weighted = [loss * weight[name] if weight.get(name, 1.0) != 1.0 else loss for name, loss in losses.items()]
         return losses | {"total": torch.stack(weighted).sum()}
 
-    def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`."""
-        groups, centers = self.group(points)
-        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers)
-        return queries, tokens
-
-    def svm_feature(self, points: Tensor) -> Tensor:
-        """Feature of the linear SVM probe, `[B, 2C]`: max over the queries; max plus mean over the local tokens."""
-        queries, tokens = self.forward_features(points)
-        return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
-
     def zero_shot_feature(
         self, points: Tensor, image: str | None = None, text: str | None = None, text_weight: float = 0.25
     ) -> Tensor:
@@ -329,10 +340,6 @@ class ReCon(nn.Module):
         predicted = [self.teachers[place](queries[:, 1 + place]) for place in (seeing, reading)]
         feature: Tensor = text_weight * predicted[1] + predicted[0]
         return feature
-
-    def embed(self, points: Tensor) -> Tensor:
-        """Describe clouds `[B, N, 3]` in any frame and scale by `svm_feature`, `[B, 2C]`."""
-        return self.svm_feature(normalize(points))
 
     def image_feature(self, points: Tensor, teacher: str | None = None) -> Tensor:
         """Predict an image teacher's raw feature of clouds `[B, N, 3]` in any frame and scale: `[B, D]`.

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recon.trainer.model import ModelConfig
+from recon.trainer.heads import Classifier, Model, Segmenter
+from recon.trainer.model import ModelConfig, ReCon
 from recon.trainer.teaching import RELEASED_TEACHERS
 
 FORMS = ("pretrain", "classify", "segment")
@@ -25,6 +26,10 @@ FORMS = ("pretrain", "classify", "segment")
 HEAD_WIDTH = 64
 # Frozen teachers, which some of the release's checkpoints carry along.
 TEACHER_PREFIXES = ("img_encoder.", "text_encoder.")
+# The release segments 2048 points in this many groups, whatever the model.
+SEGMENT_GROUPS = 128
+# Place of the last linear layer of a full classification head.
+LAST_LAYER = 8
 
 # Released prefix, our prefix. Indices inside a block list or a Sequential are the same on both sides.
 _BLOCK = (
@@ -120,19 +125,26 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[ours] = value.squeeze(-1) if _CONVOLUTION.search(name) else value
     if unknown:
         raise ValueError(f"released {form} checkpoint: no place for {_first_few(unknown)}")
+    missing = [theirs for theirs, ours in _TABLES[form] if ours.startswith(_STACKED) and ours not in renamed]
+    if form == "pretrain":  # the release may train without a teacher, whose query is there and learns nothing
+        missing += [f"{name}weight" for name in ("img_proj.", "text_proj.") if f"{name}weight" not in state]
+    if missing:
+        raise ValueError(f"released {form} checkpoint: missing {_first_few(missing)}")
     return stack_queries(renamed)
 
 
 def stack_queries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gather "encoder.query_token.0", ".1" and so on, `[1, 1, C]` each, into one `[1, Q, C]`; likewise the positions.
 
-    ValueError where one of the first is missing.
+    ValueError where one of the first is missing, and where they do not fit each other.
     """
     stacked = dict(state)
     for name in _STACKED:
         parts = {part: stacked.pop(part) for part in sorted(state) if part.startswith(f"{name}.")}
         if missing := [f"{name}.{place}" for place in range(len(parts)) if f"{name}.{place}" not in parts]:
             raise ValueError(f"the queries' tokens are not whole; missing: {_first_few(missing)}")
+        if len({part.shape for part in parts.values()}) > 1 or any(part.ndim != 3 for part in parts.values()):
+            raise ValueError(f"the queries' tokens are of the shapes {[list(part.shape) for part in parts.values()]}")
         if parts:
             stacked[name] = torch.cat(list(parts.values()), dim=1)
     return stacked
@@ -192,25 +204,74 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def infer_config(state: Mapping[str, Tensor], **settings: object) -> ModelConfig:
     """Read the model's sizes off a state under our names; `settings` give what no shape tells, or overrule.
 
-    Not in the weights: `heads` (taken as width / 64, the release's rule), `num_group`, the Chamfer form, the mask.
-    A classifier's or segmenter's state holds neither decoder nor projections: those fields keep their defaults.
+    ValueError names a tensor that is missing or misshapen, or a setting that cannot work.
     """
-    width = state["encoder.norm.weight"].shape[0]
+    return ModelConfig(**{**infer_sizes(state), **settings})  # type: ignore[arg-type]
+
+
+def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """The settings that a state under our names tells by its shapes; `heads` is width / 64, the release's rule.
+
+    Not in the weights: `num_group`, the Chamfer form, the mask. A classifier's or segmenter's state holds neither
+    decoder nor projections, so it tells no `group_size`. The release segments 2048 points in 128 groups.
+    """
+    if "encoder.norm.weight" not in state:
+        raise ValueError("the weights are not whole; missing: encoder.norm.weight")
+    width = state["encoder.norm.weight"].numel()
     found: dict[str, object] = {
         "width": width,
         "heads": max(1, width // HEAD_WIDTH),
         "depth": _count_blocks(state, "encoder"),
         "teachers": RELEASED_TEACHERS,
     }
-    if "decoder.head.weight" in state:
+    kind = kind_of(state)
+    if kind is Segmenter:
+        found["num_group"] = SEGMENT_GROUPS
+    if kind is ReCon:
         found["decoder_depth"] = _count_blocks(state, "decoder")
-        found["group_size"] = state["decoder.head.weight"].shape[0] // 3
+        found["group_size"] = _size(state, "decoder.head.weight", 0) // 3
         found["teachers"] = tuple(
-            replace(teacher, dim=state[f"teachers.{place}.projection.weight"].shape[0])
+            replace(teacher, dim=_size(state, f"teachers.{place}.projection.weight", 0))
             for place, teacher in enumerate(RELEASED_TEACHERS)
         )
-        found["self_contrastive"] = "contrast_projection.0.weight" in state
-    return ModelConfig(**{**found, **settings})  # type: ignore[arg-type]
+        found["self_contrastive"] = any(name.startswith("contrast_projection.") for name in state)
+    return found
+
+
+def kind_of(state: Mapping[str, Tensor]) -> type[Model]:
+    """Which model the weights are of, by their names."""
+    if any(name.startswith("head.label_conv.") for name in state):
+        return Segmenter
+    return Classifier if any(name.startswith("head.layers.") for name in state) else ReCon
+
+
+def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> Model:
+    """The model of `config`'s sizes that the whole state `state` is of, with its weights.
+
+    The numbers of classes, or of parts and categories, are read off the head. ValueError names tensors that are
+    missing, unknown or misshapen.
+    """
+    kind = kind_of(state)
+    model: Model
+    if kind is Segmenter:
+        parts, categories = _size(state, "head.conv3.weight", 0), _size(state, "head.label_conv.weight", 1)
+        model = Segmenter(config, parts, categories)
+    elif kind is Classifier:
+        linear = all(name.startswith("head.layers.0.") for name in state if name.startswith("head."))
+        classes = _size(state, f"head.layers.{0 if linear else LAST_LAYER}.weight", 0)
+        model = Classifier(config, classes, "linear" if linear else "full")
+    else:
+        model = ReCon(config)
+    load_weights(model, state)
+    return model
+
+
+def _size(state: Mapping[str, Tensor], name: str, dim: int) -> int:
+    if name not in state:
+        raise ValueError(f"the weights are not whole; missing: {name}")
+    if state[name].ndim != 2:
+        raise ValueError(f"the weights do not fit the model; no matrix: {name}, {list(state[name].shape)}")
+    return state[name].shape[dim]
 
 
 def _rename(name: str, table: tuple[tuple[str, str], ...], block: tuple[tuple[str, str], ...]) -> str | None:
@@ -273,7 +334,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict):
         raise ValueError("holds no dictionary of weights")
-    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
         raise ValueError("holds no weights under base_model, model or model_state_dict, nor at its top")
     return state

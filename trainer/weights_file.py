@@ -1,0 +1,69 @@
+"""Reading one file of weights with its settings: a step's of our own, of today or before, or one of the release."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recon.pipeline.base.errors import UserError
+from recon.trainer import earlier
+from recon.trainer.config import Config, config_from_dict
+from recon.trainer.released import infer_sizes, load_released
+from recon.trainer.teaching import Teacher
+
+FORMAT = "recon-checkpoint 2"
+WEIGHTS, EMA, STATE = ".safetensors", ".ema.safetensors", ".state.safetensors"
+"""What a step's files end in."""
+
+
+def read_weights(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]]:
+    """Settings and weights, under today's names, of a file; `settings` overrule those of the model that it tells.
+
+    UserError where it cannot be read or is of another kind, and for a setting that is unknown or cannot work.
+    """
+    return _read_own(path, settings) or _read_released(path, settings)
+
+
+def _read_own(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]] | None:
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    if metadata.get("format") not in (FORMAT, earlier.FORMAT):
+        return None
+    if path.name.endswith(STATE):
+        raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
+    config, tensors = json.loads(metadata["config"]), load_file(path)
+    if metadata["format"] == earlier.FORMAT:
+        config, tensors = earlier.upgrade_config(config), earlier.upgrade_weights(tensors)
+    return _overrule(config, settings, path), tensors
+
+
+def _read_released(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]]:
+    try:
+        tensors = load_released(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    try:
+        return _overrule({"model": infer_sizes(tensors)}, settings, path), tensors
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _overrule(config: dict[str, Any], settings: dict[str, Any], path: Path) -> Config:
+    """Settings read from `path`, with those of the model that were given in place of its own."""
+    model = json.dumps({**config["model"], **settings}, default=_as_json)
+    return config_from_dict({**config, "model": json.loads(model)}, str(path))
+
+
+def _as_json(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, Teacher) else str(value)
