@@ -40,8 +40,10 @@ from recon.trainer.checkpoint import (
     save_checkpoint,
     threads_note,
 )
+from recon.trainer.compiling import compiled
 from recon.trainer.config import Config, config_from_dict, list_recipes, load_config, with_teacher_dims
 from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.memory import keep_freed_memory
 from recon.trainer.model import ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
 from recon.trainer.progress import TrainingProgress
@@ -132,8 +134,8 @@ class Trainer:
         _make_deterministic(device)
         torch.manual_seed(stream(self.seed, "weights"))
         self.model = ReCon(config.model).to(device)
-        self.forward = torch.compile(self.model) if config.run.compile else self.model
-        side_by_side = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
+        self.forward = compiled(self.model, device, config.optim.accumulate) if config.run.compile else self.model
+        side_by_side = device.type == "cpu" and config.optim.accumulate > 1
         self.copies = Copies(self.model, config.optim.accumulate) if side_by_side else None
         self.threads = self.copies.threads if self.copies else torch.get_num_threads()
         """Torch's threads in an operation: with another number it rounds differently"""
@@ -165,6 +167,8 @@ class Trainer:
         UserError when a loss or gradient is not finite any more; the newest checkpoint is from before.
         """
         self.model.train()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._trim_metrics()
         self._timed = (self.step, time.monotonic())
         threads = torch_threads(self.threads)

@@ -82,9 +82,9 @@ def _folded(
 
 
 class _Local(torch.autograd.Function):
-    """Points `[N, 3]` of groups of S -> features `[N, D]`; a group's maximum and mean `[N / S, D]`; covariance `[D, D]`.
+    """Points `[N, 3]`, S a group -> features linear(relu(linear(points))) `[N, D]`, and of these three more outputs.
 
-    The features are linear(relu(linear(points))). Points need no gradient here.
+    They are each group's maximum and mean, `[N / S, D]`, and the covariance `[D, D]`. The points get no gradient.
     """
 
     @staticmethod
@@ -148,7 +148,8 @@ class _Wide(torch.autograd.Function):
             rows = wide[piece].view(-1, width)
             torch.mm(_rows(local, piece, size), weight.t(), out=rows)
             wide[piece].add_(of_group[piece].unsqueeze(1)).relu_()
-            tokens[piece], winner[piece] = _max(torch.addmm(bias_out, rows, weight_out.t()).view(-1, size, len(weight_out)))
+            out = torch.addmm(bias_out, rows, weight_out.t())
+            tokens[piece], winner[piece] = _max(out.view(-1, size, len(weight_out)))
         ctx.save_for_backward(local, weight, weight_out, wide, winner)
         return tokens
 
@@ -180,7 +181,7 @@ def _max(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _winners_weight_gradient(grad: Tensor, winner: Tensor, rows: Tensor, size: int) -> Tensor:
-    """`[C, H]`: for every channel, `grad [G, C]` times the row `[G * S, H]` of the point that won it, over all groups."""
+    """`[C, H]`: of every channel, `grad [G, C]` times the row `[G * S, H]` of the point that won it, summed over groups."""
     index = winner + torch.arange(0, len(rows), size).unsqueeze(1)
     bags: Tensor = F.embedding_bag(index.t().contiguous(), rows, per_sample_weights=grad.t().contiguous(), mode="sum")
     return bags
@@ -188,7 +189,7 @@ def _winners_weight_gradient(grad: Tensor, winner: Tensor, rows: Tensor, size: i
 
 def _winners_input_gradient(grad: Tensor, winner: Tensor, weight: Tensor, size: int) -> Tensor:
     """`[G * S, H]`: for every point, `grad [G, C]` times the row of `weight [C, H]` of the channels that it won."""
-    ordered, channel = winner.to(torch.uint8 if size < 256 else torch.int32).sort(dim=1, stable=True)
+    channel = winner.to(torch.uint8 if size < 256 else torch.int32).argsort(dim=1, stable=True)
     won = torch.zeros(len(grad), size, dtype=torch.int64)
     won.scatter_add_(1, winner, torch.ones(1, 1, dtype=torch.int64).expand_as(winner))
     starts = won.flatten().cumsum(dim=0) - won.flatten()
