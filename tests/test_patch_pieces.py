@@ -83,7 +83,7 @@ def test_gradients_of_each_half() -> None:
 
     points = torch.randn(num_group * size, 3, dtype=torch.float64)
     weights = drawn(5, 3), drawn(5), drawn(6, 5), drawn(6)
-    assert gradcheck(lambda *given: _Local.apply(points, *given, size), weights)
+    assert gradcheck(lambda *given: _Local.apply(points, *given, size, 2 * size), weights)
     given = drawn(num_group * size, 6), drawn(num_group, 8), drawn(8, 6), drawn(7, 8), drawn(7)
     assert gradcheck(lambda *given: _Wide.apply(*given, size), given)
 

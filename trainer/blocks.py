@@ -97,15 +97,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
         """Mix `x [B, L, C]`; with `last`, compute and return the last that many tokens only."""
-        batch, length, width = x.shape
-        if last is None or last == length:
+        width = x.shape[-1]
+        if last is None or last == x.shape[1]:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
-            weight, length = self.qkv.weight, last
+            weight = self.qkv.weight
             q = F.linear(x[:, -last:], weight[:width])
             k, v = F.linear(x, weight[width:]).chunk(2, dim=-1)
-        mixed = F.scaled_dot_product_attention(*(_by_head(part, self.heads) for part in (q, k, v)))
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        projected: Tensor = self.proj(_attend(q, k, v, self.heads))
         return projected
 
 
@@ -121,10 +120,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """queries `[B, Q, C]`, tokens `[B, L, C]` -> `[B, Q, C]`."""
-        batch, num_query, width = queries.shape
-        parts = self.q(queries), *self.kv(tokens).chunk(2, dim=-1)
-        mixed = F.scaled_dot_product_attention(*(_by_head(part, self.heads) for part in parts))
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, num_query, width))
+        k, v = self.kv(tokens).chunk(2, dim=-1)
+        projected: Tensor = self.proj(_attend(self.q(queries), k, v, self.heads))
         return projected
 
 
@@ -260,9 +257,10 @@ def _hide_first(order: Tensor, num_masked: int) -> Tensor:
     return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_masked], True)
 
 
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """`[B, L, C]` -> `[B, heads, L, C / heads]`."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of `q [B, Q, C]` over `k, v [B, L, C]`, each head on its share of the channels: `[B, Q, C]`."""
+    q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _scaled(branch: Tensor, scales: Tensor | None, index: int) -> Tensor:

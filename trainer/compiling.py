@@ -21,7 +21,7 @@ def compiled(model: nn.Module, device: torch.device, accumulate: int) -> Callabl
         raise UserError(
             "run.compile: not on a CPU, where compiling takes minutes and the compiled step is no faster; leave it out"
         )
-    options = {} if accumulate > 1 else {"mode": "reduce-overhead"}
+    mode = "reduce-overhead" if accumulate == 1 else None
     # Sizes are constants: an epoch's last batch, where it is smaller, is compiled for itself.
-    whole: Callable[..., Any] = torch.compile(model, fullgraph=True, dynamic=False, **options)
+    whole: Callable[..., Any] = torch.compile(model, fullgraph=True, dynamic=False, mode=mode)
     return whole
