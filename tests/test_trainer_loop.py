@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
+from recon.trainer.compiling import compiled
 from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig
 from recon.trainer.data import Dataset, load_dataset
 from recon.trainer.loop import Trainer
@@ -372,26 +373,16 @@ def test_devices() -> None:
             choose_device("cuda")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch
-def test_a_compiled_run_is_near_and_the_same_twice(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_compiled_run_is_not_for_a_cpu(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^run\.compile: not on a CPU, [^\n]*; leave it out$"):
+        trainer_of(data, tmp_path, run__compile=True)
+
+
+@pytest.mark.parametrize(("accumulate", "mode"), [(1, "reduce-overhead"), (2, None)])
+def test_a_gpu_gets_cuda_graphs_unless_gradients_add_up(
+    accumulate: int, mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # aot_eager is Inductor without the C++ compiler, which takes minutes and which not every machine has.
-    real, asked = torch.compile, []
-
-    def without_a_compiler(model: Any, **options: Any) -> Any:
-        asked.append(options)
-        return real(model, backend="aot_eager", **options)
-
-    monkeypatch.setattr(torch, "compile", without_a_compiler)
-    sums = []
-    for name in ("one", "two", "plain"):
-        trainer = trainer_of(data, tmp_path / name, run__compile=name != "plain", model__depth=1)
-        for step in range(3):
-            trainer.train_step(trainer.batches.batch(step))
-        sums.append(trainer.sums["total"].item())
-    torch._dynamo.reset()
-    assert asked == [{}, {}]
-    assert sums[0] == sums[1]
-    assert sums[0] == pytest.approx(sums[2], rel=1e-4)
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.update(options))
+    compiled(torch.nn.Identity(), torch.device("cuda"), accumulate)
+    assert asked == {"fullgraph": True, "dynamic": False, "mode": mode}

@@ -98,17 +98,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
         """Mix `x [B, L, C]`; with `last`, compute and return the last that many tokens only."""
-        batch, length, width = x.shape
-        if last is None or last == length:
-            qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-            q, k, v = qkv[0], qkv[1], qkv[2]
+        width = x.shape[-1]
+        if last is None or last == x.shape[1]:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
-            weight, length = self.qkv.weight, last
-            q = F.linear(x[:, -last:], weight[:width]).view(batch, last, self.heads, -1).transpose(1, 2)
-            kv = F.linear(x, weight[width:]).view(batch, x.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-            k, v = kv[0], kv[1]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+            weight = self.qkv.weight
+            q = F.linear(x[:, -last:], weight[:width])
+            k, v = F.linear(x, weight[width:]).chunk(2, dim=-1)
+        projected: Tensor = self.proj(_attend(q, k, v, self.heads))
         return projected
 
 
@@ -124,12 +121,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """queries `[B, Q, C]`, tokens `[B, L, C]` -> `[B, Q, C]`."""
-        batch, num_query, width = queries.shape
-        head_width = width // self.heads
-        q = self.q(queries).view(batch, num_query, self.heads, head_width).transpose(1, 2)
-        kv = self.kv(tokens).view(batch, tokens.shape[1], 2, self.heads, head_width).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, kv[0], kv[1])
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, num_query, width))
+        k, v = self.kv(tokens).chunk(2, dim=-1)
+        projected: Tensor = self.proj(_attend(self.q(queries), k, v, self.heads))
         return projected
 
 
@@ -270,6 +263,12 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 def _hide_first(order: Tensor, num_masked: int) -> Tensor:
     return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_masked], True)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of `q [B, Q, C]` over `k, v [B, L, C]`, each head on its share of the channels: `[B, Q, C]`."""
+    q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _scaled(branch: Tensor, scales: Tensor | None, index: int) -> Tensor:

@@ -32,7 +32,7 @@ from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.pipeline.base.provenance import versions
 from recon.trainer import earlier
-from recon.trainer.config import Config, config_to_dict
+from recon.trainer.config import Config, config_from_dict, config_to_dict
 from recon.trainer.distributed import world_size
 from recon.trainer.ema import Ema
 from recon.trainer.heads import Model

@@ -124,7 +124,8 @@ class RunConfig:
     """Arithmetic of the forward pass; weights, gradients and the optimiser stay float32. "auto" takes bfloat16 where
     the device computes in it, float32 elsewhere."""
     compile: bool = False
-    """Run the model through torch.compile."""
+    """Compile the step from grouping to loss into one graph, and replay it as CUDA graphs where `optim.accumulate` is
+    1. On CUDA only: on a CPU compiling takes minutes and gains nothing."""
     sync_batchnorm: bool = True
     """Of several processes: batch statistics over all of them, as one process would have them, or each its own."""
     log_every: PositiveInt = 50

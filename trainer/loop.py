@@ -31,6 +31,7 @@ from recon.trainer.checkpoint import (
     save_checkpoint,
     sweep,
 )
+from recon.trainer.compiling import compiled
 from recon.trainer.config import Config, config_to_dict, with_teachers
 from recon.trainer.data import Dataset
 from recon.trainer.determinism import make_deterministic
@@ -48,6 +49,7 @@ from recon.trainer.ema import Ema
 from recon.trainer.flops import count_flops, peak_flops
 from recon.trainer.garbage import garbage_frozen
 from recon.trainer.guard import Guard, not_finite
+from recon.trainer.memory import keep_freed_memory
 from recon.trainer.metrics import Metrics
 from recon.trainer.model import ModelConfig, ReCon
 from recon.trainer.optim import build_optimizer, learning_rate
@@ -90,8 +92,8 @@ class Trainer:
         self.model = ReCon(config.model).to(device)
         if config.run.sync_batchnorm:
             synchronize_batch_norms(self.model, fused=device.type == "cuda" and not config.run.compile)
-        self.forward = torch.compile(self.model) if config.run.compile else self.model
-        self.by_part = device.type == "cpu" and config.optim.accumulate > 1 and not config.run.compile
+        self.forward = compiled(self.model, device, config.optim.accumulate) if config.run.compile else self.model
+        self.by_part = device.type == "cpu" and config.optim.accumulate > 1
         """Whether each part has a generator of its own"""
         # Of several processes each is one core's already, and ranks can exchange batch statistics in one order only.
         side_by_side = self.by_part and world_size() == 1
@@ -143,6 +145,8 @@ class Trainer:
         UserError when a loss or gradient is not finite any more; the newest checkpoint is from before.
         """
         self.model.train()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.forward = share_gradients(self.forward)
         if rank() == 0:
             self.metrics.begin(self.step)

@@ -42,7 +42,9 @@ def embed_in_pieces(layers: PatchEmbed, groups: Tensor, kept: Tensor | None) -> 
     centered = points - points.mean(dim=0)
     covariance = centered.t() @ centered / len(points)
     weight, bias = _folded(layers.norm1, layers.conv1, points.mean(dim=0), covariance, len(points))
-    local, pooled, mean, covariance = _Local.apply(points, weight, bias, layers.conv2.weight, layers.conv2.bias, size)
+    local, pooled, mean, covariance = _Local.apply(  # type: ignore[no-untyped-call]
+        points, weight, bias, layers.conv2.weight, layers.conv2.bias, size, kept_groups * size
+    )
 
     # The wide layer's input is a group's maximum beside a point's own feature: its covariance has four blocks.
     pooled_mean, local_mean = pooled.mean(dim=0), mean.mean(dim=0)
@@ -53,8 +55,7 @@ def embed_in_pieces(layers: PatchEmbed, groups: Tensor, kept: Tensor | None) -> 
         layers.norm2, layers.conv3, torch.cat([pooled_mean, local_mean]), torch.cat(rows), len(points)
     )
     of_group = F.linear(pooled[:kept_groups], weight[:, : layers.local], bias)
-    local = local[: kept_groups * size]
-    tokens: Tensor = _Wide.apply(
+    tokens: Tensor = _Wide.apply(  # type: ignore[no-untyped-call]
         local, of_group, weight[:, layers.local :], layers.conv4.weight, layers.conv4.bias, size
     )
     return tokens.view(batch, num_kept, layers.width)
@@ -82,14 +83,15 @@ def _folded(
 
 
 class _Local(torch.autograd.Function):
-    """Points `[N, 3]` of groups of S -> features `[N, D]`; a group's maximum and mean `[N / S, D]`; covariance `[D, D]`.
+    """Points `[N, 3]`, S a group -> the first `kept` of the features linear(relu(linear(points))) `[N, D]`.
 
-    The features are linear(relu(linear(points))). Points need no gradient here.
+    And of all the features: each group's maximum and mean, `[N / S, D]`, and the covariance `[D, D]`. The points get no
+    gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, points: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, size: int
+        ctx: Any, points: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, size: int, kept: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         num_group, width = len(points) // size, len(weight2)
         local = points.new_empty(num_group, size, width)
@@ -107,7 +109,7 @@ class _Local(torch.autograd.Function):
             covariance.addmm_(centered.t(), centered)
         covariance /= len(points)
         ctx.save_for_backward(points, weight1, bias1, weight2, local, winner, center)
-        return local.view(-1, width), pooled, mean, covariance
+        return local.view(-1, width)[:kept], pooled, mean, covariance
 
     @staticmethod
     @once_differentiable
@@ -122,7 +124,9 @@ class _Local(torch.autograd.Function):
         for piece in _pieces(num_group, size):
             x = _rows(points, piece, size)
             hidden = torch.addmm(bias1, x, weight1.t()).relu_()
-            grad = torch.addmm(_rows(grad_local, piece, size), local[piece].view(-1, width), spread)
+            grad = local[piece].view(-1, width) @ spread
+            given = _rows(grad_local, piece, size)  # fewer or none where features are not kept
+            grad[: len(given)] += given
             by_group = grad.view(-1, size, width).add_(grad_mean[piece].unsqueeze(1))
             by_group.scatter_add_(1, winner[piece].unsqueeze(1), grad_pooled[piece].unsqueeze(1))
             grads[2].addmm_(grad.t(), hidden)
@@ -130,7 +134,7 @@ class _Local(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward(grad @ weight2, hidden, 0)
             grads[0].addmm_(grad.t(), x)
             grads[1] += grad.sum(dim=0)
-        return None, *grads, None
+        return None, *grads, None, None
 
 
 class _Wide(torch.autograd.Function):
@@ -148,9 +152,8 @@ class _Wide(torch.autograd.Function):
             rows = wide[piece].view(-1, width)
             torch.mm(_rows(local, piece, size), weight.t(), out=rows)
             wide[piece].add_(of_group[piece].unsqueeze(1)).relu_()
-            tokens[piece], winner[piece] = _max(
-                torch.addmm(bias_out, rows, weight_out.t()).view(-1, size, len(weight_out))
-            )
+            out = torch.addmm(bias_out, rows, weight_out.t())
+            tokens[piece], winner[piece] = _max(out.view(-1, size, len(weight_out)))
         ctx.save_for_backward(local, weight, weight_out, wide, winner)
         return tokens
 
@@ -182,7 +185,7 @@ def _max(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _winners_weight_gradient(grad: Tensor, winner: Tensor, rows: Tensor, size: int) -> Tensor:
-    """`[C, H]`: for every channel, `grad [G, C]` times the row `[G * S, H]` of the point that won it, over all groups."""
+    """`[C, H]`: for every channel, `grad [G, C]` times the row `[G * S, H]` of the point that won it, summed over G."""
     index = winner + torch.arange(0, len(rows), size).unsqueeze(1)
     bags: Tensor = F.embedding_bag(index.t().contiguous(), rows, per_sample_weights=grad.t().contiguous(), mode="sum")
     return bags
@@ -190,7 +193,7 @@ def _winners_weight_gradient(grad: Tensor, winner: Tensor, rows: Tensor, size: i
 
 def _winners_input_gradient(grad: Tensor, winner: Tensor, weight: Tensor, size: int) -> Tensor:
     """`[G * S, H]`: for every point, `grad [G, C]` times the row of `weight [C, H]` of the channels that it won."""
-    ordered, channel = winner.to(torch.uint8 if size < 256 else torch.int32).sort(dim=1, stable=True)
+    channel = winner.to(torch.uint8 if size < 256 else torch.int32).argsort(dim=1, stable=True)
     won = torch.zeros(len(grad), size, dtype=torch.int64)
     won.scatter_add_(1, winner, torch.ones(1, 1, dtype=torch.int64).expand_as(winner))
     starts = won.flatten().cumsum(dim=0) - won.flatten()

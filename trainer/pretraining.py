@@ -101,8 +101,8 @@ def _check_best(config: RunConfig) -> None:
     found = [PROBED[probe] for probe in config.probes] if config.probe_every else []
     if config.keep_best and config.keep_best not in found:
         raise UserError(
-            f"run.keep_best {config.keep_best!r} is nothing a probe finds while the run trains; set run.probe_every, and "
-            f"run.probes to what finds {' or '.join(PROBED.values())}"
+            f"run.keep_best {config.keep_best!r} is nothing a probe finds while the run trains; set "
+            f"run.probe_every, and run.probes to what finds {' or '.join(PROBED.values())}"
         )
 
 
