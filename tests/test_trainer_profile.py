@@ -81,7 +81,7 @@ def test_a_profiled_run_leaves_a_table_and_a_trace_and_trains_on(
 
 
 def test_a_compiled_model_is_one_part(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.compile", lambda model: model.forward)
+    monkeypatch.setattr("recon.trainer.loop.compiled", lambda model, *_: model.forward)
     store, recipe, out = place / "tiny.zarr", str(place / "tiny.toml"), io.StringIO()
     settings = ["run.compile=true"]
     assert pretrain(Console(file=out), store, tmp_path / "run", recipe, settings, profile=True) == 0
