@@ -34,6 +34,13 @@ class DeviceChoice(StrEnum):
     cuda = "cuda"
 
 
+class TeachersChoice(StrEnum):
+    """Where targets come from."""
+
+    stored = "stored"
+    online = "online"
+
+
 @app.command()
 def pretrain(
     store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
@@ -46,15 +53,20 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
     device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+    teachers: Annotated[
+        TeachersChoice | None,
+        typer.Option(help="Read features from the store, or run the teachers on every step (data.online)."),
+    ] = None,
 ) -> None:
-    """Train ReCon on cached teacher targets.
+    """Train ReCon on its teachers' stored features, or with the teachers themselves.
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
     from recon.trainer.loop import pretrain as train
 
     console = Console(stderr=True)
-    status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value)
+    online = [f"data.online={str(teachers == TeachersChoice.online).lower()}"] if teachers else []
+    status = train(console, store, run, recipe, [*(overrides or []), *online], resume, overwrite, device.value)
     raise typer.Exit(status)
 
 
@@ -140,6 +152,32 @@ def _tell(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if name.startswith(("svm_", "zero_shot_", "teacher_", "chance")):
             console.print(f"{name:>30} {value:.4f}")
+
+
+@app.command()
+def draws(
+    store: Annotated[Path, typer.Option(help="Feature store with pictures and as many draws as are asked for.")],
+    run: Annotated[Path, typer.Option(help="Folder for the runs and the result.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = "demo",
+    counts: Annotated[
+        str, typer.Option("--draws", metavar="K,...", help="Numbers of augmented draws to pretrain on.")
+    ] = "1,2,4,8,16",
+    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once with each.")] = "0,1,2",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting of all; may be repeated."),
+    ] = None,
+    device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+) -> None:
+    """Measure how many cached draws it takes: K of them against teachers that run on every step, by both probes.
+
+    The same command again goes on where it was stopped.
+    """
+    from recon.trainer.draws import measure_draws, numbers
+
+    ks, chosen = numbers("--draws", counts, least=1), numbers("--seeds", seeds, least=0)
+    console = Console(stderr=True, soft_wrap=True)
+    raise typer.Exit(measure_draws(console, store, run, recipe, overrides or [], ks, chosen, device.value))
 
 
 @app.command()

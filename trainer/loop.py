@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -126,6 +127,10 @@ class Trainer:
         self.config = config = with_teachers(config, dataset.teachers)
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
+        if config.data.online:
+            from recon.trainer.online import OnlineTeachers  # the libraries of teachers take seconds to import
+
+            dataset = replace(dataset, teach=OnlineTeachers(dataset, config.data, device))
         form = StreamBatches if config.data.loader == "stream" else Batches
         self.batches: Loader = form(dataset, config.data, config.optim.batch_size, self.seed, device)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs

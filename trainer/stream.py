@@ -69,14 +69,15 @@ class StreamBatches:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs; reads the one or two windows it lies in."""
-        return self._assemble(step, self._window).to_batch(self.config, self.device)
+        samples: Samples = next(self.dataset.teach(iter([self._assemble(step, self._window)])))
+        return samples.to_batch(self.config, self.device)
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; the next window is read while this one is used.
 
         UserError for a damaged shard, when the windows before it are used up.
         """
-        for samples in self.gathered(start, stop):
+        for samples in self.dataset.teach(self.gathered(start, stop)):
             yield samples.to_batch(self.config, self.device)
 
     def gathered(self, start: int, stop: int) -> Iterator[Samples]:
@@ -197,7 +198,5 @@ class StreamBatches:
             angle=torch.empty(count, dtype=torch.float64),
             labels=torch.empty(count, dtype=torch.int64),
             rows=torch.empty(count, dtype=torch.int64),
-            targets=tuple(
-                torch.empty(count, each.feat.shape[-1], dtype=each.feat.dtype) for each in self.dataset.targets
-            ),
+            targets=tuple(torch.empty(count, each.width, dtype=each.dtype) for each in self.dataset.targets),
         )
