@@ -172,7 +172,7 @@ class StreamBatches:
         rows = data.row[indices].numpy()
         targets = list(data.targets)
         for place, feat in stored.feats.items():
-            # Only the draws that are chosen among are read, so here they are all there is.
+            # Only the draws that are chosen among are read, so here they are all there is; none are where teachers run.
             lanes = self.config.draws or range(feat.shape[0])
             targets[place] = ImageTargets(torch.from_numpy(np.stack([read_rows(feat, rows, lane) for lane in lanes])))
         for place, target in enumerate(targets):
@@ -185,7 +185,8 @@ class StreamBatches:
             category=data.category[indices],
             row=data.row[indices],
         )
-        drawn = draw(block, torch.arange(len(rows)), replace(self.config, draws=()), self.seed, epoch)
+        config = self.config if self.config.online else replace(self.config, draws=())
+        drawn = draw(block, torch.arange(len(rows)), config, self.seed, epoch)
         images = {f"features of {data.teachers[place].name}": drawn.targets[place] for place in stored.feats}
         for what, values in {"points": drawn.points, **images}.items():
             if not values.isfinite().all():
