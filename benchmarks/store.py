@@ -47,11 +47,11 @@ from recon.pipeline.flow.listing import register
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.procedural import CATEGORIES
-from recon.pipeline.stages.models import teacher_of
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows
 from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.store import FeatureStore, receipts
 from recon.pipeline.store.receipts import Receipt
+from recon.pipeline.teachers.loaded import teacher_of
 
 REPEATS = 5
 COUNTS = {"again": 52_470, "plan": 1_000_000, "overhead": 32, "sizes": 192, "workers": 192}  # shapes

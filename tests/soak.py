@@ -286,7 +286,7 @@ def load_all(folder: Path) -> Any:
     ):
         importlib.import_module(name)
     from recon.pipeline.flow.manifest import load_manifest
-    from recon.pipeline.stages.models import teacher_of
+    from recon.pipeline.teachers.loaded import teacher_of
 
     manifest = load_manifest(write_manifest(folder))
     for spec in manifest.features.teachers:

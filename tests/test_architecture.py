@@ -111,7 +111,13 @@ def test_the_trainer_takes_the_ground_and_the_store_and_nothing_else() -> None:
         for name in names
         if name.startswith("recon.pipeline")
     }
-    assert found == TRAINER_MAY
+    assert found == TRAINER_MAY | {"recon.pipeline.teachers"}
+    loading = [
+        module
+        for module, names in edges("trainer").items()
+        if any(name.startswith("recon.pipeline.teachers") for name in names)
+    ]
+    assert loading == ["recon.trainer.online"]
     assert not any(name.startswith("recon.trainer") for names in edges("pipeline").values() for name in names)
 
 

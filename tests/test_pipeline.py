@@ -103,7 +103,7 @@ def test_the_cameras_put_the_depth_back_onto_the_mesh(small_store: Path) -> None
 def test_clean_and_augmented_draws_are_the_teachers_own(small_store: Path, small_manifest: Path) -> None:
     """What lies in the store is what the teacher says of the stored picture, to the last bit."""
     from recon.pipeline.base.digests import digest_of, row_seed
-    from recon.pipeline.stages.models import teacher_of
+    from recon.pipeline.teachers.loaded import teacher_of
 
     store = FeatureStore.open(small_store)
     ref = store.ref()

@@ -13,9 +13,9 @@ from recon.pipeline.flow.manifest import Manifest, load_manifest
 from recon.pipeline.flow.report import report
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.rendering.render import Renderer
-from recon.pipeline.stages import models
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import images
+from recon.pipeline.teachers import loaded as models
 
 pytestmark = pytest.mark.slow  # whole stores are made
 

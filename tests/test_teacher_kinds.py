@@ -19,11 +19,11 @@ from recon.pipeline.keeping.compare import compare
 from recon.pipeline.keeping.export import export
 from recon.pipeline.keeping.stats import statistics
 from recon.pipeline.keeping.verify import verify
-from recon.pipeline.stages.models import loaded
 from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import load_teacher
 from recon.pipeline.teachers.listing import DEMO, list_teacher
+from recon.pipeline.teachers.loaded import loaded
 from tests.conftest import MANIFEST
 from tests.teacher_models import spec
 

@@ -19,12 +19,12 @@ from recon.pipeline.execution.engine import run_stage
 from recon.pipeline.execution.executor import Executor, InProcess, Processes
 from recon.pipeline.flow.manifest import load_manifest, origin_of
 from recon.pipeline.flow.run import Flow, StageRows
-from recon.pipeline.stages.models import DRAWN, PROBE, loaded, teacher_of
 from recon.pipeline.stages.rows import prompt_rows
 from recon.pipeline.stages.targets import ImageTargets, finite_block
 from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store import FeatureStore, twins
 from recon.pipeline.teachers import probe
+from recon.pipeline.teachers.loaded import DRAWN, PROBE, loaded, teacher_of
 from recon.pipeline.teachers.probe import NUMBERS, SENTENCES, TOLERANCES, difference, of_features, pictures, sketch
 from tests.conftest import MANIFEST
 from tests.teacher_models import save_clip, spec
@@ -140,7 +140,7 @@ def test_other_tokens_stop_the_run(clip_config: Path, tmp_path: Path, monkeypatc
     tokenizer = teacher._tokenizer
     monkeypatch.setattr(teacher, "_tokenizer", lambda texts: tokenizer([text.replace("_", " ") for text in texts]))
     loaded.cache_clear()
-    monkeypatch.setattr("recon.pipeline.stages.models.load_teacher", lambda spec, device: teacher)
+    monkeypatch.setattr("recon.pipeline.teachers.loaded.load_teacher", lambda spec, device: teacher)
     own = loaded(spec(model=str(clip_config))).text_probe
     assert difference(held, own, "bf16").startswith("other tokens of 'flower_pot")
     loaded.cache_clear()

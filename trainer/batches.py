@@ -21,13 +21,14 @@ from recon.trainer.config import DataConfig
 from recon.trainer.data import Dataset
 from recon.trainer.transforms import normalize, random_bits, random_subset, random_uniform, rotate_y, stream
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 RUN = 16
 """Neighbouring points drawn together: 192 bytes, three whole cache lines of the map."""
 RUNS_FROM = 4096
 """Points a row needs for that; of fewer, single points are drawn."""
-DRAWS = ("points", "draw", "view", "angle", "prompt", "caption")
+DRAWS = ("points", "draw", "view", "angle", "prompt", "caption", "augmentation")
 """Names of the streams a sample's random bits come from."""
 _THREADS, _PART = 2, 128
 
@@ -68,7 +69,7 @@ class Samples:
     rows: Tensor
     """[B] int64 rows of the store"""
     targets: tuple[Tensor, ...]
-    """[B, D] float16 of each teacher"""
+    """[B, D] float16 of each teacher; of one that is still to run, what it is to be given"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,12 +153,14 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs."""
-        return self.gather(step).to_batch(self.config, self.device)
+        samples: Samples = next(self.dataset.teach(iter([self.gather(step)])))
+        return samples.to_batch(self.config, self.device)
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; those gathered on the host are prepared ahead."""
         steps = range(start, stop)
-        for samples in map(self.gather, steps) if self.resident else in_threads(self.gather, steps):
+        gathered = map(self.gather, steps) if self.resident else in_threads(self.gather, steps)
+        for samples in self.dataset.teach(gathered):
             yield samples.to_batch(self.config, self.device)
 
     def gather(self, step: int) -> Samples:
@@ -220,9 +223,9 @@ def pinned(samples: Samples, device: torch.device) -> Samples:
     return samples.map(Tensor.pin_memory) if device.type == "cuda" else samples
 
 
-def in_threads(function: Callable[[int], T], steps: range) -> Iterator[T]:
+def in_threads(function: Callable[[S], T], steps: Iterable[S], threads: int = _THREADS) -> Iterator[T]:
     """`function` of each step, in order, computed a few steps ahead. Torch lets go of the GIL where it copies."""
-    count = min(_THREADS, cores())
+    count = min(threads, cores())
     with workers(count) as pool:
         ahead: deque[Future[T]] = deque()
         for step in steps:
@@ -254,6 +257,8 @@ def workers(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _fits(dataset: Dataset, config: DataConfig, device: torch.device) -> bool:
+    if config.online:  # what is drawn is looked at on the host
+        return False
     if config.device_resident != "auto":
         return config.device_resident == "always"
     free, _ = torch.cuda.mem_get_info(device)

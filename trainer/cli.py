@@ -41,6 +41,13 @@ OverrideOption = Annotated[
 ]
 
 
+class TeachersChoice(StrEnum):
+    """Where targets come from."""
+
+    stored = "stored"
+    online = "online"
+
+
 @app.command()
 def pretrain(
     store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
@@ -53,8 +60,12 @@ def pretrain(
     profile: Annotated[
         bool, typer.Option("--profile", help="Time a few steps part by part into RUN/profile, and end.")
     ] = False,
+    teachers: Annotated[
+        TeachersChoice | None,
+        typer.Option(help="Read features from the store, or run the teachers on every step (data.online)."),
+    ] = None,
 ) -> None:
-    """Train ReCon on cached teacher targets.
+    """Train ReCon on its teachers' stored features, or with the teachers themselves.
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
@@ -62,9 +73,11 @@ def pretrain(
     from recon.trainer.peers import joined
     from recon.trainer.pretraining import pretrain as train
 
+    online = [f"data.online={str(teachers == TeachersChoice.online).lower()}"] if teachers else []
     with joined(device.value):
         console = Console(stderr=True) if rank() == 0 else Console(quiet=True, force_terminal=False)
-        status = train(console, store, run, recipe, overrides or [], resume, overwrite, device.value, profile)
+        settings = [*(overrides or []), *online]
+        status = train(console, store, run, recipe, settings, resume, overwrite, device.value, profile)
     raise typer.Exit(status)
 
 
@@ -172,6 +185,29 @@ def export(
     untold = ", ".join(f"{name}={value}" for name, value in write(source, output, ema).items())
     note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}", markup=False)
+
+
+@app.command()
+def draws(
+    store: Annotated[Path, typer.Option(help="Feature store with pictures and as many draws as are asked for.")],
+    run: Annotated[Path, typer.Option(help="Folder for the runs and the result.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = "demo",
+    counts: Annotated[
+        str, typer.Option("--draws", metavar="K,...", help="Numbers of augmented draws to pretrain on.")
+    ] = "1,2,4,8,16",
+    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once with each.")] = "0,1,2",
+    overrides: OverrideOption = None,
+    device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+) -> None:
+    """Measure how many cached draws it takes: K of them against teachers that run on every step, by both probes.
+
+    The same command again goes on where it was stopped.
+    """
+    from recon.trainer.draws import measure_draws, numbers
+
+    ks, chosen = numbers("--draws", counts, least=1), numbers("--seeds", seeds, least=0)
+    console = Console(stderr=True, soft_wrap=True)
+    raise typer.Exit(measure_draws(console, store, run, recipe, overrides or [], ks, chosen, device.value))
 
 
 @app.command()

@@ -69,6 +69,11 @@ class DataConfig:
     """Leave out an epoch's last batch where it is not full."""
     device_resident: Literal["auto", "always", "never"] = "auto"
     """Whether all data lie in device memory; "auto" does so where they fill less than half of what is free."""
+    online: bool = False
+    """Run the teachers themselves on every step, on the stored pictures and prompts, instead of reading their features;
+    of `draws`, 0 is the clean picture then and any other a new augmentation, as is empty."""
+    weights: str = "."
+    """Folder of the online teachers' files, where the store's manifest named files; NAME/ in it comes first."""
     loader: Literal["map", "stream"] = "map"
     """"map" copies the rows out of the store once and maps that; "stream" reads the store's shards in every epoch."""
     buffer_gb: Positive = 2.0
@@ -77,6 +82,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.loader == "stream" and self.device_resident == "always":
             raise ValueError('device_resident "always" needs loader "map": "stream" never holds all data')
+        if self.online and self.device_resident == "always":
+            raise ValueError('device_resident "always" needs stored targets: online ones are made on the host')
         names = [each.teacher for each in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers: {twice[0]!r} stands there twice; name each teacher once")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from recon.pipeline.store.records import Ref, Targets, Text
 from recon.trainer.cache import cached_array
 from recon.trainer.config import DataConfig
 from recon.trainer.reading import check_finite
-from recon.trainer.targets import ImageTargets, TextTargets, stored_teachers
+from recon.trainer.targets import ImageTargets, OnlineTeacher, TextTargets, ViewTargets, online_teacher, stored_teachers
 from recon.trainer.teaching import Teacher
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ class Stored:
     """[K, rows, V, D] float16 of each image teacher, by its place among the teachers"""
 
 
+AnyTargets = ImageTargets | ViewTargets | TextTargets
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The rows of some splits that every stage finished, all on one device or memory-mapped.
@@ -45,7 +48,7 @@ class Dataset:
 
     xyz: Tensor
     """[N, P, 3] float32, raw"""
-    targets: tuple[ImageTargets | TextTargets, ...]
+    targets: tuple[AnyTargets, ...]
     """In the order of `teachers`"""
     category: Tensor
     """[N] int64, index into categories"""
@@ -61,6 +64,10 @@ class Dataset:
     """Names of the categories of the ref's data set, sorted; those of every split"""
     stored: Stored | None = None
     """Where xyz and the image teachers' features are, when they are not here"""
+    online: tuple[OnlineTeacher, ...] = ()
+    """With `data.online`, the teachers to load; see `recon.trainer.online`"""
+    teach: Callable[[Iterator[Any]], Iterator[Any]] = iter
+    """What a loader passes its `Samples` through: teachers that run online put their features in"""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -97,7 +104,8 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     one a column, keyed by the digests of what they hold; later calls check their sums and map them. For "stream"
     nothing of them is read yet. UserError for an unknown split, a teacher the store does not have or without a
     finished row, a damaged shard or non-finite features, and where more points, draws or captions are asked for than
-    there are.
+    there are. With `config.online` features are not read: the data set says what its teachers are to be given, and
+    `recon.trainer.online.with_teachers` loads them.
     """
     ref = store.ref(config.ref or None)
     points, stored = store.points(ref), stored_teachers(store, ref, config.teachers)
@@ -107,6 +115,10 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     rows = np.flatnonzero(np.all([in_splits, points.ok, *(each.ok.all(axis=0) for each in images.values())], axis=0))
     if not len(rows):
         raise UserError(f"{store.path}: no row of {', '.join(config.splits)} is finished; run `recon-pipeline status`")
+    online = tuple(
+        online_teacher(store, asked, each, rows)
+        for asked, each in zip(config.teachers if config.online else (), stored, strict=config.online)
+    )
     texts = {place: _text_targets(each, rows, own) for place, each in enumerate(stored) if isinstance(each, Text)}
     _check_settings(config, points.xyz.shape[1], [each.feat.shape for each in images.values()], texts.values())
 
@@ -122,21 +134,25 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         "teachers": {},
     }
     xyz = _column(store, config, record, "points", points.key, points.xyz, rows)
-    teachers, targets = [], list[ImageTargets | TextTargets]()
+    teachers, targets = [], list[AnyTargets]()
     for place, (asked, each) in enumerate(zip(config.teachers, stored, strict=True)):
         teachers.append(Teacher(asked.teacher, asked.kind, int(each.feat.shape[-1]), asked.loss, asked.weight))
         told = {"kind": asked.kind, "teacher": each.teacher, "key": each.key, "digest": store.digest(each.key)}
         # A student is measured on other stores too, which need not hold what it was taught with.
         record["teachers"][asked.teacher] = told | {"recipe": each.recipe.get("teacher", {})}
-        if isinstance(each, Targets):
+        if isinstance(each, Targets) and config.online:
+            targets.append(ViewTargets(each.feat.shape[2], config.views))
+        elif isinstance(each, Targets):
             what = f"image features of {each.teacher!r}"
             targets.append(ImageTargets(_column(store, config, record, what, each.key, each.feat, rows, lanes=1)))
         else:
-            targets.append(text := texts[place])
+            text = texts[place]
+            prompts = torch.arange(len(text.feat))[:, None]
+            targets.append(replace(text, feat=prompts) if config.online else text)
             learnt = [text.class_prompts.tolist(), text.captions.tolist()]
             record["teachers"][asked.teacher]["prompts"] = digest_of(learnt)
             record["num_rows_without_caption"] = int((text.captions < 0).all(dim=1).sum())
-    feats = {place: each.feat for place, each in images.items()}
+    feats = {} if config.online else {place: each.feat for place, each in images.items()}
     return Dataset(
         xyz=xyz,
         targets=tuple(targets),
@@ -147,6 +163,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         uids=[registry.uid[row] for row in rows],
         categories=[registry.categories[number] for number in own],
         stored=Stored(points.xyz, feats) if config.loader == "stream" else None,
+        online=online,
     )
 
 
@@ -197,7 +214,7 @@ def _check_settings(
     if config.num_points > num_points:
         raise UserError(f"data.num_points: {config.num_points} asked for, the store holds {num_points} a shape")
     for num_draws, _, num_views, _ in images:
-        if config.draws and max(config.draws) >= num_draws:
+        if not config.online and config.draws and max(config.draws) >= num_draws:
             raise UserError(f"data.draws: no draw {max(config.draws)}; the store holds 0 to {num_draws - 1}")
         if config.views > num_views:
             raise UserError(f"data.views: {config.views} asked for, the store holds {num_views} a shape")

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,10 @@ class Trainer:
         check_writers(config.run.log_to)
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
+        if config.data.online:
+            from recon.trainer.online import OnlineTeachers  # the libraries of teachers take seconds to import
+
+            dataset = replace(dataset, teach=OnlineTeachers(dataset, config.data, device))
         form = StreamBatches if config.data.loader == "stream" else Batches
         self.batches: Loader = form(
             dataset, config.data, config.optim.batch_size, self.seed, device, rank(), world_size()

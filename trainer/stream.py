@@ -74,14 +74,15 @@ class StreamBatches:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs; reads the one or two windows it lies in."""
-        return self._assemble(step, self._window).to_batch(self.config, self.device)
+        samples: Samples = next(self.dataset.teach(iter([self._assemble(step, self._window)])))
+        return samples.to_batch(self.config, self.device)
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; the next window is read while this one is used.
 
         UserError for a damaged shard, when the windows before it are used up.
         """
-        for samples in self.gathered(start, stop):
+        for samples in self.dataset.teach(self.gathered(start, stop)):
             yield samples.to_batch(self.config, self.device)
 
     def gathered(self, start: int, stop: int) -> Iterator[Samples]:
@@ -182,7 +183,7 @@ class StreamBatches:
         rows = data.row[indices].numpy()
         targets = list(data.targets)
         for place, feat in stored.feats.items():
-            # Only the draws that are chosen among are read, so here they are all there is.
+            # Only the draws that are chosen among are read, so here they are all there is; none are where teachers run.
             lanes = self.config.draws or range(feat.shape[0])
             targets[place] = ImageTargets(torch.from_numpy(np.stack([read_rows(feat, rows, lane) for lane in lanes])))
         for place, target in enumerate(targets):
@@ -195,7 +196,8 @@ class StreamBatches:
             category=data.category[indices],
             row=data.row[indices],
         )
-        drawn = draw(block, torch.arange(len(rows)), replace(self.config, draws=()), self.seed, epoch)
+        config = self.config if self.config.online else replace(self.config, draws=())
+        drawn = draw(block, torch.arange(len(rows)), config, self.seed, epoch)
         images = {f"features of {data.teachers[place].name}": drawn.targets[place] for place in stored.feats}
         for what, values in {"points": drawn.points, **images}.items():
             if not values.isfinite().all():
@@ -208,7 +210,5 @@ class StreamBatches:
             angle=torch.empty(count, dtype=torch.float64),
             labels=torch.empty(count, dtype=torch.int64),
             rows=torch.empty(count, dtype=torch.int64),
-            targets=tuple(
-                torch.empty(count, each.feat.shape[-1], dtype=each.feat.dtype) for each in self.dataset.targets
-            ),
+            targets=tuple(torch.empty(count, each.width, dtype=each.dtype) for each in self.dataset.targets),
         )

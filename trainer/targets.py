@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref, Targets, Text
 from recon.trainer.config import DataConfig, TeacherConfig
-from recon.trainer.transforms import random_integers, random_subset
+from recon.trainer.transforms import random_bits, random_integers, random_subset
+
+if TYPE_CHECKING:
+    import zarr
+
+CLEAN = -1
+"""In the place of an augmentation's seed."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,57 @@ class ImageTargets:
     def map(self, change: Callable[[Tensor], Tensor]) -> ImageTargets:
         """The same with every tensor changed."""
         return ImageTargets(change(self.feat))
+
+    @property
+    def width(self) -> int:
+        """Of what is drawn of a sample."""
+        return self.feat.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is drawn of a sample."""
+        return self.feat.dtype
+
+
+@dataclass(frozen=True)
+class ViewTargets:
+    """Which views an image teacher that runs on every step is to be shown, and how they are augmented."""
+
+    num_views: int
+    """Those the store holds of a shape."""
+    views: int
+    """As in the settings: 0 takes all."""
+
+    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
+        """[B, 2 n] int64: the n views of each of `samples` [B], those `ImageTargets` would take, then their seeds.
+
+        A view's seed is its own; it is CLEAN where `config.draws` chooses draw 0.
+        """
+        if config.views == 1:
+            views = random_integers(bits["view"], self.num_views)[:, None]
+        elif config.views:
+            views = random_subset(bits["view"], self.num_views, config.views)
+        else:
+            views = torch.arange(self.num_views, device=samples.device).expand(len(samples), -1)
+        # Any draw but the clean one is a new augmentation.
+        choices = torch.tensor(config.draws or [1], device=samples.device)
+        clean = choices[random_integers(bits["draw"], len(choices))] == 0
+        seeds = random_bits(bits["augmentation"][:, None], views) & (2**63 - 1)
+        return torch.cat([views, seeds.masked_fill(clean[:, None], CLEAN)], dim=1)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ViewTargets:
+        """Itself: it holds no tensor."""
+        return self
+
+    @property
+    def width(self) -> int:
+        """Of what is drawn of a sample."""
+        return 2 * (self.views or self.num_views)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is drawn of a sample."""
+        return torch.int64
 
 
 @dataclass(frozen=True)
@@ -76,6 +135,63 @@ class TextTargets:
     def map(self, change: Callable[[Tensor], Tensor]) -> TextTargets:
         """The same with every tensor changed."""
         return TextTargets(change(self.feat), change(self.class_prompts), change(self.captions))
+
+    @property
+    def width(self) -> int:
+        """Of what is drawn of a sample."""
+        return self.feat.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is drawn of a sample."""
+        return self.feat.dtype
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """What a store says of a teacher that is to run on every step: who it is, and where its inputs lie."""
+
+    name: str
+    """In `data.teachers`."""
+    stored_name: str
+    """In the ref."""
+    key: str
+    """The kind and key of its features, e.g. "targets/0123abcd"."""
+    dim: int
+    recipe: dict[str, Any]
+    """Of the teacher, as the key holds it, with a digest of its weights."""
+    attributes: dict[str, Any]
+    """Of the key: its label, what its manifest said of it, and its probes."""
+    inputs: zarr.Array[Any] | list[str]
+    """[rows, V, H, W, 3] uint8 pictures, or the prompts."""
+
+
+def online_teacher(
+    store: FeatureStore, asked: TeacherConfig, stored: Targets | Text, rows: NDArray[np.int64]
+) -> OnlineTeacher:
+    """UserError for features that came with the data, and where the store lacks a picture of `rows`."""
+    kind = "targets" if isinstance(stored, Targets) else "text"
+    inputs: zarr.Array[Any] | list[str]
+    if isinstance(stored, Targets):
+        views = stored.recipe.get("views")
+        if views is None:
+            raise UserError(
+                f"data.online: the features of {asked.teacher!r} ({stored.teacher!r}) came with the data set's files, "
+                "and no teacher is known that made them: train on the stored ones with --teachers stored"
+            )
+        has = store.ok(views, len(store.registry))[rows] if (store.path / "views" / views).is_dir() else np.zeros(1)
+        if not has.all():
+            raise UserError(
+                f"data.online: {store.path} lacks pictures that {asked.teacher!r} was shown (views {views}): make them "
+                "with `recon-pipeline render`, or train on the stored features with --teachers stored"
+            )
+        inputs = cast("zarr.Array[Any]", store.kind_group("views", views)["rgb"])
+    else:
+        inputs = stored.prompts
+    attributes = dict(store.kind_group(kind, stored.key).attrs)
+    dim = int(stored.feat.shape[-1])
+    key = f"{kind}/{stored.key}"
+    return OnlineTeacher(asked.teacher, stored.teacher, key, dim, stored.recipe.get("teacher", {}), attributes, inputs)
 
 
 def stored_teachers(store: FeatureStore, ref: Ref, teachers: Sequence[TeacherConfig]) -> list[Targets | Text]:

@@ -17,14 +17,14 @@ from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Name, Subj
 from recon.pipeline.caption.templates import check_template
 from recon.pipeline.caption.texts import VERSION
 from recon.pipeline.execution.stage import Block, Row, each_row
-from recon.pipeline.stages.models import WORDS as WORDS_PROBE
-from recon.pipeline.stages.models import loaded, teacher_of
 from recon.pipeline.stages.targets import ImageTargets, clean_features
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import fill
 from recon.pipeline.store.records import Column
 from recon.pipeline.teachers import TeacherSpec, TextTeacher
+from recon.pipeline.teachers.loaded import WORDS as WORDS_PROBE
+from recon.pipeline.teachers.loaded import loaded, teacher_of
 
 # Words that show in a picture and in CLIP's training texts; a group's words exclude each other.
 WORDS: dict[str, tuple[str, ...]] = {

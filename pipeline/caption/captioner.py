@@ -19,7 +19,6 @@ from recon.pipeline.caption.directions import Floats, directions
 from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Keep, Name, Subject
 from recon.pipeline.caption.texts import VERSION
 from recon.pipeline.execution.stage import Block, Row, each_row
-from recon.pipeline.stages.models import PROBE, WORDS, check_probe, check_recipe, loaded, teacher_of
 from recon.pipeline.stages.targets import ImageTargets, clean_features
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.stages.views import RenderedViews
@@ -27,6 +26,7 @@ from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 from recon.pipeline.store.shards import read_rows
 from recon.pipeline.teachers import TextTeacher
+from recon.pipeline.teachers.loaded import PROBE, WORDS, check_probe, check_recipe, loaded, teacher_of
 
 
 class CaptionerTable(CaptionsTable):

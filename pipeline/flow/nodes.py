@@ -21,12 +21,12 @@ from recon.pipeline.flow.manifest import Manifest, origin_of
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.imported import ImportedTargets
 from recon.pipeline.stages.meshes import Meshes
-from recon.pipeline.stages.models import teacher_of
 from recon.pipeline.stages.points import PointClouds
 from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.teachers import TeacherSpec, TextTeacher
+from recon.pipeline.teachers.loaded import teacher_of
 
 LISTING = ""
 """What a node is `after` that works on the shapes as they are listed."""

@@ -25,11 +25,11 @@ from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.meshes import Meshes
-from recon.pipeline.stages.models import teacher_of
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
+from recon.pipeline.teachers.loaded import teacher_of
 
 Progress = Callable[[str, int, int, int], None]
 

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from recon.pipeline.base.digests import canonical_json, digest_of
 from recon.pipeline.execution.stage import Row
-from recon.pipeline.stages.models import PROBE
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.shards import read_rows
+from recon.pipeline.teachers.loaded import PROBE
 from recon.pipeline.teachers.probe import difference
 
 

@@ -14,13 +14,13 @@ from recon.pipeline.base.digests import digest_of, row_seed
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.execution.stage import Block, Row
 from recon.pipeline.stages import reuse
-from recon.pipeline.stages.models import DRAWN, PROBE, check_probe, check_recipe, loaded
 from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Failure
 from recon.pipeline.store.records import Column
 from recon.pipeline.store.shards import read_rows
 from recon.pipeline.teachers import Teacher, TeacherSpec, probe
+from recon.pipeline.teachers.loaded import DRAWN, PROBE, check_probe, check_recipe, loaded
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
 

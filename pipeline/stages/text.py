@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from recon.pipeline.execution.stage import Block, Row, SingleLane
-from recon.pipeline.stages.models import PROBE, LoadedTeacher, check_probe, check_recipe, loaded
 from recon.pipeline.stages.targets import check_features, finite_block
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 from recon.pipeline.teachers import TeacherSpec
+from recon.pipeline.teachers.loaded import PROBE, LoadedTeacher, check_probe, check_recipe, loaded
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
 

@@ -103,8 +103,9 @@ def _forward(
     """The first `wanted` rows' results. A batch that does not fit is done again from its beginning, in halves."""
     while True:
         try:
+            rows = size.rows  # another thread may halve it meanwhile
             with torch.inference_mode():
-                parts = [run(batch[at : at + size.rows]) for at in range(0, wanted, size.rows)]
+                parts = [run(batch[at : at + rows]) for at in range(0, wanted, rows)]
             return [result for part in parts for result in part][:wanted]
         except RuntimeError as error:
             if not _out_of_memory(error):

@@ -90,13 +90,14 @@ def teacher_of(spec: TeacherSpec) -> Teacher:
     return loaded(spec).teacher
 
 
-def check_recipe(whose: str, recipe: dict[str, Any], keyed: dict[str, Any]) -> None:
+MEND = "its files were changed during the run or differ from machine to machine: make them one and run it again"
+
+
+def check_recipe(whose: str, recipe: dict[str, Any], keyed: dict[str, Any], mend: str = MEND) -> None:
     """MachineError unless the model that this process loaded is the one that the key was made of."""
     if canonical_json(recipe) != canonical_json(keyed):
-        raise MachineError(
-            f"{whose}: the model loaded here is not the one that the key names: {recipe_diff(keyed, recipe)[0]}; its "
-            "files were changed during the run or differ from machine to machine: make them one and run it again"
-        )
+        difference = recipe_diff(keyed, recipe)[0]
+        raise MachineError(f"{whose}: the model loaded here is not the one that the key names: {difference}; {mend}")
 
 
 def check_probe(whose: str, key: str, held: Any, own: Callable[[], dict[str, Any]], precision: str) -> None:
