@@ -347,7 +347,7 @@ def test_a_step_compiles_from_grouping_to_loss_without_a_break(scope: str) -> No
     taught = []
     for form in (compiled, model):
         torch.manual_seed(0)  # of mask and drop path
-        losses = form(clouds(), *targets())
+        losses = form(clouds(), targets())
         losses["total"].backward()
         taught.append((losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
         model.zero_grad()
@@ -357,7 +357,7 @@ def test_a_step_compiles_from_grouping_to_loss_without_a_break(scope: str) -> No
 @pytest.mark.slow
 def test_the_model_needs_torch_and_numpy_only() -> None:
     # The speed benchmarks run it on machines without the pipeline's dependencies.
-    foreign = "{'pydantic', 'zarr', 'timm', 'open_clip', 'sklearn', 'safetensors', 'recon.pipeline'}"
+    foreign = "{'pydantic', 'zarr', 'timm', 'open_clip', 'sklearn', 'safetensors', 'recon.pipeline.store', 'recon.pipeline.teachers'}"
     code = "import sys, recon.trainer.model, recon.trainer.heads, recon.trainer.released; "
     code += f"assert not {foreign} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -51,7 +51,7 @@ class TrainingKiller:
 
     def __init__(self, folder: Path, seed: int) -> None:
         import_module("recon.pipeline.base.machine").set_thread_variables()
-        import_module("recon.trainer.loop")
+        import_module("recon.trainer.pretraining")
         assert threads_here() == 1, "a fork of a process with threads could hang"
         self.folder, self.draw = folder, random.Random(f"trainings:{seed}")
         self.ledger, self.result = Ledger(), TrainingKills()
@@ -74,7 +74,7 @@ class TrainingKiller:
         """In a child: the command, resumed where there is something to resume."""
         from rich.console import Console
 
-        from recon.trainer import loop
+        from recon.trainer import loop, pretraining
 
         def log(trainer: Any, logged: Any = loop.Trainer.log) -> None:
             logged(trainer)
@@ -85,7 +85,8 @@ class TrainingKiller:
         self.ledger.clear()
         self.ledger.watch(run, fatal)
         resume, settings = (run / "config.json").is_file(), VARIANTS[variant].split()
-        return loop.pretrain(
+        pretraining._check_best = lambda _: None
+        return pretraining.pretrain(
             Console(quiet=True), self.store, run, None if resume else str(self.recipe), () if resume else settings,
             resume, device="cpu",
         )  # fmt: skip

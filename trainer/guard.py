@@ -6,22 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.precision import Precision
 from recon.trainer.batches import Batch
 from recon.trainer.config import OptimConfig
 from recon.trainer.distributed import least_of_ranks, rank, world_size
-from recon.trainer.transforms import stream
-
-if TYPE_CHECKING:
-    from recon.trainer.loop import Trainer
 
 
 class Guard:
@@ -33,7 +28,7 @@ class Guard:
     def __init__(self, step: int, device: torch.device) -> None:
         """`step` updates were done before, all of them finite."""
         self._good = torch.tensor(step, device=device)
-        self.broken = torch.zeros((), device=device)
+        self.broken = torch.zeros((), dtype=torch.float32, device=device)
         """1.0 once a gradient was not finite. A fused optimiser whose `found_inf` this is changes nothing from then
         on, so the weights stay what they were before that step and it can be computed again."""
 
@@ -51,35 +46,6 @@ class Guard:
         counts = least_of_ranks(self._good).tolist()
         step = min(counts)
         return step, [name for name, count in zip(names, counts, strict=True) if count == step]
-
-
-def not_finite(trainer: Trainer) -> UserError:
-    """What was not finite first; computes that step again and writes its batch to the run's folder."""
-    step, names = trainer.guard.first_broken(list(trainer.sums))
-    stopped_at, trainer.step = trainer.step, step
-    batch = trainer.batches.batch(step)
-    trainer.seed_step()
-    parts = range(trainer.config.optim.accumulate) if trainer.by_part else ()
-    states = random_states(trainer.device) | {f"part-{i}": trainer.part_generator(i).get_state() for i in parts}
-    if names == ["grad_norm"]:  # the weights have not moved since, so the step gives the same gradients again
-        trainer.forward_backward(batch)
-        names = [blame_gradient(trainer.model)]
-    trainer.step = stopped_at
-    what = ", ".join([name for name in names if name not in ("total", "grad_norm")] or names)
-    data, samples = trainer.batches.dataset, trainer.batches.samples(step).tolist()
-    record = {
-        "step": step,
-        "epoch": trainer.epoch_of(step),
-        "not_finite": what,
-        "seed": stream(trainer.seed, "step", step),
-        "newest_checkpoint": trainer.newest,
-        "rows": [int(data.row[sample]) for sample in samples],
-        "uids": [data.uids[sample] for sample in samples],
-    }
-    where = write_step(trainer.run, step, batch, states, record)
-    mends = list_mends(trainer.config.optim, trainer.precision)
-    newest = f"newest checkpoint: step {trainer.newest or 'none'}"
-    return UserError(f"{what}: not finite in step {step} (counted from 0); {where}; {mends} ({newest})")
 
 
 def blame_gradient(model: nn.Module) -> str:

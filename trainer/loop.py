@@ -49,7 +49,7 @@ from recon.trainer.distributed import (
 from recon.trainer.ema import Ema
 from recon.trainer.flops import count_flops, peak_flops
 from recon.trainer.garbage import garbage_frozen
-from recon.trainer.guard import Guard, not_finite
+from recon.trainer.guard import Guard, blame_gradient, list_mends, random_states, write_step
 from recon.trainer.memory import keep_freed_memory
 from recon.trainer.metrics import Metrics
 from recon.trainer.model import ModelConfig, ReCon
@@ -184,7 +184,7 @@ class Trainer:
         lr = learning_rate(self.config.optim, self.epoch_of(self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.seed_step()
+        self._seed_step()
         measured = self.forward_backward(batch)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -299,10 +299,38 @@ class Trainer:
         """Fetch the means since the last line from the device; UserError if one is not finite."""
         means = self.metrics.means(self.step)
         if not all(map(math.isfinite, means.values())):
-            raise not_finite(self)
+            raise self._not_finite()
         return means
 
-    def seed_step(self) -> None:
+    def _not_finite(self) -> UserError:
+        """What was not finite first; computes that step again and writes its batch to the run's folder."""
+        step, names = self.guard.first_broken(list(self.sums))
+        stopped_at, self.step = self.step, step
+        batch = self.batches.batch(step)
+        self._seed_step()
+        parts = range(self.config.optim.accumulate) if self.by_part else ()
+        states = random_states(self.device) | {f"part-{i}": self.part_generator(i).get_state() for i in parts}
+        if names == ["grad_norm"]:  # the weights have not moved since, so the step gives the same gradients again
+            self.forward_backward(batch)
+            names = [blame_gradient(self.model)]
+        self.step = stopped_at
+        what = ", ".join([name for name in names if name not in ("total", "grad_norm")] or names)
+        data, samples = self.batches.dataset, self.batches.samples(step).tolist()
+        record = {
+            "step": step,
+            "epoch": self.epoch_of(step),
+            "not_finite": what,
+            "seed": stream(self.seed, "step", step),
+            "newest_checkpoint": self.newest,
+            "rows": [int(data.row[sample]) for sample in samples],
+            "uids": [data.uids[sample] for sample in samples],
+        }
+        where = write_step(self.run, step, batch, states, record)
+        mends = list_mends(self.config.optim, self.precision)
+        newest = f"newest checkpoint: step {self.newest or 'none'}"
+        return UserError(f"{what}: not finite in step {step} (counted from 0); {where}; {mends} ({newest})")
+
+    def _seed_step(self) -> None:
         """Seed torch's own generator, which mask and drop path draw from.
 
         Seeded anew for each step, it is no part of a checkpoint.
