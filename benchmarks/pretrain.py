@@ -136,7 +136,7 @@ def prepare(row: Row, watch: Watch) -> Counter[Product]:
         row.student.step(watch, row.teachers)
 
     if not row.student.graph:
-        row.flops, products = count(step)
+        row.flops, products = count(step, row.student.model)
     if watch.device.type == "cuda":
         for _ in range(3):
             step()

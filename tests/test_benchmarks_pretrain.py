@@ -70,12 +70,12 @@ def test_what_the_releases_loops_draw() -> None:
 def test_operations_are_counted_forward_and_backward() -> None:
     floor = part("floor")
     layer, x = nn.Linear(3, 5), torch.randn(2, 3, requires_grad=True)
-    flops, counts = floor.count(lambda: layer(x).sum().backward())
+    flops, counts = floor.count(lambda: layer(x).sum().backward(), layer)
     assert flops == 3 * 2 * 2 * 3 * 5 == sum(product.flops * times for product, times in counts.items())
 
     q = torch.randn(2, 3, 7, 4, requires_grad=True)
     attend = torch.nn.functional.scaled_dot_product_attention
-    flops, counts = floor.count(lambda: attend(q, q, q).sum().backward())
+    flops, counts = floor.count(lambda: attend(q, q, q).sum().backward(), nn.Identity())
     assert flops == 6 * 2 * (2 * 3) * 7 * 7 * 4, "two products forward, four backward"
     assert sum(product.flops * times for product, times in counts.items()) == flops
     assert all(second > 0 for product in counts for second in product.seconds(torch.device("cpu")))

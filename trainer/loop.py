@@ -149,35 +149,38 @@ class Trainer:
 
         UserError when a loss or gradient is not finite any more; the newest checkpoint is from before.
         """
-        self.model.train()
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        self.forward = share_gradients(self.forward)
-        if rank() == 0:
-            self.metrics.begin(self.step)
-            sweep(self.run, self.pointer, self.config.run.keep_last)
-        peak = peak_flops(self.device, self.precision)  # with all threads, before those of one part are set
-        threads = torch_threads(self.threads)
-        shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-        with threads, stop_signals() as received, garbage_frozen(), self._writers(), shown as show:
+        with stop_signals() as received, garbage_frozen():
             stop = Stop(received)
-            if self.step == 0:
-                self.probe(console)
-            for batch in self.metrics.waiting(self.batches.iterate(self.step, self.num_steps)):
-                if peak and not self.metrics.use_of_peak:
-                    self.metrics.use_of_peak = self._sample_flops(batch) / (peak * world_size())
-                self.train_step(batch)
-                if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
-                    self.log()
-                self.probe(console)
-                if self.config.run.save_every and self.step % self.config.run.save_every == 0:
-                    self.save()
-                show(self.step, self.describe, self.details)
-                if stop.agreed():
-                    break
+            self.model.train()
+            if self.device.type == "cpu":
+                keep_freed_memory()
+            self.forward = share_gradients(self.forward)
+            if rank() == 0:
+                self.metrics.begin(self.step)
+                sweep(self.run, self.pointer, self.config.run.keep_last)
+            peak = peak_flops(self.device, self.precision)  # with all threads, before those of one part are set
+            shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
+            with torch_threads(self.threads), self._writers(), shown as show:
+                self._train_steps(console, stop, show, peak)
             stopped = stop.agreed()
             self.save()
         return 128 + stopped if stopped else 0
+
+    def _train_steps(self, console: Console, stop: Stop, show: TrainingProgress, peak: float) -> None:
+        if self.step == 0:
+            self.probe(console)
+        for batch in self.metrics.waiting(self.batches.iterate(self.step, self.num_steps)):
+            if peak and not self.metrics.use_of_peak:
+                self.metrics.use_of_peak = self._sample_flops(batch) / (peak * world_size())
+            self.train_step(batch)
+            if self.step % self.config.run.log_every == 0 or self.step == self.num_steps:
+                self.log()
+            self.probe(console)
+            if self.config.run.save_every and self.step % self.config.run.save_every == 0:
+                self.save()
+            show(self.step, self.describe, self.details)
+            if stop.agreed():
+                break
 
     def train_step(self, batch: Batch) -> None:
         """Update the weights once."""

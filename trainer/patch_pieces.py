@@ -13,21 +13,31 @@ In float32 this rounds unlike the plain form, which is `trainer.blocks.PatchEmbe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from recon.trainer.blocks import PatchEmbed
-
 PIECE = 2048  # rows of points: 4 MB of the widest layer
 
 
-def embed_in_pieces(layers: PatchEmbed, groups: Tensor, kept: Tensor | None) -> Tensor:
-    """What `layers(groups, kept)` is in training mode."""
+class Layers(Protocol):
+    """What is used of `trainer.blocks.PatchEmbed`."""
+
+    width: int
+    local: int
+    conv1: nn.Linear
+    norm1: nn.BatchNorm1d
+    conv2: nn.Linear
+    conv3: nn.Linear
+    norm2: nn.BatchNorm1d
+    conv4: nn.Linear
+
+
+def embed_in_pieces(layers: Layers, groups: Tensor, kept: Tensor | None) -> Tensor:
+    """What `PatchEmbed.forward(groups, kept)` of these layers is in training mode."""
     batch, num_group, size, _ = groups.shape
     num_kept = num_group if kept is None else kept.shape[1]
     points = groups.flatten(0, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pretrain_parts.clock import elapsed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,12 +65,16 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count(step: Callable[[], Any]) -> tuple[int, Counter[Product]]:
-    """Floating-point operations of one step by torch's own counter, and its matrix products.
+def count(step: Callable[[], Any], model: nn.Module) -> tuple[int, Counter[Product]]:
+    """Floating-point operations of one step of `model` by torch's own counter, and its matrix products.
+
+    They are those of the plain form: where a layer has a form that needs fewer, the floor may be passed.
 
     Attention is written out meanwhile, so that its products are counted one by one; its fused backward forms one of
     them a second time, which is not counted. Where nothing but `PRODUCTS` is counted, both agree.
     """
+    # With a hook on every layer, which the trainer's faster forms would not call and so make way for.
+    hooks = [layer.register_forward_hook(lambda *_: None) for layer in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, which no counter knows
     try:
@@ -78,6 +82,8 @@ def count(step: Callable[[], Any]) -> tuple[int, Counter[Product]]:
             step()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for hook in hooks:
+            hook.remove()
     return counter.get_total_flops(), products.counts
 
 
