@@ -16,6 +16,7 @@ for the tests, writes only where --out is given.
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import re
@@ -149,13 +150,24 @@ def prepare(row: Row, watch: Watch) -> Counter[Product]:
     return products
 
 
-def run(rows: list[Row], rounds: int, device: torch.device) -> dict[str, Any]:
-    """Every row's seconds, and the floors' beside them."""
-    watch = Watch(device)
+def run(rows: list[Row], rounds: int, device: torch.device, budget: float) -> dict[str, Any]:
+    """Every row's seconds, and the floors' beside them.
+
+    Compiling takes minutes: once half of `budget` seconds is spent, the compiled rows still to come are taken out of
+    `rows`, and after four fifths of it no further round begins.
+    """
+    began, watch = time.monotonic(), Watch(device)
     for student in {id(row.student): row.student for row in rows}.values():
         if not student.graph:
             student.watch_parts(watch)
-    products = {row.name: prepare(row, watch) for row in rows}
+    products, left_out = {}, []
+    for row in sorted(rows, key=lambda row: row.student.graph is not None):
+        if row.student.graph and time.monotonic() - began > budget / 2:
+            left_out.append(row.name)
+            rows.remove(row)
+            sys.stderr.write(f"{row.name}: left out, half of --budget {budget:g} is spent\n")
+        else:
+            products[row.name] = prepare(row, watch)
     eager = {row.name: row.flops for row in rows}
     for row in rows:
         row.flops = row.flops or eager[row.name.partition(", compiled")[0]]
@@ -165,6 +177,9 @@ def run(rows: list[Row], rounds: int, device: torch.device) -> dict[str, Any]:
     gc.collect()
     gc.freeze()
     for number in range(rounds):
+        if number and time.monotonic() - began > 0.8 * budget:
+            rounds = number
+            break
         for dtype, found in rates.items():
             found.append(peak_rate(dtype, device))
         for row in rows:
@@ -175,6 +190,8 @@ def run(rows: list[Row], rounds: int, device: torch.device) -> dict[str, Any]:
         sys.stderr.write(f"round {number + 1} of {rounds}, seconds a step: {told}\n")
     gc.unfreeze()
     return {
+        "rounds": rounds,
+        "left_out": left_out,
         "rates": {str(dtype).removeprefix("torch."): statistics.median(found) for dtype, found in rates.items()},
         "floors": {
             row.name: floor(row, products[row.name], alone, eager[row.name]) for row in rows if row.name in FLOORED
@@ -261,6 +278,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="samples a step; default: 32 on a CPU, 128 on a GPU")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every contestant")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of our rows")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which compiling and rounds end")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that all of this runs")
     parser.add_argument("--out", type=Path, help="folder of the results; default: benchmarks/results")
     arguments = parser.parse_args()
@@ -275,7 +293,7 @@ def main() -> None:
     before = load()
     teachers, told = load_teachers(size.batch, size.image_dim, size.text_dim, device, arguments.quick)
     rows = make_rows(size, device, getattr(torch, decision.used), teachers)
-    found = run(rows, arguments.rounds, device)
+    found = run(rows, arguments.rounds, device, arguments.budget)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     datasheet = next((rate for word, rate in DATASHEET.items() if word in hardware), None)
     result = {
@@ -292,7 +310,6 @@ def main() -> None:
         "size": "a tiny size" if arguments.quick else "base size",
         "batch": size.batch,
         "num_points": size.num_points,
-        "rounds": arguments.rounds,
         "teachers": told,
         "datasheet": datasheet,
         **found,

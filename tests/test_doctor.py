@@ -114,7 +114,7 @@ def test_no_compiler_is_a_note(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path))
     assert "Python.h" in doctor._compiler().detail
     (tmp_path / "Python.h").write_text("")
-    assert doctor._compiler() == Check("compiler", True, "g++, for run.compile")
+    assert doctor._compiler() == Check("compiler", True, "g++, for run.compile on a GPU")
 
 
 @pytest.mark.parametrize(

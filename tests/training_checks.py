@@ -24,6 +24,7 @@ def deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def train(device: torch.device, precision: torch.dtype, steps: int) -> list[Tensor]:

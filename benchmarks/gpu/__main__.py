@@ -69,7 +69,7 @@ def parts(scratch: Path, rehearse: bool) -> list[Part]:
         Part("checks", 1.0, ["benchmarks/gpu/checks.py", log, seconds]),
         Part("training", 1.3, ["benchmarks/gpu/training.py", training, seconds, *options[0]]),
         Part("kernels", 1.0, ["benchmarks/kernels.py", *options[1], "--budget", seconds]),
-        Part("pretrain", 1.7, ["benchmarks/pretrain.py", *options[2]]),
+        Part("pretrain", 1.7, ["benchmarks/pretrain.py", *options[2], "--budget", seconds]),
     ]
 
 

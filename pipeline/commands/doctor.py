@@ -204,6 +204,6 @@ def _compiler() -> Check:
     if not lacking and not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         lacking = "Python.h"
     if not lacking:
-        return Check("compiler", True, f"{compiler}, for run.compile")
+        return Check("compiler", True, f"{compiler}, for run.compile on a GPU")
     mend = {"g++": "sudo apt-get install -y g++", "Python.h": "sudo apt-get install -y python3-dev"}
     return Check("compiler", True, f"no {lacking}: training works, run.compile does not", mend.get(lacking, ""))
