@@ -105,7 +105,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     nothing of them is read yet. UserError for an unknown split, a teacher the store does not have or without a
     finished row, a damaged shard or non-finite features, and where more points, draws or captions are asked for than
     there are. With `config.online` features are not read: the data set says what its teachers are to be given, and
-    `recon.trainer.online.with_teachers` loads them.
+    `recon.trainer.online.OnlineTeachers` loads them.
     """
     ref = store.ref(config.ref or None)
     points, stored = store.points(ref), stored_teachers(store, ref, config.teachers)

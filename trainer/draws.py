@@ -69,11 +69,11 @@ def measure_draws(
     settings = {ONLINE: "[]", **{str(k): str(list(range(1, k + 1))) for k in draws}, CLEAN: "[0]"}
     words = _check_store(FeatureStore.open(store), load_config(recipe, overrides), max(draws))
     target = choose_device(device)
-    for seed in seeds:
-        for number, (name, shown) in enumerate(settings.items()):
+    for round_, seed in enumerate(seeds):
+        for number, (name, shown) in enumerate(settings.items(), 1 + round_ * len(settings)):
             run = folder / f"seed-{seed}" / name
             own = [f"data.draws={shown}", f"data.online={str(name == ONLINE).lower()}", f"run.seed={seed}"]
-            told = f"seed {seed} of {len(seeds)}, {number + 1} of {len(settings)}: {_title(name)}"
+            told = f"run {number} of {len(seeds) * len(settings)}: {_title(name)}, seed {seed}"
             if _is_finished(run, load_config(recipe, [*overrides, *own]), words):
                 console.print(f"{told}: done before", highlight=False)
                 continue
