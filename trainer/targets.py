@@ -157,7 +157,6 @@ class OnlineTeacher:
     """In the ref."""
     key: str
     """The kind and key of its features, e.g. "targets/0123abcd"."""
-    dim: int
     recipe: dict[str, Any]
     """Of the teacher, as the key holds it, with a digest of its weights."""
     attributes: dict[str, Any]
@@ -189,9 +188,8 @@ def online_teacher(
     else:
         inputs = stored.prompts
     attributes = dict(store.kind_group(kind, stored.key).attrs)
-    dim = int(stored.feat.shape[-1])
-    key = f"{kind}/{stored.key}"
-    return OnlineTeacher(asked.teacher, stored.teacher, key, dim, stored.recipe.get("teacher", {}), attributes, inputs)
+    recipe = stored.recipe.get("teacher", {})
+    return OnlineTeacher(asked.teacher, stored.teacher, f"{kind}/{stored.key}", recipe, attributes, inputs)
 
 
 def stored_teachers(store: FeatureStore, ref: Ref, teachers: Sequence[TeacherConfig]) -> list[Targets | Text]:
