@@ -2,9 +2,9 @@
 
     python benchmarks/fast_paths.py --store stores/demo.zarr --work FOLDER [--seeds 0 1 2] [--set SECTION.KEY=VALUE]
 
-Trains the recipe as it is, with every group embedded (`model.patch_scope = "all"`), and with the patch embedding's plain
-form in place of `recon.trainer.patch_pieces`, and probes each student on the store's test split. What is in FOLDER
-already is not done again. Writes fast_paths.json and fast_paths.md in benchmarks/results/.
+Trains the recipe as it is, with every group embedded (`model.patch_scope = "all"`), and with the patch embedding's
+plain form in place of `recon.trainer.patch_pieces`, and probes each student on the store's test split. What is in
+FOLDER already is not done again. Writes fast_paths.json and fast_paths.md in benchmarks/results/.
 """
 
 from __future__ import annotations
