@@ -297,9 +297,9 @@ def load_all(folder: Path) -> Any:
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="How many runs to kill.")] = 1000,
-    flips: Annotated[int, typer.Option(help="How many bits to flip.")] = 1000,
-    trainings: Annotated[int, typer.Option(help="How many trainings to kill.")] = 500,
+    kills: Annotated[int, typer.Option(help="How many runs to kill.")] = 0,
+    flips: Annotated[int, typer.Option(help="How many bits to flip.")] = 0,
+    trainings: Annotated[int, typer.Option(help="How many trainings to kill.")] = 0,
     seed: Annotated[int, typer.Option(help="Draws the moments, files and bits.")] = 0,
     report: Annotated[Path | None, typer.Option("--json", help="Write the counts there.")] = None,
 ) -> None:
