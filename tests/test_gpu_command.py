@@ -81,9 +81,8 @@ def test_without_a_gpu_it_says_so(bare: Callable[..., subprocess.CompletedProces
 
 
 def test_make_needs_no_environment() -> None:
-    said = subprocess.run(
-        ["make", "--dry-run", "gpu", "PYTHON=python9"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    words = ["make", "--no-print-directory", "--dry-run", "gpu", "PYTHON=python9"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "python9 benchmarks/gpu"
 
 
