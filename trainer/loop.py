@@ -356,7 +356,8 @@ class Trainer:
     @contextmanager
     def _writers(self) -> Iterator[None]:
         """What `run.log_to` names takes the lines too."""
-        writers = open_writers(self.config.run.log_to, self.run, self.step, config_to_dict(self.config))
+        asked = self.config.run.log_to if rank() == 0 else ()
+        writers = open_writers(asked, self.run, self.step, config_to_dict(self.config))
         self.metrics.writers = writers
         try:
             yield

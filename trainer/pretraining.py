@@ -54,6 +54,8 @@ def pretrain(
     is written or deleted if settings, store or folder do not fit.
     """
     check_run(run, resume, overwrite)
+    if profile and world_size() > 1:
+        raise UserError("--profile: times one process; leave torchrun out")
     config = _settings(run, recipe, overrides, resume)
     _check_best(config.run)
     target = choose_device(device)
