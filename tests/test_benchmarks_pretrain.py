@@ -18,6 +18,8 @@ from torch import nn
 from recon.trainer.released import to_released
 from tests.released_goldens import GOLDEN, build_recon, config_of, recorded
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "pretrain.py"
 LOSSES = {"reconstruction": "loss_mdm", "image": "loss_csc_img", "text": "loss_csc_text", "total": "loss_total"}

@@ -31,6 +31,8 @@ BARE = """
 import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
+pytestmark = pytest.mark.slow
+
 class Bare(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):

@@ -21,6 +21,8 @@ from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run, stop_after
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import assert_same_run, stop_after
 
+pytestmark = pytest.mark.slow
+
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 FILES = ["step-0000000{}.ema.safetensors", "step-0000000{}.safetensors", "step-0000000{}.state.safetensors"]
 

@@ -31,6 +31,8 @@ from recon.trainer.teaching import RELEASED_TEACHERS, Teacher
 from tests import trainer_store as tiny
 from tests.released_goldens import GOLDEN, config_of, recorded, weights
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(
     width=24, heads=3, depth=3, decoder_depth=1, num_group=8, group_size=6, drop_path=0.0, teachers=RELEASED_TEACHERS
 )

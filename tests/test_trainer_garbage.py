@@ -15,6 +15,8 @@ from recon.trainer.loop import Trainer
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, QUIET, trainer_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_is_collected_by_itself_while_training_and_nothing_piles_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

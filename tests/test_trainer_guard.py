@@ -24,6 +24,8 @@ from recon.trainer.loop import Trainer
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, QUIET, trainer_of
 
+pytestmark = pytest.mark.slow
+
 VALUES = st.sampled_from([0.5, -2.0, float("nan"), float("inf"), -float("inf")])
 
 

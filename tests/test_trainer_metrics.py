@@ -22,6 +22,8 @@ from recon.trainer.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, CPU, QUIET, assert_same_run, trainer_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -29,6 +29,8 @@ from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import QUIET, assert_same_run, stop_after
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 HALF = {"rtol": 2**-10, "atol": 1e-4}
 """What float16 loses of a feature."""

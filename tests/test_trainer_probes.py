@@ -16,6 +16,8 @@ from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run, metrics, stop_after, weights
 
+pytestmark = pytest.mark.slow
+
 BOTH = ["run.probe_every=2", 'run.probes=["svm", "zeroshot"]', "run.save_every=2"]
 NAMES = ("svm_accuracy", "zero_shot_accuracy")
 

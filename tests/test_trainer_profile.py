@@ -17,6 +17,8 @@ from recon.trainer.profile import PARTS, PartTimes, parts_table
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_part_s_time_leaves_out_the_parts_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
