@@ -22,6 +22,8 @@ from benchmarks.gpu.training import EAGER, EXACT, GRAPHS, ROUNDING, compare, fau
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+pytestmark = pytest.mark.slow
+
 ABSENT = [
     "pytest", "hypothesis", "pydantic", "typer", "rich", "zarr", "safetensors", "sklearn", "scipy", "open_clip",
     "trimesh", "pyrender", "dask", "distributed", "h5py", "psutil", "PIL", "matplotlib", "torchvision",
@@ -30,8 +32,6 @@ ABSENT = [
 BARE = """
 import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
-
-pytestmark = pytest.mark.slow
 
 class Bare(PathFinder):
     @classmethod
