@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     place = tmp_path_factory.mktemp("compare")
     store = tiny.make_store(place / "tiny.zarr").path
     (place / "tiny.toml").write_text(tiny.RECIPE)
-    settings = {"slow": ["run.probe_every=2"], "fast": ["optim.lr=2e-3", "model.block=paper"]}
+    settings = {"slow": ["run.probe_every=2"], "fast": ["optim.lr=2e-3", "model.block=paper", "data.rotate=false"]}
     for name, overrides in settings.items():
         assert pretrain(QUIET, store, place / name, str(place / "tiny.toml"), overrides) == 0
     run_svm(place / "fast", store, CPU)
@@ -42,6 +42,7 @@ def test_settings_that_differ_and_no_others(runs: list[Path]) -> None:
     records = [json.loads((run / "config.json").read_text()) for run in runs]
     assert list(differences(records)) == [
         ("model.block", ["released", "paper"]),
+        ("data.rotate", ["true", "false"]),
         ("optim.lr", ["0.001", "0.002"]),
         ("run.probe_every", ["2", "0"]),
     ]

@@ -65,7 +65,11 @@ def write_comparison(runs: Sequence[Path], output: Path) -> Table:
 
 def differences(records: Iterable[dict[str, Any]]) -> Iterable[Row]:
     """Settings, data, precision, code and packages in which the runs' records are not all alike."""
-    flat = [_flatten({**record.pop("config"), **record}) for record in map(dict, records)]
+    # The settings have a section "data" too, which says what was asked for.
+    flat = [
+        _flatten({**record.pop("config"), "trained on": record.pop("data", {}), **record})
+        for record in map(dict, records)
+    ]
     for name in dict.fromkeys(name for values in flat for name in values):
         found = [values.get(name, "") for values in flat]
         if len(set(found)) > 1:
