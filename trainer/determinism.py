@@ -16,4 +16,4 @@ def make_deterministic(device: torch.device) -> None:
     # An operation without such a kernel warns, naming itself, instead of stopping the run.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Which also fills all new memory, to show who reads it too early; the CPU's tests would show that as well.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
