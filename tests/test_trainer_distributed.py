@@ -54,6 +54,22 @@ def recipe(tmp_path: Path) -> str:
     return str(tmp_path / "tiny.toml")
 
 
+def free_port() -> int:
+    """One that nobody else is given until it is used: below those the system hands out, each test process its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in PORTS:
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port + 200 * worker))
+            except OSError:
+                continue
+            return port + 200 * worker
+    raise AssertionError("no free port")
+
+
+PORTS = iter(range(21000, 21200))
+
+
 class Job:
     """`function(*arguments)` in `size` processes with torchrun's variables; their standard error in one file."""
 
@@ -61,9 +77,7 @@ class Job:
         folder.mkdir(exist_ok=True)
         self.stderr = folder / "stderr.txt"
         self.stderr.write_text("")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.ranks: list[ForkServerProcess] = []
         for number in range(size):
             variables = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "MASTER_PORT": port}
