@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -21,13 +21,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer import distributed, peers
 from recon.trainer.batches import Batch
-from recon.trainer.checkpoint import load_checkpoint
+from recon.trainer.checkpoint import load_checkpoint, read_pointer
 from recon.trainer.cli import main
 from recon.trainer.config import TeacherConfig
 from recon.trainer.data import load_dataset
@@ -159,11 +160,11 @@ def train_in_float64(store: str, folder: str) -> None:
             data = load_dataset(FeatureStore.open(Path(store)), config.data)
             trainer = Trainer(config, data, Path(folder), CPU)
             trainer.model.train()
-            trainer.forward = distributed.share_gradients(trainer.forward)
             lines = []
-            for step in range(6):
-                trainer.train_step(as_double(trainer.batches.batch(step)))
-                lines.append({key: distributed.mean_of_ranks(value).item() for key, value in trainer.sums.items()})
+            with trainer.sharing_gradients():
+                for step in range(6):
+                    trainer.train_step(as_double(trainer.batches.batch(step)))
+                    lines.append({key: distributed.mean_of_ranks(value).item() for key, value in trainer.sums.items()})
             untouched = [n for n, p in trainer.model.named_parameters() if p not in trainer.optimizer.state]
             found[name] = (lines, trainer.model.state_dict(), untouched)
         torch.save(found, Path(folder) / f"{world_size()}-{rank()}.pt")
@@ -188,6 +189,44 @@ def test_two_processes_compute_what_one_does(store: Path, tmp_path: Path) -> Non
         assert bool(untouched) == (name == "alone")
     for key, value in one["contrast"][1].items():  # the running statistics too
         torch.testing.assert_close(two[0]["contrast"][1][key], value, rtol=1e-6, atol=1e-6)
+
+
+def break_on_rank_1(store: str, folder: str, what: str) -> None:
+    """A run whose step 3 gives rank 1 alone a loss, or all ranks a gradient, that is not finite."""
+    with joined("cpu"):
+        data = load_dataset(FeatureStore.open(Path(store)), CONFIG.data)
+        trainer = Trainer(replace(CONFIG, run=replace(CONFIG.run, log_every=6)), data, Path(folder), CPU)
+        if what == "loss":
+            original = trainer.batches.iterate
+
+            def broken(start: int, stop: int) -> Iterator[Batch]:
+                for step, batch in enumerate(original(start, stop), start):
+                    if step == 3 and rank() == 1:
+                        batch.targets[0][0, 0] = torch.inf
+                    yield batch
+
+            trainer.batches.iterate = broken  # type: ignore[method-assign]
+        else:
+            weight = trainer.model.teachers[1].projection.weight
+            weight.register_hook(
+                lambda gradient: gradient * torch.inf if trainer.step == 3 and rank() == 1 else gradient
+            )
+        trainer.train(Console(quiet=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "told"), [("loss", "image: not finite in step 3"), ("gradient", "the gradient of teachers.1.projection")]
+)
+def test_what_breaks_on_one_rank_ends_all_with_one_line(store: Path, tmp_path: Path, what: str, told: str) -> None:
+    job = Job(tmp_path, 2, break_on_rank_1, str(store), str(tmp_path / "run"), what)
+    assert job.wait() == [1, 1]
+    said = job.stderr.read_text()
+    assert said.count("not finite in step 3") == 1 and told in said
+    kept = sorted(path.name for path in (tmp_path / "run" / "nonfinite").glob("*.json"))
+    assert kept == [f"step-00000003-rank-{number}.json" for number in (0, 1)]
+    uids = [set(json.loads((tmp_path / "run" / "nonfinite" / name).read_text())["uids"]) for name in kept]
+    assert all(len(each) == 4 for each in uids) and not uids[0] & uids[1]
 
 
 def gather_and_check() -> None:
@@ -252,6 +291,7 @@ def test_a_batch_that_the_processes_do_not_divide(
 def test_a_run_of_two_goes_on_as_if_it_never_stopped(store: Path, recipe: str, tmp_path: Path) -> None:
     words = ["pretrain", "--recipe", recipe, "--store", str(store), "--device", "cpu"]
     words += ["--set", "optim.epochs=12", "--set", "run.log_every=5", "--set", "run.save_every=7"]
+    words += ["--set", "run.probe_every=8", "--set", "run.keep_best=svm_accuracy"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     job = Job(tmp_path / "whole-job", 2, command, *words, "--run", str(whole))
     assert job.wait() == [0, 0]
@@ -259,7 +299,12 @@ def test_a_run_of_two_goes_on_as_if_it_never_stopped(store: Path, recipe: str, t
     assert "2 processes of 1 thread" in begun and "done at step 24" in done
     assert all(line.startswith("step ") for line in going), going  # where the machine is slow
     assert json.loads((whole / "config.json").read_text())["processes"] == 2
-    assert [line["step"] for line in metrics(whole)] == [5, 10, 15, 20, 24]
+    training, probes = ([line for line in metrics(whole) if ("total" in line) == wanted] for wanted in (True, False))
+    assert [line["step"] for line in training] == [5, 10, 15, 20, 24]
+    assert [line["step"] for line in probes] == [0, 8, 16, 24]
+    pointer = read_pointer(whole / "checkpoints")
+    assert pointer is not None and pointer.best is not None
+    assert pointer.best.value == max(line["svm_accuracy"] for line in probes[1:])
 
     job = Job(tmp_path / "killed", 2, command, *words, "--run", str(run))
     job.wait_for((run / "checkpoints" / "last.json").exists)

@@ -94,6 +94,17 @@ def read(path: Path) -> dict[str, float]:
     return found
 
 
+def test_several_processes_would_train_into_one_folder(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match="draws: its runs are of one process; leave torchrun out"):
+        measure_draws(QUIET, store, tmp_path / "out", "demo", [], [1], [0])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_store_with_too_few_draws(store: Path, recipe: str, tmp_path: Path) -> None:
     said = refusal(store, tmp_path / "out", recipe, most=4)
     assert "holds 1 augmented draws of 'tiny'; set features.draws = 5 in its manifest" in said

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from recon.pipeline.base.errors import UserError
+from recon.trainer.checkpoint import read_model, read_pointer
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.pretraining import pretrain
@@ -86,6 +88,39 @@ def test_probes_measure_on_the_store_ref_and_split_they_are_told(store: Path, re
     assert lines[-1]["svm_accuracy"] == found["svm_accuracy"]
     assert (found["num_train"], found["num_test"], found["split"]) == (12, 12, "train")
     assert json.loads((tmp_path / "run" / "svm.json").read_text())["split"] == "train"
+
+
+def test_the_best_by_a_probe_is_kept_of_a_run_that_probes(
+    store: Path, recipe: str, probed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = [*BOTH[:2], "run.save_every=0", "run.keep_last=1", "run.keep_best=zero_shot_accuracy"]
+    assert pretrain(QUIET, store, run, recipe, settings) == 0
+    lines = probe_lines(run)
+    assert lines == probe_lines(probed)
+    found = {line["step"]: line["zero_shot_accuracy"] for line in lines if line["step"]}
+    pointer = read_pointer(run / "checkpoints")
+    assert pointer is not None and pointer.best is not None
+    assert (pointer.best.value, pointer.best.step) == (max(found.values()), max(found, key=lambda step: found[step]))
+    kept = sorted(path.name for path in (run / "checkpoints").glob("step-*[0-9].safetensors"))
+    assert kept == sorted({f"step-{step:08d}.safetensors" for step in (pointer.best.step, 6)})
+    best, _ = read_model(run, best=True)
+    assert all(
+        torch.equal(best.state_dict()[name], value) for name, value in weights_of(run, pointer.best.step).items()
+    )
+
+
+def weights_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:08d}.safetensors")
+
+
+@pytest.mark.parametrize("settings", [[], ["run.probe_every=2", 'run.probes=["zeroshot"]'], ['run.probes=["svm"]']])
+def test_a_best_that_no_probe_finds_is_told_before_anything(
+    store: Path, recipe: str, tmp_path: Path, settings: list[str]
+) -> None:
+    with pytest.raises(UserError, match=r"run\.keep_best 'svm_accuracy' is nothing a probe finds while the run trains"):
+        pretrain(QUIET, store, tmp_path / "run", recipe, [*settings, "run.keep_best=svm_accuracy"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_takes_a_split(store: Path, probed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

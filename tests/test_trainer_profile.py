@@ -90,3 +90,16 @@ def test_a_compiled_model_is_one_part(place: Path, tmp_path: Path, monkeypatch: 
     assert re.findall(r"^\| (\w+) \| [\d.]+ ", out.getvalue(), re.MULTILINE) == [
         "data", "model", "backward", "optimiser", "all",
     ]  # fmt: skip
+
+
+def test_without_a_reconstruction_there_is_no_decoder_to_time(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recon.trainer.profile.WARMUP", 1)
+    monkeypatch.setattr("recon.trainer.profile.STEPS", 1)
+    store, recipe, out = place / "tiny.zarr", str(place / "tiny.toml"), io.StringIO()
+    settings = ["model.reconstruction=none"]
+    assert pretrain(Console(file=out), store, tmp_path / "run", recipe, settings, profile=True) == 0
+    assert re.findall(r"^\| (\w+) \| [\d.]+ ", out.getvalue(), re.MULTILINE) == [
+        name for name in (*PARTS, "all") if name != "decoder"
+    ]

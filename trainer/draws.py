@@ -27,6 +27,7 @@ from recon.trainer.config import Config, config_from_dict, load_config, with_tea
 from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
+from recon.trainer.peers import launched
 from recon.trainer.pretraining import choose_device, pretrain
 from recon.trainer.show.draws import draws_figure, draws_table
 from recon.trainer.targets import stored_teachers
@@ -63,6 +64,8 @@ def measure_draws(
     What is finished is not done again, what was interrupted goes on. UserError before the first step for settings that
     the comparison makes itself, a store with too few draws, and a folder that holds other settings' runs.
     """
+    if launched():
+        raise UserError("draws: its runs are of one process; leave torchrun out")
     for override in overrides:
         if override.partition("=")[0].strip() in OWN:
             raise UserError(f"--set {override}: the comparison sets {', '.join(OWN)} itself; leave it out")

@@ -154,17 +154,25 @@ class Trainer:
             self.model.train()
             if self.device.type == "cpu":
                 keep_freed_memory()
-            self.forward = share_gradients(self.forward)
             if rank() == 0:
                 self.metrics.begin(self.step)
                 sweep(self.run, self.pointer, self.config.run.keep_last)
             peak = peak_flops(self.device, self.precision)  # with all threads, before those of one part are set
             shown = TrainingProgress(console, self.step, self.num_steps, self.config.optim.batch_size)
-            with torch_threads(self.threads), self._writers(), shown as show:
+            with self.sharing_gradients(), torch_threads(self.threads), self._writers(), shown as show:
                 self._train_steps(console, stop, show, peak)
             stopped = stop.agreed()
             self.save()
         return 128 + stopped if stopped else 0
+
+    @contextmanager
+    def sharing_gradients(self) -> Iterator[None]:
+        """Of several processes: backward passes leave the ranks' mean gradient on every one of them."""
+        alone, self.forward = self.forward, share_gradients(self.forward)
+        try:
+            yield
+        finally:
+            self.forward = alone  # see `peers.joined`
 
     def _train_steps(self, console: Console, stop: Stop, show: TrainingProgress, peak: float) -> None:
         if self.step == 0:

@@ -8,12 +8,14 @@ looks at all of them and they look at rank 0.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -51,6 +53,9 @@ def joined(device: str) -> Iterator[None]:
 
     An exception ends all of them. UserError leaves this in one of them, with the rank's name before it, and the others
     leave by SystemExit without a word; where one died, another leaves by a UserError that says so.
+
+    What shares gradients (DistributedDataParallel) must not outlive this: the last to hold gloo's group waits, holding
+    Python's lock, for a thread that may need that lock to let go of a tensor. So garbage is collected before.
     """
     if not launched():
         yield
@@ -74,11 +79,14 @@ def joined(device: str) -> Iterator[None]:
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to those a dead process left
         words = peers.last_words(error)
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
         if words is error:
             raise
         raise words from None
     finally:
         peers.stop()
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -129,7 +129,8 @@ def _wrap_parts(times: PartTimes, trainer: Trainer) -> None:
         ("decoder", model.decoder, "forward"),
         ("losses", model, "forward_losses"),
     ):
-        times.wrap(part, owner, name)
+        if owner is not None:  # as a decoder is where nothing is rebuilt
+            times.wrap(part, owner, name)
 
 
 def _steps(times: PartTimes, trainer: Trainer, batches: Iterator[Any], count: int) -> int:

@@ -25,11 +25,24 @@ CLEAN = -1
 
 
 @dataclass(frozen=True)
-class ImageTargets:
-    """An image teacher's features of every view."""
-
+class _Features:
     feat: Tensor
-    """[K, N, V, D] float16, raw; draw 0 is the clean picture"""
+    """[..., D] float16, raw"""
+
+    @property
+    def width(self) -> int:
+        """Of what is drawn of a sample."""
+        return self.feat.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is drawn of a sample."""
+        return self.feat.dtype
+
+
+@dataclass(frozen=True)
+class ImageTargets(_Features):
+    """An image teacher's features of every view, `feat` [K, N, V, D]; draw 0 is the clean picture."""
 
     def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
         """[B, D] the target of each of `samples` [B]: a view's feature, or the mean of several different views'.
@@ -50,16 +63,6 @@ class ImageTargets:
     def map(self, change: Callable[[Tensor], Tensor]) -> ImageTargets:
         """The same with every tensor changed."""
         return ImageTargets(change(self.feat))
-
-    @property
-    def width(self) -> int:
-        """Of what is drawn of a sample."""
-        return self.feat.shape[-1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what is drawn of a sample."""
-        return self.feat.dtype
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,9 @@ class ViewTargets:
 
 
 @dataclass(frozen=True)
-class TextTargets:
-    """A text teacher's features of every prompt, and which of them are whose."""
+class TextTargets(_Features):
+    """A text teacher's features of every prompt, `feat` [T, D], and which of them are whose."""
 
-    feat: Tensor
-    """[T, D] float16, raw"""
     class_prompts: Tensor
     """[num_categories, L] int64, rows of feat"""
     captions: Tensor
@@ -135,16 +136,6 @@ class TextTargets:
     def map(self, change: Callable[[Tensor], Tensor]) -> TextTargets:
         """The same with every tensor changed."""
         return TextTargets(change(self.feat), change(self.class_prompts), change(self.captions))
-
-    @property
-    def width(self) -> int:
-        """Of what is drawn of a sample."""
-        return self.feat.shape[-1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what is drawn of a sample."""
-        return self.feat.dtype
 
 
 @dataclass(frozen=True)

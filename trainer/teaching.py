@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from recon.trainer.losses import INFONCE_LOG_SCALE, teacher_loss
+from recon.trainer.losses import INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE, teacher_loss
 
 CONTRAST_WIDTH = 128
 Kind = Literal["image", "text"]
@@ -57,6 +57,10 @@ class TeacherHead(nn.Module):
 
     def loss(self, query: Tensor, target: Tensor) -> Tensor:
         """Unweighted distance from the prediction to `target [B, D]`, a scalar."""
+        if self.log_scale is not None:
+            # Brought back to its limit, as CLIP does: beyond it no gradient would bring it back.
+            with torch.no_grad():
+                self.log_scale.clamp_(max=INFONCE_MAX_LOG_SCALE)
         return teacher_loss(self(query), target, self.teacher.loss, self.log_scale)
 
 
