@@ -40,8 +40,8 @@ from recon.pipeline.base.files import write_atomically  # noqa: E402
 from recon.pipeline.base.precision import computes_bfloat16  # noqa: E402
 from recon.trainer.evaluate.svm import run_svm  # noqa: E402
 from recon.trainer.evaluate.zero_shot import run_zero_shot  # noqa: E402
-from recon.trainer.loop import Trainer  # noqa: E402
-from recon.trainer.pretraining import pretrain  # noqa: E402
+from recon.trainer.training.loop import Trainer  # noqa: E402
+from recon.trainer.training.pretraining import pretrain  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 MANIFEST = ROOT / "data_manifests" / "demo.toml"

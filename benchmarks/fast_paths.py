@@ -3,7 +3,7 @@
     python benchmarks/fast_paths.py --store stores/demo.zarr --work FOLDER [--seeds 0 1 2] [--set SECTION.KEY=VALUE]
 
 Trains the recipe as it is, with every group embedded (`model.patch_scope = "all"`), and with the patch embedding's
-plain form in place of `recon.trainer.patch_pieces`, and probes each student on the store's test split. What is in
+plain form in place of `recon.trainer.model.patch_pieces`, and probes each student on the store's test split. What is in
 FOLDER already is not done again. Writes fast_paths.json and fast_paths.md in benchmarks/results/.
 """
 
@@ -28,10 +28,10 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from recon.pipeline.base.files import write_atomically  # noqa: E402
-from recon.trainer.blocks import PatchEmbed  # noqa: E402
 from recon.trainer.evaluate.svm import run_svm  # noqa: E402
 from recon.trainer.evaluate.zero_shot import run_zero_shot  # noqa: E402
-from recon.trainer.pretraining import pretrain  # noqa: E402
+from recon.trainer.model.blocks import PatchEmbed  # noqa: E402
+from recon.trainer.training.pretraining import pretrain  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SHIPPED, ALL, PLAIN = "as shipped", "all groups embedded", "plain patch embedding"

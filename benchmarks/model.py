@@ -29,9 +29,9 @@ from torch.nn import functional as F  # noqa: E402
 
 from recon.pipeline.base.machine import cores, processor  # noqa: E402
 from recon.pipeline.base.precision import decide  # noqa: E402
-from recon.trainer.blocks import PatchEmbed  # noqa: E402
-from recon.trainer.model import ModelConfig, ReCon  # noqa: E402
-from recon.trainer.teaching import RELEASED_TEACHERS  # noqa: E402
+from recon.trainer.model.blocks import PatchEmbed  # noqa: E402
+from recon.trainer.model.recon import ModelConfig, ReCon  # noqa: E402
+from recon.trainer.model.teaching import RELEASED_TEACHERS  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "model-cpu.json"
 BATCH, NUM_POINTS, ROUNDS = 32, 1024, 2

@@ -65,10 +65,10 @@ def contestant(store: Path, settings: str) -> None:
 
     from recon.pipeline.store import FeatureStore
     from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig
-    from recon.trainer.data import load_dataset
-    from recon.trainer.loop import Trainer
-    from recon.trainer.model import ModelConfig
-    from recon.trainer.side_by_side import torch_threads
+    from recon.trainer.data.dataset import load_dataset
+    from recon.trainer.model.recon import ModelConfig
+    from recon.trainer.training.loop import Trainer
+    from recon.trainer.training.side_by_side import torch_threads
 
     model = ModelConfig(width=256, heads=4, depth=3, decoder_depth=1, num_group=32, patch_scope="visible")
     dataset = load_dataset(FeatureStore.open(store), data := DataConfig(num_points=NUM_POINTS))

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from recon.pipeline.store import FeatureStore as FeatureStore
     from recon.pipeline.teachers import TeacherSpec as TeacherSpec
     from recon.pipeline.teachers import load_teacher as load_teacher
-    from recon.trainer.checkpoint import load_model as load_model
+    from recon.trainer.checkpoints.checkpoint import load_model as load_model
     from recon.trainer.config import DataConfig as DataConfig
-    from recon.trainer.data import load_dataset as load_dataset
+    from recon.trainer.data.dataset import load_dataset as load_dataset
 
 _HOME = {
     "DataConfig": "recon.trainer.config",
@@ -32,10 +32,10 @@ _HOME = {
     "Manifest": "recon.pipeline.flow.manifest",
     "TeacherSpec": "recon.pipeline.teachers",
     "list_shapes": "recon.pipeline.flow.manifest",
-    "load_dataset": "recon.trainer.data",
+    "load_dataset": "recon.trainer.data.dataset",
     "load_manifest": "recon.pipeline.flow.manifest",
     "load_mesh": "recon.pipeline.shapes.meshfile",
-    "load_model": "recon.trainer.checkpoint",
+    "load_model": "recon.trainer.checkpoints.checkpoint",
     "load_teacher": "recon.pipeline.teachers",
     "sample_points": "recon.pipeline.shapes.sample",
 }

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from recon.trainer.model import ReCon
-from recon.trainer.released import from_released, infer_config, load_weights
+from recon.trainer.checkpoints.released import from_released, infer_config, load_weights
+from recon.trainer.model.recon import ReCon
 
 GOLDEN = Path(__file__).parent / "golden"
 

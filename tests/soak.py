@@ -264,7 +264,7 @@ def _is_about(damage: Any, path: str) -> bool:
 def _make_cache(store: Path) -> None:
     from recon.pipeline.store import FeatureStore
     from recon.trainer.config import DataConfig
-    from recon.trainer.data import load_dataset
+    from recon.trainer.data.dataset import load_dataset
 
     load_dataset(FeatureStore.open(store), DataConfig(splits=("train", "test"), num_points=32, drop_last=False))
 

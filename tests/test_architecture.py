@@ -117,7 +117,7 @@ def test_the_trainer_takes_the_ground_and_the_store_and_nothing_else() -> None:
         for module, names in edges("trainer").items()
         if any(name.startswith("recon.pipeline.teachers") for name in names)
     ]
-    assert loading == ["recon.trainer.online"]
+    assert loading == ["recon.trainer.data.online"]
     assert not any(name.startswith("recon.trainer") for names in edges("pipeline").values() for name in names)
 
 
@@ -130,7 +130,7 @@ def loaded_by(*modules: str) -> set[str]:
 
 @pytest.mark.slow
 def test_what_the_trainer_loads_of_the_pipeline() -> None:
-    loaded = loaded_by("recon.trainer.cli", "recon.trainer.loop", "recon.trainer.evaluate.zero_shot")
+    loaded = loaded_by("recon.trainer.cli", "recon.trainer.training.loop", "recon.trainer.evaluate.zero_shot")
     parts = {name for name in loaded if name.startswith("recon.pipeline.") and name.count(".") == 2}
     assert parts == TRAINER_MAY
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from recon.trainer.released import to_released
+from recon.trainer.checkpoints.released import to_released
 from tests.released_goldens import GOLDEN, build_recon, config_of, recorded
 
 pytestmark = pytest.mark.slow

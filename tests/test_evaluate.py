@@ -21,7 +21,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
 from recon.trainer.config import load_config
-from recon.trainer.data import load_dataset
+from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate import features
 from recon.trainer.evaluate.features import (
     Probe,
@@ -35,8 +35,8 @@ from recon.trainer.evaluate.features import (
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.svm import fit_predict, run_svm
 from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
-from recon.trainer.loop import Trainer
-from recon.trainer.pretraining import pretrain
+from recon.trainer.training.loop import Trainer
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 
 pytestmark = pytest.mark.slow  # whole stores are made

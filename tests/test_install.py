@@ -151,7 +151,7 @@ def test_the_wheel_works_beside_packages_of_our_former_names(wheel: Path, tmp_pa
     done = run(venv / "bin" / "recon-pipeline", *words, cwd=empty)
     assert done.returncode == 0, done.stderr
     code = (
-        "import kernels, pipeline, trainer, recon.kernels, recon.trainer.model, recon.trainer.cli\n"
+        "import kernels, pipeline, trainer, recon.kernels, recon.trainer.model.recon, recon.trainer.cli\n"
         "from recon import FeatureStore, load_model\n"
         "from recon.trainer.config import load_config\n"
         "assert load_config('demo').model\n"

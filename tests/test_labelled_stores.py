@@ -25,13 +25,13 @@ from recon.pipeline.flow.run import Flow
 from recon.pipeline.shapes.cloud import Cloud
 from recon.pipeline.shapes.sample import take_points
 from recon.pipeline.store import FeatureStore
-from recon.trainer.batches import draw_points
 from recon.trainer.cli import app
+from recon.trainer.data.batches import draw_points
+from recon.trainer.data.transforms import random_bits, stream
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
-from recon.trainer.pretraining import pretrain
 from recon.trainer.show.report import write_report
-from recon.trainer.transforms import random_bits, stream
+from recon.trainer.training.pretraining import pretrain
 from tests.test_evaluate import edit_record, refusal, train
 from tests.test_store_cli import Shell
 

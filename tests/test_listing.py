@@ -30,7 +30,7 @@ from recon.pipeline.keeping.verify import verify
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.listed import as_ranges, of_ranges, relist
 from recon.trainer.config import DataConfig
-from recon.trainer.data import load_dataset
+from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.labelled import load_labelled
 from tests.test_pipeline import folder_manifest
 

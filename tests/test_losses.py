@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recon.trainer.losses import (
+from recon.trainer.model.losses import (
     INFONCE_LOG_SCALE,
     category_contrast_loss,
     info_nce_loss,

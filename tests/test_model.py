@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recon.trainer.blocks import DropPath, PatchEmbed, ReConBlock, block_mask, random_mask
-from recon.trainer.heads import Classifier, Segmenter
-from recon.trainer.model import SIZES, ModelConfig, ReCon
-from recon.trainer.released import infer_config, load_weights
-from recon.trainer.teaching import RELEASED_TEACHERS, Teacher
+from recon.trainer.checkpoints.released import infer_config, load_weights
+from recon.trainer.model.blocks import DropPath, PatchEmbed, ReConBlock, block_mask, random_mask
+from recon.trainer.model.heads import Classifier, Segmenter
+from recon.trainer.model.recon import SIZES, ModelConfig, ReCon
+from recon.trainer.model.teaching import RELEASED_TEACHERS, Teacher
 
 CONFIG = ModelConfig(
     width=24, heads=3, depth=3, decoder_depth=2, num_group=10, group_size=8, drop_path=0.0,
@@ -357,6 +357,6 @@ def test_a_step_compiles_from_grouping_to_loss_without_a_break(scope: str) -> No
 def test_the_model_needs_torch_and_numpy_only() -> None:
     # The speed benchmarks run it on machines without the pipeline's dependencies.
     foreign = "{'pydantic', 'zarr', 'timm', 'open_clip', 'sklearn', 'safetensors', 'recon.pipeline.store'}"
-    code = "import sys, recon.trainer.model, recon.trainer.heads, recon.trainer.released; "
+    code = "import sys, recon.trainer.model.recon, recon.trainer.model.heads, recon.trainer.checkpoints.released; "
     code += f"assert not {foreign} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from recon.trainer import patch_pieces
-from recon.trainer.blocks import PatchEmbed
-from recon.trainer.patch_pieces import _Local, _max, _Wide
+from recon.trainer.model import patch_pieces
+from recon.trainer.model.blocks import PatchEmbed
+from recon.trainer.model.patch_pieces import _Local, _max, _Wide
 
 
 def embedding(hidden: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> PatchEmbed:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from recon.trainer.checkpoint import read_model
+from recon.trainer.checkpoints.checkpoint import read_model
 from recon.trainer.cli import main
 from recon.trainer.evaluate.features import encode
-from recon.trainer.model import ReCon
-from recon.trainer.pretraining import pretrain
+from recon.trainer.model.recon import ReCon
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.machines import fake_cpu
 

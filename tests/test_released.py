@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recon.trainer.released import from_released, load_released, load_weights, to_released
+from recon.trainer.checkpoints.released import from_released, load_released, load_weights, to_released
 from tests.released_goldens import GOLDEN, build_recon, weights
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recon.trainer.data import Dataset
-from recon.trainer.model import ModelConfig, ReCon
-from recon.trainer.side_by_side import Copies, torch_threads
-from recon.trainer.teaching import Teacher
+from recon.trainer.data.dataset import Dataset
+from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.teaching import Teacher
+from recon.trainer.training.side_by_side import Copies, torch_threads
 from tests.test_trainer_loop import QUIET, data, metrics, store, trainer_of  # noqa: F401
 
 MODEL = ModelConfig(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from recon.trainer.heads import Classifier
-from recon.trainer.losses import INFONCE_MAX_LOG_SCALE
-from recon.trainer.teaching import Teacher, TeacherHead
-from recon.trainer.transforms import normalize
+from recon.trainer.data.transforms import normalize
+from recon.trainer.model.heads import Classifier
+from recon.trainer.model.losses import INFONCE_MAX_LOG_SCALE
+from recon.trainer.model.teaching import Teacher, TeacherHead
 from tests.test_model import build, clouds, generator, targets, taught
 
 MIXES = {

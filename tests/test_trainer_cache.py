@@ -14,9 +14,9 @@ import torch
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
-from recon.trainer.cache import FILE, LOCK
 from recon.trainer.config import DataConfig, TeacherConfig
-from recon.trainer.data import load_dataset
+from recon.trainer.data.cache import FILE, LOCK
+from recon.trainer.data.dataset import load_dataset
 from tests import trainer_store as tiny
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,8 @@ BUILD = """
 import sys, time
 from pathlib import Path
 from recon.pipeline.store import FeatureStore
-from recon.trainer import cache, data
+from recon.trainer.data import cache
+from recon.trainer.data import dataset as data
 from recon.trainer.config import DataConfig, TeacherConfig
 store, log, mark = FeatureStore.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 build = cache._write_cache
@@ -95,7 +96,7 @@ def test_of_two_processes_one_builds_the_copy(own_store: FeatureStore, tmp_path:
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from recon.trainer import cache
+from recon.trainer.data import cache
 with cache._only_builder(Path(sys.argv[1])):
     Path(sys.argv[1], ".writing-half").mkdir()
     os.kill(os.getpid(), signal.SIGKILL)

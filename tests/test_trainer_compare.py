@@ -14,10 +14,10 @@ from PIL import Image
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.evaluate.svm import run_svm
-from recon.trainer.pretraining import pretrain
+from recon.trainer.model.sizes import PAPER, count_classifier, count_step
 from recon.trainer.show.compare import _names, _read_run, differences, write_comparison
 from recon.trainer.show.figures import overlaid_curves
-from recon.trainer.sizes import PAPER, count_classifier, count_step
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, metrics
@@ -137,7 +137,7 @@ def test_config_prints_a_recipe(
 
 
 def test_sizes_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("recon.trainer.sizes.PAPER", {"tiny": PAPER["tiny"]})
-    monkeypatch.setattr("recon.trainer.sizes.count_step", lambda *_: 1_230_000_000)
+    monkeypatch.setattr("recon.trainer.model.sizes.PAPER", {"tiny": PAPER["tiny"]})
+    monkeypatch.setattr("recon.trainer.model.sizes.count_step", lambda *_: 1_230_000_000)
     assert run_main(monkeypatch, "sizes") == 0
     assert re.search(r"tiny +11\.35 \(11\.4\) +2\.43 \(2\.4\) +3\.\d\d +1\.23 +1\.23\n", capsys.readouterr().out)

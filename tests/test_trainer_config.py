@@ -26,8 +26,8 @@ from recon.trainer.config import (
     load_config,
     with_teachers,
 )
-from recon.trainer.model import ModelConfig
-from recon.trainer.teaching import Teacher
+from recon.trainer.model.recon import ModelConfig
+from recon.trainer.model.teaching import Teacher
 
 GUIDE = Path(__file__).parent.parent / "docs" / "training.md"
 

@@ -22,15 +22,15 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
-from recon.trainer.batches import Batch, Batches, draw_points, in_threads, workers
-from recon.trainer.cache import LOCK
 from recon.trainer.config import DataConfig, TeacherConfig
-from recon.trainer.data import Dataset, load_dataset
+from recon.trainer.data.batches import Batch, Batches, draw_points, in_threads, workers
+from recon.trainer.data.cache import LOCK
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
-from recon.trainer.pretraining import pretrain
-from recon.trainer.teaching import Teacher
-from recon.trainer.transforms import normalize, random_bits, random_subset, stream
+from recon.trainer.model.teaching import Teacher
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 
 CPU = torch.device("cpu")
@@ -197,7 +197,7 @@ def test_batches_prepared_ahead_are_the_same(store: FeatureStore, monkeypatch: p
 
 @pytest.mark.parametrize("allowed", [1, 2, 8])
 def test_no_more_threads_prepare_than_cores_are_allowed(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
-    monkeypatch.setattr("recon.trainer.batches.cores", lambda: allowed)
+    monkeypatch.setattr("recon.trainer.data.batches.cores", lambda: allowed)
     meet = threading.Barrier(min(allowed, 2))  # passed only when so many threads wait at it
 
     def thread(step: int) -> int:

@@ -26,15 +26,15 @@ from torch import nn
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer import distributed, peers
-from recon.trainer.batches import Batch
-from recon.trainer.checkpoint import load_checkpoint, read_pointer
+from recon.trainer.checkpoints.checkpoint import load_checkpoint, read_pointer
 from recon.trainer.cli import main
 from recon.trainer.config import TeacherConfig
-from recon.trainer.data import load_dataset
-from recon.trainer.distributed import SyncBatchNorm, check_batch, gather_batch, of_batch, rank, world_size
-from recon.trainer.loop import Trainer
-from recon.trainer.peers import check_alike, joined
+from recon.trainer.data.batches import Batch
+from recon.trainer.data.dataset import load_dataset
+from recon.trainer.training import distributed, peers
+from recon.trainer.training.distributed import SyncBatchNorm, check_batch, gather_batch, of_batch, rank, world_size
+from recon.trainer.training.loop import Trainer
+from recon.trainer.training.peers import check_alike, joined
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, CPU, assert_same_run, metrics
 

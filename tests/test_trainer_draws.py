@@ -15,8 +15,8 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.teachers import load_teacher
 from recon.trainer.draws import measure_draws, numbers
 from recon.trainer.evaluate.svm import run_svm
-from recon.trainer.pretraining import pretrain
 from recon.trainer.show.draws import draws_figure, draws_table, mean_and_spread
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run, stop_after
@@ -49,7 +49,7 @@ def refusal(store: Path, folder: Path, recipe: str, *overrides: str, most: int =
 def test_arms_seeds_and_result(
     store: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("recon.trainer.online.load_teacher", lru_cache(load_teacher))  # it takes a second
+    monkeypatch.setattr("recon.trainer.data.online.load_teacher", lru_cache(load_teacher))  # it takes a second
     folder = tmp_path / "out"
     command = ["draws", "--store", str(store), "--run", str(folder), "--recipe", recipe, "--draws", "1"]
     command += ["--seeds", "4,5", "--device", "cpu"]

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoint import read_model
-from recon.trainer.ema import Ema
+from recon.trainer.checkpoints.checkpoint import read_model
 from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.svm import run_svm
-from recon.trainer.pretraining import pretrain
+from recon.trainer.training.ema import Ema
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import assert_same_run, stop_after

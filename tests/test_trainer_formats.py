@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoint import load_model, read_model
+from recon.trainer.checkpoints.checkpoint import load_model, read_model
+from recon.trainer.checkpoints.export import misfit, save_released
+from recon.trainer.checkpoints.released import to_released
 from recon.trainer.cli import main
-from recon.trainer.export import misfit, save_released
-from recon.trainer.heads import Classifier, Model, Segmenter
-from recon.trainer.model import ModelConfig, ReCon
-from recon.trainer.pretraining import pretrain
-from recon.trainer.released import to_released
-from recon.trainer.teaching import RELEASED_TEACHERS, Teacher
+from recon.trainer.model.heads import Classifier, Model, Segmenter
+from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.teaching import RELEASED_TEACHERS, Teacher
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.released_goldens import GOLDEN, config_of, recorded, weights
 

@@ -10,8 +10,8 @@ import pytest
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer.data import load_dataset
-from recon.trainer.loop import Trainer
+from recon.trainer.data.dataset import load_dataset
+from recon.trainer.training.loop import Trainer
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, QUIET, trainer_of
 

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer.checkpoint import load_checkpoint
-from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.guard import Guard
-from recon.trainer.loop import Trainer
+from recon.trainer.checkpoints.checkpoint import load_checkpoint
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.training.guard import Guard
+from recon.trainer.training.loop import Trainer
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, QUIET, trainer_of
 

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer.compiling import compiled
 from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig
-from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.loop import Trainer
-from recon.trainer.metrics import TIMING_FIELDS
-from recon.trainer.model import ModelConfig
-from recon.trainer.pretraining import choose_device, pretrain
-from recon.trainer.side_by_side import Copies, torch_threads
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.model.recon import ModelConfig
+from recon.trainer.training.compiling import compiled
+from recon.trainer.training.loop import Trainer
+from recon.trainer.training.metrics import TIMING_FIELDS
+from recon.trainer.training.pretraining import choose_device, pretrain
+from recon.trainer.training.side_by_side import Copies, torch_threads
 from tests import trainer_store as tiny
 
 QUIET = Console(quiet=True)
@@ -198,7 +198,7 @@ def test_a_run_killed_while_saving_goes_on_from_the_checkpoint_before(
         def counted(self: Trainer, batch: Any) -> None:
             original(self, batch)
             if self.step == 6:
-                patch.setattr("recon.trainer.checkpoint.write_atomically", killed)
+                patch.setattr("recon.trainer.checkpoints.checkpoint.write_atomically", killed)
 
         patch.setattr(Trainer, "train_step", counted)
         with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,7 @@ import pytest
 
 BLOCKS = """
 import ctypes, resource
-from recon.trainer.memory import keep_freed_memory
+from recon.trainer.training.memory import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]

@@ -14,11 +14,12 @@ from torch import nn
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer import flops, metrics, writers
-from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.flops import count_flops, measured_peak, named_peak
-from recon.trainer.metrics import Metrics, read_lines
-from recon.trainer.pretraining import pretrain
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.model import flops
+from recon.trainer.model.flops import count_flops, measured_peak, named_peak
+from recon.trainer.training import metrics, writers
+from recon.trainer.training.metrics import Metrics, read_lines
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, CPU, QUIET, assert_same_run, trainer_of
 
@@ -68,7 +69,7 @@ def test_shares_are_of_the_time_since_the_last_line(tmp_path: Path, clock: list[
 
 
 def test_without_a_known_peak_there_is_no_mfu(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recon.trainer.loop.peak_flops", lambda *_: 0.0)
+    monkeypatch.setattr("recon.trainer.training.loop.peak_flops", lambda *_: 0.0)
     trainer_of(data, tmp_path).train(QUIET)
     assert all("mfu" not in line and "data_wait" in line for line in read_lines(tmp_path))
 
@@ -76,7 +77,7 @@ def test_without_a_known_peak_there_is_no_mfu(data: Dataset, tmp_path: Path, mon
 def test_counting_changes_nothing(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer_of(data, tmp_path / "counted").train(QUIET)
     assert all(0 < line["mfu"] < 1 for line in read_lines(tmp_path / "counted"))
-    monkeypatch.setattr("recon.trainer.loop.peak_flops", lambda *_: 0.0)
+    monkeypatch.setattr("recon.trainer.training.loop.peak_flops", lambda *_: 0.0)
     trainer_of(data, tmp_path / "plain").train(QUIET)
     assert_same_run(tmp_path / "counted", tmp_path / "plain")
 
@@ -152,7 +153,7 @@ def fake_tensorboard(monkeypatch: pytest.MonkeyPatch) -> type[FakeEvents]:
     module.SummaryWriter = FakeEvents  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(writers, "check_writers", lambda names: None)
-    monkeypatch.setattr("recon.trainer.loop.check_writers", lambda names: None)
+    monkeypatch.setattr("recon.trainer.training.loop.check_writers", lambda names: None)
     return FakeEvents
 
 
@@ -205,7 +206,7 @@ def test_wandb_takes_the_lines_of_the_file_and_goes_on_with_the_run(
 ) -> None:
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr("recon.trainer.loop.check_writers", lambda names: None)
+    monkeypatch.setattr("recon.trainer.training.loop.check_writers", lambda names: None)
     trainer_of(data, tmp_path / "run", run__log_to=("wandb",)).train(QUIET)
     assert wandb.logged == read_lines(tmp_path / "run") and wandb.finished
     (begun,) = wandb.begun

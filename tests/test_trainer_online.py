@@ -19,12 +19,12 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import Teacher, TeacherSpec, load_teacher
-from recon.trainer.batches import Batch, Batches, Loader
 from recon.trainer.config import DataConfig, TeacherConfig, config_from_dict
-from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.online import OnlineTeachers
-from recon.trainer.pretraining import pretrain
-from recon.trainer.stream import StreamBatches
+from recon.trainer.data.batches import Batch, Batches, Loader
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.data.online import OnlineTeachers
+from recon.trainer.data.stream import StreamBatches
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import QUIET, assert_same_run, stop_after
@@ -47,7 +47,7 @@ load_once = lru_cache(load_teacher)  # it takes a second
 
 @pytest.fixture(autouse=True)
 def _teachers_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recon.trainer.online.load_teacher", load_once)
+    monkeypatch.setattr("recon.trainer.data.online.load_teacher", load_once)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_one_teacher_of_both_is_loaded_once(store: Path, data: DataConfig, monke
         asked.append(spec)
         return load_once(spec, device)
 
-    monkeypatch.setattr("recon.trainer.online.load_teacher", load)
+    monkeypatch.setattr("recon.trainer.data.online.load_teacher", load)
     taught(store, data)
     assert [spec.name for spec in asked] == ["tiny"]
 
@@ -235,7 +235,7 @@ def test_a_teacher_that_computes_something_else(own_store: Path, data: DataConfi
 def test_features_that_are_not_finite(store: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = taught(store, data)
     monkeypatch.setattr(
-        "recon.trainer.online._of_views", lambda *given: np.full((len(given[2]), 24), np.nan, np.float32)
+        "recon.trainer.data.online._of_views", lambda *given: np.full((len(given[2]), 24), np.nan, np.float32)
     )
     with pytest.raises(UserError, match="features that are not finite"):
         next(dataset.teach(Batches(replace(dataset, teach=iter), data, 4, 3, CPU).gather(step) for step in range(1)))

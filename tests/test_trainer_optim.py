@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from recon.trainer.config import OptimConfig
-from recon.trainer.model import ModelConfig, ReCon
-from recon.trainer.optim import build_optimizer, learning_rate, parameter_groups
-from recon.trainer.teaching import Teacher
+from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.teaching import Teacher
+from recon.trainer.training.optim import build_optimizer, learning_rate, parameter_groups
 
 MODEL = ModelConfig(
     width=12, heads=3, depth=1, decoder_depth=1, num_group=8, group_size=4,

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoint import read_model
+from recon.trainer.checkpoints.checkpoint import read_model
 from recon.trainer.config import list_recipes, load_config
-from recon.trainer.model import ReCon
-from recon.trainer.pretraining import pretrain
+from recon.trainer.model.recon import ReCon
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.machines import fake_cpu
 

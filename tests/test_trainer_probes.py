@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoint import read_model, read_pointer
+from recon.trainer.checkpoints.checkpoint import read_model, read_pointer
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
-from recon.trainer.pretraining import pretrain
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run, metrics, stop_after, weights

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from recon.trainer import profile
-from recon.trainer.pretraining import pretrain
-from recon.trainer.profile import PARTS, PartTimes, parts_table
+from recon.trainer.training import profile
+from recon.trainer.training.pretraining import pretrain
+from recon.trainer.training.profile import PARTS, PartTimes, parts_table
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run
 
@@ -83,7 +83,7 @@ def test_a_profiled_run_leaves_a_table_and_a_trace_and_trains_on(
 
 
 def test_a_compiled_model_is_one_part(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recon.trainer.loop.compiled", lambda model, *_: model.forward)
+    monkeypatch.setattr("recon.trainer.training.loop.compiled", lambda model, *_: model.forward)
     store, recipe, out = place / "tiny.zarr", str(place / "tiny.toml"), io.StringIO()
     settings = ["run.compile=true"]
     assert pretrain(Console(file=out), store, tmp_path / "run", recipe, settings, profile=True) == 0
@@ -95,8 +95,8 @@ def test_a_compiled_model_is_one_part(place: Path, tmp_path: Path, monkeypatch: 
 def test_without_a_reconstruction_there_is_no_decoder_to_time(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recon.trainer.profile.WARMUP", 1)
-    monkeypatch.setattr("recon.trainer.profile.STEPS", 1)
+    monkeypatch.setattr("recon.trainer.training.profile.WARMUP", 1)
+    monkeypatch.setattr("recon.trainer.training.profile.STEPS", 1)
     store, recipe, out = place / "tiny.zarr", str(place / "tiny.toml"), io.StringIO()
     settings = ["model.reconstruction=none"]
     assert pretrain(Console(file=out), store, tmp_path / "run", recipe, settings, profile=True) == 0

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from recon.pipeline.store import FeatureStore
-from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.loop import Trainer
-from recon.trainer.progress import Pace, TrainingProgress
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.training.loop import Trainer
+from recon.trainer.training.progress import Pace, TrainingProgress
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, QUIET, assert_same_run, metrics, trainer_of
 
@@ -125,7 +125,7 @@ def test_what_is_shown_changes_nothing(
     whole, run, out = tmp_path / "quiet", tmp_path / "run", io.StringIO()
     trainer_of(data, whole).train(QUIET)
     for name in ("_REFRESH", "_FIRST_LINE", "_LINE_EVERY"):
-        monkeypatch.setattr(f"recon.trainer.progress.{name}", 0.0)
+        monkeypatch.setattr(f"recon.trainer.training.progress.{name}", 0.0)
     trainer_of(data, run).train(Console(file=out, force_terminal=terminal, width=140))
     assert_same_run(whole, run)
     shown = out.getvalue()
@@ -148,6 +148,6 @@ def test_a_loss_is_fetched_only_to_be_shown(data: Dataset, tmp_path: Path, monke
     asked = []
     original = Trainer.describe
     monkeypatch.setattr(Trainer, "describe", lambda self: asked.append(self.step) or original(self))
-    monkeypatch.setattr("recon.trainer.progress._FIRST_LINE", 1e9)
+    monkeypatch.setattr("recon.trainer.training.progress._FIRST_LINE", 1e9)
     trainer_of(data, tmp_path).train(Console(file=io.StringIO(), force_terminal=False))
     assert asked == []

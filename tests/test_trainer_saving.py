@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer import checkpoint as saving
-from recon.trainer.checkpoint import Pointer, load_checkpoint, point, read_model, read_pointer
-from recon.trainer.data import Dataset, load_dataset
-from recon.trainer.loop import Trainer
-from recon.trainer.pretraining import pretrain
+from recon.trainer.checkpoints import checkpoint as saving
+from recon.trainer.checkpoints.checkpoint import Pointer, load_checkpoint, point, read_model, read_pointer
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.training.loop import Trainer
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import CONFIG, QUIET, assert_same_run, stop_after, trainer_of
 

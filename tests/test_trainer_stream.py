@@ -19,11 +19,11 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
-from recon.trainer.batches import Batch, Batches, Samples
 from recon.trainer.config import DataConfig, config_from_dict
-from recon.trainer.data import load_dataset
-from recon.trainer.pretraining import pretrain
-from recon.trainer.stream import StreamBatches
+from recon.trainer.data.batches import Batch, Batches, Samples
+from recon.trainer.data.dataset import load_dataset
+from recon.trainer.data.stream import StreamBatches
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import assert_same_run, stop_after
 
@@ -252,13 +252,13 @@ def test_features_that_the_receipts_count_as_not_finite(store: FeatureStore, tmp
 
 
 def test_a_buffer_beyond_memory_is_refused(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recon.trainer.stream.memory_bytes", lambda: 2 * 9 * SAMPLE_BYTES)
+    monkeypatch.setattr("recon.trainer.data.stream.memory_bytes", lambda: 2 * 9 * SAMPLE_BYTES)
     stream(store, config(9))
     with pytest.raises(UserError, match=r"data\.buffer_gb 4.*: two such buffers hold 8.* GB and .* may take 7.* GB; "):
         stream(store, config(10))
     with pytest.raises(UserError, match=r"data\.buffer_gb 2: "):
         stream(store, replace(config(), buffer_gb=2.0))
-    monkeypatch.setattr("recon.trainer.stream.memory_bytes", lambda: 2 * NUM_ROWS * SAMPLE_BYTES)
+    monkeypatch.setattr("recon.trainer.data.stream.memory_bytes", lambda: 2 * NUM_ROWS * SAMPLE_BYTES)
     stream(store, replace(config(), buffer_gb=2.0))  # it never holds more than an epoch
 
 

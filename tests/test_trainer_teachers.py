@@ -15,14 +15,14 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer import earlier
-from recon.trainer.batches import Batch, Batches
-from recon.trainer.checkpoint import load_model, read_model, read_record
+from recon.trainer.checkpoints import earlier
+from recon.trainer.checkpoints.checkpoint import load_model, read_model, read_record
 from recon.trainer.config import DataConfig, TeacherConfig
-from recon.trainer.data import load_dataset
-from recon.trainer.model import ReCon
-from recon.trainer.pretraining import pretrain
-from recon.trainer.stream import StreamBatches
+from recon.trainer.data.batches import Batch, Batches
+from recon.trainer.data.dataset import load_dataset
+from recon.trainer.data.stream import StreamBatches
+from recon.trainer.model.recon import ReCon
+from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 
 CPU = torch.device("cpu")

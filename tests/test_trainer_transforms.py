@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recon.trainer.transforms import (
+from recon.trainer.data.transforms import (
     normalize,
     random_bits,
     random_integers,

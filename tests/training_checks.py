@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.training import REHEARSED, backward, build_model, build_optimizer, losses_of, make_batches, update
-from recon.trainer.determinism import make_deterministic
+from recon.trainer.training.determinism import make_deterministic
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")

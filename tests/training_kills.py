@@ -51,7 +51,7 @@ class TrainingKiller:
 
     def __init__(self, folder: Path, seed: int) -> None:
         import_module("recon.pipeline.base.machine").set_thread_variables()
-        import_module("recon.trainer.pretraining")
+        import_module("recon.trainer.training.pretraining")
         assert threads_here() == 1, "a fork of a process with threads could hang"
         self.folder, self.draw = folder, random.Random(f"trainings:{seed}")
         self.ledger, self.result = Ledger(), TrainingKills()
@@ -148,7 +148,7 @@ def inspect_run(run: Path) -> dict[str, Any]:
     """All that a run left but the times."""
     from safetensors.torch import load_file
 
-    from recon.trainer.metrics import TIMING_FIELDS
+    from recon.trainer.training.metrics import TIMING_FIELDS
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     pointer = json.loads((run / "checkpoints" / "last.json").read_text())

@@ -69,9 +69,9 @@ def pretrain(
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
-    from recon.trainer.distributed import rank
-    from recon.trainer.peers import joined
-    from recon.trainer.pretraining import pretrain as train
+    from recon.trainer.training.distributed import rank
+    from recon.trainer.training.peers import joined
+    from recon.trainer.training.pretraining import pretrain as train
 
     online = [f"data.online={str(teachers == TeachersChoice.online).lower()}"] if teachers else []
     with joined(device.value):
@@ -154,7 +154,7 @@ def _measure(
     probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice
 ) -> None:
     """Run a probe and tell what it found."""
-    from recon.trainer.pretraining import choose_device
+    from recon.trainer.training.pretraining import choose_device
 
     target = choose_device(device.value)
     decision = decide(precision.value, target.type, "--precision auto")
@@ -180,7 +180,7 @@ def export(
     ema: EmaOption = False,
 ) -> None:
     """Write a trained model as the public ReCon release writes its checkpoints: weights, no optimiser state."""
-    from recon.trainer.export import export as write
+    from recon.trainer.checkpoints.export import export as write
 
     untold = ", ".join(f"{name}={value}" for name, value in write(source, output, ema).items())
     note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
@@ -234,7 +234,7 @@ def config(
 @app.command()
 def sizes() -> None:
     """Count parameters and operations of each size, beside the paper's table; takes some seconds."""
-    from recon.trainer.sizes import sizes_table
+    from recon.trainer.model.sizes import sizes_table
 
     console = Console(soft_wrap=True, highlight=False)
     for line in sizes_table():

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.model import SIZES, ModelConfig
-from recon.trainer.teaching import Kind, Loss, Teacher
+from recon.trainer.model.recon import SIZES, ModelConfig
+from recon.trainer.model.teaching import Kind, Loss, Teacher
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -22,15 +22,15 @@ from recon.pipeline.base.machine import cores, processor
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Targets, Text
 from recon.pipeline.store.spaces import one_space
-from recon.trainer.checkpoint import check_same, read_record
+from recon.trainer.checkpoints.checkpoint import check_same, read_record
 from recon.trainer.config import Config, config_from_dict, load_config, with_teachers
+from recon.trainer.data.targets import stored_teachers
 from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
-from recon.trainer.peers import launched
-from recon.trainer.pretraining import choose_device, pretrain
 from recon.trainer.show.draws import draws_figure, draws_table
-from recon.trainer.targets import stored_teachers
+from recon.trainer.training.peers import launched
+from recon.trainer.training.pretraining import choose_device, pretrain
 
 CLEAN, ONLINE = "clean", "online"
 OWN = ("data.draws", "data.online", "run.seed")

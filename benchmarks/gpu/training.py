@@ -36,11 +36,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from recon.trainer.determinism import make_deterministic  # noqa: E402
-from recon.trainer.model import ModelConfig, ReCon  # noqa: E402
-from recon.trainer.optim import parameter_groups  # noqa: E402
-from recon.trainer.teaching import RELEASED_TEACHERS  # noqa: E402
-from recon.trainer.transforms import normalize, rotate_y, stream  # noqa: E402
+from recon.trainer.data.transforms import normalize, rotate_y, stream  # noqa: E402
+from recon.trainer.model.recon import ModelConfig, ReCon  # noqa: E402
+from recon.trainer.model.teaching import RELEASED_TEACHERS  # noqa: E402
+from recon.trainer.training.determinism import make_deterministic  # noqa: E402
+from recon.trainer.training.optim import parameter_groups  # noqa: E402
 
 SEED, NUM_CATEGORIES = 0, 8
 LEARNING_RATE, WEIGHT_DECAY = 5e-4, 0.05

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recon.trainer.model import ModelConfig
+from recon.trainer.model.recon import ModelConfig
 
 
 def plain_groups(points: Tensor, num_group: int, group_size: int) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,8 @@ from pretrain_parts.released_step import ReleasedReCon, loop_masks, loop_points,
 from pretrain_parts.teachers import Teachers
 from torch import Tensor
 
-from recon.trainer.model import ModelConfig, ReCon, no_weight_decay
-from recon.trainer.released import to_released
-from recon.trainer.teaching import Teacher
-from recon.trainer.transforms import (
+from recon.trainer.checkpoints.released import to_released
+from recon.trainer.data.transforms import (
     normalize,
     random_bits,
     random_integers,
@@ -25,9 +23,11 @@ from recon.trainer.transforms import (
     rotate_y,
     stream,
 )
+from recon.trainer.model.recon import ModelConfig, ReCon, no_weight_decay
+from recon.trainer.model.teaching import Teacher
 
 SEED = 0
-RUN = 16  # neighbouring points drawn together, as `trainer.batches` draws them
+RUN = 16  # neighbouring points drawn together, as `trainer.data.batches` draws them
 LEARNING_RATE, WEIGHT_DECAY = 5e-4, 0.05
 
 
@@ -57,7 +57,7 @@ class Map:
         self.row = torch.arange(self.num_rows, device=device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Points, image and text features of a step, drawn on the device as `trainer.batches` does."""
+        """Points, image and text features of a step, drawn on the device as `trainer.data.batches` does."""
         size = self.size
         rows = random_bits(stream(SEED, "order", step), self.row).argsort()[: size.batch]
         bits = [random_bits(stream(SEED, name, step), rows) for name in ("points", "angle", "draw", "view", "prompt")]

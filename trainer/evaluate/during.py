@@ -13,7 +13,7 @@ from recon.trainer.config import Config
 from recon.trainer.evaluate.features import FLOAT32, Probe, probed_ref
 from recon.trainer.evaluate.svm import measure_svm, read_svm
 from recon.trainer.evaluate.zero_shot import measure_zero_shot, read_zero_shot
-from recon.trainer.model import ReCon
+from recon.trainer.model.recon import ReCon
 
 
 class DuringTraining:

@@ -12,8 +12,8 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Points, Ref
-from recon.trainer.data import rows_of_splits
-from recon.trainer.reading import iterate_rows
+from recon.trainer.data.dataset import rows_of_splits
+from recon.trainer.data.reading import iterate_rows
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision
 from recon.pipeline.store.records import Targets, Text
 from recon.pipeline.store.spaces import one_space
+from recon.trainer.data.reading import iterate_rows
 from recon.trainer.evaluate.features import (
     FLOAT32,
     Probe,
@@ -30,7 +31,6 @@ from recon.trainer.evaluate.features import (
     write_result,
 )
 from recon.trainer.evaluate.labelled import Labelled
-from recon.trainer.reading import iterate_rows
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
-from recon.trainer.checkpoint import read_record
-from recon.trainer.metrics import read_lines
+from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.show.figures import overlaid_curves
+from recon.trainer.training.metrics import read_lines
 
 Row = tuple[str, list[str]]
 RESULTS = ("svm", "zeroshot")

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from recon.trainer.metrics import OTHER_FIELDS
+from recon.trainer.training.metrics import OTHER_FIELDS
 
 mpl.use("Agg")
 

@@ -16,10 +16,10 @@ from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.machine import cores, processor
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref
-from recon.trainer.checkpoint import read_record
+from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
-from recon.trainer.metrics import read_lines
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
+from recon.trainer.training.metrics import read_lines
 
 SHAPES_A_CATEGORY = 5
 PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")

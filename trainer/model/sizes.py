@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from recon.trainer.flops import count_flops
-from recon.trainer.heads import Classifier
-from recon.trainer.model import SIZES, ModelConfig, ReCon
-from recon.trainer.teaching import RELEASED_TEACHERS
+from recon.trainer.model.flops import count_flops
+from recon.trainer.model.heads import Classifier
+from recon.trainer.model.recon import SIZES, ModelConfig, ReCon
+from recon.trainer.model.teaching import RELEASED_TEACHERS
 
 PAPER = {"tiny": (11.4, 2.4), "small": (19.0, 3.2), "base": (43.6, 5.3)}
 """Size -> (#P in millions, #F in G) of the paper's table."""

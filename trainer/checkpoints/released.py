@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recon.trainer.heads import Classifier, Model, Segmenter
-from recon.trainer.model import ModelConfig, ReCon
-from recon.trainer.teaching import RELEASED_TEACHERS
+from recon.trainer.model.heads import Classifier, Model, Segmenter
+from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.teaching import RELEASED_TEACHERS
 
 FORMS = ("pretrain", "classify", "segment")
 # The released heads are 64 channels wide at every size, and no weight's shape tells their number.

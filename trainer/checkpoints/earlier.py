@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recon.trainer.released import stack_queries
+from recon.trainer.checkpoints.released import stack_queries
 
 FORMAT = "recon-checkpoint 1"
 _QUERIES = ("cls", "image", "text")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import crc32, sync_directory
-from recon.trainer.reading import iterate_rows
+from recon.trainer.data.reading import iterate_rows
 
 if TYPE_CHECKING:
     import zarr

@@ -15,8 +15,8 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.provenance import peak_bytes
-from recon.trainer.distributed import mean_of_ranks, rank
-from recon.trainer.writers import Writer
+from recon.trainer.training.distributed import mean_of_ranks, rank
+from recon.trainer.training.writers import Writer
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.precision import Decision
 from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
-from recon.trainer.checkpoint import (
+from recon.trainer.checkpoints.checkpoint import (
     begin_run,
     check_run,
     check_same,
@@ -26,10 +26,10 @@ from recon.trainer.checkpoint import (
     threads_note,
 )
 from recon.trainer.config import Config, RunConfig, config_from_dict, list_recipes, load_config
-from recon.trainer.data import load_dataset
-from recon.trainer.distributed import rank, world_size
-from recon.trainer.loop import Trainer
-from recon.trainer.peers import check_alike, own_device
+from recon.trainer.data.dataset import load_dataset
+from recon.trainer.training.distributed import rank, world_size
+from recon.trainer.training.loop import Trainer
+from recon.trainer.training.peers import check_alike, own_device
 
 PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
 """A probe's name -> what it finds of a student."""
@@ -48,7 +48,7 @@ def pretrain(
 ) -> int:
     """Train on a store into a run's folder; 0, or 128 + the signal that stopped it.
 
-    With `profile` a few steps are timed part by part instead (`recon.trainer.profile`), and nothing is saved of them.
+    With `profile` a few steps are timed part by part instead (`recon.trainer.training.profile`); nothing is saved.
 
     A resumed run takes its settings from its folder; a recipe given again must say the same. UserError before anything
     is written or deleted if settings, store or folder do not fit.
@@ -80,7 +80,7 @@ def pretrain(
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     if profile:
-        from recon.trainer.profile import profile_run
+        from recon.trainer.training.profile import profile_run
 
         profile_run(trainer, console)
         return 0

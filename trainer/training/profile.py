@@ -17,8 +17,8 @@ from rich.console import Console
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from recon.pipeline.base.files import write_atomically
-from recon.trainer.loop import Trainer
-from recon.trainer.side_by_side import torch_threads
+from recon.trainer.training.loop import Trainer
+from recon.trainer.training.side_by_side import torch_threads
 
 WARMUP, STEPS = 3, 10
 PARTS = {

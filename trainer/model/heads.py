@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recon.kernels import interpolate_three
-from recon.trainer.model import ModelConfig, ReCon, Student
+from recon.trainer.model.recon import ModelConfig, ReCon, Student
 
 CLASSIFY_WIDTH = 256
 PROPAGATE_WIDTH = 1024

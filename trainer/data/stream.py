@@ -17,11 +17,11 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import memory_bytes
 from recon.pipeline.store.shards import read_rows, shard_rows
-from recon.trainer.batches import Batch, Samples, count_steps, draw, pinned, workers
 from recon.trainer.config import DataConfig
-from recon.trainer.data import Dataset
-from recon.trainer.targets import ImageTargets, TextTargets
-from recon.trainer.transforms import random_bits, stream
+from recon.trainer.data.batches import Batch, Samples, count_steps, draw, pinned, workers
+from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.targets import ImageTargets, TextTargets
+from recon.trainer.data.transforms import random_bits, stream
 
 Key = tuple[int, int]
 """Epoch, and number of the window in it."""

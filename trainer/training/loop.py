@@ -21,8 +21,7 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Precision
-from recon.trainer.batches import Batch, Batches, Loader
-from recon.trainer.checkpoint import (
+from recon.trainer.checkpoints.checkpoint import (
     Best,
     Pointer,
     choose_precision,
@@ -32,11 +31,16 @@ from recon.trainer.checkpoint import (
     save_checkpoint,
     sweep,
 )
-from recon.trainer.compiling import compiled
 from recon.trainer.config import Config, config_to_dict, with_teachers
-from recon.trainer.data import Dataset
-from recon.trainer.determinism import make_deterministic
-from recon.trainer.distributed import (
+from recon.trainer.data.batches import Batch, Batches, Loader
+from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.stream import StreamBatches
+from recon.trainer.data.transforms import stream
+from recon.trainer.model.flops import count_flops, peak_flops
+from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.training.compiling import compiled
+from recon.trainer.training.determinism import make_deterministic
+from recon.trainer.training.distributed import (
     check_batch,
     gradients_stay,
     rank,
@@ -46,20 +50,16 @@ from recon.trainer.distributed import (
     synchronize_batch_norms,
     world_size,
 )
-from recon.trainer.ema import Ema
-from recon.trainer.flops import count_flops, peak_flops
-from recon.trainer.garbage import garbage_frozen
-from recon.trainer.guard import Guard, blame_gradient, list_mends, random_states, write_step
-from recon.trainer.memory import keep_freed_memory
-from recon.trainer.metrics import Metrics
-from recon.trainer.model import ModelConfig, ReCon
-from recon.trainer.optim import build_optimizer, learning_rate
-from recon.trainer.peers import Stop, from_rank_0, stop_signals
-from recon.trainer.progress import TrainingProgress
-from recon.trainer.side_by_side import Copies, torch_threads
-from recon.trainer.stream import StreamBatches
-from recon.trainer.transforms import stream
-from recon.trainer.writers import check_writers, open_writers
+from recon.trainer.training.ema import Ema
+from recon.trainer.training.garbage import garbage_frozen
+from recon.trainer.training.guard import Guard, blame_gradient, list_mends, random_states, write_step
+from recon.trainer.training.memory import keep_freed_memory
+from recon.trainer.training.metrics import Metrics
+from recon.trainer.training.optim import build_optimizer, learning_rate
+from recon.trainer.training.peers import Stop, from_rank_0, stop_signals
+from recon.trainer.training.progress import TrainingProgress
+from recon.trainer.training.side_by_side import Copies, torch_threads
+from recon.trainer.training.writers import check_writers, open_writers
 
 if TYPE_CHECKING:
     from recon.trainer.evaluate.during import DuringTraining
@@ -82,7 +82,7 @@ class Trainer:
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
         if config.data.online:
-            from recon.trainer.online import OnlineTeachers  # the libraries of teachers take seconds to import
+            from recon.trainer.data.online import OnlineTeachers  # the libraries of teachers take seconds to import
 
             dataset = replace(dataset, teach=OnlineTeachers(dataset, config.data, device))
         form = StreamBatches if config.data.loader == "stream" else Batches

@@ -24,10 +24,10 @@ from recon.pipeline.store.shards import read_rows
 from recon.pipeline.teachers import TeacherSpec, load_teacher
 from recon.pipeline.teachers.batches import BatchSize
 from recon.pipeline.teachers.loaded import DRAWN, PROBE, LoadedTeacher, check_probe, check_recipe
-from recon.trainer.batches import Samples, in_threads, pinned
 from recon.trainer.config import DataConfig
-from recon.trainer.data import Dataset
-from recon.trainer.targets import CLEAN, OnlineTeacher
+from recon.trainer.data.batches import Samples, in_threads, pinned
+from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.targets import CLEAN, OnlineTeacher
 
 if TYPE_CHECKING:
     import zarr

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
-from recon.trainer.blocks import PATCH_WIDTH
-from recon.trainer.checkpoint import load_model
-from recon.trainer.heads import Classifier, Model, Segmenter
-from recon.trainer.model import ModelConfig, ReCon
-from recon.trainer.released import infer_sizes, to_released
-from recon.trainer.teaching import RELEASED_TEACHERS
+from recon.trainer.checkpoints.checkpoint import load_model
+from recon.trainer.checkpoints.released import infer_sizes, to_released
+from recon.trainer.model.blocks import PATCH_WIDTH
+from recon.trainer.model.heads import Classifier, Model, Segmenter
+from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.teaching import RELEASED_TEACHERS
 
 SUFFIXES = (".pth", ".safetensors")
 # What the release's segmentation code fixes: its sizes, and the data set's categories.

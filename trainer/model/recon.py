@@ -1,8 +1,8 @@
 """ReCon: a point-cloud transformer that rebuilds masked groups while global queries learn from frozen teachers.
 
 `Encoder` serves every task. `ReCon` adds what pretraining needs: points -> groups -> masking -> encoder -> decoder ->
-losses. The heads of the downstream tasks are in `trainer.heads`, the names of the released checkpoints in
-`trainer.released`.
+losses. The heads of the downstream tasks are in `trainer.model.heads`, the names of the released checkpoints in
+`trainer.checkpoints.released`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from recon.kernels import group_points
-from recon.trainer.blocks import (
+from recon.trainer.data.transforms import normalize
+from recon.trainer.model.blocks import (
     BLOCK_BRANCHES,
     PATCH_WIDTH,
     PLAIN_BRANCHES,
@@ -25,9 +26,8 @@ from recon.trainer.blocks import (
     random_mask,
     take,
 )
-from recon.trainer.losses import category_contrast_loss, reconstruction_loss
-from recon.trainer.teaching import Kind, Teacher, TeacherHead, contrast_mlp, init_projection_layer
-from recon.trainer.transforms import normalize
+from recon.trainer.model.losses import category_contrast_loss, reconstruction_loss
+from recon.trainer.model.teaching import Kind, Teacher, TeacherHead, contrast_mlp, init_projection_layer
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "heads": 3},
@@ -57,7 +57,7 @@ class ModelConfig:
     mask_type: str = "rand"
     """"rand" hides groups at random, "block" the groups nearest to a random centre."""
     block: str = "released"
-    """"released" is the public code's block, "paper" the paper's figure (see `trainer.blocks.ReConBlock`)."""
+    """"released" is the public code's block, "paper" the paper's figure (see `trainer.model.blocks.ReConBlock`)."""
     drop_path: float = 0.1
     """Drop path rate of the last block; rises linearly from 0 at the first, in encoder and decoder."""
     teachers: tuple[Teacher, ...] = ()

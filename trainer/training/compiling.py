@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.distributed import world_size
+from recon.trainer.training.distributed import world_size
 
 
 def compiled(model: nn.Module, device: torch.device, accumulate: int) -> Callable[..., Any]:

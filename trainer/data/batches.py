@@ -18,8 +18,8 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
-from recon.trainer.data import Dataset
-from recon.trainer.transforms import normalize, random_bits, random_subset, random_uniform, rotate_y, stream
+from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.transforms import normalize, random_bits, random_subset, random_uniform, rotate_y, stream
 
 S = TypeVar("S")
 T = TypeVar("T")

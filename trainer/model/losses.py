@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recon.kernels import ChamferL1, ChamferL2
-from recon.trainer.distributed import gather_batch, rank
+from recon.trainer.training.distributed import gather_batch, rank
 
 TEMPERATURE = 0.1
 INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE = math.log(1 / 0.07), math.log(100.0)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from recon.trainer.losses import INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE, teacher_loss
+from recon.trainer.model.losses import INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE, teacher_loss
 
 CONTRAST_WIDTH = 128
 Kind = Literal["image", "text"]

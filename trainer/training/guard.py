@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.precision import Precision
-from recon.trainer.batches import Batch
 from recon.trainer.config import OptimConfig
-from recon.trainer.distributed import least_of_ranks, rank, world_size
+from recon.trainer.data.batches import Batch
+from recon.trainer.training.distributed import least_of_ranks, rank, world_size
 
 
 class Guard:

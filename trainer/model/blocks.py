@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recon.trainer.distributed import of_batch
-from recon.trainer.patch_pieces import embed_in_pieces
+from recon.trainer.model.patch_pieces import embed_in_pieces
+from recon.trainer.training.distributed import of_batch
 
 POSITION_WIDTH = 128  # hidden width of the position MLP
 PATCH_WIDTH = 512  # the release's hidden width of the patch embedding

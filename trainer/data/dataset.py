@@ -15,11 +15,18 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref, Targets, Text
-from recon.trainer.cache import cached_array
 from recon.trainer.config import DataConfig
-from recon.trainer.reading import check_finite
-from recon.trainer.targets import ImageTargets, OnlineTeacher, TextTargets, ViewTargets, online_teacher, stored_teachers
-from recon.trainer.teaching import Teacher
+from recon.trainer.data.cache import cached_array
+from recon.trainer.data.reading import check_finite
+from recon.trainer.data.targets import (
+    ImageTargets,
+    OnlineTeacher,
+    TextTargets,
+    ViewTargets,
+    online_teacher,
+    stored_teachers,
+)
+from recon.trainer.model.teaching import Teacher
 
 if TYPE_CHECKING:
     import zarr
@@ -65,7 +72,7 @@ class Dataset:
     stored: Stored | None = None
     """Where xyz and the image teachers' features are, when they are not here"""
     online: tuple[OnlineTeacher, ...] = ()
-    """With `data.online`, the teachers to load; see `recon.trainer.online`"""
+    """With `data.online`, the teachers to load; see `recon.trainer.data.online`"""
     teach: Callable[[Iterator[Any]], Iterator[Any]] = iter
     """What a loader passes its `Samples` through: teachers that run online put their features in"""
 
@@ -105,7 +112,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     nothing of them is read yet. UserError for an unknown split, a teacher the store does not have or without a
     finished row, a damaged shard or non-finite features, and where more points, draws or captions are asked for than
     there are. With `config.online` features are not read: the data set says what its teachers are to be given, and
-    `recon.trainer.online.OnlineTeachers` loads them.
+    `recon.trainer.data.online.OnlineTeachers` loads them.
     """
     ref = store.ref(config.ref or None)
     points, stored = store.points(ref), stored_teachers(store, ref, config.teachers)

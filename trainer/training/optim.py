@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from recon.trainer.model import no_weight_decay
+from recon.trainer.model.recon import no_weight_decay
 
 if TYPE_CHECKING:
     from recon.trainer.config import OptimConfig  # needs pydantic, and `make gpu` does without

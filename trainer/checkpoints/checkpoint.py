@@ -1,7 +1,7 @@
 """What a run leaves on disk, but for its metrics: the record of what it was, and its checkpoints.
 
     RUN/config.json                                 settings, precision, threads, digests of the data, versions, commit
-    RUN/metrics.jsonl, RUN/training.json            written by `trainer.loop`
+    RUN/metrics.jsonl, RUN/training.json            written by `trainer.training.loop`
     RUN/checkpoints/step-00001000.safetensors       weights; their settings lie in the file's metadata
     RUN/checkpoints/step-00001000.ema.safetensors   their moving average, where there is one, in the same form
     RUN/checkpoints/step-00001000.state.safetensors what a resumed run needs besides
@@ -31,14 +31,14 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.pipeline.base.provenance import versions
-from recon.trainer import earlier
+from recon.trainer.checkpoints import earlier
+from recon.trainer.checkpoints.released import load_weights, model_of
+from recon.trainer.checkpoints.weights_file import EMA, FORMAT, STATE, WEIGHTS, read_weights
 from recon.trainer.config import Config, config_from_dict, config_to_dict
-from recon.trainer.distributed import world_size
-from recon.trainer.ema import Ema
-from recon.trainer.heads import Model
-from recon.trainer.model import ReCon
-from recon.trainer.released import load_weights, model_of
-from recon.trainer.weights_file import EMA, FORMAT, STATE, WEIGHTS, read_weights
+from recon.trainer.model.heads import Model
+from recon.trainer.model.recon import ReCon
+from recon.trainer.training.distributed import world_size
+from recon.trainer.training.ema import Ema
 
 
 def check_run(run: Path, resume: bool, overwrite: bool) -> None:
@@ -190,7 +190,7 @@ class Checkpoint:
     pointer: Pointer
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
-    """The state that `trainer.ema` keeps, where the run keeps one."""
+    """The state that `trainer.training.ema` keeps, where the run keeps one."""
     optimizer: dict[str, dict[str, Tensor]]
     """Parameter name -> AdamW's state of it."""
     extra: dict[str, Tensor]

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer import earlier
+from recon.trainer.checkpoints import earlier
+from recon.trainer.checkpoints.released import infer_sizes, load_released
 from recon.trainer.config import Config, config_from_dict
-from recon.trainer.released import infer_sizes, load_released
-from recon.trainer.teaching import Teacher
+from recon.trainer.model.teaching import Teacher
 
 FORMAT = "recon-checkpoint 2"
 WEIGHTS, EMA, STATE = ".safetensors", ".ema.safetensors", ".state.safetensors"

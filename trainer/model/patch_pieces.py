@@ -7,7 +7,7 @@
   winners, one row each, where the matrix product would be over 32 times as many, nearly all zero.
 * Points are gone through in pieces that stay in the processor's cache from one operation to the next.
 
-In float32 this rounds unlike the plain form, which is `trainer.blocks.PatchEmbed.forward` itself.
+In float32 this rounds unlike the plain form, which is `trainer.model.blocks.PatchEmbed.forward` itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PIECE = 2048  # rows of points: 4 MB of the widest layer
 
 
 class Layers(Protocol):
-    """What is used of `trainer.blocks.PatchEmbed`."""
+    """What is used of `trainer.model.blocks.PatchEmbed`."""
 
     width: int
     local: int

@@ -15,7 +15,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref, Targets, Text
 from recon.trainer.config import DataConfig, TeacherConfig
-from recon.trainer.transforms import random_bits, random_integers, random_subset
+from recon.trainer.data.transforms import random_bits, random_integers, random_subset
 
 if TYPE_CHECKING:
     import zarr

@@ -29,7 +29,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.distributed import rank, world_size
+from recon.trainer.training.distributed import rank, world_size
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""The model: encoder, heads, losses, and what they cost."""
