@@ -1,0 +1,94 @@
+"""Commands that measure a trained student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from recon.pipeline.base.precision import Decision, decide
+from recon.trainer.commands.options import (
+    DeviceChoice,
+    EmaOption,
+    LabelledOption,
+    PrecisionChoice,
+    ProbeDevice,
+    ProbePrecision,
+    RefOption,
+    RunOption,
+    SplitOption,
+    StoreOption,
+)
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
+
+
+def svm(
+    store: LabelledOption,
+    run: RunOption,
+    ref: RefOption = None,
+    split: SplitOption = "test",
+    device: ProbeDevice = DeviceChoice.auto,
+    precision: ProbePrecision = PrecisionChoice.float32,
+    ema: EmaOption = False,
+) -> None:
+    """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
+    from recon.trainer.evaluate.svm import run_svm
+
+    _measure(partial(run_svm, split=split, ema=ema), run, store, ref, device, precision)
+
+
+def zeroshot(
+    store: LabelledOption,
+    run: RunOption,
+    ref: RefOption = None,
+    split: SplitOption = "test",
+    device: ProbeDevice = DeviceChoice.auto,
+    precision: ProbePrecision = PrecisionChoice.float32,
+    ema: EmaOption = False,
+) -> None:
+    """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
+    from recon.trainer.evaluate.zero_shot import run_zero_shot
+
+    _measure(partial(run_zero_shot, split=split, ema=ema), run, store, ref, device, precision)
+
+
+def report(store: StoreOption, run: RunOption) -> None:
+    """Write the run's metrics.json and report.html from what training and both probes left there."""
+    from recon.trainer.show.report import write_report
+
+    _tell(write_report(run, store))
+    Console(stderr=True, soft_wrap=True).print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
+
+
+Measure = Callable[[Path, Path, "torch.device", str | None, Decision], dict[str, Any]]
+
+
+def _measure(
+    probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice
+) -> None:
+    """Run a probe and tell what it found."""
+    from recon.trainer.training.pretraining import choose_device
+
+    target = choose_device(device.value)
+    decision = decide(precision.value, target.type, "--precision auto")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if decision.note:
+        console.print(decision.note, markup=False)
+    _tell(probe(run, store, target, ref, decision))
+    console.print(f"{'precision':>30} {decision}", markup=False)
+
+
+def _tell(result: dict[str, Any]) -> None:
+    """The headline numbers, one a line."""
+    console = Console(stderr=True, highlight=False)
+    for name, value in result.items():
+        if name.startswith(("svm_", "zero_shot_", "teacher_", "chance")):
+            console.print(f"{name:>30} {value:.4f}")
+
+
+COMMANDS = (svm, zeroshot, report)

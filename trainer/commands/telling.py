@@ -1,0 +1,68 @@
+"""Commands that show or write out what is there: recipes, settings, sizes, runs beside each other, weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from recon.trainer.commands.options import EmaOption, OverrideOption
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run's folder or a checkpoint file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, .pth or .safetensors.")],
+    ema: EmaOption = False,
+) -> None:
+    """Write a trained model as the public ReCon release writes its checkpoints: weights, no optimiser state."""
+    from recon.trainer.checkpoints.export import export as write
+
+    untold = ", ".join(f"{name}={value}" for name, value in write(source, output, ema).items())
+    note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}", markup=False)
+
+
+def recipes() -> None:
+    """List the shipped recipes."""
+    from recon.trainer.config import list_recipes
+
+    console = Console(soft_wrap=True, highlight=False)
+    for name, description in list_recipes().items():
+        console.print(f"[bold]{name:12}[/bold]  {description}")
+
+
+def config(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")],
+    overrides: OverrideOption = None,
+) -> None:
+    """Print every setting of a run as a recipe: what is not given, with its default."""
+    from recon.trainer.config import config_to_toml, load_config
+
+    sys.stdout.write(config_to_toml(load_config(recipe, overrides or [])))
+
+
+def sizes() -> None:
+    """Count parameters and operations of each size, beside the paper's table; takes some seconds."""
+    from recon.trainer.model.sizes import sizes_table
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line in sizes_table():
+        console.print(line, markup=False)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Put runs beside each other: settings that differ, last metrics, probes, and curves, in one page."""
+    from recon.trainer.show.compare import write_comparison
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(write_comparison(runs, output))
+    console.print(f"wrote {output}", markup=False)
+
+
+COMMANDS = (export, recipes, config, sizes, compare)
