@@ -26,7 +26,7 @@ from recon.pipeline.shapes.cloud import Cloud
 from recon.pipeline.shapes.sample import take_points
 from recon.pipeline.store import FeatureStore
 from recon.trainer.cli import app
-from recon.trainer.data.batches import draw_points
+from recon.trainer.data.points import draw_points
 from recon.trainer.data.transforms import random_bits, stream
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot

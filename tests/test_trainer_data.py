@@ -23,9 +23,10 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.trainer.config import DataConfig, TeacherConfig
-from recon.trainer.data.batches import Batch, Batches, draw_points, in_threads, workers
+from recon.trainer.data.batches import Batch, Batches, in_threads, workers
 from recon.trainer.data.cache import LOCK
 from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.data.points import draw_points
 from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot

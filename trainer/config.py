@@ -46,6 +46,26 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """What the encoder is trained for."""
+
+    kind: Literal["pretrain", "classify", "segment"] = "pretrain"
+    """"pretrain" learns from teachers and by rebuilding, "classify" the categories, "segment" the parts of shapes."""
+    protocol: Literal["full", "linear", "mlp3", "peft"] = "full"
+    """What is trained downstream: "full" encoder and head, "linear" and "mlp3" a head of one or three layers on the
+    frozen encoder, "peft" the head and low-rank updates of the encoder (LoRA)."""
+    pretrained: str = ""
+    """A run's folder or a checkpoint that the encoder's weights come from; empty starts from scratch."""
+    selection: Literal["last", "validation", "test"] = "last"
+    """Which epoch counts downstream: the last, or the best on the validation part that `data.hold_out` carves off the
+    training rows, or, as the release's numbers, the best on the test split itself, which is optimistic."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "segment" and self.protocol != "full":
+            raise ValueError(f'protocol {self.protocol!r} is one of classification; segmentation trains "full"')
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which rows of a feature store are trained on, and what is drawn of each in every epoch."""
 
@@ -59,8 +79,31 @@ class DataConfig:
     """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
     captions: Literal["class", "shape", "both"] = "class"
     """Text target: a prompt of the row's class, a caption of the row, or either with even odds."""
+    pool: NonNegativeInt = 0
+    """A training sample is drawn from so many farthest points of the shape; 0 draws from all the store holds."""
+    normalize: Literal["sample", "cloud", "center", "none"] = "sample"
+    """"sample" centres the drawn points and divides them by their largest norm; "cloud" does so by all points the store
+    holds of the shape; "center" only centres the drawn ones."""
     rotate: bool = True
     """Turn every sample by a random angle about y, as the release does; false where all shapes share one front."""
+    scale: Annotated[tuple[Positive, Positive], Field(min_length=2)] = (1.0, 1.0)
+    """Range of the random factor of a training sample, e.g. [0.667, 1.5]."""
+    scale_axes: Literal["each", "together"] = "each"
+    """Whether each axis has a factor of its own."""
+    translate: NonNegative = 0.0
+    """Largest random shift of a training sample along each axis."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each category's rows that is left out of training, for validation."""
+    way: NonNegativeInt = 0
+    """Few-shot: train on so many categories, chosen at random; 0 trains on all."""
+    shot: PositiveInt = 10
+    """Few-shot: so many shapes of each."""
+    queries: PositiveInt = 20
+    """Few-shot: so many shapes of each are tested."""
+    fold: NonNegativeInt = 0
+    """Few-shot: number of the draw."""
+    choice_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the choice of rows for `hold_out` and few-shot folds, whatever the run's seed is."""
     draws: tuple[NonNegativeInt, ...] = ()
     """Picture draws to choose among (0 is the clean picture, 1 and up are augmented); empty takes all."""
     views: NonNegativeInt = 1
@@ -84,6 +127,14 @@ class DataConfig:
             raise ValueError('device_resident "always" needs loader "map": "stream" never holds all data')
         if self.online and self.device_resident == "always":
             raise ValueError('device_resident "always" needs stored targets: online ones are made on the host')
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: {self.scale[0]} to {self.scale[1]} is no range; give the smaller first")
+        if self.pool and self.pool < self.num_points:
+            raise ValueError(f"pool {self.pool} is fewer than num_points {self.num_points}")
+        if self.loader == "stream" and (self.pool or self.normalize == "cloud"):
+            raise ValueError('loader "stream" draws from all points and knows no frame of theirs; use "map"')
+        if self.way and self.hold_out:
+            raise ValueError("hold_out leaves nothing of a few-shot fold; set it to 0")
         names = [each.teacher for each in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers: {twice[0]!r} stands there twice; name each teacher once")
@@ -157,17 +208,47 @@ class RunConfig:
     """What one of `probes` finds, e.g. "svm_accuracy": the checkpoint where it was highest is kept besides."""
 
 
+MEASURE = {"classify": "accuracy", "segment": "instance_miou"}
+"""What tells the best epoch of a downstream task."""
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of one run. A recipe may leave out any of them."""
 
+    task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        if self.task.kind == "pretrain":
+            return
+        if self.run.keep_best:
+            raise ValueError("run.keep_best: pretraining's; downstream task.selection chooses the epoch")
+        if (self.task.selection == "validation") != (self.data.hold_out > 0):
+            raise ValueError(
+                'data.hold_out: a share, e.g. 0.1, goes with task.selection "validation", and only with it'
+            )
+        if self.task.kind == "segment" and self.data.loader == "stream":
+            raise ValueError('data.loader: "stream" reads no part labels; segmentation needs "map"')
 
-_SECTIONS: dict[str, type[Any]] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "run": RunConfig}
+    @property
+    def keep_best(self) -> str:
+        """By which measure the best checkpoint is kept; empty keeps none."""
+        if self.task.kind == "pretrain":
+            return self.run.keep_best
+        return MEASURE[self.task.kind] if self.task.selection != "last" else ""
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "task": TaskConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
 _ADAPTER = TypeAdapter(Config)
 
 
@@ -177,8 +258,10 @@ def list_recipes() -> dict[str, str]:
     return {name: head.lstrip("# ").strip() for name, head in heads.items()}
 
 
-def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, Any] | None = None) -> Config:
     """Settings of a run from a shipped recipe's name or a TOML file's path, and `section.key=value` overrides.
+
+    `model` is what a pretrained model's settings are: they hold for what recipe and overrides leave open.
 
     A value is TOML; what is no TOML value counts as a string, so `model.size=base` works. The model's teachers are
     taken from the store later (`with_teachers`). UserError names the unknown recipe, section or key with its nearest
@@ -194,13 +277,15 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         section, key, value = _parse_override(override)
         _check_names({section: {key: value}}, f"--set {override}")
         data.setdefault(section, {})[key] = value
-    model = data.get("model", {})
-    size = model.pop("size", None)
+    own = data.get("model", {})
+    size = own.pop("size", None)
     if size is not None and size not in SIZES:
         raise UserError(f"model.size: {_unknown('size', str(size), SIZES)}")
-    if "teachers" in model:
+    if "teachers" in own:
         raise UserError(f"{recipe}: model.teachers is taken from the store; name the teachers with data.teachers")
-    data["model"] = {**SIZES.get(size, {}), **model}
+    data["model"] = {**(model or {}), **SIZES.get(size, {}), **own}
+    if data.get("task", {}).get("kind", "pretrain") != "pretrain":
+        data.setdefault("data", {}).setdefault("teachers", [])
     return config_from_dict(data, recipe)
 
 

@@ -142,7 +142,8 @@ def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:
                 raise UserError(f"--resume: {section}.{key} was {before!r} when {run} began, now {value!r}")
     changed = [name for name, value in data.items() if record["data"].get(name) != value]
     if changed:
-        raise UserError(f"--resume: the store's {changed[0]} changed since {run} began; train a new run")
+        whose = "" if changed[0] == "pretrained" else "the store's "
+        raise UserError(f"--resume: {whose}{changed[0]} changed since {run} began; train a new run")
 
 
 def threads_note(run: Path, threads: int) -> str:
@@ -298,7 +299,7 @@ def load_model(path: Path | str, ema: bool = False, best: bool = False, **settin
     `ModelConfig`'s: they give what no weight of the release's tells (num_group, heads, a fine-tuned model's
     group_size), or overrule what a run recorded. UserError for anything else, and for what does not fit.
     """
-    return _read(Path(path), ema, best, settings)[0]
+    return read_any(Path(path), ema, best, settings)[0]
 
 
 def read_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple[ReCon, Config]:
@@ -306,13 +307,16 @@ def read_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple
 
     `path`, `ema` and `best` as in `load_model`; the settings of a released one besides the model are the defaults.
     """
-    model, config = _read(Path(path), ema, best, {})
+    model, config = read_any(Path(path), ema, best)
     if not isinstance(model, ReCon):
         raise UserError(f"{path}: holds a {type(model).__name__}; a pretrained model is needed here")
     return model, config
 
 
-def _read(path: Path, ema: bool, best: bool, settings: dict[str, Any]) -> tuple[Model, Config]:
+def read_any(
+    path: Path, ema: bool = False, best: bool = False, settings: dict[str, Any] | None = None
+) -> tuple[Model, Config]:
+    """As `load_model`, with the settings; of a file of the release the model's are what its weights tell."""
     if path.is_dir():
         pointer = read_pointer(path / "checkpoints")
         if pointer is None:
@@ -327,11 +331,22 @@ def _read(path: Path, ema: bool, best: bool, settings: dict[str, Any]) -> tuple[
         raise UserError(f"{path}: ema and best choose among a run's checkpoints; give its folder, or leave them out")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    config, tensors = read_weights(path, settings)
+    config, tensors = read_weights(path, settings or {})
     try:
         return model_of(config.model, tensors).eval(), config
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def weights_identity(path: Path) -> dict[str, Any]:
+    """SHA-256 of the weights in a run's folder or a file, and a run's step. UserError where there are none."""
+    pointer = read_pointer(path / "checkpoints")
+    if pointer is not None:
+        return {"step": pointer.step, "sha256": pointer.files[weights_name(path, pointer.files, False)]}
+    if not path.is_file():
+        raise UserError(f"{path}: holds no checkpoint; give a run's folder or a checkpoint file")
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def weights_name(run: Path, files: dict[str, str], ema: bool) -> str:

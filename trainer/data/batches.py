@@ -19,18 +19,17 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.transforms import normalize, random_bits, random_subset, random_uniform, rotate_y, stream
+from recon.trainer.data.points import draw_points, in_frame, scale_translate
+from recon.trainer.data.transforms import random_bits, random_uniform, rotate_y, stream
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-RUN = 16
-"""Neighbouring points drawn together: 192 bytes, three whole cache lines of the map."""
-RUNS_FROM = 4096
-"""Points a row needs for that; of fewer, single points are drawn."""
 DRAWS = ("points", "draw", "view", "angle", "prompt", "caption", "augmentation")
 """Names of the streams a sample's random bits come from."""
-_THREADS, _PART = 2, 128
+MOVES = ("scale x", "scale y", "scale z", "shift x", "shift y", "shift z")
+"""Those besides where samples are scaled and shifted."""
+_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Batch:
     points: Tensor
     """[B, num_points, 3] float32, centred, scaled, rotated"""
     targets: tuple[Tensor, ...]
-    """[B, D] float32 of each teacher"""
+    """[B, D] float32 of each teacher; of segmentation [B, num_points] int64, the points' parts"""
     labels: Tensor
     """[B] int64 category"""
     rows: Tensor
@@ -62,8 +61,9 @@ class Samples:
 
     points: Tensor
     """[B, num_points, 3] float32, raw"""
-    angle: Tensor
-    """[B] float64, radians about y"""
+    moves: Tensor
+    """[B, 1 or 7] float64 in [0, 1): the turn about y and, where samples are scaled and shifted, three factors and
+    three shifts"""
     labels: Tensor
     """[B] int64 category"""
     rows: Tensor
@@ -76,13 +76,13 @@ class Samples:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in the fields' order."""
-        return self.points, self.angle, self.labels, self.rows, *self.targets
+        return self.points, self.moves, self.labels, self.rows, *self.targets
 
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> Samples:
         """From tensors in that order."""
-        points, angle, labels, rows, *targets = tensors
-        return cls(points, angle, labels, rows, tuple(targets))
+        points, moves, labels, rows, *targets = tensors
+        return cls(points, moves, labels, rows, tuple(targets))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """The same with every tensor changed."""
@@ -95,10 +95,13 @@ class Samples:
     def to_batch(self, config: DataConfig, device: torch.device) -> Batch:
         """The arithmetic, on the device."""
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
-        points = normalize(moved.points)
+        points = in_frame(moved.points, config.normalize)
         if config.rotate:
-            points = rotate_y(points, moved.angle)
-        return Batch(points, tuple(target.float() for target in moved.targets), moved.labels, moved.rows)
+            points = rotate_y(points, moved.moves[:, 0] * (2 * math.pi))
+        if moves(config):
+            points = scale_translate(points, moved.moves[:, 1:4], moved.moves[:, 4:], config)
+        targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
+        return Batch(points, targets, moved.labels, moved.rows)
 
 
 class Loader(Protocol):
@@ -187,35 +190,27 @@ def count_steps(num_rows: int, batch_size: int, config: DataConfig) -> int:
 
 def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: int) -> Samples:
     """What an epoch draws of `samples` [B], indices into the data set: a function of seed, epoch and row alone."""
-    keys = torch.tensor([[stream(seed, name, epoch)] for name in DRAWS], device=samples.device)
+    names = (*DRAWS, *MOVES) if moves(config) else DRAWS
+    keys = torch.tensor([[stream(seed, name, epoch)] for name in names], device=samples.device)
     # All in one call: in a batch of few samples, calls are what costs.
-    bits = dict(zip(DRAWS, random_bits(keys, data.row[samples]), strict=True))
+    bits = dict(zip(names, random_bits(keys, data.row[samples]), strict=True))
     category = data.category[samples]
+    points = draw_points(data.xyz, samples, bits["points"], config.num_points)
+    if data.frame is not None:
+        frame = data.frame[samples, None]
+        points = (points - frame[..., :3]) / frame[..., 3:]
     return Samples(
-        points=draw_points(data.xyz, samples, bits["points"], config.num_points),
-        angle=random_uniform(bits["angle"]) * (2 * math.pi),
+        points=points,
+        moves=torch.stack([random_uniform(bits[name]) for name in ("angle", *names[len(DRAWS) :])], dim=1),
         labels=category,
         rows=data.row[samples],
         targets=tuple(target.draw(samples, category, config, bits) for target in data.targets),
     )
 
 
-def draw_points(xyz: Tensor, samples: Tensor, keys: Tensor, num_points: int) -> Tensor:
-    """`num_points` different points of each sample, in random order: [B, num_points, 3].
-
-    xyz: [N, P, 3]; samples: [B] indices into it; keys: [B] int64 random bits. A row's points are independent samples
-    of its surface, or a ready-made cloud's in random order, so any of them, chosen without a look at them, are as good
-    as any other. From `RUNS_FROM` on they are chosen in runs of `RUN` neighbours, which takes a sixteenth of the random
-    numbers and of the cache misses.
-    """
-    num_stored = xyz.shape[1]
-    length = RUN if num_stored >= RUNS_FROM and num_stored % RUN == 0 else 1
-    runs, runs_a_row = xyz.view(-1, 3 * length), num_stored // length
-    # In parts whose random numbers fit a core's cache.
-    subsets = [random_subset(part, runs_a_row, -(-num_points // length)) for part in torch.split(keys, _PART)]
-    chosen = torch.cat(subsets) + samples[:, None] * runs_a_row
-    points = runs.index_select(0, chosen.view(-1))
-    return points.view(len(samples), chosen.shape[1] * length, 3)[:, :num_points]
+def moves(config: DataConfig) -> bool:
+    """Whether samples are scaled or shifted."""
+    return config.scale != (1.0, 1.0) or config.translate > 0
 
 
 def pinned(samples: Samples, device: torch.device) -> Samples:

@@ -14,13 +14,16 @@ from torch import Tensor
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.pipeline.store.records import Ref, Targets, Text
+from recon.pipeline.store.records import Points, Ref, Targets, Text
 from recon.trainer.config import DataConfig
 from recon.trainer.data.cache import cached_array
+from recon.trainer.data.choice import held_out
+from recon.trainer.data.points import farthest_points, stored_frame
 from recon.trainer.data.reading import check_finite
 from recon.trainer.data.targets import (
     ImageTargets,
     OnlineTeacher,
+    PartTargets,
     TextTargets,
     ViewTargets,
     online_teacher,
@@ -42,7 +45,7 @@ class Stored:
     """[K, rows, V, D] float16 of each image teacher, by its place among the teachers"""
 
 
-AnyTargets = ImageTargets | ViewTargets | TextTargets
+AnyTargets = ImageTargets | ViewTargets | TextTargets | PartTargets
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,16 @@ class Dataset:
     """[N] int64, the row in the store: what a sample's random draws are derived from"""
     record: dict[str, Any]
     """What the data are: keys and digests of the store, splits, row counts. JSON values."""
+    frame: Tensor | None = None
+    """[N, 4] float32: of all points the store holds of a row the centroid, and the largest distance from it"""
     teachers: tuple[Teacher, ...] = ()
     """What `data.teachers` stands for in this store."""
     uids: list[str] = field(default_factory=list)
     """[N] what the store calls a row's shape"""
     categories: list[str] = field(default_factory=list)
     """Names of the categories of the ref's data set, sorted; those of every split"""
+    parts: tuple[str, ...] = ()
+    """Of segmentation, the names of the parts of all categories"""
     stored: Stored | None = None
     """Where xyz and the image teachers' features are, when they are not here"""
     online: tuple[OnlineTeacher, ...] = ()
@@ -101,10 +108,11 @@ class Dataset:
             targets=tuple(each.map(change) for each in self.targets),
             category=change(self.category),
             row=change(self.row),
+            frame=None if self.frame is None else change(self.frame),
         )
 
 
-def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
+def load_dataset(store: FeatureStore, config: DataConfig, parts: bool = False) -> Dataset:
     """Rows of `config.splits` that have points and every draw of every view of every image teacher.
 
     For the loader "map", the first call copies them out of the store shard by shard into folders of `<store>/cache/`,
@@ -122,6 +130,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
     rows = np.flatnonzero(np.all([in_splits, points.ok, *(each.ok.all(axis=0) for each in images.values())], axis=0))
     if not len(rows):
         raise UserError(f"{store.path}: no row of {', '.join(config.splits)} is finished; run `recon-pipeline status`")
+    rows = chosen_rows(rows, registry.category[rows], config)
     online = tuple(
         online_teacher(store, asked, each, rows)
         for asked, each in zip(config.teachers if config.online else (), stored, strict=config.online)
@@ -140,7 +149,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         "points": {"key": points.key, "digest": store.digest(points.key)},
         "teachers": {},
     }
-    xyz = _column(store, config, record, "points", points.key, points.xyz, rows)
+    xyz = _points(store, config, record, points, rows)
     teachers, targets = [], list[AnyTargets]()
     for place, (asked, each) in enumerate(zip(config.teachers, stored, strict=True)):
         teachers.append(Teacher(asked.teacher, asked.kind, int(each.feat.shape[-1]), asked.loss, asked.weight))
@@ -165,6 +174,7 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         targets=tuple(targets),
         category=torch.from_numpy(category),
         row=torch.from_numpy(rows),
+        frame=stored_frame(points, rows) if config.normalize == "cloud" else None,
         record=record,
         teachers=tuple(teachers),
         uids=[registry.uid[row] for row in rows],
@@ -172,6 +182,22 @@ def load_dataset(store: FeatureStore, config: DataConfig) -> Dataset:
         stored=Stored(points.xyz, feats) if config.loader == "stream" else None,
         online=online,
     )
+
+
+def chosen_rows(rows: NDArray[np.int64], category: NDArray[np.int64], config: DataConfig) -> NDArray[np.int64]:
+    """Those of the finished rows of `config.splits` that are trained on; category: [N] their numbers."""
+    if config.hold_out:
+        rows = rows[~held_out(rows, category, config.hold_out, config.choice_seed)]
+    return rows
+
+
+def _points(
+    store: FeatureStore, config: DataConfig, record: dict[str, Any], points: Points, rows: NDArray[np.int64]
+) -> Tensor:
+    """[N, P, 3] all points of each row, or its farthest where `config.pool` asks for fewer than there are."""
+    if 0 < config.pool < points.xyz.shape[1]:
+        return farthest_points(points, rows, config.pool)
+    return _column(store, config, record, "points", points.key, points.xyz, rows)
 
 
 def _column(

@@ -15,6 +15,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref, Targets, Text
 from recon.trainer.config import DataConfig, TeacherConfig
+from recon.trainer.data.points import draw_points
 from recon.trainer.data.transforms import random_bits, random_integers, random_subset
 
 if TYPE_CHECKING:
@@ -136,6 +137,32 @@ class TextTargets(_Features):
     def map(self, change: Callable[[Tensor], Tensor]) -> TextTargets:
         """The same with every tensor changed."""
         return TextTargets(change(self.feat), change(self.class_prompts), change(self.captions))
+
+
+@dataclass(frozen=True)
+class PartTargets:
+    """The part each point belongs to."""
+
+    part: Tensor
+    """[N, P] uint8, of the same points as the data set's xyz"""
+
+    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
+        """[B, num_points] the parts of the points that are drawn of `samples` [B] with the same bits."""
+        return draw_points(self.part[..., None], samples, bits["points"], config.num_points)[..., 0]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> PartTargets:
+        """The same with every tensor changed."""
+        return PartTargets(change(self.part))
+
+    @property
+    def width(self) -> int:
+        """Of what is drawn of a sample."""
+        return self.part.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is drawn of a sample."""
+        return self.part.dtype
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Points, Ref
 from recon.trainer.data.dataset import rows_of_splits
-from recon.trainer.data.reading import iterate_rows
+from recon.trainer.data.points import farthest_points
 
 
 @dataclass(frozen=True)
@@ -46,22 +45,17 @@ class Labelled:
         """
         if num_points > self.num_stored:
             raise UserError(f"data.num_points: {num_points} asked for, the store holds {self.num_stored} a shape")
-        farthest = np.empty((len(self), num_points, 3), np.float32)
-        clouds = iterate_rows(self.points.xyz, self.row, "points")
-        orders = iterate_rows(self.points.order, self.row, "order of points")
-        for (part, xyz), (_, order) in zip(clouds, orders, strict=True):
-            first = order[:, :num_points, None].astype(np.int64)
-            farthest[part] = np.take_along_axis(xyz, first, axis=1)
-        return torch.from_numpy(farthest)
+        return farthest_points(self.points, self.row, num_points)
 
 
-def load_labelled(store: FeatureStore, ref: Ref, split: str) -> Labelled:
-    """UserError for a ref without points, a split it does not have, and one of which no shape is finished."""
+def load_labelled(store: FeatureStore, ref: Ref, *splits: str) -> Labelled:
+    """UserError for a ref without points, a split it does not have, and splits of which no shape is finished."""
     points = store.points(ref)
-    in_split, numbers = rows_of_splits(store, ref, (split,))
-    rows = np.flatnonzero(in_split & points.ok)
+    in_splits, numbers = rows_of_splits(store, ref, splits)
+    rows = np.flatnonzero(in_splits & points.ok)
     if not len(rows):
-        raise UserError(f"{store.path}: no points of split {split!r} are finished; run `recon-pipeline status`")
+        named = " and ".join(map(repr, splits))
+        raise UserError(f"{store.path}: no points of split {named} are finished; run `recon-pipeline status`")
     registry = store.registry
     category = np.searchsorted(numbers, registry.category[rows])
     return Labelled(points, rows, category, [registry.categories[number] for number in numbers], numbers)

@@ -1,4 +1,4 @@
-"""The pretraining loop.
+"""The training loop, of pretraining and of every downstream task.
 
 Steps are counted from 0 and everything random in one is seeded by its number, so a run continued from a checkpoint
 writes the metrics of one that was never stopped, bit for bit.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -31,13 +31,13 @@ from recon.trainer.checkpoints.checkpoint import (
     save_checkpoint,
     sweep,
 )
-from recon.trainer.config import Config, config_to_dict, with_teachers
+from recon.trainer.config import Config, TaskConfig, config_to_dict
 from recon.trainer.data.batches import Batch, Batches, Loader
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.stream import StreamBatches
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.flops import count_flops, peak_flops
-from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.recon import ModelConfig
 from recon.trainer.training.compiling import compiled
 from recon.trainer.training.determinism import make_deterministic
 from recon.trainer.training.distributed import (
@@ -59,12 +59,23 @@ from recon.trainer.training.optim import build_optimizer, learning_rate
 from recon.trainer.training.peers import Stop, from_rank_0, stop_signals
 from recon.trainer.training.progress import TrainingProgress
 from recon.trainer.training.side_by_side import Copies, torch_threads
+from recon.trainer.training.tasks import build_model, losses_of, settled
 from recon.trainer.training.writers import check_writers, open_writers
 
-if TYPE_CHECKING:
-    from recon.trainer.evaluate.during import DuringTraining
 
-_flops: dict[tuple[ModelConfig, int], float] = {}  # counting takes a second
+class Probes(Protocol):
+    """What measures the model while it trains."""
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether the model of after so many steps is to be measured."""
+        ...
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """What is found, by name; the model comes back in the mode it was in."""
+        ...
+
+
+_flops: dict[tuple[ModelConfig, TaskConfig, int], float] = {}  # counting takes a second
 
 
 class Trainer:
@@ -77,7 +88,7 @@ class Trainer:
 
         `precision` is what a resumed run began in; without it the settings and the device decide.
         """
-        self.config = config = with_teachers(config, dataset.teachers)
+        self.config = config = settled(config, dataset)
         check_writers(config.run.log_to)
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
@@ -94,7 +105,8 @@ class Trainer:
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
         make_deterministic(device)
         torch.manual_seed(stream(self.seed, "weights"))
-        self.model = ReCon(config.model).to(device)
+        self.model = build_model(config, dataset).to(device)
+        self.losses = losses_of(config)
         if config.run.sync_batchnorm:
             synchronize_batch_norms(self.model, fused=device.type == "cuda" and not config.run.compile)
         self.forward = compiled(self.model, device, config.optim.accumulate) if config.run.compile else self.model
@@ -110,7 +122,7 @@ class Trainer:
         self.guard = Guard(0, device)
         self.step = 0
         self.metrics = Metrics(run, config.run.log_every, config.optim.batch_size, device)
-        self.probes: DuringTraining | None = None
+        self.probes: Probes | None = None
         self.pointer: Pointer | None = None  # what last.json says
         self._started = time.monotonic()  # less what earlier sessions of the run took
 
@@ -233,8 +245,8 @@ class Trainer:
         """Add a part's share of the gradient of a batch of `num_samples` to `model`; its share of the mean losses."""
         share = len(part) / num_samples
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            losses = model(part.points, part.targets, part.labels, generator=generator)
-        (losses["total"] * share).backward()
+            losses = self.losses(model, part, generator)
+        (losses["total"] * share).backward()  # type: ignore[no-untyped-call]
         return {name: loss.detach() * share for name, loss in losses.items()}
 
     def part_generator(self, index: int) -> torch.Generator:
@@ -256,7 +268,7 @@ class Trainer:
         self.metrics.write({"step": self.step, **found, "seconds": self.seconds()})
         told = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         console.print(f"step {self.step}/{self.num_steps}, {told}", highlight=False, soft_wrap=True)
-        if self.config.run.keep_best and self.step:
+        if self.config.keep_best and self.step:
             self.keep_best(found)
 
     def describe(self) -> str:
@@ -274,12 +286,12 @@ class Trainer:
             self._point(self._write_checkpoint(), self.pointer.best if self.pointer else None)
 
     def keep_best(self, values: Mapping[str, float]) -> None:
-        """Keep this step's checkpoint if what probes found of it is the most so far of what `run.keep_best` names.
+        """Keep this step's checkpoint if what probes found of it is the most so far of what `keep_best` names.
 
         Call it before the step's `save`: then a run that is killed in between finds the same again. Of equals the first
         is kept. UserError where `values` has no such name.
         """
-        name, before = self.config.run.keep_best, self.pointer.best if self.pointer else None
+        name, before = self.config.keep_best, self.pointer.best if self.pointer else None
         if name not in values:
             raise UserError(f"run.keep_best: no probe gives {name!r}; they give {', '.join(sorted(values))}")
         if values[name] > (before.value if before else -math.inf):
@@ -354,7 +366,7 @@ class Trainer:
 
     def _sample_flops(self, batch: Batch) -> float:
         """Counted operations of a sample, forward and backward; a process counts once for a model and its points."""
-        few, key = batch.part(0, 2), (self.config.model, batch.points.shape[1])
+        few, key = batch.part(0, 2), (self.config.model, self.config.task, batch.points.shape[1])
         if key not in _flops:
             draws = torch.Generator(self.device).manual_seed(0)
             with self.metrics.paused():

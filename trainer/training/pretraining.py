@@ -1,4 +1,4 @@
-"""`recon-train pretrain`: from a store and a recipe to a run's folder."""
+"""From a store and settings to a run's folder: `recon-train pretrain`, and what downstream commands train with."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from recon.trainer.checkpoints.checkpoint import (
     choose_precision,
     keep_precision,
     processes_note,
+    read_pointer,
     read_record,
     threads_note,
+    weights_identity,
 )
 from recon.trainer.config import Config, RunConfig, config_from_dict, list_recipes, load_config
-from recon.trainer.data.dataset import load_dataset
+from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.model.recon import ReCon
 from recon.trainer.training.distributed import rank, world_size
-from recon.trainer.training.loop import Trainer
+from recon.trainer.training.loop import Probes, Trainer
 from recon.trainer.training.peers import check_alike, own_device
+from recon.trainer.training.tasks import load_pretrained
 
 PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
 """A probe's name -> what it finds of a student."""
@@ -57,17 +61,39 @@ def pretrain(
     if profile and world_size() > 1:
         raise UserError("--profile: times one process; leave torchrun out")
     config = _settings(run, recipe, overrides, resume)
+    if config.task.kind != "pretrain":
+        raise UserError(f"task.kind {config.task.kind!r}: `recon-train finetune` and `partseg` train that")
     _check_best(config.run)
+    return train(console, store, run, config, resume, device, profile)
+
+
+def train(
+    console: Console,
+    store: Path,
+    run: Path,
+    config: Config,
+    resume: bool = False,
+    device: str = "auto",
+    profile: bool = False,
+) -> int:
+    """As `pretrain`, of settings of any task, in a folder that `check_run` has let pass."""
     target = choose_device(device)
     precision = choose_precision(config, target.type)
     if resume:
         config, precision = keep_precision(run, config, target.type)
-    dataset = load_dataset(FeatureStore.open(store), config.data)
+    opened = FeatureStore.open(store)
+    dataset = load_dataset(opened, config.data, config.task.kind == "segment")
+    if config.task.kind != "pretrain":
+        dataset.record["category_names"] = dataset.categories
+    # A run that was killed before its first checkpoint begins anew.
+    fresh = not resume or read_pointer(run / "checkpoints") is None
+    if config.task.pretrained:
+        identity = weights_identity(Path(config.task.pretrained)) if fresh else read_record(run)["data"]["pretrained"]
+        dataset.record["pretrained"] = identity
     trainer = Trainer(config, dataset, run, target, precision.used)
-    if config.run.probe_every:
-        from recon.trainer.evaluate.during import DuringTraining  # takes a second to import
-
-        trainer.probes = DuringTraining(trainer.config, run, store, dataset.record, trainer.model, target)
+    trainer.probes = _probes(trainer, opened, dataset, store)
+    if config.task.pretrained and fresh:
+        load_pretrained(trainer.model, config.task.pretrained)
     notes = []
     if resume:
         check_same(run, trainer.config, dataset.record)
@@ -97,6 +123,22 @@ def pretrain(
     told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
     console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
+
+
+def _probes(trainer: Trainer, opened: FeatureStore, dataset: Dataset, store: Path) -> Probes | None:
+    config = trainer.config
+    if config.task.kind != "pretrain":
+        if not (config.run.probe_every or config.keep_best):
+            return None
+        from recon.trainer.evaluate.downstream import DownstreamProbe
+
+        return DownstreamProbe(trainer, opened)
+    if not config.run.probe_every:
+        return None
+    from recon.trainer.evaluate.during import DuringTraining  # takes a second to import
+
+    assert isinstance(trainer.model, ReCon)
+    return DuringTraining(config, trainer.run, store, dataset.record, trainer.model, trainer.device)
 
 
 def _check_best(config: RunConfig) -> None:

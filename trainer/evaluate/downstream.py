@@ -1,0 +1,122 @@
+"""Downstream models on labelled shapes: what they are tested on, what they predict, how good that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.precision import Precision
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.records import Ref
+from recon.trainer.config import DataConfig
+from recon.trainer.data.choice import held_out
+from recon.trainer.data.points import in_frame, stored_frame
+from recon.trainer.evaluate.features import confusion
+from recon.trainer.evaluate.labelled import Labelled, load_labelled
+from recon.trainer.model.heads import Classifier, Model
+
+if TYPE_CHECKING:
+    from recon.trainer.training.loop import Trainer
+
+BATCH = 32
+VALIDATION = "validation"
+"""In the place of a split's name: the rows that `data.hold_out` carves off the training rows."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled shapes as a test takes them."""
+
+    data: Labelled
+    points: Tensor
+    """[N, num_points, 3] the farthest points of each, in the frame that `data.normalize` asks for"""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str) -> Examples:
+    """The finished shapes of a split, or the "validation" part of the training rows.
+
+    UserError for a split that is not there or without finished shapes, and where more points are asked for than the
+    store holds.
+    """
+    if split == VALIDATION:
+        data = load_labelled(store, ref, *config.splits)
+        kept = held_out(data.row, data.category, config.hold_out, config.choice_seed)
+        data = replace(data, row=data.row[kept], category=data.category[kept])
+        if not len(data):
+            raise UserError(f"data.hold_out {config.hold_out}: leaves no shape for validation; give a larger share")
+    else:
+        data = load_labelled(store, ref, split)
+    return Examples(data, test_points(data, config))
+
+
+def test_points(data: Labelled, config: DataConfig) -> Tensor:
+    """[N, num_points, 3] the farthest points of each shape, in the frame that `data.normalize` asks for."""
+    points = data.farthest_points(config.num_points)
+    if config.normalize == "cloud":
+        frame = stored_frame(data.points, data.row)[:, None]
+        return (points - frame[..., :3]) / frame[..., 3:]
+    return in_frame(points, config.normalize)
+
+
+@torch.inference_mode()
+def predict(model: Classifier, points: Tensor, device: torch.device, precision: Precision = "float32") -> Tensor:
+    """Logits [N, classes] float32 of clouds [N, num_points, 3], on the CPU; the model is in eval mode."""
+    logits = []
+    for batch in torch.split(points, BATCH):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits.append(model(batch.to(device)).float().cpu())
+    return torch.cat(logits)
+
+
+def measure_classifier(
+    model: Classifier, examples: Examples, device: torch.device, precision: Precision = "float32"
+) -> dict[str, Any]:
+    """Overall accuracy, and the confusion matrix [true][predicted]."""
+    predicted = predict(model, examples.points, device, precision).argmax(dim=1).numpy()
+    truth = examples.data.category
+    return {
+        "accuracy": float(np.mean(predicted == truth)),
+        "confusion": confusion(truth, predicted, len(examples.data.categories)),
+    }
+
+
+class DownstreamProbe:
+    """Measures a model that is trained downstream after every epoch, or every `run.probe_every` steps.
+
+    On the validation part where that selects the epoch (`task.selection`), else on `run.probe_split`.
+    """
+
+    def __init__(self, trainer: Trainer, store: FeatureStore) -> None:
+        """Reads the shapes once. UserError as for `read_examples`."""
+        config = trainer.config
+        self.every = config.run.probe_every or trainer.batches.steps_per_epoch
+        self.device = trainer.device
+        split = VALIDATION if config.task.selection == VALIDATION else config.run.probe_split
+        self._examples = read_examples(store, store.ref(config.data.ref or None), config.data, split)
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether a step is to be measured after; the last one always is."""
+        return step > 0 and (step % self.every == 0 or step == num_steps)
+
+    def measure(self, model: Model) -> dict[str, float]:
+        """Its measures by name; the model comes back in the mode it was in."""
+        training = model.training
+        try:
+            found = measure(model.eval(), self._examples, self.device)
+        finally:
+            model.train(training)
+        return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def measure(model: Model, examples: Examples, device: torch.device, precision: Precision = "float32") -> dict[str, Any]:
+    """What a downstream model of either kind is worth on labelled shapes."""
+    assert isinstance(model, Classifier)
+    return measure_classifier(model, examples, device, precision)

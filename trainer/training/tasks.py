@@ -1,0 +1,89 @@
+"""What the loop trains: the model of a run's settings, and the losses between it and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recon.pipeline.base.errors import UserError
+from recon.trainer.checkpoints.checkpoint import read_any
+from recon.trainer.config import Config, with_teachers
+from recon.trainer.data.batches import Batch
+from recon.trainer.data.dataset import Dataset
+from recon.trainer.model.heads import Classifier, Model, Segmenter
+from recon.trainer.model.recon import ReCon
+
+Losses = Callable[[Callable[..., Any], Batch, torch.Generator | None], dict[str, Tensor]]
+"""(model, batch, generator of its draws) -> scalars, each a mean over the batch; of them "total" is gone down."""
+
+
+def build_model(config: Config, dataset: Dataset) -> Model:
+    """The model of the settings, its weights drawn from torch's generator, in training mode on the CPU.
+
+    UserError for a data set that the task cannot be learnt from.
+    """
+    if config.task.kind == "pretrain":
+        return ReCon(config.model)
+    if config.task.kind == "classify" and bool((dataset.category == dataset.category[0]).all()):
+        raise UserError("the rows that are trained on are of one category; a classifier needs two or more")
+    num_categories = len(dataset.categories)
+    if config.task.kind == "classify":
+        head = "linear" if config.task.protocol == "linear" else "full"
+        return Classifier(config.model, num_categories, head)
+    return Segmenter(config.model, len(dataset.parts), num_categories)
+
+
+def load_pretrained(model: Model, path: str) -> None:
+    """Put a pretrained encoder's weights into a downstream model. UserError where they do not fit."""
+    student, _ = read_any(Path(path))
+    try:
+        model.encoder.load_state_dict(student.encoder.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"task.pretrained {path}: its encoder does not fit the settings: {reason}") from error
+
+
+def losses_of(config: Config) -> Losses:
+    """By the settings' task."""
+    return {"pretrain": pretraining_losses, "classify": classification_losses, "segment": segmentation_losses}[
+        config.task.kind
+    ]
+
+
+def pretraining_losses(model: Callable[..., Any], batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
+    """As `ReCon.forward` has them."""
+    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator)
+    return losses
+
+
+def classification_losses(
+    model: Callable[..., Any], batch: Batch, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Cross entropy with the categories, and the share of clouds that get theirs."""
+    logits = model(batch.points, generator=generator).float()
+    with torch.no_grad():
+        accuracy = (logits.argmax(dim=1) == batch.labels).float().mean()
+    return {"accuracy": accuracy, "total": F.cross_entropy(logits, batch.labels)}
+
+
+def segmentation_losses(
+    model: Callable[..., Any], batch: Batch, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Negative log-likelihood of the points' parts, and the share of points that get theirs."""
+    (parts,) = batch.targets
+    likely = model(batch.points, batch.labels, generator=generator).float().flatten(0, 1)
+    with torch.no_grad():
+        accuracy = (likely.argmax(dim=1) == parts.flatten()).float().mean()
+    return {"accuracy": accuracy, "total": F.nll_loss(likely, parts.flatten())}
+
+
+def settled(config: Config, dataset: Dataset) -> Config:
+    """The settings with what the data say of the model: pretraining's teachers."""
+    if config.task.kind != "pretrain":
+        return config
+    return with_teachers(config, dataset.teachers)
