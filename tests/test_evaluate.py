@@ -38,6 +38,7 @@ from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zer
 from recon.trainer.training.loop import Trainer
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
+from tests.results_files import result_of
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
@@ -211,7 +212,7 @@ def test_classify_takes_the_highest_cosine() -> None:
 
 def test_svm_leaves_its_result(run: Path, small_store: Path) -> None:
     result = run_svm(run, small_store, CPU)
-    assert json.loads((run / "svm.json").read_text()) == result
+    assert result_of(run, "svm") == result
     again = run_svm(run, small_store, CPU)
     assert {k: v for k, v in again.items() if k not in MEASURED} == {
         k: v for k, v in result.items() if k not in MEASURED
@@ -237,7 +238,7 @@ def test_svm_s_numbers_are_those_of_its_parts(run: Path, probe: Probe, small_sto
 
 def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path, testing: Labelled) -> None:
     result = run_zero_shot(run, small_store, CPU)
-    assert json.loads((run / "zeroshot.json").read_text()) == result
+    assert result_of(run, "zeroshot") == result
     again = run_zero_shot(run, small_store, CPU)
     assert {k: v for k, v in again.items() if k not in MEASURED} == {
         k: v for k, v in result.items() if k not in MEASURED
@@ -312,7 +313,7 @@ def test_missing_inputs_are_named(function: Any, run: Path, small_store: Path, t
     shutil.rmtree(run / "checkpoints")
     assert f"--run {run}: has no checkpoint" in refusal(function, run, small_store)
     # A checkpoint's file is a student too, but there is no folder to leave a result in.
-    assert not list(run.glob("svm.json")) and not list(run.glob("zeroshot.json"))
+    assert not list(run.glob("results/*"))
 
 
 def test_checkpoint_file_is_no_run(trained: Path, small_store: Path) -> None:
@@ -332,7 +333,7 @@ def test_zero_shot_needs_a_student_of_one_space(change: dict[str, str], run: Pat
     edit_record(run, lambda data: data["teachers"]["image"]["recipe"].update(change))
     told = refusal(run_zero_shot, run, small_store)
     assert "'tiny'" in told and "not two towers of one CLIP" in told
-    assert not (run / "zeroshot.json").exists()
+    assert not (run / "results").exists()
 
 
 CLIP = {"kind": "open_clip", "weights": "a", "words": "b", "tap": "pooled"}

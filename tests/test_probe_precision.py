@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from recon.trainer.model.recon import ReCon
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.machines import fake_cpu
+from tests.results_files import result_of
 
 CPU = torch.device("cpu")
 
@@ -97,10 +97,11 @@ def test_a_probe_says_what_it_used(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
-    result: dict[str, Any] = json.loads((run / f"{probe}.json").read_text())
+    result: dict[str, Any] = result_of(run, probe)
     assert result["precision"] == {"asked": asked or "float32", "used": used, "why": why}
     assert dtypes == {getattr(torch, used)}
-    told = capsys.readouterr().err
-    assert f"precision {used} ({'auto: ' if asked == 'auto' else ''}{why})" in told
+    shown = capsys.readouterr()
+    told = shown.err
+    assert f"precision {used} ({'auto: ' if asked == 'auto' else ''}{why})" in shown.out
     assert told.count("warning") == warnings
     assert ("--precision auto takes float32 here" in told) is bool(warnings)

@@ -21,6 +21,7 @@ from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 from recon.trainer.show.report import SHAPES_A_CATEGORY, _sheet_rows, stage_log, write_report
+from tests.results_files import result_of, result_path
 from tests.test_evaluate import train
 
 CPU = torch.device("cpu")
@@ -77,7 +78,8 @@ def test_report_adds_two_files(report: Path, measured: Path) -> None:
 
 
 def test_metrics_are_what_was_measured(report: Path, small_store: Path) -> None:
-    metrics, svm, zero_shot = (read(report / f"{name}.json") for name in ("metrics", "svm", "zeroshot"))
+    metrics = read(report / "metrics.json")
+    svm, zero_shot = (result_of(report, name) for name in ("svm", "zeroshot"))
     for name in ("svm_accuracy", "svm_accuracy_random_init"):
         assert metrics[name] == svm[name]
     for name in ("zero_shot_accuracy", "zero_shot_accuracy_random_init", "teacher_zero_shot_accuracy", "chance"):
@@ -120,7 +122,7 @@ def test_page_says_the_numbers(report: Path) -> None:
     names += ["teacher_zero_shot_accuracy", "chance"]
     assert cells[: len(names)] == [f"{100 * metrics[name]:.1f} %" for name in names]
     assert cells[len(names) :] == [f"{metrics['seconds'][stage]:.1f}" for stage in STAGES]
-    assert "the test shapes were among" not in page and "measured other data" not in page
+    assert "the test shapes were among" not in page and "Measured on\n  other data" not in page
 
 
 @pytest.mark.slow
@@ -135,7 +137,7 @@ def test_page_warns_of_test_shapes_in_pretraining(run: Path, small_store: Path) 
     (run / "config.json").write_text(json.dumps(record))
     assert write_report(run, small_store)["digests"]["points"] == "another"
     page = (run / "report.html").read_text("utf-8")
-    assert "the test shapes were among" not in page and "measured other data" in page
+    assert "the test shapes were among" not in page and "Measured on\n  other data than it learnt from: svm on" in page
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,6 @@ def test_page_warns_of_test_shapes_in_pretraining(run: Path, small_store: Path) 
         ("checkpoints/last.json", "recon-train pretrain"),
         ("training.json", "recon-train pretrain"),
         ("metrics.jsonl", ""),
-        ("svm.json", "recon-train svm --run"),
-        ("zeroshot.json", "recon-train zeroshot --run"),
     ],
 )
 def test_missing_and_broken_inputs_are_named(name: str, command: str, run: Path, small_store: Path) -> None:
@@ -167,43 +167,54 @@ def test_empty_metrics_are_named(run: Path, small_store: Path) -> None:
     assert "metrics.jsonl: empty" in refusal(run, small_store)
 
 
-def test_probes_of_other_weights_are_refused(run: Path, small_store: Path) -> None:
-    # Trained again over the same folder: what the probes left there is of weights that are gone.
-    newest = read(run / "checkpoints" / "last.json")
-    name = next(iter(newest["files"]))
-    (run / "checkpoints" / "last.json").write_text(
-        json.dumps({"step": 4, "files": newest["files"] | {name: "another"}})
-    )
-    assert "svm.json: measured on other weights" in refusal(run, small_store)
-    svm = read(run / "svm.json")
+def test_results_of_other_weights_are_left_out_and_named(run: Path, small_store: Path) -> None:
+    # Trained on since it was measured.
+    path = result_path(run, "svm")
+    svm = read(path)
     svm["checkpoint"]["sha256"] = "another"
-    (run / "svm.json").write_text(json.dumps(svm))
-    assert "zeroshot.json: measured on other weights" in refusal(run, small_store)
+    path.write_text(json.dumps(svm))
+    metrics = write_report(run, small_store)
+    assert metrics["svm_accuracy"] is None and metrics["zero_shot_accuracy"] is not None
+    assert metrics["left_out"] == [f"svm on {svm['store']}/small, test"]
+    assert f"Left out, as other weights were measured: svm on {svm['store']}/small, test." in (
+        (run / "report.html").read_text()
+    )
 
 
-def test_probes_of_the_moving_average_are_reported_together(run: Path, small_store: Path) -> None:
+def test_results_of_the_moving_average_say_so(run: Path, small_store: Path) -> None:
     last = run / "checkpoints" / "last.json"
     last.write_text(json.dumps(read(last) | {"files": read(last)["files"] | {"step-00000004.ema.safetensors": "sum"}}))
-    measured_on = {"checkpoint": {"step": 4, "sha256": "sum", "ema": True}}
-    (run / "svm.json").write_text(json.dumps(read(run / "svm.json") | measured_on))
-    told = refusal(run, small_store)
-    assert "zeroshot.json: measured on other weights than the newest checkpoint (step 4, the moving average" in told
-    assert told.endswith("--store S --ema` again")
-    (run / "zeroshot.json").write_text(json.dumps(read(run / "zeroshot.json") | measured_on))
+    path = result_path(run, "svm")
+    path.write_text(json.dumps(read(path) | {"checkpoint": {"step": 4, "sha256": "sum", "ema": True}}))
     assert write_report(run, small_store)["ema"] is True
-    assert "step 4, moving average of the weights." in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert page.count("small, test, moving average") == 3  # a row, a matrix and its words
+
+
+def test_a_run_that_nothing_was_measured_of_has_a_report(run: Path, small_store: Path) -> None:
+    shutil.rmtree(run / "results")
+    metrics = write_report(run, small_store)
+    assert metrics["results"] == [] and metrics["svm_accuracy"] is None and metrics["probe_ref"] is None
+    page = (run / "report.html").read_text()
+    assert "Nothing was measured yet" in page and "Confusion" not in page
+
+
+def test_results_of_every_store_stand_beside_each_other(run: Path, small_store: Path) -> None:
+    path = result_path(run, "svm")
+    elsewhere = read(path) | {"store": "a$b.zarr", "ref": "x", "svm_accuracy": 0.125}
+    elsewhere["digests"] = elsewhere["digests"] | {"points": "another"}
+    path.with_name("svm-z.json").write_text(json.dumps(elsewhere))
+    metrics = write_report(run, small_store)
+    assert metrics["svm_accuracy"] == read(path)["svm_accuracy"]
+    assert [result.get("svm_accuracy") for result in metrics["results"]] == [read(path)["svm_accuracy"], 0.125, None]
+    page = (run / "report.html").read_text()
+    assert "svm on a$b.zarr/x, test" in page and "12.5 %" in page
 
 
 def test_unfinished_account_of_training_is_refused(run: Path, small_store: Path) -> None:
     training = read(run / "training.json")
     (run / "training.json").write_text(json.dumps(training | {"step": 2}))
     assert "ends at step 2, before the newest checkpoint (step 4)" in refusal(run, small_store)
-
-
-def test_probes_of_two_data_sets_are_refused(run: Path, small_store: Path) -> None:
-    svm = read(run / "svm.json")
-    (run / "svm.json").write_text(json.dumps(svm | {"digests": svm["digests"] | {"points": "another"}}))
-    assert "different data" in refusal(run, small_store)
 
 
 @pytest.mark.slow

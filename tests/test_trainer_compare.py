@@ -19,6 +19,7 @@ from recon.trainer.show.compare import _names, _read_run, differences, write_com
 from recon.trainer.show.figures import overlaid_curves
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
+from tests.results_files import result_of
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, metrics
 
@@ -58,12 +59,12 @@ def test_a_page_and_a_table(
     page = tmp_path / "page.html"
     assert run_main(monkeypatch, "compare", *map(str, runs), "-o", str(page)) == 0
     shown, html = capsys.readouterr(), page.read_text()
-    assert shown.out == "" and "wrote" in shown.err
-    for text in (shown.err, html):
+    assert "wrote" in shown.err and "optim.lr" not in shown.err
+    for text in (shown.out, html):
         assert "optim.lr" in text and "0.002" in text and "optim.min_lr" not in text
     for line in ([line for line in metrics(run) if "total" in line][-1] for run in runs):
         assert f'<td class="value">{line["total"]:.4g}</td>' in html
-    accuracy = json.loads((runs[1] / "svm.json").read_text())
+    accuracy = result_of(runs[1], "svm")
     row = re.search(r"<td>svm_accuracy</td>(.*?)</tr>", html)
     assert row and row[1].endswith(f">{accuracy['svm_accuracy']:.4g}</td>")
     assert "<td>svm_accuracy_random_init</td>" in html
@@ -100,7 +101,7 @@ def test_what_is_no_run_is_named(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_command_s_random_start_is_step_0(runs: list[Path]) -> None:
-    found = json.loads((runs[1] / "svm.json").read_text())
+    found = result_of(runs[1], "svm")
     first, last = _read_run(runs[1], "fast").probes
     assert first == {"step": 0, "svm_accuracy": found["svm_accuracy_random_init"]}
     assert (last["step"], last["svm_accuracy"]) == (6, found["svm_accuracy"])

@@ -18,6 +18,7 @@ from recon.trainer.config import (
     DataConfig,
     OptimConfig,
     RunConfig,
+    TaskConfig,
     TeacherConfig,
     config_from_dict,
     config_to_dict,
@@ -214,7 +215,7 @@ def test_every_field_has_its_line_in_the_source_and_in_the_guide() -> None:
     tree = ast.parse(inspect.getsource(settings_module))
     classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
     guide = GUIDE.read_text("utf-8")
-    for section in (TeacherConfig, DataConfig, OptimConfig, RunConfig):
+    for section in (TaskConfig, TeacherConfig, DataConfig, OptimConfig, RunConfig):
         body = classes[section.__name__]
         documented = {
             field.target.id

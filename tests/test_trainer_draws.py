@@ -13,11 +13,13 @@ import pytest
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.teachers import load_teacher
-from recon.trainer.draws import measure_draws, numbers
+from recon.trainer.commands.options import numbers
+from recon.trainer.draws import measure_draws
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.show.draws import draws_figure, draws_table, mean_and_spread
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
+from tests.results_files import result_of
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run, stop_after
 
@@ -67,7 +69,7 @@ def test_arms_seeds_and_result(
     for runs in result["arms"].values():
         assert [run["seed"] for run in runs] == [4, 5]
         assert all(0 <= run[name] <= 1 for run in runs for name in ("svm_accuracy", "zero_shot_accuracy"))
-    svm = read(folder / "seed-5" / "online" / "svm.json")
+    svm = result_of(folder / "seed-5" / "online", "svm")
     assert result["arms"]["online"][1]["svm_accuracy"] == svm["svm_accuracy"]
     configs = {name: read(folder / "seed-4" / name / "config.json")["config"] for name in ("1", "clean", "online")}
     shown = {name: (config["data"]["draws"], config["data"]["online"]) for name, config in configs.items()}
@@ -77,7 +79,7 @@ def test_arms_seeds_and_result(
     settings = ["data.draws=[1]", "run.seed=5"]
     assert pretrain(QUIET, store, tmp_path / "alone", recipe, settings, device="cpu") == 0
     assert_same_run(tmp_path / "alone", folder / "seed-5" / "1")
-    svm = read(folder / "seed-5" / "1" / "svm.json")
+    svm = result_of(folder / "seed-5" / "1", "svm")
     assert run_svm(tmp_path / "alone", store, CPU)["confusion"] == svm["confusion"]
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*")}
@@ -126,6 +128,7 @@ def test_numbers_are_whole_and_large_enough(text: str) -> None:
 
 def test_numbers_are_sorted_and_different() -> None:
     assert numbers("--seeds", "2, 0,2", least=0) == [0, 2]
+    assert numbers("--seeds", "5,0-2", least=0) == [0, 1, 2, 5]
 
 
 def result(zero_shot: float | None) -> dict[str, object]:

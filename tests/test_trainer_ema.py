@@ -19,6 +19,7 @@ from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.training.ema import Ema
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
+from tests.results_files import result_of
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import assert_same_run, stop_after
 
@@ -127,8 +128,8 @@ def test_the_command_measures_it_or_says_that_there_is_none(
     words = ["--store", str(store), "--device", "cpu", "--ema", "--run"]
     shutil.copytree(whole, tmp_path / "with")
     assert run_main(monkeypatch, "svm", *words, str(tmp_path / "with")) == 0
-    assert "svm_accuracy" in capsys.readouterr().err
-    assert json.loads((tmp_path / "with" / "svm.json").read_text())["checkpoint"]["ema"] is True
+    assert "svm_accuracy" in capsys.readouterr().out
+    assert result_of(tmp_path / "with", "svm")["checkpoint"]["ema"] is True
 
     last = tmp_path / "with" / "checkpoints" / "last.json"
     pointer = json.loads(last.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
+from tests.results_files import result_of
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, assert_same_run, metrics, stop_after, weights
 
@@ -87,7 +87,7 @@ def test_probes_measure_on_the_store_ref_and_split_they_are_told(store: Path, re
     found = run_svm(tmp_path / "run", store, CPU, "other", split="train")
     assert lines[-1]["svm_accuracy"] == found["svm_accuracy"]
     assert (found["num_train"], found["num_test"], found["split"]) == (12, 12, "train")
-    assert json.loads((tmp_path / "run" / "svm.json").read_text())["split"] == "train"
+    assert result_of(tmp_path / "run", "svm")["split"] == "train"
 
 
 def test_the_best_by_a_probe_is_kept_of_a_run_that_probes(
@@ -125,7 +125,7 @@ def test_a_best_that_no_probe_finds_is_told_before_anything(
 
 def test_the_command_takes_a_split(store: Path, probed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_main(monkeypatch, "svm", "--store", str(store), "--run", str(probed), "--split", "train") == 0
-    found = json.loads((probed / "svm.json").read_text())
+    found = result_of(probed, "svm")
     assert (found["split"], found["num_test"]) == ("train", found["num_train"])
 
 

@@ -9,7 +9,7 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import use_allowed_cores
-from recon.trainer.commands import measuring, telling, training
+from recon.trainer.commands import measuring, telling, training, transfer
 
 app = typer.Typer(
     help="Pretrain ReCon on a feature store and measure what it learnt.",
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (*training.COMMANDS, *measuring.COMMANDS, *telling.COMMANDS):
+for command in (*training.COMMANDS, *transfer.COMMANDS, *measuring.COMMANDS, *telling.COMMANDS):
     app.command(command.__name__)(command)
 
 

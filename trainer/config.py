@@ -54,6 +54,8 @@ class TaskConfig:
     protocol: Literal["full", "linear", "mlp3", "peft"] = "full"
     """What is trained downstream: "full" encoder and head, "linear" and "mlp3" a head of one or three layers on the
     frozen encoder, "peft" the head and low-rank updates of the encoder (LoRA)."""
+    rank: PositiveInt = 4
+    """Of the low-rank updates that "peft" trains."""
     pretrained: str = ""
     """A run's folder or a checkpoint that the encoder's weights come from; empty starts from scratch."""
     selection: Literal["last", "validation", "test"] = "last"
@@ -162,6 +164,8 @@ class OptimConfig:
     """Decoupled weight decay; never on biases, 1-D tensors or tokens."""
     clip_grad: NonNegative = 0.0
     """Largest norm of the whole gradient; 0 leaves it as it is."""
+    head_lr: Positive = 1.0
+    """Factor of the learning rate of a downstream head; the release's is 10."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of a moving average of the weights, which checkpoints keep besides, e.g. 0.999; 0 keeps none."""
 

@@ -26,6 +26,7 @@ from recon.trainer.checkpoints.checkpoint import check_same, read_record
 from recon.trainer.config import Config, config_from_dict, load_config, with_teachers
 from recon.trainer.data.targets import stored_teachers
 from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.evaluate.results import read_results
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.show.draws import draws_figure, draws_table
@@ -35,17 +36,6 @@ from recon.trainer.training.pretraining import choose_device, pretrain
 CLEAN, ONLINE = "clean", "online"
 OWN = ("data.draws", "data.online", "run.seed")
 """Settings that the comparison makes itself."""
-
-
-def numbers(option: str, text: str, least: int) -> list[int]:
-    """ "1,2,4" -> [1, 2, 4], ascending; UserError for anything else, naming the option."""
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < least:
-        raise UserError(f"{option} {text}: write whole numbers from {least} on with commas between, e.g. 1,2,4")
-    return found
 
 
 def measure_draws(
@@ -116,14 +106,14 @@ def _check_store(store: FeatureStore, config: Config, most: int) -> bool:
 
 def _is_finished(run: Path, config: Config, words: bool) -> bool:
     """Whether the probes measured a run's last weights. UserError where it was made with other settings."""
-    results = [run / f"{name}.json" for name in ("svm", *(["zeroshot"] if words else []))]
-    if not all(path.is_file() for path in results):
+    results = _results(run)
+    if not all(name in results for name in ("svm", *(["zeroshot"] if words else []))):
         return False
     record = read_record(run)
     teachers = config_from_dict(record["config"], str(run / "config.json")).model.teachers
     check_same(run, with_teachers(config, teachers), {})
     newest = newest_checkpoint(run)
-    return all(json.loads(path.read_text("utf-8")).get("checkpoint") == newest for path in results)
+    return all(result["checkpoint"] == newest for result in results.values())
 
 
 def write_result(
@@ -143,7 +133,7 @@ def write_result(
             )
     found: dict[str, Any] = {}
     for (name, seed), run in runs.items():
-        told = {probe: _read(run / f"{probe}.json") for probe in ("training", "svm", "zeroshot")}
+        told = {"training": _read(run / "training.json"), "zeroshot": {}, **_results(run)}
         found.setdefault(name, []).append(
             {
                 "seed": seed,
@@ -153,8 +143,8 @@ def write_result(
                 "steps": told["training"]["step"],
             }
         )
-    random = [_read(runs[names[0], seed] / "svm.json")["svm_accuracy_random_init"] for seed in seeds]
-    svm, zero_shot = (_read(runs[first] / f"{probe}.json") for probe in ("svm", "zeroshot"))
+    random = [_results(runs[names[0], seed])["svm"]["svm_accuracy_random_init"] for seed in seeds]
+    svm, zero_shot = (_results(runs[first]).get(probe, {}) for probe in ("svm", "zeroshot"))
     result: dict[str, Any] = {
         "arms": {_title(name): found[name] for name in sorted(names, key=_order)},
         "draws": {_title(name): int(name) for name in sorted(names, key=_order) if name.isdigit()},
@@ -176,6 +166,11 @@ def write_result(
     write_atomically(folder / "draws.md", draws_table(result))
     write_atomically(folder / "draws.svg", draws_figure(result))
     return result
+
+
+def _results(run: Path) -> dict[str, dict[str, Any]]:
+    """What was measured of a run, by protocol."""
+    return {result["protocol"]: result for result in read_results(run)} if run.is_dir() else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

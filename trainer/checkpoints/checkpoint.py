@@ -65,7 +65,7 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
     """Write config.json, and delete what training, probes and report left of an earlier run."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        for name in ("checkpoints", "nonfinite", "profile", "tensorboard"):
+        for name in ("checkpoints", "nonfinite", "profile", "results", "tensorboard"):
             shutil.rmtree(run / name, ignore_errors=True)
         for path in run.iterdir():
             # config.json is what makes this a run's folder: cut off here, the command must still accept it.

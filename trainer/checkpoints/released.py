@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import RELEASED_TEACHERS
+from recon.trainer.model.tuning import add_lora, lora_rank
 
 FORMS = ("pretrain", "classify", "segment")
 # The released heads are 64 channels wide at every size, and no weight's shape tells their number.
@@ -260,6 +261,8 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> Model:
         linear = all(name.startswith("head.layers.0.") for name in state if name.startswith("head."))
         classes = _size(state, f"head.layers.{0 if linear else LAST_LAYER}.weight", 0)
         model = Classifier(config, classes, "linear" if linear else "full")
+        if rank := lora_rank(state):
+            add_lora(model, rank, torch.Generator())
     else:
         model = ReCon(config)
     load_weights(model, state)

@@ -13,6 +13,7 @@ from recon.pipeline.base.precision import Decision, decide
 from recon.trainer.commands.options import (
     DeviceChoice,
     EmaOption,
+    JsonOption,
     LabelledOption,
     PrecisionChoice,
     ProbeDevice,
@@ -21,6 +22,7 @@ from recon.trainer.commands.options import (
     RunOption,
     SplitOption,
     StoreOption,
+    answer,
 )
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -35,11 +37,12 @@ def svm(
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
     ema: EmaOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
     from recon.trainer.evaluate.svm import run_svm
 
-    _measure(partial(run_svm, split=split, ema=ema), run, store, ref, device, precision)
+    _measure(partial(run_svm, split=split, ema=ema), run, store, ref, device, precision, json)
 
 
 def zeroshot(
@@ -50,45 +53,56 @@ def zeroshot(
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
     ema: EmaOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from recon.trainer.evaluate.zero_shot import run_zero_shot
 
-    _measure(partial(run_zero_shot, split=split, ema=ema), run, store, ref, device, precision)
+    _measure(partial(run_zero_shot, split=split, ema=ema), run, store, ref, device, precision, json)
 
 
-def report(store: StoreOption, run: RunOption) -> None:
-    """Write the run's metrics.json and report.html from what training and both probes left there."""
+def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None:
+    """Write the run's metrics.json and report.html from what training left there and whatever was measured."""
     from recon.trainer.show.report import write_report
 
-    _tell(write_report(run, store))
-    Console(stderr=True, soft_wrap=True).print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
+    metrics = write_report(run, store)
+    answer(metrics if json else headlines(metrics))
+    console = Console(stderr=True, soft_wrap=True)
+    for name in metrics["left_out"]:
+        console.print(f"left out, as other weights than the newest were measured: {name}", markup=False)
+    console.print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
 
 
 Measure = Callable[[Path, Path, "torch.device", str | None, Decision], dict[str, Any]]
 
 
 def _measure(
-    probe: Measure, run: Path, store: Path, ref: str | None, device: DeviceChoice, precision: PrecisionChoice
+    probe: Measure,
+    run: Path,
+    store: Path,
+    ref: str | None,
+    device: DeviceChoice,
+    precision: PrecisionChoice,
+    json: bool,
 ) -> None:
     """Run a probe and tell what it found."""
     from recon.trainer.training.pretraining import choose_device
 
     target = choose_device(device.value)
     decision = decide(precision.value, target.type, "--precision auto")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     if decision.note:
-        console.print(decision.note, markup=False)
-    _tell(probe(run, store, target, ref, decision))
-    console.print(f"{'precision':>30} {decision}", markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(decision.note, markup=False)
+    found = probe(run, store, target, ref, decision)
+    answer(found if json else [*headlines(found), f"{'precision':>30} {decision}"])
 
 
-def _tell(result: dict[str, Any]) -> None:
-    """The headline numbers, one a line."""
-    console = Console(stderr=True, highlight=False)
-    for name, value in result.items():
-        if name.startswith(("svm_", "zero_shot_", "teacher_", "chance")):
-            console.print(f"{name:>30} {value:.4f}")
+def headlines(result: dict[str, Any]) -> list[str]:
+    """The numbers that a result is about, one a line."""
+    return [
+        f"{name:>30} {value:.4f}"
+        for name, value in result.items()
+        if name.startswith(("svm_", "zero_shot_", "teacher_", "chance")) and value is not None
+    ]
 
 
 COMMANDS = (svm, zeroshot, report)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from recon.pipeline.base.errors import UserError
 
 
 class DeviceChoice(StrEnum):
@@ -45,3 +49,24 @@ ProbePrecision = Annotated[
 EmaOption = Annotated[
     bool, typer.Option("--ema", help="Take the moving average of the weights, which optim.ema keeps.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def answer(found: Sequence[str] | dict[str, Any]) -> None:
+    """What a command was asked for, on standard output: lines for people, or a document for programs."""
+    for line in (json.dumps(found, indent=1),) if isinstance(found, dict) else found:
+        typer.echo(line)
+
+
+def numbers(option: str, text: str, least: int = 0) -> list[int]:
+    """ "0,1,2" or "0-2" -> [0, 1, 2], ascending; UserError for anything else, naming the option."""
+    found: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            found |= {int(number) for number in range(int(first), int(last) + 1)} if dash else {int(first)}
+    except ValueError:
+        found = set()
+    if not found or min(found) < least:
+        raise UserError(f"{option} {text}: write whole numbers from {least} on with commas between, e.g. 1,2,4 or 1-4")
+    return sorted(found)

@@ -60,9 +60,8 @@ def compare(
     """Put runs beside each other: settings that differ, last metrics, probes, and curves, in one page."""
     from recon.trainer.show.compare import write_comparison
 
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(write_comparison(runs, output))
-    console.print(f"wrote {output}", markup=False)
+    Console(soft_wrap=True).print(write_comparison(runs, output))
+    Console(stderr=True, soft_wrap=True).print(f"wrote {output}", markup=False)
 
 
 COMMANDS = (export, recipes, config, sizes, compare)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from recon.trainer.commands.options import DeviceChoice, OverrideOption
+from recon.trainer.commands.options import DeviceChoice, OverrideOption, numbers
 
 
 class TeachersChoice(StrEnum):
@@ -66,7 +66,7 @@ def draws(
 
     The same command again goes on where it was stopped.
     """
-    from recon.trainer.draws import measure_draws, numbers
+    from recon.trainer.draws import measure_draws
 
     ks, chosen = numbers("--draws", counts, least=1), numbers("--seeds", seeds, least=0)
     console = Console(stderr=True, soft_wrap=True)

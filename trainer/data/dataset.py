@@ -17,7 +17,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Points, Ref, Targets, Text
 from recon.trainer.config import DataConfig
 from recon.trainer.data.cache import cached_array
-from recon.trainer.data.choice import held_out
+from recon.trainer.data.choice import few_shot_categories, few_shot_rows, held_out
 from recon.trainer.data.points import farthest_points, stored_frame
 from recon.trainer.data.reading import check_finite
 from recon.trainer.data.targets import (
@@ -130,7 +130,7 @@ def load_dataset(store: FeatureStore, config: DataConfig, parts: bool = False) -
     rows = np.flatnonzero(np.all([in_splits, points.ok, *(each.ok.all(axis=0) for each in images.values())], axis=0))
     if not len(rows):
         raise UserError(f"{store.path}: no row of {', '.join(config.splits)} is finished; run `recon-pipeline status`")
-    rows = chosen_rows(rows, registry.category[rows], config)
+    rows = chosen_rows(store, rows, own, config)
     online = tuple(
         online_teacher(store, asked, each, rows)
         for asked, each in zip(config.teachers if config.online else (), stored, strict=config.online)
@@ -184,10 +184,20 @@ def load_dataset(store: FeatureStore, config: DataConfig, parts: bool = False) -
     )
 
 
-def chosen_rows(rows: NDArray[np.int64], category: NDArray[np.int64], config: DataConfig) -> NDArray[np.int64]:
-    """Those of the finished rows of `config.splits` that are trained on; category: [N] their numbers."""
-    if config.hold_out:
-        rows = rows[~held_out(rows, category, config.hold_out, config.choice_seed)]
+def chosen_rows(
+    store: FeatureStore, rows: NDArray[np.int64], numbers: NDArray[np.int64], config: DataConfig, test: bool = False
+) -> NDArray[np.int64]:
+    """Those of some finished rows that are trained on or, of a few-shot fold, tested on, ascending.
+
+    numbers: the data set's categories. UserError for a fold with too few shapes.
+    """
+    category, seed = store.registry.category[rows], config.choice_seed
+    if config.way:
+        chosen = few_shot_categories(numbers, config.way, config.fold, seed)
+        setting, count = ("data.queries", config.queries) if test else ("data.shot", config.shot)
+        return few_shot_rows(rows, category, chosen, count, config.fold, seed, setting, store.registry.categories)
+    if config.hold_out and not test:
+        return rows[~held_out(rows, category, config.hold_out, seed)]
     return rows
 
 

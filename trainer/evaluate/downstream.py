@@ -15,6 +15,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref
 from recon.trainer.config import DataConfig
 from recon.trainer.data.choice import held_out
+from recon.trainer.data.dataset import chosen_rows
 from recon.trainer.data.points import in_frame, stored_frame
 from recon.trainer.evaluate.features import confusion
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
@@ -54,6 +55,8 @@ def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str)
             raise UserError(f"data.hold_out {config.hold_out}: leaves no shape for validation; give a larger share")
     else:
         data = load_labelled(store, ref, split)
+        kept = np.isin(data.row, chosen_rows(store, data.row, data.numbers, config, test=True))
+        data = replace(data, row=data.row[kept], category=data.category[kept])
     return Examples(data, test_points(data, config))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.precision import Decision, Precision, decide
 from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
@@ -24,6 +22,7 @@ from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_model, read_pointer, read_record, weights_name
 from recon.trainer.config import Config
 from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
+from recon.trainer.evaluate import results
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.model.recon import ReCon
 
@@ -149,7 +148,7 @@ def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], num_classe
 def write_result(
     run: Path, name: str, probe: Probe, data: Labelled, keys: dict[str, str], result: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Write RUN/<name>.json, the result and what it was measured on, and return it.
+    """Write a file of RUN/results/, the result and what it was measured on, and return it.
 
     `data` is the test split, `keys` those of what was read besides points, by the names of a run's record.
     """
@@ -165,5 +164,4 @@ def write_result(
         "seconds": round(seconds, 2),
         "peak_memory_gb": round(peak_bytes() / 2**30, 3),
     }
-    write_atomically(run / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    return result
+    return results.write_result(run, name, probe.store, result)

@@ -45,8 +45,8 @@ def run_svm(
     """Fit on the train split of a store's ref, measure on another, for the student and its random start.
 
     Features are `ReCon.svm_feature` of the farthest `data.num_points` points; of the store only points and categories
-    are read. Writes RUN/svm.json and returns it. UserError for a missing run, checkpoint, store, ref or split, and for
-    training shapes of one category only.
+    are read. Writes a file of RUN/results/ and returns it. UserError for a missing run, checkpoint, store, ref or
+    split, and for training shapes of one category only.
     """
     started = time.monotonic()
     probe = load_probe(run, store, device, ref, precision, split, ema)

@@ -59,8 +59,8 @@ def run_zero_shot(
     """Classify a split of a ref by prompts alone: the student, its random start, and the image teacher itself.
 
     The teacher is measured where the store holds its features of the clean views, on the shapes that have them. Writes
-    RUN/zeroshot.json and returns it. UserError for a missing run, checkpoint, store, ref or split, for a student whose
-    teachers do not share one space, and for a store without the words of its text teacher.
+    a file of RUN/results/ and returns it. UserError for a missing run, checkpoint, store, ref or split, for a student
+    whose teachers do not share one space, and for a store without the words of its text teacher.
     """
     started = time.monotonic()
     probe = load_probe(run, store, device, ref, precision, split, ema)

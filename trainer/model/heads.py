@@ -2,7 +2,7 @@
 
 Both hold `encoder`, an `Encoder` like the pretrained one, whose weights load into it as they are:
 `classifier.encoder.load_state_dict(recon.encoder.state_dict())`. The queries read the local tokens without
-stop-gradient here. Dropout in the heads draws from torch's global generator.
+stop-gradient here.
 """
 
 import torch
@@ -22,6 +22,14 @@ NUM_TAPS = 3
 def global_feature(queries: Tensor, tokens: Tensor) -> Tensor:
     """Input of the classification heads, `[B, (Q + 1) C]`: the Q queries, and the max of the local tokens."""
     return torch.cat([queries.flatten(1), tokens.amax(dim=1)], dim=1)
+
+
+def dropped(x: Tensor, layer: nn.Dropout, generator: torch.Generator | None) -> Tensor:
+    """What a dropout layer makes of `x`, drawn from `generator`; from torch's global one without."""
+    if not layer.training:
+        return x
+    keep = torch.empty_like(x).bernoulli_(1 - layer.p, generator=generator)
+    return x * keep / (1 - layer.p)
 
 
 class ClassificationHead(nn.Module):
@@ -49,10 +57,11 @@ class ClassificationHead(nn.Module):
         else:
             raise ValueError(f"head: must be one of full, linear, mlp3, got {kind!r}")
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Map `feature [B, feature_width]` to logits `[B, num_classes]`."""
-        logits: Tensor = self.layers(feature)
-        return logits
+    def forward(self, feature: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map `feature [B, feature_width]` to logits `[B, num_classes]`; `generator` draws the dropout."""
+        for layer in self.layers:
+            feature = dropped(feature, layer, generator) if isinstance(layer, nn.Dropout) else layer(feature)
+        return feature
 
 
 class Classifier(Student):
@@ -67,7 +76,7 @@ class Classifier(Student):
         groups, centers = self.group(points)
         scales = self.encoder.drop_path(len(points), generator)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
-        logits: Tensor = self.head(global_feature(queries, tokens))
+        logits: Tensor = self.head(global_feature(queries, tokens), generator)
         return logits
 
 
@@ -92,11 +101,19 @@ class SegmentationHead(nn.Module):
         self.norm2 = nn.BatchNorm1d(SEGMENT_WIDTHS[1])
         self.conv3 = nn.Linear(SEGMENT_WIDTHS[1], num_parts)
 
-    def forward(self, points: Tensor, centers: Tensor, tokens: Tensor, queries: Tensor, category: Tensor) -> Tensor:
+    def forward(
+        self,
+        points: Tensor,
+        centers: Tensor,
+        tokens: Tensor,
+        queries: Tensor,
+        category: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Return logits `[B, N, num_parts]`.
 
         points `[B, N, 3]`, centers `[B, G, 3]`, tokens `[B, G, 3C]` (the tapped blocks' side by side), queries
-        `[B, 3, C]` of the last block before its norm, category `[B]` int.
+        `[B, 3, C]` of the last block before its norm, category `[B]` int; `generator` draws the dropout.
         """
         batch, num_points, _ = points.shape
         one_hot = F.one_hot(category, self.num_categories).to(tokens.dtype)
@@ -111,7 +128,7 @@ class SegmentationHead(nn.Module):
         weight = self.conv1.weight
         x = F.linear(local, weight[:, :PROPAGATE_WIDTH]).view(batch, num_points, -1)
         x = x + F.linear(whole, weight[:, PROPAGATE_WIDTH:], self.conv1.bias).unsqueeze(1)
-        x = self.dropout(F.relu(self.norm1(x.flatten(0, 1))))
+        x = dropped(F.relu(self.norm1(x.flatten(0, 1))), self.dropout, generator)
         x = F.relu(self.norm2(self.conv2(x)))
         logits: Tensor = self.conv3(x)
         return logits.view(batch, num_points, -1)
@@ -134,7 +151,7 @@ class Segmenter(Student):
         scales = self.encoder.drop_path(len(points), generator)
         tapped = self.encoder.features(self.encoder.patch_embed(groups), centers, self.taps, scales=scales)
         tokens = torch.cat([self.encoder.norm(tokens) for _, tokens in tapped], dim=-1)
-        logits: Tensor = self.head(points, centers, tokens, tapped[-1][0], category)
+        logits: Tensor = self.head(points, centers, tokens, tapped[-1][0], category, generator)
         return logits.log_softmax(dim=-1)
 
 

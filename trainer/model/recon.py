@@ -7,6 +7,7 @@ losses. The heads of the downstream tasks are in `trainer.model.heads`, the name
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +201,15 @@ class Student(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
+        self.frozen = False
+        """Whether the encoder stays in eval mode; see `recon.trainer.model.tuning.freeze_encoder`"""
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but for a frozen encoder."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
 
     def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`."""

@@ -15,12 +15,11 @@ from rich.table import Table
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.trainer.checkpoints.checkpoint import read_record
+from recon.trainer.evaluate.results import read_results
 from recon.trainer.show.figures import overlaid_curves
 from recon.trainer.training.metrics import read_lines
 
 Row = tuple[str, list[str]]
-RESULTS = ("svm", "zeroshot")
-"""Names of the files the probes' commands leave in a run's folder."""
 RANDOM = "_random_init"
 
 
@@ -84,24 +83,14 @@ def _read_run(path: Path, name: str) -> RunToCompare:
     if not training:
         raise UserError(f"{path}: has no line of metrics yet")
     probes = [{"step": line["step"], **_accuracies(line)} for line in lines if "total" not in line]
-    for result in RESULTS:
-        if (path / f"{result}.json").is_file():
-            found = _read_result(path / f"{result}.json")
-            start = {name.removesuffix(RANDOM): value for name, value in found.items() if name.endswith(RANDOM)}
-            probes = [
-                {"step": 0, **_accuracies(start)},
-                *probes,
-                {"step": found["checkpoint"]["step"], **_accuracies(found)},
-            ]
+    for found in read_results(path):
+        start = {name.removesuffix(RANDOM): value for name, value in found.items() if name.endswith(RANDOM)}
+        probes = [
+            {"step": 0, **_accuracies(start)},
+            *probes,
+            {"step": found["checkpoint"]["step"], **_accuracies(found)},
+        ]
     return RunToCompare(name, read_record(path), training, probes)
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return found | {"checkpoint": {"step": int(found["checkpoint"]["step"])}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); run its command again") from error
 
 
 def _accuracies(found: dict[str, Any]) -> dict[str, float]:

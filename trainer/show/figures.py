@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -20,7 +20,7 @@ mpl.use("Agg")
 
 def loss_curves(lines: Sequence[dict[str, Any]], teachers: Sequence[str]) -> bytes:
     """One panel a loss over training steps, from the lines of metrics.jsonl; `teachers` name those of distillation."""
-    names = [name for name in ("reconstruction", *teachers, "contrast") if name in lines[-1]]
+    names = [name for name in ("reconstruction", *teachers, "contrast") if name in lines[-1]] or ["total"]
     figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
     steps = [line["step"] for line in lines]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -101,6 +101,22 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], tile:
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+def dots(groups: Mapping[str, Sequence[float]], label: str) -> bytes:
+    """A line of dots a group, one each value, and a bar at their mean."""
+    figure = Figure(figsize=(6.4, 1.1 + 0.34 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(groups.values()):
+        axes.plot(values, [place] * len(values), "o", color="#2b6cb0", alpha=0.5, markersize=5)
+        axes.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color="#1a202c", linewidth=2)
+    # A `$` in a name would begin mathematics.
+    axes.set_yticks(range(len(groups)), [name.replace("$", r"\$") for name in groups], fontsize=8)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlabel(label, fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.grid(axis="x", alpha=0.3)
+    return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import platform
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,90 +19,142 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.evaluate.results import read_results
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 from recon.trainer.training.metrics import read_lines
 
 SHAPES_A_CATEGORY = 5
 PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")
-COMMANDS = {
-    "training": "recon-train pretrain --run {run} --store S --resume",
-    "svm": "recon-train svm --run {run} --store S",
-    "zeroshot": "recon-train zeroshot --run {run} --store S",
+HEADLINES = {
+    "svm": ("svm_accuracy", "svm_accuracy_random_init"),
+    "zeroshot": ("zero_shot_accuracy", "zero_shot_accuracy_random_init", "teacher_zero_shot_accuracy", "chance"),
 }
-"""What writes RUN/<name>.json."""
+"""What metrics.json has of a protocol's result at its top; null where it was not measured."""
 
 
 def write_report(run: Path, store_path: Path) -> dict[str, Any]:
-    """Gather what training and probes left under `run`; returns the metrics.
+    """Gather what training and measuring left under `run`, whatever was measured; returns the metrics.
 
-    UserError for what is missing, and for probes of other weights than the run ended with or of two data sets.
+    UserError for a run that is missing or not trained to its newest checkpoint. Results of other weights are left out
+    and named.
     """
-    checkpoint = newest_checkpoint(run)
-    record = read_record(run)
-    training, svm, zero_shot = (_read(run, name) for name in ("training", "svm", "zeroshot"))
-    if svm.get("checkpoint", {}).get("ema"):
-        checkpoint = newest_checkpoint(run, ema=True)
-    _check_one_run(run, checkpoint, training, {"svm": svm, "zeroshot": zero_shot})
+    checkpoint, record, training = newest_checkpoint(run), read_record(run), _read_training(run)
     lines = _read_lines(run)
+    found = read_results(run)
+    measured = [result for result in found if _is_of(result, checkpoint, run)]
     store = FeatureStore.open(store_path)
     ref = store.ref(record["data"]["ref"])
     logged = stage_log(store, ref)
-    seconds = {stage: entry["seconds"] for stage, entry in logged.items()}
-    seconds |= {"pretrain": training["seconds"], "svm": svm["seconds"], "zeroshot": zero_shot["seconds"]}
-    parts = [*logged.values(), training, svm, zero_shot]
-    names = (
-        "svm_accuracy", "svm_accuracy_random_init", "zero_shot_accuracy", "zero_shot_accuracy_random_init", "chance",
-    )  # fmt: skip
-    results = svm | zero_shot
-    metrics: dict[str, Any] = {name: results[name] for name in names}
-    # Where the probes' shapes have no pictures, the teacher has nothing to say of them.
-    metrics["teacher_zero_shot_accuracy"] = zero_shot.get("teacher_zero_shot_accuracy")
+    data = record["data"]
+    metrics: dict[str, Any] = {name: None for names in HEADLINES.values() for name in names}
+    for protocol, names in HEADLINES.items():
+        metrics |= {name: _on_own_data(measured, protocol, data).get(name) for name in names}
+    svm, zero_shot = (_on_own_data(measured, protocol, data) for protocol in HEADLINES)
+    seconds = {stage: entry["seconds"] for stage, entry in logged.items()} | {"pretrain": training["seconds"]}
+    shown = {"svm": svm, "zeroshot": zero_shot}
+    shown = {protocol: result for protocol, result in shown.items() if result}
     metrics |= {
-        "num_train": svm["num_train"],
-        "num_test": svm["num_test"],
-        "num_categories": len(svm["categories"]),
-        "seconds": seconds,
-        "peak_memory_gb": max(part["peak_memory_gb"] for part in parts),
+        "num_train": svm.get("num_train"),
+        "num_test": (svm or zero_shot).get("num_test"),
+        "num_categories": len((svm or zero_shot).get("categories", [])) or None,
+        "seconds": seconds | {protocol: result["seconds"] for protocol, result in shown.items()},
+        "peak_memory_gb": max(part["peak_memory_gb"] for part in (*logged.values(), training, *measured)),
         "precision": {
             # Without a record they are of a version that took what the settings say, and float32 for probes.
             "pretrain": record.get("precision", {}).get("used", record["config"]["run"]["precision"]),
-            **{
-                name: probe.get("precision", {}).get("used", "float32")
-                for name, probe in (("svm", svm), ("zeroshot", zero_shot))
-            },
+            **{name: result.get("precision", {}).get("used", "float32") for name, result in shown.items()},
         },
         "seed": record["config"]["run"]["seed"],
         "step": checkpoint["step"],
-        "ema": "ema" in checkpoint,
-        "pretrain_splits": record["data"]["splits"],
+        "ema": any("ema" in result["checkpoint"] for result in measured),
+        "pretrain_splits": data["splits"],
         "digests": {
-            "points": record["data"]["points"]["digest"],
-            **{name: teacher["digest"] for name, teacher in record["data"]["teachers"].items()},
+            "points": data["points"]["digest"],
+            **{name: teacher["digest"] for name, teacher in data["teachers"].items()},
         },
-        "ref": record["data"]["ref"],
-        "probe_ref": zero_shot["ref"],
-        "probe_digests": zero_shot["digests"],
+        "ref": data["ref"],
+        "probe_ref": (zero_shot or svm).get("ref"),
+        "probe_digests": (zero_shot or svm).get("digests"),
+        "results": [{name: value for name, value in result.items() if _is_told(value)} for result in measured],
+        "left_out": [_title(result) for result in found if result not in measured],
         "git_commit": record["git_commit"],
         "versions": record["versions"],
         "machine": machine(),
     }
     write_atomically(run / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    figures = {
-        "losses": loss_curves(lines, list(record["data"]["teachers"])),
-        "svm": confusion_matrix(svm["confusion"], svm["categories"]),
-        "zeroshot": confusion_matrix(zero_shot["confusion"], zero_shot["categories"]),
-    }
+    figures = {"losses": loss_curves(lines, list(data["teachers"]))}
     if "views" in ref.keys:
         figures["views"] = contact_sheet(_sheet_rows(store, ref))
-    if "confusion_teacher" in zero_shot:
-        figures["teacher"] = confusion_matrix(zero_shot["confusion_teacher"], zero_shot["categories"])
+    matrices = {title: confusion_matrix(*counts) for title, counts in _matrices(measured)}
     loader = Environment(loader=PackageLoader("recon.trainer", "show"), autoescape=select_autoescape())
-    images = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in figures.items()}
     page = loader.get_template("report.html").render(
-        run=run.name, metrics=metrics, images=images, config=record["config"], data=record["data"], last=lines[-1]
+        run=run.name,
+        metrics=metrics,
+        rows=[row for result in measured for row in _rows(result)],
+        images={name: _embedded(png) for name, png in figures.items()},
+        matrices={title: _embedded(png) for title, png in matrices.items()},
+        seen_in_training=any(
+            _is_own(result, data) and result["split"] in (*data["splits"], "train+test") and result["split"] != "train"
+            for result in measured
+        ),
+        elsewhere=[_title(result) for result in measured if not _is_own(result, data)],
+        config=record["config"],
+        data=data,
+        last=lines[-1],
     )
     write_atomically(run / "report.html", page)
     return metrics
+
+
+def _is_of(result: Mapping[str, Any], checkpoint: Mapping[str, Any], run: Path) -> bool:
+    """Whether a result is of the newest checkpoint, or of its moving average."""
+    if result["checkpoint"].get("ema"):
+        return bool(result["checkpoint"] == newest_checkpoint(run, ema=True))
+    return bool(result["checkpoint"] == checkpoint)
+
+
+def _is_own(result: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether a result was measured on the data set trained on."""
+    return bool((result["ref"], result["digests"]["points"]) == (data["ref"], data["points"]["digest"]))
+
+
+def _on_own_data(measured: Sequence[dict[str, Any]], protocol: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol's result on the data set trained on, else its first; empty where there is none."""
+    of_protocol = [result for result in measured if result["protocol"] == protocol]
+    return next((result for result in of_protocol if _is_own(result, data)), next(iter(of_protocol), {}))
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    """A result by its protocol and what it was measured on."""
+    average = ", moving average" if result["checkpoint"].get("ema") else ""
+    where = "/".join(filter(None, (result["store"], result["ref"])))
+    return f"{result['protocol']} on {where}, {result.get('split', 'test')}{average}"
+
+
+def _is_told(value: Any) -> bool:
+    return not isinstance(value, list) or all(isinstance(item, str) for item in value)
+
+
+def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
+    """What the page says of a result: words, accuracy, and that of the random start."""
+    names = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
+    for name in (names.get(result["protocol"], ""), "accuracy", "instance_miou", "class_miou"):
+        if name in result:
+            words = {"instance_miou": ", instance mIoU", "class_miou": ", class mIoU"}.get(name, "")
+            yield f"{_title(result)}{words}", f"{100 * result[name]:.1f} %", result.get(f"{name}_random_init")
+    if result.get("teacher_zero_shot_accuracy") is not None:
+        yield f"{_title(result)}: the image teacher itself", f"{100 * result['teacher_zero_shot_accuracy']:.1f} %", None
+
+
+def _matrices(measured: Sequence[dict[str, Any]]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for result in measured:
+        for name, words in (("confusion", ""), ("confusion_teacher", ": the teacher")):
+            if name in result:
+                yield f"{_title(result)}{words}", (result[name], result["categories"])
+
+
+def _embedded(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def stage_log(store: FeatureStore, ref: Ref) -> dict[str, dict[str, Any]]:
@@ -124,38 +177,24 @@ def machine() -> dict[str, Any]:
     return {"processor": processor(), "cores": cores(), "system": f"{platform.system()} {platform.machine()}"}
 
 
-def _read(run: Path, name: str) -> dict[str, Any]:
-    path = run / f"{name}.json"
-    command = COMMANDS[name].format(run=run)
+def _read_training(run: Path) -> dict[str, Any]:
+    """training.json. UserError unless it tells of the newest checkpoint: a session that was killed leaves checkpoints,
+    but no account of itself.
+    """
+    path, mend = run / "training.json", f"`recon-train pretrain --run {run} --store S --resume`"
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; run `{command}` first") from None
+        raise UserError(f"{path}: missing; run {mend} first") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); run `{command}` again") from error
-    return content
-
-
-def _check_one_run(
-    run: Path, checkpoint: dict[str, Any], training: dict[str, Any], probes: dict[str, dict[str, Any]]
-) -> None:
-    """UserError unless training and probes tell of the newest checkpoint, and the probes of one data set."""
-    average, option = (", the moving average of its weights", " --ema") if "ema" in checkpoint else ("", "")
-    newest = f"the newest checkpoint (step {checkpoint['step']}{average})"
-    # A session that was killed leaves checkpoints, but no account of itself.
-    if training.get("step") != checkpoint["step"]:
+        raise UserError(f"{path}: unreadable ({error}); run {mend} again") from error
+    newest = newest_checkpoint(run)["step"]
+    if content.get("step") != newest:
         raise UserError(
-            f"{run / 'training.json'}: ends at step {training.get('step')}, before {newest}; finish the run with "
-            f"`{COMMANDS['training'].format(run=run)}`"
+            f"{path}: ends at step {content.get('step')}, before the newest checkpoint (step {newest}); finish the run "
+            f"with {mend}"
         )
-    for name, probe in probes.items():
-        if probe.get("checkpoint") != checkpoint:
-            raise UserError(
-                f"{run / name}.json: measured on other weights than {newest}; run "
-                f"`{COMMANDS[name].format(run=run)}{option}` again"
-            )
-    if len({(probe.get("ref"), probe["digests"]["points"]) for probe in probes.values()}) > 1:
-        raise UserError(f"{run}: svm.json and zeroshot.json were measured on different data; run both on one store")
+    return content
 
 
 def _read_lines(run: Path) -> list[dict[str, Any]]:

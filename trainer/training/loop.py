@@ -204,9 +204,8 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """Update the weights once."""
-        lr = learning_rate(self.config.optim, self.epoch_of(self.step))
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(self.config.optim, self.epoch_of(self.step), group["lr_factor"])
         self._seed_step()
         measured = self.forward_backward(batch)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]

@@ -14,24 +14,32 @@ if TYPE_CHECKING:
     from recon.trainer.config import OptimConfig  # needs pydantic, and `make gpu` does without
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: those `no_weight_decay` names, without decay, and all others."""
+def parameter_groups(model: nn.Module, weight_decay: float, head_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: those `no_weight_decay` names, without decay, and all others.
+
+    Where `head_lr` is not 1, those of a downstream head stand apart, with that `lr_factor`.
+    """
     spared = no_weight_decay(model)
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(0.0, 1.0): [], (weight_decay, 1.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = head_lr if name.startswith("head.") else 1.0
+            groups.setdefault((0.0 if name in spared else weight_decay, factor), []).append(parameter)
     return [
-        {"params": [parameter for name, parameter in trainable if name in spared], "weight_decay": 0.0},
-        {"params": [parameter for name, parameter in trainable if name not in spared], "weight_decay": weight_decay},
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for (decay, factor), parameters in groups.items()
+        if parameters
     ]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, at the first epoch's learning rate."""
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, config.head_lr)
     return torch.optim.AdamW(groups, lr=learning_rate(config, 0), fused=True)
 
 
-def learning_rate(config: OptimConfig, epoch: int) -> float:
-    """Learning rate of a whole epoch, counted from 0.
+def learning_rate(config: OptimConfig, epoch: int, factor: float = 1.0) -> float:
+    """Learning rate of a whole epoch, counted from 0; `factor` is on `lr` alone, as in the release.
 
     While epoch < warmup_epochs:  warmup_lr + (lr - warmup_lr) * epoch / warmup_epochs
     after that:                   min_lr + (lr - min_lr) * (1 + cos(pi * epoch / epochs)) / 2
@@ -41,5 +49,5 @@ def learning_rate(config: OptimConfig, epoch: int) -> float:
     in all; its epochs 1 to 300 are these.
     """
     if epoch < config.warmup_epochs:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * epoch / config.warmup_epochs
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+        return config.warmup_lr + (factor * config.lr - config.warmup_lr) * epoch / config.warmup_epochs
+    return config.min_lr + (factor * config.lr - config.min_lr) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2

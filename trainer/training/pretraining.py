@@ -30,6 +30,7 @@ from recon.trainer.checkpoints.checkpoint import (
 from recon.trainer.config import Config, RunConfig, config_from_dict, list_recipes, load_config
 from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.model.recon import ReCon
+from recon.trainer.model.tuning import count_trained
 from recon.trainer.training.distributed import rank, world_size
 from recon.trainer.training.loop import Probes, Trainer
 from recon.trainer.training.peers import check_alike, own_device
@@ -169,10 +170,14 @@ def _first_line(trainer: Trainer, precision: Decision) -> str:
     """What is about to be trained, on what."""
     record, threads = trainer.batches.dataset.record, torch.get_num_threads()
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    trained = count_trained(trainer.model)
+    weights = f"{num_weights / 1e6:.1f} M weights" + (
+        f" ({trained / 1e6:.2f} M train)" if trained < num_weights else ""
+    )
     samples = (trainer.num_steps - trainer.step) * trainer.config.optim.batch_size
     processes = f"{world_size()} processes of " if world_size() > 1 else ""
     return (
-        f"{record['num_rows']} of {record['num_rows_in_splits']} rows, {num_weights / 1e6:.1f} M weights, steps "
+        f"{record['num_rows']} of {record['num_rows_in_splits']} rows, {weights}, steps "
         f"{trainer.step} to {trainer.num_steps}, {samples:,} samples, on {trainer.device} in {precision}, "
         f"{processes}{threads} thread{'s' if threads > 1 else ''}, in {trainer.run}"
     )

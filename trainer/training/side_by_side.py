@@ -66,7 +66,7 @@ def _sharing_weights(model: nn.Module) -> nn.Module:
 
 
 def _batch_statistics(model: nn.Module) -> list[Tensor]:
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d) and module.training]
     tensors = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
     return [tensor for tensor in tensors if tensor is not None]
 

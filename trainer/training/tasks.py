@@ -15,8 +15,10 @@ from recon.trainer.checkpoints.checkpoint import read_any
 from recon.trainer.config import Config, with_teachers
 from recon.trainer.data.batches import Batch
 from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.transforms import stream
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
+from recon.trainer.model.tuning import add_lora, freeze_encoder
 
 Losses = Callable[[Callable[..., Any], Batch, torch.Generator | None], dict[str, Tensor]]
 """(model, batch, generator of its draws) -> scalars, each a mean over the batch; of them "total" is gone down."""
@@ -32,17 +34,24 @@ def build_model(config: Config, dataset: Dataset) -> Model:
     if config.task.kind == "classify" and bool((dataset.category == dataset.category[0]).all()):
         raise UserError("the rows that are trained on are of one category; a classifier needs two or more")
     num_categories = len(dataset.categories)
-    if config.task.kind == "classify":
-        head = "linear" if config.task.protocol == "linear" else "full"
-        return Classifier(config.model, num_categories, head)
-    return Segmenter(config.model, len(dataset.parts), num_categories)
+    if config.task.kind == "segment":
+        return Segmenter(config.model, len(dataset.parts), num_categories)
+    protocol = config.task.protocol
+    model = Classifier(config.model, num_categories, "linear" if protocol == "linear" else "full")
+    if protocol in ("linear", "mlp3"):
+        freeze_encoder(model)
+    elif protocol == "peft":
+        add_lora(model, config.task.rank, torch.Generator().manual_seed(stream(config.run.seed, "lora")))
+    return model
 
 
 def load_pretrained(model: Model, path: str) -> None:
     """Put a pretrained encoder's weights into a downstream model. UserError where they do not fit."""
     student, _ = read_any(Path(path))
     try:
-        model.encoder.load_state_dict(student.encoder.state_dict())
+        state = student.encoder.state_dict()
+        own = {name: value for name, value in model.encoder.state_dict().items() if ".lora_" in name}
+        model.encoder.load_state_dict(state | own)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"task.pretrained {path}: its encoder does not fit the settings: {reason}") from error

@@ -1,0 +1,90 @@
+"""Results that stay: RUN/results/ holds a file of each protocol, store, ref, split and seed that was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.store import FeatureStore
+
+FOLDER = "results"
+FORMER = ("svm", "zeroshot")
+"""Names of the files that earlier versions left in the run's own folder."""
+
+
+def write_result(run: Path, protocol: str, store: FeatureStore, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a result of `protocol`, e.g. "svm", measured on `store`, and return it as it is kept.
+
+    `result` names at least `ref`, `split`, `seed` and `digests`. The same measured again takes the place of the last;
+    the digest of the points stands in the file's name, for two stores may be called alike.
+    """
+    kept = {"protocol": protocol, "store": store.path.resolve().name, **result}
+    told = [protocol, *(["ema"] if kept.get("checkpoint", {}).get("ema") else [])]
+    told += [kept["store"].removesuffix(".zarr"), kept["ref"], kept["split"], f"seed{kept['seed']}"]
+    name = "-".join(re.sub(r"[^\w.+]+", "_", str(part), flags=re.ASCII) for part in told)
+    write_atomically(run / FOLDER / f"{name}-{kept['digests']['points'][:8]}.json", json.dumps(kept, indent=1) + "\n")
+    return kept
+
+
+def read_results(run: Path) -> list[dict[str, Any]]:
+    """All results in a run's folder by protocol and file name; those of earlier versions too. UserError for a file that
+    cannot be read.
+    """
+    paths = sorted((run / FOLDER).glob("*.json"))
+    found = [_read(path) for path in paths]
+    for name in FORMER:
+        if (run / f"{name}.json").is_file():
+            former = {"protocol": name, "store": "", **_read(run / f"{name}.json")}
+            found += [former] if not any(_same_data(former, result) for result in found) else []
+    return sorted(found, key=lambda result: str(result["protocol"]))
+
+
+def _same_data(former: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    names = ("protocol", "ref", "split", "digests")
+    return all(former.get(name) == result.get(name) for name in names)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        found["checkpoint"]["sha256"], found["digests"]["points"], found["ref"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: unreadable ({error!r}); delete it and measure again") from error
+    result: dict[str, Any] = found
+    return result
+
+
+def summarize(values: Mapping[int, float]) -> dict[str, Any]:
+    """Mean, standard deviation (of a sample; 0 of a single one), least and most of values by seed or fold."""
+    numbers = list(values.values())
+    return {
+        "values": {str(key): value for key, value in values.items()},
+        "n": len(numbers),
+        "mean": statistics.fmean(numbers),
+        "std": statistics.stdev(numbers) if len(numbers) > 1 else 0.0,
+        "min": min(numbers),
+        "max": max(numbers),
+    }
+
+
+def per_class(confusion: Sequence[Sequence[int]], categories: Sequence[str]) -> dict[str, float | None]:
+    """Share of each category's shapes that are named rightly; None where it has none."""
+    return {
+        name: (row[place] / sum(row) if sum(row) else None)
+        for place, (name, row) in enumerate(zip(categories, confusion, strict=True))
+    }
+
+
+def mean_per_class(found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of several such, each category's over those where it was tested."""
+    means: dict[str, float | None] = {}
+    for name in found[0]:
+        values = [value for each in found if (value := each[name]) is not None]
+        means[name] = statistics.fmean(values) if values else None
+    return means
