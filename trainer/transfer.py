@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from recon.trainer.checkpoints.checkpoint import (
 from recon.trainer.config import Config, config_to_dict, load_config
 from recon.trainer.data.batches import count_steps
 from recon.trainer.data.dataset import load_dataset
-from recon.trainer.evaluate.downstream import measure, read_examples
+from recon.trainer.evaluate.downstream import Examples, measure, read_examples
 from recon.trainer.evaluate.features import FLOAT32
 from recon.trainer.evaluate.results import mean_per_class, per_class, read_results, summarize, write_result
 from recon.trainer.show.figures import dots
@@ -46,7 +47,7 @@ from recon.trainer.training.pretraining import choose_device, train
 from recon.trainer.training.tasks import build_model, load_pretrained
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
-MEASURES = ("accuracy", "instance_miou", "class_miou")
+MEASURES = ("instance_miou", "class_miou", "accuracy")
 OWN = ("run.seed", "task.pretrained", "data.fold", "data.way", "data.shot")
 """Settings that the commands make themselves."""
 
@@ -56,7 +57,7 @@ class Job:
     """One training of several that are compared."""
 
     arm: str
-    """"pretrained" or "scratch", of few-shot with the setting, e.g. "pretrained/5way-10shot" """
+    """"pretrained" or "scratch", of few-shot with the setting, as "pretrained 5way-10shot" """
     number: int
     """Seed or fold"""
     run: Path
@@ -111,6 +112,12 @@ def transfer(console: Console, store: Path, jobs: Sequence[Job], device: str = "
     return 0
 
 
+def _examples(store: FeatureStore, job: Job) -> Examples:
+    config = job.config
+    ref, parts = store.ref(config.data.ref or None), config.task.kind == "segment"
+    return read_examples(store, ref, config.data, job.split, parts)
+
+
 def _check(store: FeatureStore, jobs: Sequence[Job]) -> None:
     """Build what each kind of job needs, without a step."""
     built: set[str] = set()
@@ -122,7 +129,9 @@ def _check(store: FeatureStore, jobs: Sequence[Job]) -> None:
         if job.arm not in built or few_shot:
             dataset = load_dataset(store, config.data, config.task.kind == "segment")
             count_steps(len(dataset), config.optim.batch_size, config.data)
-            read_examples(store, store.ref(config.data.ref or None), config.data, job.split)
+            read_examples(
+                store, store.ref(config.data.ref or None), config.data, job.split, config.task.kind == "segment"
+            )
         if job.arm not in built:
             model = build_model(config, dataset)
             if config.task.pretrained:
@@ -165,7 +174,9 @@ def chosen_weights(run: Path, config: Config) -> dict[str, Any]:
 def test(job: Job, store: FeatureStore, device: torch.device) -> None:
     """Measure the weights that `task.selection` chooses, and write the result into the run's folder."""
     config, began = job.config, time.monotonic()
-    examples = read_examples(store, store.ref(config.data.ref or None), config.data, job.split)
+    examples = read_examples(
+        store, store.ref(config.data.ref or None), config.data, job.split, config.task.kind == "segment"
+    )
     model = load_model(job.run, best=bool(config.keep_best)).to(device)
     found = measure(model, examples, device)
     write_result(
@@ -174,7 +185,7 @@ def test(job: Job, store: FeatureStore, device: torch.device) -> None:
         store,
         {
             **found,
-            "per_class": per_class(found["confusion"], examples.data.categories),
+            "per_class": found.get("per_class") or per_class(found["confusion"], examples.data.categories),
             "num_test": len(examples),
             "num_train": read_record(job.run)["data"]["num_rows"],
             "selection": config.task.selection,
@@ -197,13 +208,49 @@ def jobs_of_seeds(
     folder: Path, config: Config, source: Path | None, seeds: Sequence[int], scratch: bool, split: str
 ) -> list[Job]:
     """A job a seed, from the pretrained weights and, for `scratch`, from random ones."""
-    arms = {PRETRAINED: str(source.resolve())} if source else {}
-    arms |= {SCRATCH: ""} if scratch or not source else {}
     return [
         Job(arm, seed, folder / arm / f"seed-{seed}", _with(config, pretrained, seed), split)
-        for arm, pretrained in arms.items()
+        for arm, pretrained in _arms(source, scratch).items()
         for seed in seeds
     ]
+
+
+def jobs_of_folds(
+    folder: Path,
+    store: FeatureStore,
+    config: Config,
+    source: Path | None,
+    settings: Sequence[tuple[int, int]],
+    folds: Sequence[int],
+    scratch: bool,
+) -> list[Job]:
+    """A job a few-shot setting (way, shot) and fold.
+
+    The folds are those of the store where its splits are fold0-train, fold0-test and so on, as published ones are; else
+    `data.choice_seed` draws them, shots of `data.splits` and queries of the split "test". UserError for a published
+    fold that is not there.
+    """
+    ref = store.ref(config.data.ref or None)
+    splits = {store.registry.split[row] for row in store.rows(ref)}
+    published = any(re.fullmatch(r"fold\d+-train", split) for split in splits)
+    jobs = []
+    for arm, pretrained in _arms(source, scratch).items():
+        for way, shot in settings[:1] if published else settings:
+            name = ref.name if published else f"{way}way-{shot}shot"
+            for fold in folds:
+                data, split = replace(config.data, way=way, shot=shot, fold=fold), "test"
+                if published:
+                    data, split = replace(config.data, splits=(f"fold{fold}-train",)), f"fold{fold}-test"
+                    if split not in splits:
+                        raise UserError(f"--folds: ref {ref.name!r} of {store.path} has no fold {fold}")
+                each = _with(replace(config, data=data), pretrained, config.run.seed)
+                jobs.append(Job(f"{arm} {name}", fold, folder / arm / name / f"fold-{fold}", each, split))
+    return jobs
+
+
+def _arms(source: Path | None, scratch: bool) -> dict[str, str]:
+    arms = {PRETRAINED: str(source.resolve())} if source else {}
+    return arms | ({SCRATCH: ""} if scratch or not source else {})
 
 
 def _with(config: Config, pretrained: str, seed: int) -> Config:
@@ -229,7 +276,7 @@ def summary(folder: Path, jobs: Sequence[Job]) -> dict[str, Any]:
             arm: {
                 **{name: summarize({number: each[name] for number, each in found.items()}) for name in names},
                 "per_class": mean_per_class([each["per_class"] for each in found.values()]),
-                "confusion": np.sum([each["confusion"] for each in found.values()], axis=0).tolist(),
+                "confusion": np.sum([each.get("confusion", []) for each in found.values()], axis=0).tolist(),
             }
             for arm, found in arms.items()
         },

@@ -200,6 +200,16 @@ class StoreReader:
             facts[row] = json.loads(text) if text else {}
         return facts
 
+    def part_names(self, ref: Ref | str | None = None) -> list[tuple[str, ...]]:
+        """What the numbers in `Points.part` of each shape are called, of data sets of meshes; () of an unread one."""
+        ref = self.ref(ref)
+        key, group = self._of_ref("meshes", ref, "ingest")
+        names: list[tuple[str, ...]] = [() for _ in self.registry.uid]
+        done = self._done(key)
+        for row, text in zip(done, read_rows(cast("zarr.Array[Any]", group["parts"]), done), strict=True):
+            names[row] = tuple(json.loads(text)) if text else ()
+        return names
+
     def ok(self, key: str, rows: int, lane: int = 0) -> NDArray[np.bool_]:
         """[rows] which rows of a key hold finished data, by its receipts."""
         ok = np.zeros(rows, dtype=np.bool_)

@@ -26,6 +26,7 @@ FromOption = Annotated[
 ]
 FolderOption = Annotated[Path, typer.Option("--run", help="Folder for the runs and their summary.")]
 RecipeOption = Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")]
+ProtocolOption = Annotated[str | None, typer.Option(help="full, linear, mlp3 or peft; short for --set task.protocol.")]
 SeedsOption = Annotated[str, typer.Option(metavar="SEED,...", help="One run each: 0,1,2 or 0-7.")]
 ScratchOption = Annotated[
     bool, typer.Option("--scratch", help="Train the same from random weights too, as a baseline.")
@@ -38,9 +39,7 @@ def finetune(
     run: FolderOption,
     recipe: RecipeOption,
     source: FromOption = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="full, linear, mlp3 or peft; short for --set task.protocol.")
-    ] = None,
+    protocol: ProtocolOption = None,
     seeds: SeedsOption = "0",
     scratch: ScratchOption = False,
     split: TestOption = "test",
@@ -52,8 +51,9 @@ def finetune(
 
     The same command again goes on where it was stopped.
     """
-    settings = [*(overrides or []), *([f"task.protocol={protocol}"] if protocol else [])]
-    _run("classify", store, run, recipe, source, settings, seeds, scratch, split, device, json)
+    _run(
+        "classify", store, run, recipe, source, _with_protocol(overrides, protocol), seeds, scratch, split, device, json
+    )
 
 
 def partseg(
@@ -73,6 +73,44 @@ def partseg(
     The same command again goes on where it was stopped.
     """
     _run("segment", store, run, recipe, source, overrides or [], seeds, scratch, split, device, json)
+
+
+def fewshot(
+    store: LabelledOption,
+    run: FolderOption,
+    recipe: RecipeOption,
+    source: FromOption = None,
+    protocol: ProtocolOption = None,
+    ways: Annotated[
+        str, typer.Option("--way", metavar="N,...", help="Categories of a fold, where folds are drawn.")
+    ] = "5",
+    shots: Annotated[
+        str, typer.Option("--shot", metavar="N,...", help="Training shapes of each, where folds are drawn.")
+    ] = "10",
+    folds: Annotated[str, typer.Option(metavar="N,...", help="Which folds: 0-9 is all ten.")] = "0-9",
+    scratch: ScratchOption = False,
+    overrides: OverrideOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    json: JsonOption = False,
+) -> None:
+    """Train and test few-shot classifiers, one a fold: the store's published folds, or folds drawn by a seed.
+
+    The same command again goes on where it was stopped.
+    """
+    from recon.pipeline.store import FeatureStore
+    from recon.trainer.training.peers import joined
+    from recon.trainer.transfer import jobs_of_folds, read_settings, starting_model
+
+    settings = [(way, shot) for way in numbers("--way", ways, least=2) for shot in numbers("--shot", shots, least=1)]
+    with joined(device.value):
+        config = read_settings(recipe, _with_protocol(overrides, protocol), "classify", starting_model(source))
+        chosen = numbers("--folds", folds)
+        jobs = jobs_of_folds(run, FeatureStore.open(store), config, source, settings, chosen, scratch)
+        _transfer(store, run, jobs, device, json)
+
+
+def _with_protocol(overrides: list[str] | None, protocol: str | None) -> list[str]:
+    return [*(overrides or []), *([f"task.protocol={protocol}"] if protocol else [])]
 
 
 def _run(
@@ -110,4 +148,4 @@ def _transfer(store: Path, run: Path, jobs: list[Job], device: DeviceChoice, jso
         answer(result if json else summary_lines(result))
 
 
-COMMANDS = (finetune, partseg)
+COMMANDS = (finetune, fewshot, partseg)

@@ -18,7 +18,8 @@ from recon.pipeline.store.records import Points, Ref, Targets, Text
 from recon.trainer.config import DataConfig
 from recon.trainer.data.cache import cached_array
 from recon.trainer.data.choice import few_shot_categories, few_shot_rows, held_out
-from recon.trainer.data.points import farthest_points, stored_frame
+from recon.trainer.data.parts import load_parts
+from recon.trainer.data.points import farthest_order, farthest_points, stored_frame
 from recon.trainer.data.reading import check_finite
 from recon.trainer.data.targets import (
     ImageTargets,
@@ -168,6 +169,14 @@ def load_dataset(store: FeatureStore, config: DataConfig, parts: bool = False) -
             learnt = [text.class_prompts.tolist(), text.captions.tolist()]
             record["teachers"][asked.teacher]["prompts"] = digest_of(learnt)
             record["num_rows_without_caption"] = int((text.captions < 0).all(dim=1).sum())
+    names: tuple[str, ...] = ()
+    if parts:
+        labels = load_parts(store, ref, [registry.categories[number] for number in own], own)
+        part, names = labels.read(rows), labels.names
+        if 0 < config.pool < part.shape[1]:
+            part = np.take_along_axis(part, farthest_order(points, rows, config.pool), axis=1)
+        targets.append(PartTargets(torch.from_numpy(part)))
+        record["parts"] = digest_of([list(names), labels.of_category.tolist()])
     feats = {} if config.online else {place: each.feat for place, each in images.items()}
     return Dataset(
         xyz=xyz,
@@ -177,6 +186,7 @@ def load_dataset(store: FeatureStore, config: DataConfig, parts: bool = False) -
         frame=stored_frame(points, rows) if config.normalize == "cloud" else None,
         record=record,
         teachers=tuple(teachers),
+        parts=names,
         uids=[registry.uid[row] for row in rows],
         categories=[registry.categories[number] for number in own],
         stored=Stored(points.xyz, feats) if config.loader == "stream" else None,

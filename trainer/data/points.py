@@ -28,17 +28,23 @@ def stored_frame(points: Points, rows: NDArray[np.int64]) -> Tensor:
     return frame
 
 
+def farthest_order(points: Points, rows: NDArray[np.int64], num_points: int) -> NDArray[np.int64]:
+    """[N, num_points] which of the stored points of each row are its farthest, in that order."""
+    first = np.empty((len(rows), num_points), np.int64)
+    for part, order in iterate_rows(points.order, rows, "order of points"):
+        first[part] = order[:, :num_points]
+    return first
+
+
 def farthest_points(points: Points, rows: NDArray[np.int64], num_points: int) -> Tensor:
     """The `num_points` farthest points of each row, raw, in that order: [N, num_points, 3] float32.
 
     The store keeps each cloud's farthest-point order, so they are read, not searched. UserError for a damaged shard.
     """
     farthest = np.empty((len(rows), num_points, 3), np.float32)
-    clouds = iterate_rows(points.xyz, rows, "points")
-    orders = iterate_rows(points.order, rows, "order of points")
-    for (part, xyz), (_, order) in zip(clouds, orders, strict=True):
-        first = order[:, :num_points, None].astype(np.int64)
-        farthest[part] = np.take_along_axis(xyz, first, axis=1)
+    first = farthest_order(points, rows, num_points)
+    for part, xyz in iterate_rows(points.xyz, rows, "points"):
+        farthest[part] = np.take_along_axis(xyz, first[part][..., None], axis=1)
     return torch.from_numpy(farthest)
 
 

@@ -144,7 +144,7 @@ class PartTargets:
     """The part each point belongs to."""
 
     part: Tensor
-    """[N, P] uint8, of the same points as the data set's xyz"""
+    """[N, P] int16, of the same points as the data set's xyz"""
 
     def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
         """[B, num_points] the parts of the points that are drawn of `samples` [B] with the same bits."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
@@ -16,10 +17,12 @@ from recon.pipeline.store.records import Ref
 from recon.trainer.config import DataConfig
 from recon.trainer.data.choice import held_out
 from recon.trainer.data.dataset import chosen_rows
-from recon.trainer.data.points import in_frame, stored_frame
+from recon.trainer.data.parts import PartLabels, load_parts
+from recon.trainer.data.points import farthest_order, in_frame, stored_frame
 from recon.trainer.evaluate.features import confusion
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
-from recon.trainer.model.heads import Classifier, Model
+from recon.trainer.evaluate.part_seg import part_measures
+from recon.trainer.model.heads import Classifier, Model, Segmenter
 
 if TYPE_CHECKING:
     from recon.trainer.training.loop import Trainer
@@ -37,11 +40,16 @@ class Examples:
     points: Tensor
     """[N, num_points, 3] the farthest points of each, in the frame that `data.normalize` asks for"""
 
+    labels: PartLabels | None = None
+    """Of segmentation, what there is to tell apart"""
+    parts: NDArray[np.int64] | None = None
+    """[N, num_points] the points' parts"""
+
     def __len__(self) -> int:
         return len(self.data)
 
 
-def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str) -> Examples:
+def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str, parts: bool = False) -> Examples:
     """The finished shapes of a split, or the "validation" part of the training rows.
 
     UserError for a split that is not there or without finished shapes, and where more points are asked for than the
@@ -57,7 +65,13 @@ def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str)
         data = load_labelled(store, ref, split)
         kept = np.isin(data.row, chosen_rows(store, data.row, data.numbers, config, test=True))
         data = replace(data, row=data.row[kept], category=data.category[kept])
-    return Examples(data, test_points(data, config))
+    points = test_points(data, config)
+    if not parts:
+        return Examples(data, points)
+    labels = load_parts(store, ref, data.categories, data.numbers)
+    stored = labels.read(data.row).astype(np.int64)
+    order = farthest_order(data.points, data.row, config.num_points)
+    return Examples(data, points, labels, np.take_along_axis(stored, order, axis=1))
 
 
 def test_points(data: Labelled, config: DataConfig) -> Tensor:
@@ -91,6 +105,32 @@ def measure_classifier(
     }
 
 
+@torch.inference_mode()
+def predict_parts(
+    model: Segmenter, examples: Examples, device: torch.device, precision: Precision = "float32"
+) -> NDArray[np.int64]:
+    """[N, num_points] the likeliest part of each point among those its shape's category has, as in the release."""
+    assert examples.labels is not None, "examples without parts"
+    categories = torch.from_numpy(examples.data.category)
+    possible = torch.from_numpy(examples.labels.of_category)
+    found = []
+    for points, category in zip(torch.split(examples.points, BATCH), torch.split(categories, BATCH), strict=True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            likely = model(points.to(device), category.to(device)).float().cpu()
+        found.append(likely.masked_fill_(~possible[category][:, None], -torch.inf).argmax(dim=-1))
+    predicted: NDArray[np.int64] = torch.cat(found).numpy()
+    return predicted
+
+
+def measure_segmenter(
+    model: Segmenter, examples: Examples, device: torch.device, precision: Precision = "float32"
+) -> dict[str, Any]:
+    """As `part_measures` of the examples' points."""
+    assert examples.labels is not None and examples.parts is not None, "examples without parts"
+    predicted, data = predict_parts(model, examples, device, precision), examples.data
+    return part_measures(predicted, examples.parts, data.category, examples.labels.of_category, data.categories)
+
+
 class DownstreamProbe:
     """Measures a model that is trained downstream after every epoch, or every `run.probe_every` steps.
 
@@ -103,7 +143,8 @@ class DownstreamProbe:
         self.every = config.run.probe_every or trainer.batches.steps_per_epoch
         self.device = trainer.device
         split = VALIDATION if config.task.selection == VALIDATION else config.run.probe_split
-        self._examples = read_examples(store, store.ref(config.data.ref or None), config.data, split)
+        ref, parts = store.ref(config.data.ref or None), config.task.kind == "segment"
+        self._examples = read_examples(store, ref, config.data, split, parts)
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether a step is to be measured after; the last one always is."""
@@ -121,5 +162,7 @@ class DownstreamProbe:
 
 def measure(model: Model, examples: Examples, device: torch.device, precision: Precision = "float32") -> dict[str, Any]:
     """What a downstream model of either kind is worth on labelled shapes."""
+    if isinstance(model, Segmenter):
+        return measure_segmenter(model, examples, device, precision)
     assert isinstance(model, Classifier)
     return measure_classifier(model, examples, device, precision)

@@ -135,14 +135,12 @@ class SegmentationHead(nn.Module):
 
 
 class Segmenter(Student):
-    """Encoder and part segmentation head; ValueError unless the encoder has three blocks to tap."""
+    """Encoder and part segmentation head."""
 
     def __init__(self, config: ModelConfig, num_parts: int, num_categories: int) -> None:
-        if config.depth < NUM_TAPS:
-            raise ValueError(f"model.depth: segmentation taps {NUM_TAPS} blocks, got a depth of {config.depth}")
         super().__init__(config)
-        # Blocks 4, 8 and 12 of the released depth, and the same shares of any other.
-        self.taps = [config.depth * tap // NUM_TAPS for tap in range(1, NUM_TAPS + 1)]
+        # Blocks 4, 8 and 12 of the released depth, and the same shares of any other; of fewer than three some twice.
+        self.taps = [max(1, config.depth * tap // NUM_TAPS) for tap in range(1, NUM_TAPS + 1)]
         self.head = SegmentationHead(config.width, num_parts, num_categories)
 
     def forward(self, points: Tensor, category: Tensor, generator: torch.Generator | None = None) -> Tensor:

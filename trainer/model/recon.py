@@ -147,16 +147,16 @@ class Encoder(nn.Module):
         stop_gradient: bool = False,
         scales: Tensor | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `forward`, but one (queries, tokens) pair after each block in `taps`, counted from 1, and no norm."""
+        """As `forward`, but one (queries, tokens) pair for each of `taps`, blocks counted from 1, and no norm."""
         position = self.position(centers)
         queries = self.query_token.expand(tokens.shape[0], -1, -1)
-        tapped = []
+        tapped = {}
         for index, block in enumerate(self.blocks):
             scale = None if scales is None else scales[index]
             queries, tokens = block(queries + self.query_position, tokens + position, stop_gradient, scale)
             if index + 1 in taps:
-                tapped.append((queries, tokens))
-        return tapped
+                tapped[index + 1] = queries, tokens
+        return [tapped[tap] for tap in taps]
 
 
 class Decoder(nn.Module):

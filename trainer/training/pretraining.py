@@ -171,9 +171,8 @@ def _first_line(trainer: Trainer, precision: Decision) -> str:
     record, threads = trainer.batches.dataset.record, torch.get_num_threads()
     num_weights = sum(parameter.numel() for parameter in trainer.model.parameters())
     trained = count_trained(trainer.model)
-    weights = f"{num_weights / 1e6:.1f} M weights" + (
-        f" ({trained / 1e6:.2f} M train)" if trained < num_weights else ""
-    )
+    fewer = f" ({trained / 1e6:.2f} M of them train)" if trained < num_weights else ""
+    weights = f"{num_weights / 1e6:.1f} M weights{fewer}"
     samples = (trainer.num_steps - trainer.step) * trainer.config.optim.batch_size
     processes = f"{world_size()} processes of " if world_size() > 1 else ""
     return (
