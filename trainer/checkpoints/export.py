@@ -23,6 +23,7 @@ from recon.trainer.model.blocks import PATCH_WIDTH
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import RELEASED_TEACHERS
+from recon.trainer.model.tuning import merge_lora
 
 SUFFIXES = (".pth", ".safetensors")
 # What the release's segmentation code fixes: its sizes, and the data set's categories.
@@ -43,6 +44,7 @@ def export(source: Path, output: Path, ema: bool = False) -> dict[str, int]:
     if output.exists():
         raise UserError(f"-o {output}: exists; name another file")
     model = load_model(source, ema)
+    merge_lora(model)
     if reason := misfit(model):
         raise UserError(f"{source}: the release has no place for {reason}")
     save_released(model, output)

@@ -95,6 +95,8 @@ def train(
     trainer.probes = _probes(trainer, opened, dataset, store)
     if config.task.pretrained and fresh:
         load_pretrained(trainer.model, config.task.pretrained)
+        if trainer.ema:
+            trainer.ema.load(trainer.model.state_dict())
     notes = []
     if resume:
         check_same(run, trainer.config, dataset.record)

@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 
 class Copies:
-    """A model and copies of it that share its weights, each with gradients and batch statistics of its own."""
+    """A model and copies of it that share its weights, each with gradients and batch statistics of its own.
+
+    Batch norms in eval mode, those of a frozen encoder, share their statistics too.
+    """
 
     def __init__(self, model: nn.Module, count: int) -> None:
         """`count` models in all. What they compute does not depend on how many threads there are for them."""
@@ -62,6 +65,10 @@ def _sharing_weights(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
         mine.data = theirs.data
+    # Frozen statistics are weights like others: a checkpoint that is read later must reach the copies too.
+    for norm, original in zip(twin.modules(), model.modules(), strict=True):
+        if isinstance(norm, nn.BatchNorm1d) and not norm.training:
+            norm._buffers.update(original._buffers)
     return twin
 
 
