@@ -106,7 +106,7 @@ def test_gradients_reach_the_head_and_the_updates_alone(
         protocol(model)
     logits(model).square().sum().backward()
     for name, parameter in model.named_parameters():
-        trains = name.startswith("head.") or bool(ends) and name.endswith(ends)
+        trains = name.startswith("head.") or (bool(ends) and name.endswith(ends))
         assert parameter.requires_grad == trains
         assert (parameter.grad is not None) == trains, name
         assert ".lora_" not in name or bool(parameter.grad.any()), name  # type: ignore[union-attr]
