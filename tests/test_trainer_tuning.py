@@ -8,20 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recon.trainer.checkpoints.checkpoint import load_model, save_checkpoint
 from recon.trainer.checkpoints.export import export
 from recon.trainer.checkpoints.released import infer_config, load_weights
-from recon.trainer.config import Config, TaskConfig
+from recon.trainer.config import Config, OptimConfig, TaskConfig, load_config
 from recon.trainer.model.heads import Classifier
 from recon.trainer.model.recon import ModelConfig
 from recon.trainer.model.teaching import RELEASED_TEACHERS, Teacher
 from recon.trainer.model.tuning import LoraLinear, add_lora, count_trained, freeze_encoder, merge_lora
 from recon.trainer.training.ema import Ema
 from recon.trainer.training.optim import build_optimizer, parameter_groups
+from recon.trainer.training.pretraining import train
 from recon.trainer.training.side_by_side import Copies
+from recon.trainer.transfer import starting_model
 from tests.released_goldens import GOLDEN, config_of, recorded, weights
+from tests.test_trainer_loop import QUIET, assert_same_run, recipe, stop_after, store, whole  # noqa: F401
 
 MODEL = ModelConfig(
     width=12, heads=3, depth=2, num_group=8, group_size=8, drop_path=0.5,
@@ -199,3 +203,54 @@ def test_the_base_model_trains_as_many_weights_as_published() -> None:
     add_lora(model, TaskConfig().rank, torch.Generator().manual_seed(0))
     assert head == 464_143
     assert count_trained(model) - head == 152_064  # 0.62 M in all; PointGST on ReCon trains 0.6 M
+
+
+@pytest.mark.parametrize("protocol", ["linear", "peft"])
+def test_a_run_trains_what_its_protocol_names_and_goes_on_to_the_same_bits(
+    protocol: str,
+    store: Path,  # noqa: F811
+    recipe: str,  # noqa: F811
+    whole: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, first, stopped = whole, tmp_path / "first", tmp_path / "stopped"
+    settings = ["task.kind=classify", f"task.protocol={protocol}", f"task.pretrained={source}"]
+    settings += ["optim.accumulate=2", "optim.ema=0.9", "optim.head_lr=10"]
+    config = load_config(recipe, settings, starting_model(source))
+    assert train(QUIET, store, first, config) == 0
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        assert train(QUIET, store, stopped, config) > 128
+    assert train(QUIET, store, stopped, config, resume=True) == 0
+    assert_same_run(stopped, first)
+
+    began = load_file(source / "checkpoints" / "step-00000006.safetensors")
+    for suffix in ("", ".ema"):
+        ended = load_file(sorted((first / "checkpoints").glob(f"step-????????{suffix}.safetensors"))[-1])
+        for name, value in began.items():
+            assert not name.startswith("encoder.") or torch.equal(ended[name], value), name
+        moved = [bool(value.any()) for name, value in ended.items() if name.endswith("lora_b")]
+        assert all(moved) and bool(moved) == (protocol == "peft")
+
+
+def test_the_cls_query_learns_at_the_heads_rate_and_the_others_do_not() -> None:
+    def trained(rate: float, factor: float) -> dict[str, Tensor]:
+        model = classifier()
+        optimizer = build_optimizer(model, OptimConfig(lr=rate, head_lr=factor, warmup_epochs=0, min_lr=0))
+        for step in range(3):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lr_factor"] if step else 0.0  # as a warm-up from 0 begins
+            for number, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(100 * step + number)
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        return {name: value.detach() for name, value in model.named_parameters()}
+
+    both, slow, fast = trained(1e-3, 10.0), trained(1e-3, 1.0), trained(1e-2, 1.0)
+    for name, value in both.items():
+        if name.startswith("encoder.query_"):
+            torch.testing.assert_close(value[:, :1], fast[name][:, :1], rtol=1e-5, atol=1e-6)
+            assert torch.equal(value[:, 1:], slow[name][:, 1:])
+        else:
+            assert torch.equal(value, (fast if name.startswith("head.") else slow)[name]), name

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recon.trainer.model.recon import no_weight_decay
 
@@ -35,7 +35,36 @@ def parameter_groups(model: nn.Module, weight_decay: float, head_lr: float = 1.0
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, at the first epoch's learning rate."""
     groups = parameter_groups(model, config.weight_decay, config.head_lr)
-    return torch.optim.AdamW(groups, lr=learning_rate(config, 0), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate(config, 0), fused=True)
+    head = next((group for group in optimizer.param_groups if group["lr_factor"] != 1.0), None)
+    if head is not None:
+        _hasten_cls(optimizer, model, head)
+    return optimizer
+
+
+def _hasten_cls(optimizer: torch.optim.AdamW, model: nn.Module, head: dict[str, Any]) -> None:
+    """Have token and position of the cls query learn at the head's rate: the release's factor is on every "cls".
+
+    They are rows of weights that hold all queries' (see `recon.trainer.checkpoints.released`). AdamW's update is its
+    rate times what does not depend on the rate, so stretching it afterwards is the same.
+    """
+    named = dict(model.named_parameters())
+    queries = {named[f"encoder.query_{kind}"] for kind in ("token", "position")}
+    slow = [(p, group) for group in optimizer.param_groups for p in group["params"] if p in queries]
+    before: list[Tensor] = []
+
+    def remember(*_: object) -> None:
+        before[:] = [parameter.detach()[:, :1].clone() for parameter, _ in slow]
+
+    def stretch(*_: object) -> None:
+        for (parameter, group), old in zip(slow, before, strict=True):
+            row = parameter.detach()[:, :1]
+            if group["lr"]:  # a warm-up may start at 0, for the head too
+                row.copy_(old + (row - old) * (head["lr"] / group["lr"]))
+
+    if slow:
+        optimizer.register_step_pre_hook(remember)
+        optimizer.register_step_post_hook(stretch)
 
 
 def learning_rate(config: OptimConfig, epoch: int, factor: float = 1.0) -> float:
