@@ -307,8 +307,8 @@ def test_heads_take_the_pretrained_encoder() -> None:
     torch.testing.assert_close(parts.exp().sum(dim=-1), torch.ones(4, 96))
     with pytest.raises(ValueError, match="head: must be one of"):
         Classifier(CONFIG, 5, "mlp2")
-    with pytest.raises(ValueError, match=r"model\.depth"):
-        Segmenter(dataclasses.replace(CONFIG, depth=2), num_parts=6, num_categories=2)
+    for depth, taps in {1: [1, 1, 1], 2: [1, 1, 2], 3: [1, 2, 3], 4: [1, 2, 4], 12: [4, 8, 12]}.items():
+        assert Segmenter(dataclasses.replace(CONFIG, depth=depth), num_parts=6, num_categories=2).taps == taps
 
 
 @pytest.mark.parametrize(

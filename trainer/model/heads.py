@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recon.kernels import interpolate_three
+from recon.trainer.model.encoder import TwoTowers
 from recon.trainer.model.recon import ModelConfig, ReCon, Student
 
 CLASSIFY_WIDTH = 256
@@ -69,7 +70,7 @@ class Classifier(Student):
 
     def __init__(self, config: ModelConfig, num_classes: int, head: str = "full") -> None:
         super().__init__(config)
-        self.head = ClassificationHead((self.encoder.num_queries + 1) * config.width, num_classes, head)
+        self.head = ClassificationHead(self.encoder.feature_width, num_classes, head)
 
     def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
@@ -139,6 +140,8 @@ class Segmenter(Student):
 
     def __init__(self, config: ModelConfig, num_parts: int, num_categories: int) -> None:
         super().__init__(config)
+        if isinstance(self.encoder, TwoTowers):
+            raise ValueError("model.streams: segmentation takes one encoder, no 'two_tower'")
         # Blocks 4, 8 and 12 of the released depth, and the same shares of any other; of fewer than three some twice.
         self.taps = [max(1, config.depth * tap // NUM_TAPS) for tap in range(1, NUM_TAPS + 1)]
         self.head = SegmentationHead(config.width, num_parts, num_categories)
@@ -147,6 +150,7 @@ class Segmenter(Student):
         """Map clouds `points [B, N, 3]` of `category [B]` (int) to log-probabilities `[B, N, num_parts]`."""
         groups, centers = self.group(points)
         scales = self.encoder.drop_path(len(points), generator)
+        assert not isinstance(self.encoder, TwoTowers)
         tapped = self.encoder.features(self.encoder.patch_embed(groups), centers, self.taps, scales=scales)
         tokens = torch.cat([self.encoder.norm(tokens) for _, tokens in tapped], dim=-1)
         logits: Tensor = self.head(points, centers, tokens, tapped[-1][0], category, generator)

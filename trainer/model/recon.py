@@ -1,12 +1,11 @@
 """ReCon: a point-cloud transformer that rebuilds masked groups while global queries learn from frozen teachers.
 
-`Encoder` serves every task. `ReCon` adds what pretraining needs: points -> groups -> masking -> encoder -> decoder ->
-losses. The heads of the downstream tasks are in `trainer.model.heads`, the names of the released checkpoints in
-`trainer.checkpoints.released`.
+One encoder (`trainer.model.encoder`) serves every task. `ReCon` adds what pretraining needs: points -> groups ->
+masking -> encoder -> decoder -> losses. The heads of the downstream tasks are in `trainer.model.heads`, the names of
+the released checkpoints in `trainer.checkpoints.released`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -14,149 +13,12 @@ from torch import Tensor, nn
 
 from recon.kernels import group_points
 from recon.trainer.data.transforms import normalize
-from recon.trainer.model.blocks import (
-    BLOCK_BRANCHES,
-    PATCH_WIDTH,
-    PLAIN_BRANCHES,
-    DropPath,
-    PatchEmbed,
-    PlainBlock,
-    ReConBlock,
-    block_mask,
-    position_mlp,
-    random_mask,
-    take,
-)
+from recon.trainer.model.blocks import PLAIN_BRANCHES, DropPath, PlainBlock, block_mask, position_mlp, random_mask, take
+from recon.trainer.model.encoder import AnyEncoder, build_encoder
 from recon.trainer.model.losses import category_contrast_loss, reconstruction_loss
-from recon.trainer.model.teaching import Kind, Teacher, TeacherHead, contrast_mlp, init_projection_layer
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"width": 192, "heads": 3},
-    "small": {"width": 256, "heads": 4},
-    "base": {"width": 384, "heads": 6},
-}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The model's settings. A value that cannot work raises ValueError naming its field."""
-
-    width: int = 384
-    """Channels of a token."""
-    heads: int = 6
-    """Attention heads; must divide `width`."""
-    depth: int = 12
-    """Blocks of the encoder."""
-    decoder_depth: int = 4
-    """Blocks of the decoder."""
-    num_group: int = 64
-    """Groups a cloud; 64 for 1024 points, 128 for 2048."""
-    group_size: int = 32
-    """Points a group."""
-    mask_ratio: float = 0.6
-    """Share of the groups hidden from the encoder, rounded down to whole groups."""
-    mask_type: str = "rand"
-    """"rand" hides groups at random, "block" the groups nearest to a random centre."""
-    block: str = "released"
-    """"released" is the public code's block, "paper" the paper's figure (see `trainer.model.blocks.ReConBlock`)."""
-    drop_path: float = 0.1
-    """Drop path rate of the last block; rises linearly from 0 at the first, in encoder and decoder."""
-    teachers: tuple[Teacher, ...] = ()
-    """One global query each, behind cls; none is single-modal."""
-    reconstruction: str = "cdl2"
-    """Chamfer distance of the rebuilt groups: "cdl2" squared, "cdl1" unsquared; "none" trains without a decoder."""
-    self_contrastive: bool = False
-    """Add the contrast between categories on the cls query; `forward` then needs labels."""
-    patch_width: int = PATCH_WIDTH
-    """Hidden width of the patch embedding, a multiple of 4; half of it takes a third of the arithmetic."""
-    patch_scope: str = "all"
-    """"all" embeds every group and drops the masked ones after, as the release does; "visible" embeds only what
-    the encoder sees. Equal in eval mode; in training the batch statistics then come from the visible groups alone."""
-
-    def __post_init__(self) -> None:
-        for name in ("width", "heads", "depth", "decoder_depth", "num_group", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}: must be at least 1, got {getattr(self, name)}")
-        names = [teacher.name for teacher in self.teachers]
-        if len({*names}) < len(names):
-            raise ValueError(f"model.teachers: two of one name among {', '.join(names)}")
-        if self.width % self.heads:
-            raise ValueError(f"model.heads: must divide width {self.width}, got {self.heads}")
-        if self.patch_width < 4 or self.patch_width % 4:
-            raise ValueError(f"model.patch_width: must be a multiple of 4, got {self.patch_width}")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f"model.drop_path: must lie in [0, 1), got {self.drop_path}")
-        # Without a reconstruction nothing has to be hidden.
-        if not (self.reconstruction != "none") <= self.num_masked < self.num_group:
-            raise ValueError(
-                f"model.mask_ratio: {self.mask_ratio} of {self.num_group} groups hides {self.num_masked}; "
-                "at least one must be hidden and one left"
-            )
-        choices = {
-            "mask_type": ("rand", "block"),
-            "block": ("released", "paper"),
-            "reconstruction": ("cdl2", "cdl1", "none"),
-            "patch_scope": ("all", "visible"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"model.{name}: must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-
-    @property
-    def num_masked(self) -> int:
-        """Groups hidden from the encoder in pretraining."""
-        return int(self.mask_ratio * self.num_group)
-
-
-class Encoder(nn.Module):
-    """Patch embedding, positions, the global queries (cls, then one a teacher) and the ReCon blocks."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.patch_embed = PatchEmbed(width, config.patch_width)
-        self.position = position_mlp(width)
-        self.num_queries = 1 + len(config.teachers)
-        self.query_token = nn.Parameter(torch.zeros(1, self.num_queries, width))
-        self.query_position = nn.Parameter(torch.zeros(1, self.num_queries, width))
-        self.blocks = nn.ModuleList(ReConBlock(width, config.heads, config.block) for _ in range(config.depth))
-        self.drop_path = DropPath(config.drop_path, config.depth, BLOCK_BRANCHES)
-        self.norm = nn.LayerNorm(width)
-        self.apply(_init_encoder_layer)
-        for parameter in (self.query_token, self.query_position):
-            nn.init.trunc_normal_(parameter, std=0.02)
-
-    def forward(
-        self, tokens: Tensor, centers: Tensor, stop_gradient: bool = False, scales: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encode embedded groups `tokens [B, L, C]` at `centers [B, L, 3]`.
-
-        Returns the queries `[B, 1 + T, C]` (cls, then the teachers') and the local tokens `[B, L, C]`, both after the
-        final norm.
-        `stop_gradient` keeps the queries' losses from shaping the local tokens, as in pretraining. `scales` is what
-        `drop_path` draws; it comes from outside so that this graph compiles whole and no draw hides in it.
-        """
-        queries, tokens = self.features(tokens, centers, [len(self.blocks)], stop_gradient, scales)[0]
-        return self.norm(queries), self.norm(tokens)
-
-    def features(
-        self,
-        tokens: Tensor,
-        centers: Tensor,
-        taps: Sequence[int],
-        stop_gradient: bool = False,
-        scales: Tensor | None = None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """As `forward`, but one (queries, tokens) pair for each of `taps`, blocks counted from 1, and no norm."""
-        position = self.position(centers)
-        queries = self.query_token.expand(tokens.shape[0], -1, -1)
-        tapped = {}
-        for index, block in enumerate(self.blocks):
-            scale = None if scales is None else scales[index]
-            queries, tokens = block(queries + self.query_position, tokens + position, stop_gradient, scale)
-            if index + 1 in taps:
-                tapped[index + 1] = queries, tokens
-        return [tapped[tap] for tap in taps]
+from recon.trainer.model.settings import SIZES as SIZES
+from recon.trainer.model.settings import ModelConfig as ModelConfig
+from recon.trainer.model.teaching import Kind, TeacherHead, contrast_mlp, init_projection_layer
 
 
 class Decoder(nn.Module):
@@ -200,7 +62,7 @@ class Student(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder: AnyEncoder = build_encoder(config)
         self.frozen = False
         """Whether the encoder stays in eval mode; see `recon.trainer.model.tuning.freeze_encoder`"""
 
@@ -237,6 +99,8 @@ class ReCon(Student):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.first = self.encoder.num_queries - len(config.teachers)
+        """Place of the first teacher's query, behind cls where there is one"""
         self.decoder = Decoder(config) if config.reconstruction != "none" else None
         self.teachers = nn.ModuleList(TeacherHead(config.width, teacher) for teacher in config.teachers)
         self.contrast_projection = contrast_mlp(config.width) if config.self_contrastive else None
@@ -295,11 +159,7 @@ class ReCon(Student):
         self, groups: Tensor, centers: Tensor, visible: Tensor, scales: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Encode the visible groups: queries `[B, 1 + T, C]` and tokens `[B, V, C]`, with the stop-gradient between."""
-        if self.config.patch_scope == "visible":
-            tokens = self.encoder.patch_embed(take(groups, visible))
-        else:
-            tokens = self.encoder.patch_embed(groups, visible)
-        queries, tokens = self.encoder(tokens, take(centers, visible), stop_gradient=True, scales=scales)
+        queries, tokens = self.encoder.masked(groups, centers, visible, self.config, scales)
         return queries, tokens
 
     def forward_losses(
@@ -319,14 +179,15 @@ class ReCon(Student):
         weight = {}
         for place, (teacher, head) in enumerate(zip(self.config.teachers, self.teachers, strict=True)):
             assert isinstance(head, TeacherHead)
-            losses[teacher.name] = head.loss(queries[:, 1 + place], targets[place])
+            losses[teacher.name] = head.loss(queries[:, self.first + place], targets[place])
             weight[teacher.name] = teacher.weight
         if self.contrast_projection is not None:
             if labels is None:
                 raise ValueError("labels: needed by model.self_contrastive, give the category id of every cloud")
             # Early in training clouds differ by less than bfloat16 resolves, and the batch norms magnify what is left.
             with torch.autocast(queries.device.type, enabled=False):
-                embedding = self.contrast_projection(queries[:, 0].to(self.encoder.query_token.dtype))
+                weights = next(self.contrast_projection.parameters())
+                embedding = self.contrast_projection(queries[:, 0].to(weights.dtype))
             losses["contrast"] = category_contrast_loss(embedding, labels)
         weighted = [loss * weight[name] if weight.get(name, 1.0) != 1.0 else loss for name, loss in losses.items()]
         return losses | {"total": torch.stack(weighted).sum()}
@@ -347,7 +208,7 @@ class ReCon(Student):
                 f"{widths[0]}-d images and {widths[1]}-d text"
             )
         queries, _ = self.forward_features(points)
-        predicted = [self.teachers[place](queries[:, 1 + place]) for place in (seeing, reading)]
+        predicted = [self.teachers[place](queries[:, self.first + place]) for place in (seeing, reading)]
         feature: Tensor = text_weight * predicted[1] + predicted[0]
         return feature
 
@@ -364,7 +225,7 @@ class ReCon(Student):
 
     def _predict(self, points: Tensor, place: int) -> Tensor:
         queries, _ = self.forward_features(normalize(points))
-        predicted: Tensor = self.teachers[place](queries[:, 1 + place])
+        predicted: Tensor = self.teachers[place](queries[:, self.first + place])
         return predicted
 
     def _place(self, kind: Kind, name: str | None) -> int:
@@ -388,13 +249,6 @@ def _check_mask(mask: Tensor, centers: Tensor, num_masked: int) -> None:
     # Every row must hide as many groups as the config says, or rows would exchange hidden and visible groups unseen.
     if mask.dtype != torch.bool or mask.shape != centers.shape[:2] or bool((mask.sum(dim=1) != num_masked).any()):
         raise ValueError(f"mask: must be bool {list(centers.shape[:2])} with {num_masked} groups hidden in every row")
-
-
-def _init_encoder_layer(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _init_decoder_layer(module: nn.Module) -> None:

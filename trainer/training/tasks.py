@@ -29,6 +29,13 @@ def build_model(config: Config, dataset: Dataset) -> Model:
 
     UserError for a data set that the task cannot be learnt from.
     """
+    try:
+        return _build(config, dataset)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _build(config: Config, dataset: Dataset) -> Model:
     if config.task.kind == "pretrain":
         return ReCon(config.model)
     if config.task.kind == "classify" and bool((dataset.category == dataset.category[0]).all()):
