@@ -22,6 +22,8 @@ from tests.results_files import result_of
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import QUIET, assert_same_run, stop_after
 
+pytestmark = pytest.mark.slow  # whole runs are trained
+
 RECIPE = """
 [task]
 kind = "classify"

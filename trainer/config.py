@@ -258,7 +258,10 @@ _ADAPTER = TypeAdapter(Config)
 
 def list_recipes() -> dict[str, str]:
     """Name of every shipped recipe -> its first comment line."""
-    heads = {path.stem: path.read_text("utf-8").partition("\n")[0] for path in sorted(RECIPES.glob("*.toml"))}
+    heads = {
+        path.stem: path.read_text("utf-8").partition("\n")[0]
+        for path in sorted(RECIPES.glob("*.toml"), key=lambda path: path.stem)
+    }
     return {name: head.lstrip("# ").strip() for name, head in heads.items()}
 
 
