@@ -95,6 +95,9 @@ def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
                 succeeds("recon-train", "pretrain", *PRETRAINING, "--run", start, *small_settings())
             succeeds(program, *words)
             continue
+        if words[0] == "ablate":
+            succeeds(program, *words, *small_settings())
+            continue
         run = words[words.index("--run") + 1] if "--run" in words else ""
         if run and not Path(run).exists() and (words[0] != "pretrain" or "--resume" in words):
             # A page may begin with a run that another page trains.
