@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from recon.pipeline.base.errors import UserError
 from recon.trainer.commands.options import EmaOption, OverrideOption
 
 
@@ -64,4 +66,42 @@ def compare(
     Console(stderr=True, soft_wrap=True).print(f"wrote {output}", markup=False)
 
 
-COMMANDS = (export, recipes, config, sizes, compare)
+class TableFormat(StrEnum):
+    """What a table is written as."""
+
+    markdown = "markdown"
+    csv = "csv"
+    latex = "latex"
+
+
+def table(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of several seeds with a summary.json.")
+    ],
+    form: Annotated[TableFormat, typer.Option("--format", help="What to write it as.")] = TableFormat.markdown,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file in place of standard output.")] = None,
+) -> None:
+    """Put what was measured beside the published numbers of the same task and data, and say what differs."""
+    from recon.trainer.show.table import make_table
+
+    text, notes = make_table(runs, form.value)
+    for note in notes:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(note, markup=False)
+    _write(text, output)
+
+
+def _write(text: str, output: Path | None) -> None:
+    """On standard output, or into a file."""
+    from recon.pipeline.base.files import write_atomically
+
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        write_atomically(output, text)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror or error}") from error
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}", markup=False)
+
+
+COMMANDS = (export, recipes, config, sizes, compare, table)
