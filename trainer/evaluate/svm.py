@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision
 from recon.trainer.evaluate.features import FLOAT32, Probe, confusion, encode, load_probe, write_result
 from recon.trainer.evaluate.labelled import Labelled
+from recon.trainer.evaluate.linear_svm import fit_linear_svm, predict_linear_svm
+from recon.trainer.evaluate.results import per_class
 
 C = 0.075
 
@@ -75,12 +76,10 @@ def measure_svm(probe: Probe, shapes: Shapes) -> dict[str, Any]:
         predicted = fit_predict(train, shapes.train.category, test)
         result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == shapes.test.category))
         result[f"confusion{suffix}"] = confusion(shapes.test.category, predicted, len(shapes.test.categories))
+    result["per_class"] = per_class(result["confusion"], shapes.test.categories)
     return result
 
 
 def fit_predict(train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[np.float32]) -> NDArray[np.int64]:
     """Labels a linear SVM fitted to `train` [N, D] gives `test` [M, D]."""
-    # The dual's coordinate order is random, so it is seeded; the limit is far above what these sizes need.
-    machine = LinearSVC(C=C, random_state=0, max_iter=100_000)
-    predicted: NDArray[np.int64] = machine.fit(train, labels).predict(test)
-    return predicted
+    return predict_linear_svm(test, *fit_linear_svm(train, labels, C))
