@@ -91,14 +91,14 @@ def read_measured(folders: Sequence[Path]) -> tuple[list[Measured], list[str]]:
         summed, run = (folder / "summary.json").is_file(), (folder / "config.json").is_file()
         if not summed and not run:
             raise UserError(f"{folder}: holds neither a run (config.json) nor a summary of several (summary.json)")
-        mine = [*(_of_summary(folder) if summed else ()), *(_of_run(folder, notes) if run else ())]
+        mine = [*(of_summary(folder) if summed else ()), *(of_run(folder, notes) if run else ())]
         if not mine and not any(str(folder) in note for note in notes):
             raise UserError(f"{folder}: nothing was measured yet; `recon-train svm --run {folder} --store S` does")
         found += mine
     return _merged(found), notes
 
 
-def _of_run(run: Path, notes: list[str]) -> Iterator[Measured]:
+def of_run(run: Path, notes: list[str]) -> Iterator[Measured]:
     """Each result of a run's folder; those of weights it no longer holds become notes."""
     record = read_record(run)
     held = _held(run)
@@ -160,15 +160,16 @@ def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) 
             yield replace(told, measure=measure, model=model, num_test=count, numbers=((number, float(result[name])),))
 
 
-def _of_summary(folder: Path) -> Iterator[Measured]:
-    """Each arm of a folder that finetune, fewshot or partseg wrote."""
+def of_summary(folder: Path, only: str = "") -> Iterator[Measured]:
+    """Each arm of a folder that finetune, fewshot or partseg wrote, or `only` one. UserError if it cannot be read."""
     path = folder / "summary.json"
     try:
         found = json.loads(path.read_text("utf-8"))
         for arm, values in found["arms"].items():
-            yield from _of_arm(folder, found, str(arm), values)
+            if not only or arm == only:
+                yield from _of_arm(folder, found, str(arm), values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); give its command again") from error
+        raise UserError(f"{path}: unreadable ({error!r}); give the command that wrote it again") from error
 
 
 def _of_arm(folder: Path, found: Mapping[str, Any], arm: str, values: Mapping[str, Any]) -> Iterator[Measured]:
