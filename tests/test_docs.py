@@ -21,6 +21,12 @@ SMALL = [
     *("model.width=24", "model.heads=3", "model.depth=1", "model.decoder_depth=1"),
     *("model.num_group=8", "model.group_size=8"),
 ]
+DOWNSTREAM = [
+    word
+    for setting in (*SMALL[:4], "optim.accumulate=1", "model.num_group=8", "model.group_size=8")
+    for word in ("--set", setting)
+]
+PRETRAINING = ["--recipe", "demo", "--store", "stores/demo.zarr"]
 # What a manual's placeholder stands for.
 STANDS_FOR = {"S": "stores/demo.zarr", "R": "runs/other", "RUN": "runs/demo", "STORE": "stores/demo.zarr"}
 
@@ -82,20 +88,20 @@ def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
             continue
         if words[0] == "pretrain":
             words += small_settings()
+        if words[0] in ("finetune", "fewshot", "partseg"):
+            words += DOWNSTREAM
+            start = words[words.index("--from") + 1]
+            if not Path(start).exists():
+                succeeds("recon-train", "pretrain", *PRETRAINING, "--run", start, *small_settings())
+            succeeds(program, *words)
+            continue
+        if words[0] == "ablate":
+            succeeds(program, *words, *small_settings())
+            continue
         run = words[words.index("--run") + 1] if "--run" in words else ""
         if run and not Path(run).exists() and (words[0] != "pretrain" or "--resume" in words):
             # A page may begin with a run that another page trains.
-            succeeds(
-                "recon-train",
-                "pretrain",
-                "--recipe",
-                "demo",
-                "--store",
-                STANDS_FOR["S"],
-                "--run",
-                run,
-                *small_settings(),
-            )
+            succeeds("recon-train", "pretrain", *PRETRAINING, "--run", run, *small_settings())
         if words[0] == "pretrain" and "--resume" not in words:
             words.append("--overwrite")
         succeeds(program, *words)

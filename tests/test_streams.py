@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import load_model, save_checkpoint
 from recon.trainer.checkpoints.export import export
 from recon.trainer.config import Config
@@ -114,7 +115,7 @@ def test_checkpoints_copies_and_groups_take_every_form(form: dict[str, object], 
         assert isinstance(twin.encoder, TwoTowers) and twin.encoder.teaching is not model.encoder.teaching
     downstream = Classifier(config, 3)
     downstream.encoder.load_state_dict(model.encoder.state_dict())
-    with pytest.raises(Exception, match="release"):
+    with pytest.raises(UserError, match=r"the release has no place for model\.streams"):
         export(tmp_path / "checkpoints" / next(iter(files)), tmp_path / "out.pth")
 
 

@@ -22,6 +22,8 @@ from tests.results_files import result_of
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import QUIET, assert_same_run, stop_after
 
+pytestmark = pytest.mark.slow  # whole runs are trained
+
 RECIPE = """
 [task]
 kind = "classify"
@@ -186,6 +188,18 @@ def test_a_sweep_killed_before_its_first_checkpoint_starts_from_the_pretrained_w
     shutil.rmtree(run / "results")
     assert finetune(run=tmp_path / "cut") == 0
     assert_same_run(run, tmp_path / "out" / "pretrained" / "seed-0")
+
+
+def test_a_checkpoint_s_file_is_a_start_too(
+    finetune: Any, store: Path, pretrained: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = (pretrained / "checkpoints").glob("step-00000006.safetensors")
+    usual = ["--store", str(store), "--from", str(file), "--recipe", recipe, "--run", str(tmp_path / "file")]
+    assert finetune() == 0 and run_main(monkeypatch, "finetune", *usual, "--device", "cpu") == 0
+    ours, theirs = (tmp_path / name / "pretrained" / "seed-0" for name in ("out", "file"))
+    assert_same_run(ours, theirs)
+    sums = [read_record(run)["data"]["pretrained"]["sha256"] for run in (ours, theirs)]
+    assert sums[0] == sums[1]
 
 
 @pytest.mark.parametrize("selection", ["validation", "test"])

@@ -94,6 +94,9 @@ class DataConfig:
     """Whether each axis has a factor of its own."""
     translate: NonNegative = 0.0
     """Largest random shift of a training sample along each axis."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each category's rows that is trained on, one at the least; those of a smaller share are among those of
+    a larger."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each category's rows that is left out of training, for validation."""
     way: NonNegativeInt = 0
@@ -105,7 +108,7 @@ class DataConfig:
     fold: NonNegativeInt = 0
     """Few-shot: number of the draw."""
     choice_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the choice of rows for `hold_out` and few-shot folds, whatever the run's seed is."""
+    """Of the choice of rows for `share`, `hold_out` and few-shot folds, whatever the run's seed is."""
     draws: tuple[NonNegativeInt, ...] = ()
     """Picture draws to choose among (0 is the clean picture, 1 and up are augmented); empty takes all."""
     views: NonNegativeInt = 1
@@ -258,7 +261,10 @@ _ADAPTER = TypeAdapter(Config)
 
 def list_recipes() -> dict[str, str]:
     """Name of every shipped recipe -> its first comment line."""
-    heads = {path.stem: path.read_text("utf-8").partition("\n")[0] for path in sorted(RECIPES.glob("*.toml"))}
+    heads = {
+        path.stem: path.read_text("utf-8").partition("\n")[0]
+        for path in sorted(RECIPES.glob("*.toml"), key=lambda path: path.stem)
+    }
     return {name: head.lstrip("# ").strip() for name, head in heads.items()}
 
 

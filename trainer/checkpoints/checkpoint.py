@@ -340,7 +340,7 @@ def read_any(
 
 def weights_identity(path: Path) -> dict[str, Any]:
     """SHA-256 of the weights in a run's folder or a file, and a run's step. UserError where there are none."""
-    pointer = read_pointer(path / "checkpoints")
+    pointer = read_pointer(path / "checkpoints") if path.is_dir() else None
     if pointer is not None:
         return {"step": pointer.step, "sha256": pointer.files[weights_name(path, pointer.files, False)]}
     if not path.is_file():

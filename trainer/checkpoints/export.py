@@ -74,6 +74,8 @@ def misfit(model: Model) -> str:
     config, kinds = model.config, tuple(teacher.kind for teacher in model.config.teachers)
     if kinds != tuple(teacher.kind for teacher in RELEASED_TEACHERS):
         return f"teachers other than one of pictures, then one of words; this model has {', '.join(kinds) or 'none'}"
+    if config.streams != "recon":
+        return f'model.streams "{config.streams}": an ablation, which its main model is not'
     if config.block != "released":
         return f'model.block "{config.block}": it would compute the "released" one with these weights'
     if config.patch_width != PATCH_WIDTH:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from recon.trainer.commands.options import DeviceChoice, OverrideOption, numbers
+from recon.trainer.commands.options import DeviceChoice, JsonOption, OverrideOption, answer, numbers
 
 
 class TeachersChoice(StrEnum):
@@ -51,26 +51,37 @@ def pretrain(
     raise typer.Exit(status)
 
 
-def draws(
-    store: Annotated[Path, typer.Option(help="Feature store with pictures and as many draws as are asked for.")],
+def ablate(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="One of `recon-train ablations`, or a TOML file.")],
+    store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
     run: Annotated[Path, typer.Option(help="Folder for the runs and the result.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = "demo",
-    counts: Annotated[
-        str, typer.Option("--draws", metavar="K,...", help="Numbers of augmented draws to pretrain on.")
-    ] = "1,2,4,8,16",
-    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once with each.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once from each: 0-2.")] = "0-2",
     overrides: OverrideOption = None,
     device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+    json: JsonOption = False,
 ) -> None:
-    """Measure how many cached draws it takes: K of them against teachers that run on every step, by both probes.
+    """Pretrain and probe the arms of an ablation from several seeds, and set them beside each other.
 
     The same command again goes on where it was stopped.
     """
-    from recon.trainer.draws import measure_draws
+    from recon.trainer.ablate import ablate as measure
+    from recon.trainer.ablate import gather
+    from recon.trainer.show.ablation import ablation_table
 
-    ks, chosen = numbers("--draws", counts, least=1), numbers("--seeds", seeds, least=0)
+    chosen, settings = numbers("--seeds", seeds), overrides or []
     console = Console(stderr=True, soft_wrap=True)
-    raise typer.Exit(measure_draws(console, store, run, recipe, overrides or [], ks, chosen, device.value))
+    if status := measure(console, store, run, name, recipe, settings, chosen, device.value):
+        raise typer.Exit(status)
+    result = gather(run, name, recipe, settings, chosen)
+    answer(result if json else ablation_table(result).splitlines())
 
 
-COMMANDS = (pretrain, draws)
+def ablations() -> None:
+    """List the shipped ablations."""
+    from recon.trainer.ablate import list_ablations
+
+    answer([f"{name:14}  {description}" for name, description in list_ablations().items()])
+
+
+COMMANDS = (pretrain, ablate, ablations)

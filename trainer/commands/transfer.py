@@ -1,9 +1,9 @@
-"""Commands that train downstream: fine-tuning, few-shot, part segmentation."""
+"""Commands that train and test downstream: fine-tuning, few-shot, part segmentation."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +13,10 @@ from recon.trainer.commands.options import (
     JsonOption,
     LabelledOption,
     OverrideOption,
+    PrecisionChoice,
     ProbeDevice,
+    ProbePrecision,
+    RefOption,
     answer,
     numbers,
 )
@@ -109,6 +112,56 @@ def fewshot(
         _transfer(store, run, jobs, device, json)
 
 
+def test(
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A downstream run, or a fine-tuned checkpoint.")],
+    store: LabelledOption,
+    ref: RefOption = None,
+    split: TestOption = "test",
+    votes: Annotated[int, typer.Option(min=0, help="Votes a shape; 0 takes it as it is alone.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="How often the voting is repeated.")] = 1,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of a file: the recipe that says how its shapes are taken.")
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Of a file: its outputs' classes in order, or the store's.")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Of a file: folder for the result's file.")
+    ] = None,
+    overrides: OverrideOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    precision: ProbePrecision = PrecisionChoice.float32,
+    json: JsonOption = False,
+) -> None:
+    """Test a fine-tuned or segmentation model on a labelled store, by voting too: mean and best of it told apart."""
+    from recon.pipeline.base.precision import decide
+    from recon.trainer.evaluate.testing import test_weights
+    from recon.trainer.training.pretraining import choose_device
+
+    target = choose_device(device.value)
+    decision = decide(precision.value, target.type, "--precision auto")
+    named = [name for name in classes.split(",") if name]
+    found = test_weights(
+        source, store, target, decision, ref, split, recipe, overrides or [], named, votes, repeats, output
+    )
+    answer(found if json else _tested_lines(found))
+
+
+def _tested_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{name.replace('_', ' '):>30} {100 * found[name]:.2f}"
+        for name in ("accuracy", "instance_miou", "class_miou")
+        if name in found
+    ]
+    voting = found.get("voting", {})
+    for name in (name for name in ("accuracy", "instance_miou", "class_miou") if name in voting):
+        told, what = voting[name], f"{name.replace('_', ' ')}, {voting['votes']} votes"
+        lines.append(f"{what:>30} {100 * told['mean']:.2f} ± {100 * told['std']:.2f} over {told['n']}")
+        if told["n"] > 1:
+            lines.append(f"{'best, chosen on this split':>30} {100 * told['max']:.2f}")
+    return [*lines, f"{'per cent on':>30} {found['split']} of {found['store']}, {found['ref']}"]
+
+
 def _with_protocol(overrides: list[str] | None, protocol: str | None) -> list[str]:
     return [*(overrides or []), *([f"task.protocol={protocol}"] if protocol else [])]
 
@@ -148,4 +201,4 @@ def _transfer(store: Path, run: Path, jobs: list[Job], device: DeviceChoice, jso
         answer(result if json else summary_lines(result))
 
 
-COMMANDS = (finetune, fewshot, partseg)
+COMMANDS = (finetune, fewshot, partseg, test)

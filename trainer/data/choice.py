@@ -29,6 +29,16 @@ def held_out(rows: NDArray[np.int64], category: NDArray[np.int64], share: float,
     return chosen
 
 
+def shared(rows: NDArray[np.int64], category: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """[N] whether a row is among `share` of its category's, rounded, and one at the least; arguments as `held_out`."""
+    bits = random_bits(stream(seed, "share"), torch.from_numpy(rows)).numpy()
+    chosen = np.zeros(len(rows), np.bool_)
+    for number in np.unique(category):
+        places = np.flatnonzero(category == number)
+        chosen[places[np.argsort(bits[places])][: max(1, round(share * len(places)))]] = True
+    return chosen
+
+
 def few_shot_categories(numbers: NDArray[np.int64], way: int, fold: int, seed: int) -> NDArray[np.int64]:
     """`way` of a data set's categories `numbers`, for a fold, ascending. UserError where there are fewer."""
     if way > len(numbers):

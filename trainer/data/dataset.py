@@ -17,7 +17,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Points, Ref, Targets, Text
 from recon.trainer.config import DataConfig
 from recon.trainer.data.cache import cached_array
-from recon.trainer.data.choice import few_shot_categories, few_shot_rows, held_out
+from recon.trainer.data.choice import few_shot_categories, few_shot_rows, held_out, shared
 from recon.trainer.data.parts import load_parts
 from recon.trainer.data.points import farthest_order, farthest_points, stored_frame
 from recon.trainer.data.reading import check_finite
@@ -206,9 +206,10 @@ def chosen_rows(
         chosen = few_shot_categories(numbers, config.way, config.fold, seed)
         setting, count = ("data.queries", config.queries) if test else ("data.shot", config.shot)
         return few_shot_rows(rows, category, chosen, count, config.fold, seed, setting, store.registry.categories)
-    if config.hold_out and not test:
-        return rows[~held_out(rows, category, config.hold_out, seed)]
-    return rows
+    if test:
+        return rows
+    kept = ~held_out(rows, category, config.hold_out, seed) & shared(rows, category, config.share, seed)
+    return rows[kept]
 
 
 def _points(
@@ -268,7 +269,10 @@ def _check_settings(
         raise UserError(f"data.num_points: {config.num_points} asked for, the store holds {num_points} a shape")
     for num_draws, _, num_views, _ in images:
         if not config.online and config.draws and max(config.draws) >= num_draws:
-            raise UserError(f"data.draws: no draw {max(config.draws)}; the store holds 0 to {num_draws - 1}")
+            raise UserError(
+                f"data.draws: no draw {max(config.draws)}; the store holds 0 to {num_draws - 1}; set features.draws = "
+                f"{max(config.draws) + 1} in its manifest (the clean picture is one) and run `recon-pipeline features`"
+            )
         if config.views > num_views:
             raise UserError(f"data.views: {config.views} asked for, the store holds {num_views} a shape")
     if config.captions != "class" and not any((text.captions >= 0).any() for text in texts):

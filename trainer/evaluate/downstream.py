@@ -40,6 +40,8 @@ class Examples:
     points: Tensor
     """[N, num_points, 3] the farthest points of each, in the frame that `data.normalize` asks for"""
 
+    classes: NDArray[np.int64]
+    """[outputs] the category that each output of a classifier stands for"""
     labels: PartLabels | None = None
     """Of segmentation, what there is to tell apart"""
     parts: NDArray[np.int64] | None = None
@@ -66,12 +68,13 @@ def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str,
         kept = np.isin(data.row, chosen_rows(store, data.row, data.numbers, config, test=True))
         data = replace(data, row=data.row[kept], category=data.category[kept])
     points = test_points(data, config)
+    own = np.arange(len(data.categories))
     if not parts:
-        return Examples(data, points)
+        return Examples(data, points, own)
     labels = load_parts(store, ref, data.categories, data.numbers)
     stored = labels.read(data.row).astype(np.int64)
     order = farthest_order(data.points, data.row, config.num_points)
-    return Examples(data, points, labels, np.take_along_axis(stored, order, axis=1))
+    return Examples(data, points, own, labels, np.take_along_axis(stored, order, axis=1))
 
 
 def test_points(data: Labelled, config: DataConfig) -> Tensor:
@@ -97,7 +100,7 @@ def measure_classifier(
     model: Classifier, examples: Examples, device: torch.device, precision: Precision = "float32"
 ) -> dict[str, Any]:
     """Overall accuracy, and the confusion matrix [true][predicted]."""
-    predicted = predict(model, examples.points, device, precision).argmax(dim=1).numpy()
+    predicted = examples.classes[predict(model, examples.points, device, precision).argmax(dim=1).numpy()]
     truth = examples.data.category
     return {
         "accuracy": float(np.mean(predicted == truth)),
@@ -106,10 +109,12 @@ def measure_classifier(
 
 
 @torch.inference_mode()
-def predict_parts(
+def likely_parts(
     model: Segmenter, examples: Examples, device: torch.device, precision: Precision = "float32"
-) -> NDArray[np.int64]:
-    """[N, num_points] the likeliest part of each point among those its shape's category has, as in the release."""
+) -> Tensor:
+    """Log-probabilities [N, num_points, num_parts] float32 on the CPU; -inf for parts that a shape's category lacks, as
+    in the release's test.
+    """
     assert examples.labels is not None, "examples without parts"
     categories = torch.from_numpy(examples.data.category)
     possible = torch.from_numpy(examples.labels.of_category)
@@ -117,9 +122,8 @@ def predict_parts(
     for points, category in zip(torch.split(examples.points, BATCH), torch.split(categories, BATCH), strict=True):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             likely = model(points.to(device), category.to(device)).float().cpu()
-        found.append(likely.masked_fill_(~possible[category][:, None], -torch.inf).argmax(dim=-1))
-    predicted: NDArray[np.int64] = torch.cat(found).numpy()
-    return predicted
+        found.append(likely.masked_fill_(~possible[category][:, None], -torch.inf))
+    return torch.cat(found)
 
 
 def measure_segmenter(
@@ -127,7 +131,7 @@ def measure_segmenter(
 ) -> dict[str, Any]:
     """As `part_measures` of the examples' points."""
     assert examples.labels is not None and examples.parts is not None, "examples without parts"
-    predicted, data = predict_parts(model, examples, device, precision), examples.data
+    predicted, data = likely_parts(model, examples, device, precision).argmax(dim=-1).numpy(), examples.data
     return part_measures(predicted, examples.parts, data.category, examples.labels.of_category, data.categories)
 
 

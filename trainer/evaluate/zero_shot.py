@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from recon.trainer.evaluate.features import (
     write_result,
 )
 from recon.trainer.evaluate.labelled import Labelled
+from recon.trainer.model.teaching import Teacher
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,8 @@ def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
     UserError where no pair does.
     """
     learnt, teachers = _learnt_teachers(run, probe), probe.config.model.teachers
-    kinds = [[teacher for teacher in teachers if teacher.kind == kind] for kind in ("image", "text")]
-    for seeing, reading in itertools.product(*kinds):
-        recipes = learnt[seeing.name]["recipe"], learnt[reading.name]["recipe"]
-        if one_space(*recipes, seeing.dim, reading.dim):
-            return seeing.name, reading.name
+    if pair := next(_pairs(learnt, teachers), None):
+        return pair
     had = [
         f"{learnt[each.name]['teacher']!r} ({each.kind}, tap {learnt[each.name]['recipe'].get('tap')!r})"
         for each in teachers
@@ -121,6 +120,19 @@ def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
         f"zero-shot needs one space for pictures and words: {run} was trained on {' and '.join(had) or 'no teacher'}, "
         "which are not two towers of one CLIP; train with both of one, tap 'pooled'"
     )
+
+
+def spaces_shared(data: Mapping[str, Any], teachers: Sequence[Teacher]) -> bool:
+    """Whether a student of these teachers can be measured so; `data` is the record of what it is trained on."""
+    return any(_pairs(data["teachers"], teachers))
+
+
+def _pairs(learnt: Mapping[str, Any], teachers: Sequence[Teacher]) -> Iterator[tuple[str, str]]:
+    kinds = [[teacher for teacher in teachers if teacher.kind == kind] for kind in ("image", "text")]
+    for seeing, reading in itertools.product(*kinds):
+        recipes = learnt[seeing.name]["recipe"], learnt[reading.name]["recipe"]
+        if one_space(*recipes, seeing.dim, reading.dim):
+            yield seeing.name, reading.name
 
 
 def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:

@@ -1,0 +1,230 @@
+"""`recon-train ablate`: every arm trained and probed, gone on with where it stopped, gathered into one result."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import shutil
+import signal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
+from recon.pipeline.teachers import load_teacher
+from recon.trainer.ablate import ablate, difference, list_ablations, load_ablation
+from recon.trainer.commands.options import numbers
+from recon.trainer.config import load_config
+from recon.trainer.data.dataset import load_dataset
+from recon.trainer.evaluate.svm import run_svm
+from recon.trainer.show.ablation import ablation_figure, ablation_table
+from recon.trainer.training.pretraining import pretrain
+from tests import trainer_store as tiny
+from tests.results_files import result_of
+from tests.test_trainer_cli import run_main
+from tests.test_trainer_loop import CPU, QUIET, assert_same_run, stop_after
+
+ARMS = """
+axis = "draws"
+[[arms]]
+name = "On line"
+set = ["data.online=true", "data.draws=[]"]
+[[arms]]
+name = "1"
+x = 1
+set = ["data.draws=[1]"]
+[[arms]]
+name = "no text"
+set = ['data.teachers=["image"]']
+"""
+
+
+@pytest.fixture(scope="module")
+def store(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the suite's small store, of one clean and one augmented draw, that a trainer may write to."""
+    return shutil.copytree(small_store, tmp_path_factory.mktemp("ablate") / "small.zarr")
+
+
+@pytest.fixture(scope="module")
+def recipe(clip_config: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    settings = tiny.RECIPE.replace("[data]", f'[data]\nweights = "{clip_config.parent}"')
+    path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
+    path.write_text(settings.replace("epochs = 3", "epochs = 2"))
+    return str(path)
+
+
+def written(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def refusal(store: Path, folder: Path, name: str, recipe: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as refused:
+        ablate(QUIET, store, folder, name, recipe, overrides, [0], "cpu")
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.slow
+def test_arms_seeds_and_result(
+    store: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("recon.trainer.data.online.load_teacher", lru_cache(load_teacher))  # it takes a second
+    folder, arms = tmp_path / "out", written(tmp_path / "arms.toml", ARMS)
+    command = ["ablate", arms, "--store", str(store), "--run", str(folder), "--recipe", recipe, "--seeds", "4,5"]
+    command += ["--device", "cpu"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert run_main(patch, *command) == 128 + signal.SIGINT
+    assert not (folder / "ablation.json").exists()
+    capsys.readouterr()
+    assert run_main(monkeypatch, *command) == 0
+    assert capsys.readouterr().out == (folder / "ablation.md").read_text()
+    found = sorted(str(path.relative_to(folder)) for path in folder.glob("*/*"))
+    assert found == [f"{name}/seed-{seed}" for name in ("1", "no-text", "on-line") for seed in (4, 5)]
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
+        f"ablation.{kind}" for kind in ("csv", "json", "md", "png")
+    ]
+
+    result = json.loads((folder / "ablation.json").read_text())
+    assert list(result["arms"]) == ["On line", "1", "no text"]
+    assert "zero_shot_accuracy" not in result["arms"]["no text"]  # nothing to name classes by
+    for arm in result["arms"].values():
+        assert list(arm["svm_accuracy"]["values"]) == ["4", "5"]
+    lines = list(csv.DictReader(io.StringIO((folder / "ablation.csv").read_text())))
+    assert len(lines) == 2 * (2 + 2 + 1)
+    svm = result_of(folder / "on-line" / "seed-5", "svm")
+    assert result["arms"]["On line"]["svm_accuracy"]["values"]["5"] == svm["svm_accuracy"]
+
+    # An arm is what its own commands make.
+    settings = ["data.draws=[1]", "run.seed=5"]
+    assert pretrain(QUIET, store, tmp_path / "alone", recipe, settings, device="cpu") == 0
+    assert_same_run(tmp_path / "alone", folder / "1" / "seed-5")
+    assert (
+        run_svm(tmp_path / "alone", store, CPU)["confusion"] == result_of(folder / "1" / "seed-5", "svm")["confusion"]
+    )
+
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*")}
+    assert run_main(monkeypatch, *command, "--json") == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("done before") == 6 and json.loads(shown.out)["seeds"] == [4, 5]
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*")}
+    shutil.copytree(folder / "1" / "seed-4", folder / "1" / "seed-0")
+    assert "optim.epochs was 2" in refusal(store, folder, arms, recipe, "optim.epochs=3")
+
+
+@pytest.mark.slow
+def test_what_an_arm_cannot_do_is_said_before_any_trains(store: Path, recipe: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = refusal(store, out, "draws", recipe)
+    assert said.startswith("arm '2': data.draws: no draw 2; the store holds 0 to 1; set features.draws = 3 in its mani")
+    bad = written(tmp_path / "bad.toml", '[[arms]]\nname = "a"\nset = ["model.widht=3"]\n')
+    assert "arm 'a': --set model.widht=3" in refusal(store, out, bad, recipe)
+    assert "run.seed" in refusal(store, out, "block", recipe, "run.seed=3")
+    assert not out.exists()
+
+
+def test_several_processes_would_train_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert "leave torchrun out" in refusal(tmp_path, tmp_path / "out", "block", "demo")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("strems", None, "did you mean 'streams'"),
+        ("x.toml", None, "cannot be read"),
+        ("x.toml", "arms = 3", "arms"),
+        ("x.toml", "arms = []", "arms"),
+        ("x.toml", '[[arms]]\nname = "a"\n[[arms]]\nname = "A!"\n', "two arms are called 'a'"),
+        ("x.toml", '[[arms]]\nname = "a"\nsets = []\n', "arms.0.sets"),
+    ],
+)
+def test_a_file_that_does_not_fit(name: str, text: str | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / name if name.endswith(".toml") else Path(name)
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_ablation(str(path))
+
+
+def test_every_shipped_ablation_has_settings_that_are_settings() -> None:
+    assert {"streams", "block", "mask-ratio", "mask-type", "decoder-depth", "teachers", "draws", "data-scaling"} == {
+        *list_ablations()
+    }
+    for name in list_ablations():
+        ablation = load_ablation(name)
+        configs = [load_config("demo", arm.settings) for arm in ablation.arms]
+        assert len({str(config) for config in configs}) == len(configs), name
+        assert bool(ablation.axis) == any(arm.x is not None for arm in ablation.arms)
+
+
+def test_a_smaller_share_lies_in_a_larger_one(store: Path) -> None:
+    opened, rows = FeatureStore.open(store), []
+    for share in (0.01, 0.4, 0.7, 1.0):
+        config = load_config("demo", [f"data.share={share}", "data.num_points=64"]).data
+        dataset = load_dataset(opened, config)
+        rows.append({*dataset.row.tolist()})
+        assert len({*dataset.category.tolist()}) == 3  # one of each at the least
+    assert [len(each) for each in rows] == [3, 3, 6, 9]
+    assert all(small <= large for small, large in itertools.pairwise(rows))
+
+
+@pytest.mark.parametrize("text", ["", "1,", "a", "0,1", "1.5", "3-1"])
+def test_numbers_are_whole_and_large_enough(text: str) -> None:
+    with pytest.raises(UserError, match=r"--draws .*: write whole numbers from 1 on"):
+        numbers("--draws", text, least=1)
+
+
+def test_numbers_are_sorted_and_different() -> None:
+    assert numbers("--seeds", "2, 0,2", least=0) == [0, 2]
+    assert numbers("--seeds", "5,0-2", least=0) == [0, 1, 2, 5]
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    found = difference({"0": 0.5, "1": 0.9}, {"0": 0.4, "1": 0.6})
+    assert found["mean"] == pytest.approx(0.2) and found["std"] == pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert found["within"] is False
+    assert difference({"0": 0.5, "1": 0.5}, {"0": 0.4, "1": 0.6})["within"] is True
+    assert difference({"0": 0.5}, {"0": 0.4})["within"] is None
+
+
+def result(axis: str) -> dict[str, Any]:
+    def arm(x: float | None, *values: float) -> dict[str, Any]:
+        told = {"values": {str(seed): value for seed, value in enumerate(values)}, "n": len(values)}
+        told |= {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+        return {"x": x, "curve": "", "svm_accuracy": told, "seconds": 60.4, "settings": []}
+
+    arms = {"a$b": arm(None, 0.5, 0.7), "two|three": arm(2.0, 0.8, 0.8), "four": arm(4.0, 0.9, 0.7)}
+    arms["four"]["difference"] = {"svm_accuracy": {"mean": 0.2, "std": 0.3, "within": True}}
+    return {
+        "ablation": "x", "description": "Y.", "axis": axis, "arms": arms, "seeds": [0, 1], "recipe": "demo",
+        "overrides": ["data.views=1"], "num_test": 200, "num_categories": 4, "svm_accuracy_random_init": 0.3,
+        "teacher_zero_shot_accuracy": None, "config": {"optim": {"epochs": 3, "batch_size": 16}},
+        "precision": {"used": "float32"}, "data": {"num_rows": 100}, "machine": {"processor": "P"},
+    }  # fmt: skip
+
+
+def test_the_table_gives_mean_spread_and_difference() -> None:
+    table = ablation_table(result(""))
+    assert "| a$b | 60.0 ± 14.1 |  | 60 |" in table
+    assert "| four | 80.0 ± 14.1 | +20.0 ± 30.0, within the spread | 60 |" in table
+    assert "--set data.views=1" in table and "zero-shot" not in table
+    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {5}
+
+
+@pytest.mark.parametrize("axis", ["", "d$raws"])
+def test_the_figure_is_one_for_the_same_numbers(axis: str) -> None:
+    figure = ablation_figure(result(axis))
+    assert figure == ablation_figure(result(axis))
+    picture = Image.open(io.BytesIO(figure))
+    assert picture.width > 400 and len(np.unique(np.asarray(picture.convert("L")))) > 10

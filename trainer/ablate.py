@@ -1,0 +1,277 @@
+"""Ablations: the same pretraining in several arms and from several seeds, probed alike, and set beside each other.
+
+FOLDER/<arm>/seed-0/                  a run, with its probes' results
+FOLDER/ablation.json, .csv, .md, .png every accuracy; mean and spread an arm, and the difference to the first arm
+
+An ablation is a TOML file: settings an arm, never a copy of the model.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.machine import cores, processor
+from recon.pipeline.store import FeatureStore
+from recon.trainer.checkpoints.checkpoint import check_same, read_record
+from recon.trainer.config import Config, config_from_dict, config_to_dict, load_config, with_teachers
+from recon.trainer.data.batches import count_steps
+from recon.trainer.data.dataset import load_dataset
+from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.evaluate.results import read_results, summarize
+from recon.trainer.evaluate.svm import run_svm
+from recon.trainer.evaluate.zero_shot import run_zero_shot, spaces_shared
+from recon.trainer.show.ablation import ablation_figure, ablation_table
+from recon.trainer.training.peers import launched
+from recon.trainer.training.pretraining import choose_device, pretrain
+
+ABLATIONS = Path(__file__).parent / "ablations"
+MEASURES = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
+"""What counts of each probe's result."""
+
+
+class Arm(BaseModel):
+    """One of the forms that are compared."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str = Field(min_length=1)
+    settings: list[str] = Field(default=[], alias="set")
+    """As `--set` takes them"""
+    x: float | None = None
+    """Where it lies on the ablation's axis"""
+    curve: str = ""
+    """Of several curves over that axis, which it belongs to"""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return re.sub(r"[^\w.]+", "-", self.name, flags=re.ASCII).strip("-").lower()
+
+
+class Ablation(BaseModel):
+    """What a file of `trainer/ablations/`, or one's own, says."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    arms: list[Arm] = Field(min_length=1)
+    axis: str = ""
+    """What `x` of the arms is"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm from one seed."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    overrides: list[str]
+    config: Config
+    probes: tuple[str, ...]
+
+
+def list_ablations() -> dict[str, str]:
+    """Name of every shipped ablation -> the first line of its file."""
+    paths = sorted(ABLATIONS.glob("*.toml"), key=lambda path: path.stem)
+    return {path.stem: path.read_text("utf-8").partition("\n")[0].lstrip("# ").strip() for path in paths}
+
+
+def load_ablation(name: str) -> Ablation:
+    """A shipped ablation by name, or a TOML file. UserError for what is not there or does not fit."""
+    path, known = Path(name), list_ablations()
+    if path.suffix != ".toml":
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(
+                f"ablate {name}: unknown; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+            )
+        path = ABLATIONS / f"{name}.toml"
+    try:
+        ablation = Ablation.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    folders = [arm.folder for arm in ablation.arms]
+    if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
+        raise UserError(f"{path}: two arms are called {twice[0]!r}; give them names that differ")
+    return ablation
+
+
+def ablate(
+    console: Console,
+    store: Path,
+    folder: Path,
+    name: str,
+    recipe: str,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    device: str = "auto",
+) -> int:
+    """Pretrain and probe every arm from every seed; 0, or 128 + the signal that stopped it.
+
+    What is finished is not done again, what was interrupted goes on. Every arm is measured by the SVM and, where its
+    pictures and words share a space, by zero-shot. UserError before the first step of the first arm for what any of
+    them cannot do: settings, a store that lacks a teacher or a draw, a folder that holds other settings' runs.
+    """
+    if launched():
+        raise UserError("ablate: its runs are of one process; leave torchrun out")
+    for override in overrides:
+        if override.partition("=")[0].strip() == "run.seed":
+            raise UserError(f"--set {override}: --seeds sets run.seed; leave it out")
+    ablation, target = load_ablation(name), choose_device(device)
+    runs = _plan(FeatureStore.open(store), folder, ablation, recipe, overrides, seeds)
+    for number, run in enumerate(runs, 1):
+        told = f"run {number} of {len(runs)}: {run.arm.name}, seed {run.seed}"
+        if _is_finished(run):
+            console.print(f"{told}: done before", highlight=False, markup=False)
+            continue
+        console.print(told, highlight=False, markup=False)
+        begun = (run.folder / "config.json").is_file()
+        if status := pretrain(console, store, run.folder, recipe, run.overrides, resume=begun, device=device):
+            return status
+        run_svm(run.folder, store, target)
+        if "zeroshot" in run.probes:
+            run_zero_shot(run.folder, store, target)
+    return 0
+
+
+def _plan(
+    store: FeatureStore, folder: Path, ablation: Ablation, recipe: str, overrides: Sequence[str], seeds: Sequence[int]
+) -> list[Run]:
+    """Every arm's runs, seed by seed, all checked."""
+    runs, probes = [], {}
+    for arm in ablation.arms:
+        try:
+            config = load_config(recipe, [*overrides, *arm.settings])
+            dataset = load_dataset(store, config.data)
+            count_steps(len(dataset), config.optim.batch_size, config.data)
+            with_teachers(config, dataset.teachers)
+        except UserError as error:
+            raise UserError(f"arm {arm.name!r}: {error}") from error
+        probes[arm.name] = ("svm", "zeroshot") if spaces_shared(dataset.record, dataset.teachers) else ("svm",)
+    for seed in seeds:
+        for arm in ablation.arms:
+            settings = [*overrides, *arm.settings, f"run.seed={seed}"]
+            place = folder / arm.folder / f"seed-{seed}"
+            run = Run(arm, seed, place, settings, load_config(recipe, settings), probes[arm.name])
+            if (place / "config.json").is_file():
+                _check_begun(run)
+            runs.append(run)
+    return runs
+
+
+def _check_begun(run: Run) -> None:
+    record = read_record(run.folder)
+    teachers = config_from_dict(record["config"], str(run.folder / "config.json")).model.teachers
+    check_same(run.folder, with_teachers(run.config, teachers), {})
+
+
+def _is_finished(run: Run) -> bool:
+    """Whether the probes measured a run's last weights."""
+    if not (run.folder / "checkpoints" / "last.json").is_file():
+        return False
+    newest, found = newest_checkpoint(run.folder), _results(run.folder)
+    return all(probe in found and found[probe]["checkpoint"] == newest for probe in run.probes)
+
+
+def _results(run: Path) -> dict[str, dict[str, Any]]:
+    """What was measured of a run, by protocol."""
+    return {result["protocol"]: result for result in read_results(run)}
+
+
+def gather(folder: Path, name: str, recipe: str, overrides: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Gather the runs' results into FOLDER/ablation.json, .csv, .md and .png; the first of them.
+
+    UserError where two runs of one arm were made of different data.
+    """
+    ablation = load_ablation(name)
+    arms, records = {}, {}
+    for arm in ablation.arms:
+        runs = {seed: folder / arm.folder / f"seed-{seed}" for seed in seeds}
+        records[arm.name] = [read_record(run) for run in runs.values()]
+        if any(record["data"] != records[arm.name][0]["data"] for record in records[arm.name]):
+            raise UserError(f"{folder / arm.folder}: its runs were made of different data; delete one and run again")
+        found = {seed: _results(run) for seed, run in runs.items()}
+        values = {
+            measure: summarize({seed: found[seed][probe][measure] for seed in seeds})
+            for probe, measure in MEASURES.items()
+            if all(probe in results for results in found.values())
+        }
+        seconds = [json.loads((run / "training.json").read_text("utf-8"))["seconds"] for run in runs.values()]
+        arms[arm.name] = {
+            "settings": arm.settings,
+            "x": arm.x,
+            "curve": arm.curve,
+            **values,
+            "seconds": statistics.fmean(seconds),
+            "num_rows": records[arm.name][0]["data"]["num_rows"],
+        }
+    first = next(iter(arms.values()))
+    for other in list(arms.values())[1:]:
+        other["difference"] = {
+            measure: difference(other[measure]["values"], first[measure]["values"])
+            for measure in MEASURES.values()
+            if measure in other and measure in first
+        }
+    record, last = records[ablation.arms[0].name][0], _results(folder / ablation.arms[0].folder / f"seed-{seeds[0]}")
+    result = {
+        "ablation": name,
+        "description": list_ablations().get(name, ""),
+        "axis": ablation.axis,
+        "arms": arms,
+        "seeds": list(seeds),
+        "recipe": recipe,
+        "overrides": list(overrides),
+        "num_test": last["svm"]["num_test"],
+        "num_categories": len(last["svm"]["categories"]),
+        "svm_accuracy_random_init": last["svm"]["svm_accuracy_random_init"],
+        "teacher_zero_shot_accuracy": last.get("zeroshot", {}).get("teacher_zero_shot_accuracy"),
+        "config": config_to_dict(load_config(recipe, overrides)),
+        "precision": record["precision"],
+        "data": record["data"],
+        "versions": record["versions"],
+        "git_commit": record["git_commit"],
+        "machine": {"processor": processor(), "cores": cores(), "threads": torch.get_num_threads()},
+    }
+    write_atomically(folder / "ablation.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(folder / "ablation.csv", _csv(arms))
+    write_atomically(folder / "ablation.md", ablation_table(result))
+    write_atomically(folder / "ablation.png", ablation_figure(result))
+    return result
+
+
+def difference(values: Mapping[str, float], first: Mapping[str, float]) -> dict[str, Any]:
+    """What an arm has more than the first one, seed by seed: mean, standard deviation, and whether the mean is within
+    it. Of one seed there is no spread to judge by, and `within` is null.
+    """
+    pairs = [values[seed] - first[seed] for seed in first]
+    mean, several = statistics.fmean(pairs), len(pairs) > 1
+    spread = statistics.stdev(pairs) if several else 0.0
+    return {"mean": mean, "std": spread, "within": abs(mean) <= spread if several else None}
+
+
+def _csv(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["arm", "seed", "measure", "value"])
+    for name, arm in arms.items():
+        for measure in MEASURES.values():
+            for seed, value in arm.get(measure, {"values": {}})["values"].items():
+                writer.writerow([name, seed, measure, repr(value)])
+    return out.getvalue()
