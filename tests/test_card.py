@@ -14,7 +14,7 @@ from recon.pipeline.base.errors import UserError
 from recon.trainer.config import Config, TaskConfig, config_from_dict, load_config
 from recon.trainer.show.card import make_card
 from tests import trainer_store as tiny
-from tests.test_table import DIGEST, HOSTILE, add_result, make_run, settings, summary
+from tests.test_table import DIGEST, HOSTILE, add_result, make_run, settings, summary, voting
 from tests.test_trainer_cli import run_main
 
 TEACHER = {"kind": "image", "teacher": "vit", "key": "tk", "digest": "td", "recipe": {"weights": "sha-of-teacher"}}
@@ -84,6 +84,10 @@ def test_the_card_of_a_downstream_run_has_the_spread_of_its_seeds(tmp_path: Path
     usual = "recon-train finetune --store stores/modelnet40_fps.zarr --from PRETRAINED --run runs/fine"
     assert command == f"{usual} {wanted}"
     assert "optimistic" in section(card, "Limits") and "one seed" not in section(card, "Limits")
+    add_result(run, "full_10votes", "modelnet40_mine", accuracy=0.9, selection="test", voting=voting(0.9, 0.91), seed=1)
+    *_, again, plain, voted = ["", *fenced(make_card(run), "sh").splitlines()]
+    tested = "recon-train test runs/fine/pretrained/seed-1 --store stores/modelnet40_mine.zarr --split test"
+    assert (again, voted, plain) == (command, f"{tested} --votes 10 --repeats 2", tested)
     (tmp_path / "recipe.toml").write_text(fenced(card, "toml"))
     assert load_config(str(tmp_path / "recipe.toml")).task == TaskConfig("classify", selection="test")
 

@@ -280,6 +280,7 @@ def _again(told: Told) -> Iterator[str]:
                 yield f"recon-train {command} --run {run} --store {_store(each[1])} --split {_word(each[2])}{ema}"
     else:
         yield _downstream(told, store, run)
+        yield from _tests(told, run)
     yield "```"
     if config.task.kind != "pretrain" and data.get("pretrained"):
         yield ""
@@ -297,9 +298,18 @@ def _downstream(told: Told, store: str, run: str) -> str:
         )
     if fold and config.task.kind == "classify":
         return f"recon-train fewshot {usual} --folds {fold[1]}"
-    splits = dict.fromkeys(each.split for each in told.alone)
+    splits = dict.fromkeys(each.split for each in told.alone if not each.votes and each.ref == data["ref"])
     command = "partseg" if config.task.kind == "segment" else "finetune"
     return f"recon-train {command} {usual} --seeds {config.run.seed} --split {_word(next(iter(splits), 'test'))}"
+
+
+def _tests(told: Told, run: str) -> Iterator[str]:
+    """What was tested besides: by voting, or on other data."""
+    inner, known = "/".join(_arm(told.run)), told.record["data"]["ref"]
+    for ref, split, votes, repeats in dict.fromkeys((it.ref, it.split, it.votes, it.repeats) for it in told.alone):
+        if votes or ref != known:
+            voting = f" --votes {votes} --repeats {repeats}" if votes else ""
+            yield f"recon-train test {run}/{_word(inner)} --store {_store(ref)} --split {_word(split)}{voting}"
 
 
 def _made_with(told: Told) -> Iterator[str]:
