@@ -179,6 +179,11 @@ def test_from_training_to_table_and_card(
     assert re.search(r"\| weights \| \d\.\d\d M values, step 6, sha256 [0-9a-f]{64} \|", card)
     seed = tmp_path / "fine" / "pretrained" / "seed-1"
     assert run_main(monkeypatch, "card", str(seed), "-o", str(tmp_path / "CARD.md")) == 0
+    assert run_main(monkeypatch, "test", str(seed), *usual, "--votes", "2", "--repeats", "2") == 0
+    capsys.readouterr()
+    assert run_main(monkeypatch, "table", str(seed), "--format", "csv") == 0
+    told = [line.rpartition("; ")[2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert told == ["no voting", "mean of 2 repetitions of 2 votes", "best on these shapes of 2 repetitions of 2 votes"]
     card = (tmp_path / "CARD.md").read_text()
     assert "| all its seeds |" in card and "| pretrained on | tiny |" in card and str(tmp_path) not in card
 

@@ -178,8 +178,8 @@ def test_voting_is_told_apart_with_its_mean_and_its_best(tmp_path: Path) -> None
     usual = "2048 points; 1 seed; last epoch; "
     assert [(row["mean"], row["std"], row["what differs"]) for row in rows] == [
         ("90.00", "", usual + "no voting"),
-        ("93.00", "2.65", usual + "10 votes, mean of 3 repetitions"),
-        ("96.00", "", usual + "10 votes, best, on these shapes, of 3 repetitions"),
+        ("93.00", "2.65", usual + "mean of 3 repetitions of 10 votes"),
+        ("96.00", "", usual + "best on these shapes of 3 repetitions of 10 votes"),
     ]
     other = make_run(tmp_path / "other", settings("finetune-scanobjectnn", "task.pretrained=x", "run.seed=1"), name)
     add_result(other, "full_10votes", name, **told, **last, voting=voting(0.97, 0.97, 0.97), seed=1, num_train=11416)

@@ -141,7 +141,7 @@ def _conditions(each: Measured, known: DataSet | None) -> Iterator[str]:
             "unknown": "epoch chosen in a way unknown here",
         }.get(each.selection, f"selection {each.selection}")
     if each.votes and each.repeats > 1:
-        yield f"{each.votes} votes, {'best, on these shapes,' if each.best else 'mean'} of {each.repeats} repetitions"
+        yield f"{'best on these shapes' if each.best else 'mean'} of {each.repeats} repetitions of {each.votes} votes"
     elif each.votes:
         yield f"{each.votes} votes"
     elif each.task in (CLASSIFICATION, PARTS):
