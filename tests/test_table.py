@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.config import config_to_dict, load_config
+from recon.trainer.evaluate.results import summarize
 from recon.trainer.show.formats import latex, markdown, one_line
 from recon.trainer.show.table import PUBLISHED, make_table
 from tests.test_trainer_cli import run_main
@@ -28,10 +29,10 @@ def settings(recipe: str = "recon-base", *overrides: str) -> dict[str, Any]:
     return config_to_dict(load_config(recipe, overrides))
 
 
-def make_run(run: Path, config: dict[str, Any], ref: str = "shapenet55", **more: Any) -> Path:
+def make_run(run: Path, config: dict[str, Any], ref: str = "shapenet55", num_rows: int = 8, **more: Any) -> Path:
     """A run's folder with what `table` reads of it and no weights."""
     (run / "results").mkdir(parents=True)
-    data = {"ref": ref, "splits": ["train"], "num_rows": 8, "teachers": {}}
+    data = {"ref": ref, "splits": ["train"], "num_rows": num_rows, "teachers": {}}
     data["points"] = {"key": "k", "digest": "trained-on"}
     record = {"config": config, "data": data, "versions": {}, "git_commit": None, **more}
     (run / "config.json").write_text(json.dumps(record))
@@ -162,14 +163,58 @@ def test_part_segmentation_by_both_means(tmp_path: Path) -> None:
     assert rows[1]["what differs"] == "2048 points; 2 seeds; last epoch; no voting"
 
 
+def voting(*values: float) -> dict[str, Any]:
+    return {"votes": 10, "repeats": len(values), "accuracy": summarize(dict(enumerate(values)))}
+
+
+def test_voting_is_told_apart_with_its_mean_and_its_best(tmp_path: Path) -> None:
+    config, told = settings("finetune-scanobjectnn", "task.pretrained=x"), {"num_points": 2048, "num_test": 2882}
+    name, last = "scanobjectnn_pb_t50_rs", {"accuracy": 0.9, "selection": "last"}
+    run = make_run(tmp_path / "run", config, name, num_rows=11416)
+    add_result(run, "full", name, **told, **last, num_train=11416)
+    add_result(run, "full_tested", name, **told, **last)
+    add_result(run, "full_10votes", name, **told, **last, voting=voting(0.91, 0.92, 0.96))
+    rows = of_ours(cells(run))
+    usual = "2048 points; 1 seed; last epoch; "
+    assert [(row["mean"], row["std"], row["what differs"]) for row in rows] == [
+        ("90.00", "", usual + "no voting"),
+        ("93.00", "2.65", usual + "mean of 3 repetitions of 10 votes"),
+        ("96.00", "", usual + "best on these shapes of 3 repetitions of 10 votes"),
+    ]
+    other = make_run(tmp_path / "other", settings("finetune-scanobjectnn", "task.pretrained=x", "run.seed=1"), name)
+    add_result(other, "full_10votes", name, **told, **last, voting=voting(0.97, 0.97, 0.97), seed=1, num_train=11416)
+    rows = of_ours(cells(run, other))
+    assert [(row["mean"], row["std"]) for row in rows] == [("90.00", "0.00"), ("95.00", "2.83"), ("96.50", "0.71")]
+
+
+def test_a_checkpoint_file_stands_by_its_sum(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    name = "scanobjectnn_obj_bg"
+    told = {"num_points": 2048, "num_test": 581, "selection": "unknown", "checkpoint": {"sha256": "0123456789ab"}}
+    add_result(tmp_path, "classify_10votes", name, **told, accuracy=0.95, voting=voting(0.96))
+    rows = cells(tmp_path)
+    assert [row["mean"] for row in rows[:2]] == ["95.35", "95.18"]
+    told_, usual = "epoch chosen in a way unknown here", "2048 points; 1 seed; "
+    assert [(row["model"], row["mean"], row["what differs"]) for row in of_ours(rows)] == [
+        ("weights 01234567", "95.00", f"{usual}{told_}; no voting"),
+        ("weights 01234567", "96.00", f"{usual}{told_}; 10 votes"),
+    ]
+
+
 def test_results_of_other_weights_are_left_out_and_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", settings())
     add_result(run, "svm", "modelnet40_fps", svm_accuracy=0.5)
     (run / "checkpoints").mkdir()
     pointer = {"step": 2, "files": {"step-2.safetensors": "other"}}
     (run / "checkpoints" / "last.json").write_text(json.dumps(pointer))
+    with pytest.raises(UserError, match="other weights now"):
+        make_table([run], "csv")
+    add_result(run, "zeroshot", "modelnet40_fps", zero_shot_accuracy=0.5, checkpoint={"step": 2, "sha256": "other"})
     text, notes = make_table([run], "csv")
-    assert len(text.splitlines()) == 1 and len(notes) == 1 and str(run) in notes[0] and "svm" in notes[0]
+    assert "linear SVM" not in text and len(notes) == 1 and str(run) in notes[0] and "svm" in notes[0]
+    empty = make_run(tmp_path / "empty", settings())
+    again, notes = make_table([empty, run], "csv")
+    assert again == text and notes[0].startswith(f"{empty}: nothing was measured yet")
 
 
 def test_shapes_that_were_trained_on_are_told(tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def table(
     _write(text, output)
 
 
+def card(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file in place of standard output.")] = None,
+) -> None:
+    """Write a run's model card: recipe, data and their licences, teachers, scores, how to make it again, limits."""
+    from recon.trainer.show.card import make_card
+
+    _write(make_card(run), output)
+
+
 def _write(text: str, output: Path | None) -> None:
     """On standard output, or into a file."""
     from recon.pipeline.base.files import write_atomically
@@ -104,4 +114,4 @@ def _write(text: str, output: Path | None) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}", markup=False)
 
 
-COMMANDS = (export, recipes, config, sizes, compare, table)
+COMMANDS = (export, recipes, config, sizes, compare, table, card)

@@ -36,11 +36,9 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], form: Form
         csv.writer(buffer, lineterminator="\n").writerows([header, *([_for_csv(cell) for cell in row] for row in rows)])
         return buffer.getvalue()
     if form == "latex":
-        lines = [" & ".join(map(latex, row)) + r" \\" for row in (header, *rows)]
-        columns = "l" * len(header)
-        return "\n".join(
-            [rf"\begin{{tabular}}{{{columns}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]
-        ) + "\n"  # fmt: skip
+        first, *others = (" & ".join(map(latex, row)) + r" \\" for row in (header, *rows))
+        begin = rf"\begin{{tabular}}{{{'l' * len(header)}}}"
+        return "\n".join([begin, r"\hline", first, r"\hline", *others, r"\hline", r"\end{tabular}", ""])
     lines = [f"| {' | '.join(map(markdown, row))} |" for row in (header, *rows)]
     return "\n".join([lines[0], f"|{' --- |' * len(header)}", *lines[1:]]) + "\n"
 

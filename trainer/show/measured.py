@@ -18,6 +18,7 @@ from recon.trainer.model.settings import SIZES
 CLASSIFICATION, SVM, ZERO_SHOT, PARTS = "classification", "linear SVM", "zero-shot", "part segmentation"
 TASKS = {
     **dict.fromkeys(("full", "linear", "mlp3", "peft"), CLASSIFICATION),
+    "classify": CLASSIFICATION,
     "svm": SVM,
     "zeroshot": ZERO_SHOT,
     "partseg": PARTS,
@@ -63,6 +64,14 @@ class Measured:
     drawn: bool = False
     """Whether the folds were drawn here, not published"""
     ema: bool = False
+    votes: int = 0
+    """Votes a shape; 0: none"""
+    repeats: int = 1
+    """Repetitions of the voting"""
+    best: bool = False
+    """Whether it is the best of the repetitions, not their mean"""
+    spread: float | None = None
+    """Standard deviation over the repetitions"""
     seen: bool = False
     """Whether the model was trained on the split it was measured on"""
     same: str = ""
@@ -75,32 +84,41 @@ class Measured:
 
     @property
     def std(self) -> float | None:
-        """In per cent, of a sample; None of a single number."""
-        return 100 * float(summarize(dict(self.numbers))["std"]) if len(self.numbers) > 1 else None
+        """In per cent, of a sample: over seeds or folds, of a single one over repetitions; None where there is none."""
+        if len(self.numbers) > 1:
+            return 100 * float(summarize(dict(self.numbers))["std"])
+        return None if self.spread is None else 100 * self.spread
 
 
 def read_measured(folders: Sequence[Path]) -> tuple[list[Measured], list[str]]:
     """What the folders of runs and of several seeds hold, and notes on results that do not count.
 
     Results of runs that differ in nothing but the seed are one, with their spread. UserError for a folder that is
-    neither, that holds no result, or whose files cannot be read.
+    neither, where nothing at all was measured, and for files that cannot be read.
     """
     found: list[Measured] = []
     notes: list[str] = []
     for folder in folders:
-        summed, run = (folder / "summary.json").is_file(), (folder / "config.json").is_file()
-        if not summed and not run:
+        before = len(found) + len(notes)
+        summed = (folder / "summary.json").is_file()
+        found += of_summary(folder) if summed else ()
+        if (folder / "config.json").is_file() or (folder / "results").is_dir():
+            found += of_run(folder, notes)
+        elif not summed:
             raise UserError(f"{folder}: holds neither a run (config.json) nor a summary of several (summary.json)")
-        mine = [*(_of_summary(folder) if summed else ()), *(_of_run(folder, notes) if run else ())]
-        if not mine and not any(str(folder) in note for note in notes):
-            raise UserError(f"{folder}: nothing was measured yet; `recon-train svm --run {folder} --store S` does")
-        found += mine
+        if len(found) + len(notes) == before:
+            notes.append(f"{folder}: nothing was measured yet; `svm`, `zeroshot` or, of a downstream run, `test` does")
+    if not found:
+        raise UserError(". ".join(notes))
     return _merged(found), notes
 
 
-def _of_run(run: Path, notes: list[str]) -> Iterator[Measured]:
-    """Each result of a run's folder; those of weights it no longer holds become notes."""
-    record = read_record(run)
+def of_run(run: Path, notes: list[str]) -> Iterator[Measured]:
+    """Each result of a run's folder, or of the folder that a checkpoint file's went to.
+
+    Those of weights that the run no longer holds become notes.
+    """
+    record = read_record(run) if (run / "config.json").is_file() else {}
     held = _held(run)
     for result in read_results(run):
         if held and result["checkpoint"]["sha256"] not in held:
@@ -123,33 +141,38 @@ def _held(run: Path) -> set[str]:
 
 
 def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[Measured]:
-    config, protocol, split = record["config"], str(result["protocol"]), str(result.get("split", "test"))
+    """`record`: of the run; empty of a checkpoint file, which says neither how it was made nor of what."""
+    config, data, split = record.get("config", {}), record.get("data", {}), str(result.get("split", "test"))
+    protocol = re.sub(r"_(tested|\d+votes)$", "", str(result["protocol"]))
     setting = re.fullmatch(r"fewshot_(\w+)_(\d+)way_(\d+)shot_fold(\d+)", protocol)
     fold = re.fullmatch(r"fold(\d+)-test", split)
     task, number = TASKS.get(protocol, protocol), int(result["seed"])
     if setting:
         task, number = f"few-shot {setting[2]}-way {setting[3]}-shot", int(setting[4])
     elif fold and task == CLASSIFICATION:
-        task, number = few_shot(int(result["num_test"]), int(result["num_train"])), int(fold[1])
-    downstream, data = config.get("task", {}).get("kind", "pretrain") != "pretrain", record["data"]
-    own = (result["ref"], result["digests"]["points"]) == (data["ref"], data["points"]["digest"])
+        task, number = (
+            few_shot(int(result["num_test"]), int(result.get("num_train", data.get("num_rows", 0)))),
+            int(fold[1]),
+        )
+    downstream = task not in (SVM, ZERO_SHOT)
+    own = bool(data) and (result["ref"], result["digests"]["points"]) == (data["ref"], data["points"]["digest"])
     told = Measured(
         where=str(run),
         task=task,
         ref=str(result["ref"]),
         measure="",
-        model=model_words(config),
+        model=model_words(config) if config else f"weights {str(result['checkpoint']['sha256'])[:8]}",
         numbers=((number, 0.0),),
         num_points=int(result["num_points"]),
         split=split,
         num_test=result.get("num_test"),
-        num_train=result.get("num_train"),
-        selection=str(result.get("selection", "last")) if downstream else "",
+        num_train=result.get("num_train", data.get("num_rows") if downstream else None),
+        selection=str(result.get("selection", "unknown")) if downstream else "",
         folds=bool(setting or fold),
         drawn=bool(setting),
         ema=bool(result["checkpoint"].get("ema")),
         seen=own and bool({*split.split("+")} & {*data["splits"]}),
-        same=digest_of([protocol, result["ref"], result["digests"], _but_seed(config, bool(fold))]),
+        same=digest_of([protocol, result["ref"], result["digests"], _but_seed(config, bool(fold))]) if config else "",
     )
     for name, (measure, whose) in MEASURES.items():
         # Points named rightly are no published measure of segmentation.
@@ -158,17 +181,33 @@ def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) 
             model = f"{told.model}{whose}"
             count = result.get(f"num_test_{named}", told.num_test) if named else told.num_test
             yield replace(told, measure=measure, model=model, num_test=count, numbers=((number, float(result[name])),))
+    yield from _voted(told, result.get("voting", {}))
 
 
-def _of_summary(folder: Path) -> Iterator[Measured]:
-    """Each arm of a folder that finetune, fewshot or partseg wrote."""
+def _voted(told: Measured, voting: Mapping[str, Any]) -> Iterator[Measured]:
+    """By voting: the mean over its repetitions, and apart from it the best, which is chosen on the shapes tested."""
+    ((number, _),) = told.numbers
+    for name, (measure, _) in MEASURES.items():
+        if name not in voting or (told.task, name) == (PARTS, "accuracy"):
+            continue
+        found, repeats = voting[name], int(voting["repeats"])
+        each = replace(told, measure=measure, votes=int(voting["votes"]), repeats=repeats)
+        spread = float(found["std"]) if repeats > 1 else None
+        yield replace(each, numbers=((number, float(found["mean"])),), spread=spread)
+        if repeats > 1:
+            yield replace(each, numbers=((number, float(found["max"])),), best=True)
+
+
+def of_summary(folder: Path, only: str = "") -> Iterator[Measured]:
+    """Each arm of a folder that finetune, fewshot or partseg wrote, or `only` one. UserError if it cannot be read."""
     path = folder / "summary.json"
     try:
         found = json.loads(path.read_text("utf-8"))
         for arm, values in found["arms"].items():
-            yield from _of_arm(folder, found, str(arm), values)
+            if not only or arm == only:
+                yield from _of_arm(folder, found, str(arm), values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); give its command again") from error
+        raise UserError(f"{path}: unreadable ({error!r}); give the command that wrote it again") from error
 
 
 def _of_arm(folder: Path, found: Mapping[str, Any], arm: str, values: Mapping[str, Any]) -> Iterator[Measured]:
@@ -234,14 +273,19 @@ def _but_seed(config: Mapping[str, Any], folds: bool) -> dict[str, Any]:
 
 
 def _merged(found: Sequence[Measured]) -> list[Measured]:
-    """Numbers of one kind but of several seeds as one; what has the seed of another stands by itself."""
+    """Numbers of one kind but of several seeds as one; what has the seed of another stands by itself.
+
+    What `recon-train test` found again of a run is there once.
+    """
     merged: list[Measured] = []
     for each in found:
+        if each in merged:
+            continue
         for place, other in enumerate(merged):
-            alike = each.same and replace(other, where=each.where, numbers=each.numbers) == each
+            alike = each.same and replace(other, where=each.where, numbers=each.numbers, spread=each.spread) == each
             if alike and not {number for number, _ in other.numbers} & {number for number, _ in each.numbers}:
                 numbers = tuple(sorted((*other.numbers, *each.numbers)))
-                merged[place] = replace(other, where=f"{other.where}, {each.where}", numbers=numbers)
+                merged[place] = replace(other, where=f"{other.where}, {each.where}", numbers=numbers, spread=None)
                 break
         else:
             merged.append(each)

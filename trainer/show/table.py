@@ -138,8 +138,13 @@ def _conditions(each: Measured, known: DataSet | None) -> Iterator[str]:
             "last": "last epoch",
             "validation": "best epoch on a validation part",
             "test": "best epoch on the test split",
+            "unknown": "epoch chosen in a way unknown here",
         }.get(each.selection, f"selection {each.selection}")
-    if each.task in (CLASSIFICATION, PARTS):
+    if each.votes and each.repeats > 1:
+        yield f"{'best on these shapes' if each.best else 'mean'} of {each.repeats} repetitions of {each.votes} votes"
+    elif each.votes:
+        yield f"{each.votes} votes"
+    elif each.task in (CLASSIFICATION, PARTS):
         yield "no voting"
     if each.task == ZERO_SHOT:
         yield "prompt ensemble"
