@@ -20,7 +20,7 @@ STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor render features pretrain demo test test-fast soak lint wheel bench bench-kernels bench-pretrain gpu demo-teacher
+.PHONY: help setup doctor render features pretrain demo evaluate test test-fast soak lint wheel bench bench-kernels bench-pretrain gpu demo-teacher
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,16 @@ demo: $(READY)  ## from nothing to runs/demo/report.html: data, features, traini
 	$(BIN)/recon-train svm --store $(STORE) --run $(RUN)
 	$(BIN)/recon-train zeroshot --store $(STORE) --run $(RUN)
 	$(BIN)/recon-train report --store $(STORE) --run $(RUN)
+
+evaluate: $(READY)  ## every protocol, small, from $(RUN) on $(STORE) into $(RUN)-evaluate, one table
+	$(BIN)/recon-train svm --store $(STORE) --run $(RUN)
+	$(BIN)/recon-train zeroshot --store $(STORE) --run $(RUN)
+	for protocol in full linear mlp3 peft; do $(BIN)/recon-train finetune --store $(STORE) --from $(RUN) \
+		--run $(RUN)-evaluate/$$protocol --recipe demo-finetune --protocol $$protocol --scratch || exit 1; done
+	$(BIN)/recon-train fewshot --store $(STORE) --from $(RUN) --run $(RUN)-evaluate/fewshot --recipe demo-fewshot --folds 0-2 --scratch
+	$(BIN)/recon-train partseg --store $(STORE) --from $(RUN) --run $(RUN)-evaluate/partseg --recipe demo-partseg
+	$(BIN)/recon-train report --store $(STORE) --run $(RUN)
+	$(BIN)/recon-train table $(RUN) $(RUN)-evaluate/* | tee $(RUN)-evaluate/table.md
 
 test: $(READY)  ## the whole suite, on every core
 	$(PYTEST)
