@@ -304,3 +304,9 @@ def test_confusion_matrix_grows_with_its_classes() -> None:
         dark = (np.asarray(picture.convert("RGB")).astype(int)[..., 0] < 60).sum()
         assert dark > 500  # the diagonal
     assert widths[1] > 2 * widths[0]
+
+
+def test_a_name_is_no_formula() -> None:
+    names = ["$x^$", "a_b"]
+    assert confusion_matrix([[1, 0], [0, 1]], names)
+    assert loss_curves([{"step": 1, "$x^$": 0.5, "reconstruction": 0.2}], ["$x^$"])

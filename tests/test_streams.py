@@ -12,12 +12,12 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import load_model, save_checkpoint
 from recon.trainer.checkpoints.export import export
-from recon.trainer.config import Config
+from recon.trainer.config import Config, OptimConfig
 from recon.trainer.model.encoder import TwoTowers
 from recon.trainer.model.heads import Classifier, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import Teacher
-from recon.trainer.training.optim import parameter_groups
+from recon.trainer.training.optim import build_optimizer, parameter_groups
 from recon.trainer.training.side_by_side import Copies
 
 TEACHERS = (Teacher("image", "image", 6), Teacher("text", "text", 6))
@@ -115,6 +115,11 @@ def test_checkpoints_copies_and_groups_take_every_form(form: dict[str, object], 
         assert isinstance(twin.encoder, TwoTowers) and twin.encoder.teaching is not model.encoder.teaching
     downstream = Classifier(config, 3)
     downstream.encoder.load_state_dict(model.encoder.state_dict())
+    optimizer = build_optimizer(downstream, OptimConfig(head_lr=10.0))  # as the downstream recipes have it
+    before = [p.detach().clone() for p in downstream.parameters()]
+    downstream(points()).square().sum().backward()
+    optimizer.step()
+    assert any(not torch.equal(p, old) for p, old in zip(downstream.parameters(), before, strict=True))
     with pytest.raises(UserError, match=r"the release has no place for model\.streams"):
         export(tmp_path / "checkpoints" / next(iter(files)), tmp_path / "out.pth")
 
@@ -123,6 +128,7 @@ def test_what_means_nothing_is_refused() -> None:
     for change, said in (
         ({"streams": "two_tower", "self_contrastive": True}, "model.self_contrastive"),
         ({"streams": "two_tower", "stop_gradient": False}, "model.stop_gradient"),
+        ({"streams": "two_tower", "reconstruction": "none"}, "model.reconstruction"),
         ({"streams": "multitask", "stop_gradient": False}, "model.stop_gradient"),
         ({"streams": "three"}, "model.streams"),
     ):

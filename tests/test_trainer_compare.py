@@ -19,7 +19,7 @@ from recon.trainer.show.compare import _names, _read_run, differences, write_com
 from recon.trainer.show.figures import overlaid_curves
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
-from tests.results_files import result_of
+from tests.results_files import result_of, result_path
 from tests.test_trainer_cli import run_main
 from tests.test_trainer_loop import CPU, QUIET, metrics
 
@@ -142,3 +142,18 @@ def test_sizes_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr("recon.trainer.model.sizes.count_step", lambda *_: 1_230_000_000)
     assert run_main(monkeypatch, "sizes") == 0
     assert re.search(r"tiny +11\.35 \(11\.4\) +2\.43 \(2\.4\) +3\.\d\d +1\.23 +1\.23\n", capsys.readouterr().out)
+
+
+def test_results_on_other_data_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs[1], tmp_path / "run"))
+    path = result_path(run, "svm")
+    own = json.loads(path.read_text())
+    other = own | {"store": "far.zarr", "ref": "x", "svm_accuracy": 0.125, "split": "val"}
+    path.with_name("svm-z.json").write_text(json.dumps(other | {"digests": {"points": "another"}}))
+    down = own | {"protocol": "full", "accuracy": 0.25}
+    path.with_name("full.json").write_text(json.dumps({k: v for k, v in down.items() if "svm" not in k}))
+    page = tmp_path / "page.html"
+    write_comparison([runs[0], run], page)
+    html = page.read_text()
+    assert "svm_accuracy on far.zarr/x, val" in html and f">{own['svm_accuracy']:.4g}</td>" in html
+    assert "<td>accuracy</td>" in html

@@ -8,7 +8,9 @@ Every protocol of the paper is this: `recon-train finetune` over seeds, `partseg
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import re
 import time
@@ -286,11 +288,12 @@ def summary(folder: Path, jobs: Sequence[Job]) -> dict[str, Any]:
         "versions": versions(),
     }
     write_atomically(folder / "summary.json", json.dumps(result, indent=1) + "\n")
-    lines = [
-        f"{arm},{number},{name},{each[name]!r}"
-        for arm, found in arms.items() for number, each in found.items() for name in names
-    ]  # fmt: skip
-    write_atomically(folder / "summary.csv", "\n".join(["arm,number,measure,value", *lines]) + "\n")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["arm", "number", "measure", "value"])
+    for arm, results in arms.items():
+        writer.writerows([arm, number, name, repr(each[name])] for number, each in results.items() for name in names)
+    write_atomically(folder / "summary.csv", out.getvalue())
     values = {arm: [each[names[0]] for each in found.values()] for arm, found in arms.items()}
     write_atomically(folder / "summary.png", dots(values, f"{names[0].replace('_', ' ')} on {told['split']}"))
     return result

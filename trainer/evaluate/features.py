@@ -24,6 +24,7 @@ from recon.trainer.config import Config
 from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
 from recon.trainer.evaluate import results
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
+from recon.trainer.evaluate.results import per_class
 from recon.trainer.model.recon import ReCon
 
 BATCH = 32
@@ -153,6 +154,7 @@ def write_result(
     `data` is the test split, `keys` those of what was read besides points, by the names of a run's record.
     """
     result = result | {
+        "per_class": per_class(result["confusion"], data.categories),
         "precision": probe.precision.record(),
         "ref": probe.ref.name,
         "split": probe.tested,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.store import FeatureStore
@@ -19,16 +20,18 @@ FORMER = ("svm", "zeroshot")
 
 
 def write_result(run: Path, protocol: str, store: FeatureStore, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a result of `protocol`, e.g. "svm", measured on `store`, and return it as it is kept.
+    """Write a result of `protocol`, e.g. "svm", measured on `store`, and return it as it is kept; `result` may call it
+    otherwise inside.
 
-    `result` names at least `ref`, `split`, `seed` and `digests`. The same measured again takes the place of the last;
-    the digest of the points stands in the file's name, for two stores may be called alike.
+    `result` names at least `ref`, `split`, `seed` and `digests`. The same measured again takes the place of the last. A
+    digest of what it was measured on stands in the file's name, for two stores may be called alike.
     """
     kept = {"protocol": protocol, "store": store.path.resolve().name, **result}
     told = [protocol, *(["ema"] if kept.get("checkpoint", {}).get("ema") else [])]
     told += [kept["store"].removesuffix(".zarr"), kept["ref"], kept["split"], f"seed{kept['seed']}"]
-    name = "-".join(re.sub(r"[^\w.+]+", "_", str(part), flags=re.ASCII) for part in told)
-    write_atomically(run / FOLDER / f"{name}-{kept['digests']['points'][:8]}.json", json.dumps(kept, indent=1) + "\n")
+    name = "-".join(re.sub(r"[^\w.+]+", "_", str(part), flags=re.ASCII)[:60] for part in told)
+    measured_on = digest_of([kept["store"], kept["ref"], kept["split"], kept["digests"]["points"]])[:8]
+    write_atomically(run / FOLDER / f"{name}-{measured_on}.json", json.dumps(kept, indent=1) + "\n")
     return kept
 
 
@@ -52,7 +55,7 @@ def _same_data(former: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = {"split": "test", "seed": 0} | json.loads(path.read_text("utf-8"))  # earlier ones tell neither
         found["checkpoint"]["sha256"], found["digests"]["points"], found["ref"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: unreadable ({error!r}); delete it and measure again") from error

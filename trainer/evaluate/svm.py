@@ -17,7 +17,6 @@ from recon.pipeline.base.precision import Decision
 from recon.trainer.evaluate.features import FLOAT32, Probe, confusion, encode, load_probe, write_result
 from recon.trainer.evaluate.labelled import Labelled
 from recon.trainer.evaluate.linear_svm import fit_linear_svm, predict_linear_svm
-from recon.trainer.evaluate.results import per_class
 
 C = 0.075
 
@@ -76,7 +75,6 @@ def measure_svm(probe: Probe, shapes: Shapes) -> dict[str, Any]:
         predicted = fit_predict(train, shapes.train.category, test)
         result[f"svm_accuracy{suffix}"] = float(np.mean(predicted == shapes.test.category))
         result[f"confusion{suffix}"] = confusion(shapes.test.category, predicted, len(shapes.test.categories))
-    result["per_class"] = per_class(result["confusion"], shapes.test.categories)
     return result
 
 

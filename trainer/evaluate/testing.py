@@ -87,7 +87,11 @@ def test_weights(
     }
     folder = source if is_run else output
     voted = f"{protocol}_{votes}votes" if votes else f"{protocol}_tested"
-    return write_result(folder, voted, opened, result) if folder else {"protocol": voted, "store": store.name, **result}
+    # Of a file its own, which its folder may hold others of; and what may be asked for otherwise the next time.
+    own = [*([] if is_run else [str(identity["sha256"])[:8]]), f"{data.num_points}points"]
+    name = "_".join([voted, *([f"{repeats}times"] if votes else []), *own])
+    told = {"protocol": voted, "store": opened.path.resolve().name, **result}
+    return write_result(folder, name, opened, told) if folder else told
 
 
 def _model_settings(recipe: str | None, overrides: Sequence[str]) -> dict[str, Any]:

@@ -79,13 +79,19 @@ class Student(nn.Module):
         return groups, centers
 
     def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`."""
+        """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`.
+
+        Of two towers queries `[B, T, C]`, without cls, and tokens `[B, G, 2C]`.
+        """
         groups, centers = self.group(points)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers)
         return queries, tokens
 
     def svm_feature(self, points: Tensor) -> Tensor:
-        """Feature of the linear SVM probe, `[B, 2C]`: max over the queries; max plus mean over the local tokens."""
+        """Feature of the linear SVM probe, `[B, 2C]`: max over the queries; max plus mean over the local tokens.
+
+        Of two towers `[B, 3C]`.
+        """
         queries, tokens = self.forward_features(points)
         return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
 

@@ -87,6 +87,8 @@ class ModelConfig:
                 raise ValueError(f"model.{name}: must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.streams != "recon" and not self.stop_gradient:
             raise ValueError(f"model.stop_gradient: streams {self.streams!r} have none; leave it at true")
+        if self.streams == "two_tower" and self.reconstruction == "none":
+            raise ValueError("model.reconstruction: the first of 'two_tower' learns from nothing else; leave it on")
         if self.streams == "two_tower" and self.self_contrastive:
             raise ValueError("model.self_contrastive: streams 'two_tower' have no cls query; leave it out")
 

@@ -9,6 +9,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from recon.trainer.show.figures import plain
+
 mpl.use("Agg")
 
 TITLES = {"svm_accuracy": "linear SVM", "zero_shot_accuracy": "zero-shot"}
@@ -66,7 +68,7 @@ def ablation_figure(result: dict[str, Any]) -> bytes:
         shown = {name: arm for name, arm in arms.items() if measure in arm}
         if result["axis"]:
             _curves(axes, shown, measure)
-            axes.set_xlabel(result["axis"].replace("$", r"\$"), fontsize=9)
+            axes.set_xlabel(plain(result["axis"]), fontsize=9)
         else:
             _dots(axes, shown, measure)
         axes.set_title(f"{TITLES[measure]}, %", fontsize=10)
@@ -86,13 +88,13 @@ def _curves(axes: Axes, arms: dict[str, dict[str, Any]], measure: str) -> None:
     curves: dict[str, list[dict[str, Any]]] = {}
     for place, (name, arm) in enumerate(arms.items()):
         if arm["x"] is None:  # a line to hold the curve against
-            axes.axhline(100 * arm[measure]["mean"], ls=":", color=f"C{place + 5}", label=name.replace("$", r"\$"))
+            axes.axhline(100 * arm[measure]["mean"], ls=":", color=f"C{place + 5}", label=plain(name))
         else:
             curves.setdefault(arm["curve"] or "mean and spread", []).append(arm)
     for index, (name, found) in enumerate(curves.items()):
         x = [arm["x"] for arm in found]
         mean, spread = ([100 * arm[measure][key] for arm in found] for key in ("mean", "std"))
-        axes.errorbar(x, mean, spread, marker="o", capsize=3, color=f"C{index}", label=name.replace("$", r"\$"))
+        axes.errorbar(x, mean, spread, marker="o", capsize=3, color=f"C{index}", label=plain(name))
         for arm in found:
             values = [100 * value for value in arm[measure]["values"].values()]
             axes.plot([arm["x"]] * len(values), values, ls="", marker="_", color=f"C{index}", alpha=0.5)
@@ -103,5 +105,5 @@ def _dots(axes: Axes, arms: dict[str, dict[str, Any]], measure: str) -> None:
         values = [100 * value for value in arm[measure]["values"].values()]
         axes.plot(values, [place] * len(values), "o", color="#2b6cb0", alpha=0.5, markersize=5)
         axes.plot([100 * arm[measure]["mean"]] * 2, [place - 0.3, place + 0.3], color="#1a202c", linewidth=2)
-    axes.set_yticks(range(len(arms)), [name.replace("$", r"\$") for name in arms])
+    axes.set_yticks(range(len(arms)), [plain(name) for name in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,23 +78,32 @@ def differences(records: Iterable[dict[str, Any]]) -> Iterable[Row]:
 def _read_run(path: Path, name: str) -> RunToCompare:
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: no run there (it has no config.json)")
-    lines = read_lines(path)
+    lines, record = read_lines(path), read_record(path)
     training = [line for line in lines if "total" in line]
     if not training:
         raise UserError(f"{path}: has no line of metrics yet")
     probes = [{"step": line["step"], **_accuracies(line)} for line in lines if "total" not in line]
     for found in read_results(path):
         start = {name.removesuffix(RANDOM): value for name, value in found.items() if name.endswith(RANDOM)}
+        where = "" if _on_data_of(found, record) else f" on {found['store']}/{found['ref']}, {found['split']}"
         probes = [
-            {"step": 0, **_accuracies(start)},
+            {"step": 0, **_accuracies(start, where)},
             *probes,
-            {"step": found["checkpoint"]["step"], **_accuracies(found)},
+            {"step": found["checkpoint"]["step"], **_accuracies(found, where)},
         ]
-    return RunToCompare(name, read_record(path), training, probes)
+    return RunToCompare(name, record, training, probes)
 
 
-def _accuracies(found: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in found.items() if "_accuracy" in name}
+def _on_data_of(found: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether a result was measured on the data set trained on, and on its split "test"."""
+    data = record["data"]
+    own = (data["ref"], data["points"]["digest"], "test")
+    return bool((found["ref"], found["digests"]["points"], found["split"]) == own)
+
+
+def _accuracies(found: dict[str, Any], where: str = "") -> dict[str, float]:
+    told = {name: value for name, value in found.items() if "accuracy" in name or name.endswith("_miou")}
+    return {f"{name}{where}": value for name, value in told.items()}
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

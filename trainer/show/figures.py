@@ -18,6 +18,11 @@ from recon.trainer.training.metrics import OTHER_FIELDS
 mpl.use("Agg")
 
 
+def plain(name: str) -> str:
+    """A name as matplotlib writes it as it stands: a `$` would begin mathematics."""
+    return name.replace("$", r"\$")
+
+
 def loss_curves(lines: Sequence[dict[str, Any]], teachers: Sequence[str]) -> bytes:
     """One panel a loss over training steps, from the lines of metrics.jsonl; `teachers` name those of distillation."""
     names = [name for name in ("reconstruction", *teachers, "contrast") if name in lines[-1]] or ["total"]
@@ -26,7 +31,7 @@ def loss_curves(lines: Sequence[dict[str, Any]], teachers: Sequence[str]) -> byt
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         # A run of one line is a point, which a line without a marker would not show.
         axes.plot(steps, [line[name] for line in lines], color="#2b6cb0", marker="o" if len(lines) == 1 else "")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(plain(name), fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -53,11 +58,12 @@ def overlaid_curves(names: Sequence[str], runs: Sequence[Sequence[dict[str, Any]
         for index, (name, lines) in enumerate(zip(names, runs, strict=True)):
             points = [(line["step"], line[field]) for line in lines if field in line]
             # A run of one point would not show without a marker.
-            marker = "o" if len(points) == 1 or "_accuracy" in field else ""
-            axes.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, color=f"C{index}", label=name)
-        axes.set_title(field, fontsize=10)
+            marker = "o" if len(points) == 1 or "accuracy" in field or "_miou" in field else ""
+            curve = zip(*points, strict=True) if points else ([], [])
+            axes.plot(*curve, marker=marker, color=f"C{index}", label=plain(name))
+        axes.set_title(plain(field), fontsize=10)
         axes.set_xlabel("step", fontsize=8)
-        if "_accuracy" not in field:
+        if "accuracy" not in field and "_miou" not in field:
             axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.tick_params(labelsize=7, which="both")
@@ -74,8 +80,9 @@ def confusion_matrix(counts: Sequence[Sequence[int]], categories: Sequence[str])
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(categories)), categories, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(categories)), categories, fontsize=7)
+    names = [plain(name) for name in categories]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel("predicted", fontsize=8)
     axes.set_ylabel("true", fontsize=8)
     for row, column in zip(*np.nonzero(matrix), strict=True):
@@ -110,8 +117,7 @@ def dots(groups: Mapping[str, Sequence[float]], label: str) -> bytes:
     for place, values in enumerate(groups.values()):
         axes.plot(values, [place] * len(values), "o", color="#2b6cb0", alpha=0.5, markersize=5)
         axes.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color="#1a202c", linewidth=2)
-    # A `$` in a name would begin mathematics.
-    axes.set_yticks(range(len(groups)), [name.replace("$", r"\$") for name in groups], fontsize=8)
+    axes.set_yticks(range(len(groups)), [plain(name) for name in groups], fontsize=8)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel(label, fontsize=8)
     axes.tick_params(axis="x", labelsize=7)

@@ -49,7 +49,8 @@ def _hasten_cls(optimizer: torch.optim.AdamW, model: nn.Module, head: dict[str, 
     rate times what does not depend on the rate, so stretching it afterwards is the same.
     """
     named = dict(model.named_parameters())
-    queries = {named[f"encoder.query_{kind}"] for kind in ("token", "position")}
+    # Two towers have no cls query: none of these names.
+    queries = {named[name] for name in ("encoder.query_token", "encoder.query_position") if name in named}
     slow = [(p, group) for group in optimizer.param_groups for p in group["params"] if p in queries]
     before: list[Tensor] = []
 

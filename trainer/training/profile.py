@@ -17,6 +17,7 @@ from rich.console import Console
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from recon.pipeline.base.files import write_atomically
+from recon.trainer.model.encoder import TwoTowers
 from recon.trainer.training.loop import Trainer
 from recon.trainer.training.side_by_side import torch_threads
 
@@ -121,11 +122,13 @@ def _wrap_parts(times: PartTimes, trainer: Trainer) -> None:
         times.wrap("model", trainer, "forward")
         return
     model = trainer.model
+    encoder = model.encoder
+    towers = (encoder.rebuilding, encoder.teaching) if isinstance(encoder, TwoTowers) else (encoder,)
     for part, owner, name in (
         ("model", model, "forward"),
         ("grouping", model, "group"),
-        ("embedding", model.encoder.patch_embed, "forward"),
-        ("encoder", model.encoder, "forward"),
+        *(("embedding", tower.patch_embed, "forward") for tower in towers),
+        *(("encoder", tower, "forward") for tower in towers),
         ("decoder", model.decoder, "forward"),
         ("losses", model, "forward_losses"),
     ):
