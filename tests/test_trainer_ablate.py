@@ -24,6 +24,7 @@ from recon.trainer.commands.options import numbers
 from recon.trainer.config import load_config
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.svm import run_svm
+from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.show.ablation import ablation_figure, ablation_table
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
@@ -120,6 +121,90 @@ def test_arms_seeds_and_result(
     assert "optim.epochs was 2" in refusal(store, folder, arms, recipe, "optim.epochs=3")
 
 
+TWO = """
+[[arms]]
+name = "a"
+set = ["model.decoder_depth=1"]
+[[arms]]
+name = "b"
+set = ["model.decoder_depth=2"]
+"""
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command on two arms, seed 0 and a tiny store that may be changed; the exit status."""
+    tiny.make_store(tmp_path / "tiny.zarr", text_dim=tiny.IMAGE_DIM)
+    (tmp_path / "tiny.toml").write_text(tiny.RECIPE)
+    arms = written(tmp_path / "two.toml", TWO)
+
+    def call(*more: str, folder: str = "out", patch: pytest.MonkeyPatch = monkeypatch) -> int:
+        usual = ["--store", str(tmp_path / "tiny.zarr"), "--recipe", str(tmp_path / "tiny.toml"), "--device", "cpu"]
+        return run_main(patch, "ablate", arms, *usual, "--run", str(tmp_path / folder), "--seeds", "0", *more)
+
+    return call
+
+
+def values(folder: Path) -> list[Any]:
+    arms = json.loads((folder / "ablation.json").read_text())["arms"]
+    return [arm[measure]["values"] for arm in arms.values() for measure in ("svm_accuracy", "zero_shot_accuracy")]
+
+
+@pytest.mark.slow
+def test_what_was_measured_half_way_or_elsewhere_is_no_result(
+    two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "tiny.zarr"
+    assert two(folder="whole") == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert two(patch=patch) == 128 + signal.SIGINT
+    for measure in (run_svm, run_zero_shot):
+        measure(tmp_path / "out" / "a" / "seed-0", store, CPU)
+    assert two() == 0
+    for arm in ("a", "b"):
+        assert_same_run(tmp_path / "out" / arm / "seed-0", tmp_path / "whole" / arm / "seed-0")
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+    # The same weights on another split.
+    run_svm(tmp_path / "out" / "a" / "seed-0", store, CPU, split="train")
+    capsys.readouterr()
+    assert two() == 0
+    assert capsys.readouterr().err.count("done before") == 2
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_store_that_changed_is_said_before_any_trains(
+    two: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert two() == 0
+    shutil.rmtree(tmp_path / "out" / "b")
+    shutil.rmtree(tmp_path / "tiny.zarr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "BROKEN_TARGETS", tiny.BROKEN_TARGETS + 1)
+        tiny.make_store(tmp_path / "tiny.zarr", text_dim=tiny.IMAGE_DIM)
+    capsys.readouterr()
+    assert two() == 1
+    assert "changed since" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "b").exists()
+
+
+def test_what_a_later_arm_meets_is_said_before_any_trains(
+    two: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "b" / "seed-0").mkdir(parents=True)
+    (tmp_path / "out" / "b" / "seed-0" / "notes").touch()
+    assert two() == 1
+    assert "exists and is no run's folder" in capsys.readouterr().err
+    assert two("--set", "model.decoder_depth=3", folder="new") == 1
+    assert "--set model.decoder_depth=3: every arm sets that itself" in capsys.readouterr().err
+    store = FeatureStore.open(tmp_path / "tiny.zarr", write=True)
+    store.group["registry/split"][:] = np.array(["train"] * tiny.NUM_ROWS, np.dtypes.StringDType())
+    assert two(folder="new") == 1
+    assert "arm 'a': " in (told := capsys.readouterr().err) and "has no split 'test'" in told
+    assert not (tmp_path / "out" / "a").exists() and not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_what_an_arm_cannot_do_is_said_before_any_trains(store: Path, recipe: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -158,9 +243,10 @@ def test_a_file_that_does_not_fit(name: str, text: str | None, said: str, tmp_pa
 
 
 def test_every_shipped_ablation_has_settings_that_are_settings() -> None:
-    assert {"streams", "block", "mask-ratio", "mask-type", "decoder-depth", "teachers", "draws", "data-scaling"} == {
-        *list_ablations()
-    }
+    assert [*list_ablations()] == [
+        *("block", "data-scaling", "decoder-depth", "draws", "image-teacher", "mask-ratio", "mask-type", "streams"),
+        "teachers",
+    ]
     for name in list_ablations():
         ablation = load_ablation(name)
         configs = [load_config("demo", arm.settings) for arm in ablation.arms]
@@ -179,6 +265,16 @@ def test_a_smaller_share_lies_in_a_larger_one(store: Path) -> None:
     assert all(small <= large for small, large in itertools.pairwise(rows))
 
 
+def test_no_category_loses_its_share_to_validation(tmp_path: Path) -> None:
+    store = tiny.make_store(tmp_path / "tiny.zarr")
+    for seed in range(8):
+        settings = [f"data.choice_seed={seed}", "data.num_points=64", "data.hold_out=0.5", "data.share=0.01"]
+        dataset = load_dataset(store, load_config("demo", settings).data)
+        assert sorted(dataset.category.tolist()) == [0, 1, 2]
+    with pytest.raises(UserError, match="share: a few-shot fold has"):
+        load_config("demo", ["data.share=0.5", "data.way=2"])
+
+
 @pytest.mark.parametrize("text", ["", "1,", "a", "0,1", "1.5", "3-1"])
 def test_numbers_are_whole_and_large_enough(text: str) -> None:
     with pytest.raises(UserError, match=r"--draws .*: write whole numbers from 1 on"):
@@ -191,11 +287,14 @@ def test_numbers_are_sorted_and_different() -> None:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    found = difference({"0": 0.5, "1": 0.9}, {"0": 0.4, "1": 0.6})
+    found = difference({"0": 0.5, "1": 0.9}, {"0": 0.4, "1": 0.6}, 10)
     assert found["mean"] == pytest.approx(0.2) and found["std"] == pytest.approx(np.std([0.1, 0.3], ddof=1))
     assert found["within"] is False
-    assert difference({"0": 0.5, "1": 0.5}, {"0": 0.4, "1": 0.6})["within"] is True
-    assert difference({"0": 0.5}, {"0": 0.4})["within"] is None
+    assert difference({"0": 0.5, "1": 0.5}, {"0": 0.4, "1": 0.6}, 10)["within"] is True
+    assert difference({"0": 0.5}, {"0": 0.4}, 10)["within"] is None
+    # A shape more from every seed has no spread, and shows nothing either.
+    assert difference({"0": 0.5, "1": 0.6}, {"0": 0.4, "1": 0.5}, 10)["within"] is True
+    assert difference({"0": 0.6, "1": 0.7}, {"0": 0.4, "1": 0.5}, 10)["within"] is False
 
 
 def result(axis: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
@@ -28,11 +29,12 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.machine import cores, processor
 from recon.pipeline.store import FeatureStore
-from recon.trainer.checkpoints.checkpoint import check_same, read_record
-from recon.trainer.config import Config, config_from_dict, config_to_dict, load_config, with_teachers
+from recon.trainer.checkpoints.checkpoint import check_run, check_same, read_pointer, read_record
+from recon.trainer.config import Config, config_to_dict, load_config, with_teachers
 from recon.trainer.data.batches import count_steps
 from recon.trainer.data.dataset import load_dataset
-from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.evaluate.features import FLOAT32, newest_checkpoint, probed_ref
+from recon.trainer.evaluate.labelled import load_labelled
 from recon.trainer.evaluate.results import read_results, summarize
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot, spaces_shared
@@ -82,6 +84,7 @@ class Run:
     overrides: list[str]
     config: Config
     probes: tuple[str, ...]
+    num_steps: int
 
 
 def list_ablations() -> dict[str, str]:
@@ -131,10 +134,13 @@ def ablate(
     """
     if launched():
         raise UserError("ablate: its runs are of one process; leave torchrun out")
-    for override in overrides:
-        if override.partition("=")[0].strip() == "run.seed":
-            raise UserError(f"--set {override}: --seeds sets run.seed; leave it out")
     ablation, target = load_ablation(name), choose_device(device)
+    set_by_arms = [{_key(setting) for setting in arm.settings} for arm in ablation.arms]
+    for override in overrides:
+        if _key(override) == "run.seed":
+            raise UserError(f"--set {override}: --seeds sets run.seed; leave it out")
+        if all(_key(override) in keys for keys in set_by_arms):
+            raise UserError(f"--set {override}: every arm sets that itself; leave it out")
     runs = _plan(FeatureStore.open(store), folder, ablation, recipe, overrides, seeds)
     for number, run in enumerate(runs, 1):
         told = f"run {number} of {len(runs)}: {run.arm.name}, seed {run.seed}"
@@ -151,48 +157,69 @@ def ablate(
     return 0
 
 
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
+
+
 def _plan(
     store: FeatureStore, folder: Path, ablation: Ablation, recipe: str, overrides: Sequence[str], seeds: Sequence[int]
 ) -> list[Run]:
     """Every arm's runs, seed by seed, all checked."""
-    runs, probes = [], {}
+    runs, probes, datasets, steps = [], {}, {}, {}
     for arm in ablation.arms:
         try:
             config = load_config(recipe, [*overrides, *arm.settings])
             dataset = load_dataset(store, config.data)
-            count_steps(len(dataset), config.optim.batch_size, config.data)
+            steps[arm.name] = count_steps(len(dataset), config.optim.batch_size, config.data) * config.optim.epochs
             with_teachers(config, dataset.teachers)
+            _check_tested(store, config)
         except UserError as error:
             raise UserError(f"arm {arm.name!r}: {error}") from error
         probes[arm.name] = ("svm", "zeroshot") if spaces_shared(dataset.record, dataset.teachers) else ("svm",)
+        datasets[arm.name] = dataset
     for seed in seeds:
         for arm in ablation.arms:
             settings = [*overrides, *arm.settings, f"run.seed={seed}"]
             place = folder / arm.folder / f"seed-{seed}"
-            run = Run(arm, seed, place, settings, load_config(recipe, settings), probes[arm.name])
-            if (place / "config.json").is_file():
-                _check_begun(run)
+            run = Run(arm, seed, place, settings, load_config(recipe, settings), probes[arm.name], steps[arm.name])
+            begun = (place / "config.json").is_file()
+            check_run(place, begun, False)
+            if begun:
+                dataset = datasets[arm.name]
+                check_same(place, with_teachers(run.config, dataset.teachers), dataset.record)
             runs.append(run)
     return runs
 
 
-def _check_begun(run: Run) -> None:
-    record = read_record(run.folder)
-    teachers = config_from_dict(record["config"], str(run.folder / "config.json")).model.teachers
-    check_same(run.folder, with_teachers(run.config, teachers), {})
+def _check_tested(store: FeatureStore, config: Config) -> None:
+    """UserError where the SVM could not be fitted or tested."""
+    ref = probed_ref(store, config, None)
+    load_labelled(store, ref, "test")
+    if len(np.unique(load_labelled(store, ref, "train").category)) < 2:
+        raise UserError(f"{store.path}: all finished training shapes are of one category; the SVM needs two or more")
 
 
 def _is_finished(run: Run) -> bool:
-    """Whether the probes measured a run's last weights."""
-    if not (run.folder / "checkpoints" / "last.json").is_file():
+    """Whether a run was trained to the end and its probes measured its last weights."""
+    pointer = read_pointer(run.folder / "checkpoints")
+    if pointer is None or pointer.step < run.num_steps:
         return False
-    newest, found = newest_checkpoint(run.folder), _results(run.folder)
-    return all(probe in found and found[probe]["checkpoint"] == newest for probe in run.probes)
+    found = _results(run.folder)
+    return all(probe in found for probe in run.probes)
 
 
 def _results(run: Path) -> dict[str, dict[str, Any]]:
-    """What was measured of a run, by protocol."""
-    return {result["protocol"]: result for result in read_results(run)}
+    """By protocol, what was found of a run's last weights, in float32, on the test split of what it was trained on: a
+    run may have been measured elsewhere too.
+    """
+    data, newest = read_record(run)["data"], newest_checkpoint(run)
+    return {
+        result["protocol"]: result
+        for result in read_results(run)
+        if (result["ref"], result["split"]) == (data["ref"], "test")
+        and (result["checkpoint"], result["digests"]["points"]) == (newest, data["points"]["digest"])
+        and result["precision"]["used"] == FLOAT32.used
+    }
 
 
 def gather(folder: Path, name: str, recipe: str, overrides: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -222,14 +249,14 @@ def gather(folder: Path, name: str, recipe: str, overrides: Sequence[str], seeds
             "seconds": statistics.fmean(seconds),
             "num_rows": records[arm.name][0]["data"]["num_rows"],
         }
+    record, last = records[ablation.arms[0].name][0], _results(folder / ablation.arms[0].folder / f"seed-{seeds[0]}")
     first = next(iter(arms.values()))
     for other in list(arms.values())[1:]:
         other["difference"] = {
-            measure: difference(other[measure]["values"], first[measure]["values"])
+            measure: difference(other[measure]["values"], first[measure]["values"], last["svm"]["num_test"])
             for measure in MEASURES.values()
             if measure in other and measure in first
         }
-    record, last = records[ablation.arms[0].name][0], _results(folder / ablation.arms[0].folder / f"seed-{seeds[0]}")
     result = {
         "ablation": name,
         "description": list_ablations().get(name, ""),
@@ -256,14 +283,15 @@ def gather(folder: Path, name: str, recipe: str, overrides: Sequence[str], seeds
     return result
 
 
-def difference(values: Mapping[str, float], first: Mapping[str, float]) -> dict[str, Any]:
+def difference(values: Mapping[str, float], first: Mapping[str, float], num_test: int) -> dict[str, Any]:
     """What an arm has more than the first one, seed by seed: mean, standard deviation, and whether the mean is within
-    it. Of one seed there is no spread to judge by, and `within` is null.
+    it, or within one test shape's share. Of one seed there is no spread to judge by, and `within` is null.
     """
     pairs = [values[seed] - first[seed] for seed in first]
     mean, several = statistics.fmean(pairs), len(pairs) > 1
     spread = statistics.stdev(pairs) if several else 0.0
-    return {"mean": mean, "std": spread, "within": abs(mean) <= spread if several else None}
+    least = max(spread, 1 / num_test) + 1e-12  # equal counts may differ in the last bit
+    return {"mean": mean, "std": spread, "within": abs(mean) <= least if several else None}
 
 
 def _csv(arms: Mapping[str, Mapping[str, Any]]) -> str:

@@ -140,6 +140,8 @@ class DataConfig:
             raise ValueError('loader "stream" draws from all points and knows no frame of theirs; use "map"')
         if self.way and self.hold_out:
             raise ValueError("hold_out leaves nothing of a few-shot fold; set it to 0")
+        if self.way and self.share < 1:
+            raise ValueError("share: a few-shot fold has `shot` shapes of each category; set it to 1")
         names = [each.teacher for each in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers: {twice[0]!r} stands there twice; name each teacher once")

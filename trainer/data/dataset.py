@@ -208,8 +208,9 @@ def chosen_rows(
         return few_shot_rows(rows, category, chosen, count, config.fold, seed, setting, store.registry.categories)
     if test:
         return rows
-    kept = ~held_out(rows, category, config.hold_out, seed) & shared(rows, category, config.share, seed)
-    return rows[kept]
+    kept = ~held_out(rows, category, config.hold_out, seed)
+    # A share of what is left, so that no category loses all of it to validation.
+    return rows[kept][shared(rows[kept], category[kept], config.share, seed)]
 
 
 def _points(
