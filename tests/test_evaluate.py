@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from rich.console import Console
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
+from recon.trainer.checkpoints.checkpoint import read_model
 from recon.trainer.config import load_config
 from recon.trainer.data.dataset import load_dataset
+from recon.trainer.data.transforms import normalize
 from recon.trainer.evaluate import features
 from recon.trainer.evaluate.features import (
     Probe,
@@ -35,6 +38,7 @@ from recon.trainer.evaluate.features import (
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.svm import fit_predict, run_svm
 from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
+from recon.trainer.model.recon import ReCon
 from recon.trainer.training.loop import Trainer
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
@@ -400,3 +404,26 @@ def edit_record(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     record = json.loads((run / "config.json").read_text())
     change(record["data"])
     (run / "config.json").write_text(json.dumps(record))
+
+
+def test_zero_shot_by_one_prompt_and_another_mix(run: Path, small_store: Path) -> None:
+    store = FeatureStore.open(small_store)
+    ensemble = run_zero_shot(run, small_store, CPU)
+    templates, text = store.ref().templates, store.text()
+    alone = run_zero_shot(run, small_store, CPU, prompt=templates[3], text_weight=1.0)
+    assert alone["variant"] == f"the one prompt {templates[3]!r}, text weight 1"
+    student, config = read_model(run)
+    assert isinstance(student, ReCon)
+    data = load_labelled(store, store.ref(), "test")
+    far = data.farthest_points(spare_points(config, data.num_stored))
+    points = normalize(random_points(far, data.row, config))
+    with torch.inference_mode():
+        feature = student.zero_shot_feature(points, text_weight=1.0)
+    words = torch.from_numpy(text.feat[text.class_prompts[data.numbers][:, 3]].astype(np.float32))
+    named = torch.nn.functional.cosine_similarity(feature[:, None], words[None], dim=-1).argmax(dim=1).numpy()
+    assert alone["confusion"] == confusion(data.category, named, len(data.categories))
+    names = sorted(path.name for path in (run / "results").glob("zeroshot*"))
+    assert len(names) == 2 and names[1].startswith("zeroshot_prompt3_text1-")
+    both = run_zero_shot(run, small_store, CPU, split="train+test")
+    assert both["num_test"] == ensemble["num_test"] + 9 and both["split"] == "train+test"
+    assert "none of the 60 templates" in refusal(partial(run_zero_shot, prompt="A {category} it is."), run, small_store)

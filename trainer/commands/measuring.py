@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
 from recon.pipeline.base.precision import Decision, decide
@@ -53,12 +54,24 @@ def zeroshot(
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
     ema: EmaOption = False,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEMPLATE", help="One of the ref's templates alone, instead of all of them.")
+    ] = None,
+    text_weight: Annotated[float, typer.Option(help="Of the text query's answer beside the image query's.")] = 0.25,
     json: JsonOption = False,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from recon.trainer.evaluate.zero_shot import run_zero_shot
 
-    _measure(partial(run_zero_shot, split=split, ema=ema), run, store, ref, device, precision, json)
+    _measure(
+        partial(run_zero_shot, split=split, ema=ema, prompt=prompt, text_weight=text_weight),
+        run,
+        store,
+        ref,
+        device,
+        precision,
+        json,
+    )
 
 
 def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None:

@@ -54,8 +54,8 @@ class Probe:
     """What the student was trained on: the data's part of the run's record"""
 
     def split(self, name: str) -> Labelled:
-        """The shapes of one split that have points."""
-        return load_labelled(self.store, self.ref, name)
+        """The shapes that have points of one split, or of several, "train+test"."""
+        return load_labelled(self.store, self.ref, *name.split("+"))
 
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from recon.trainer.evaluate.features import (
 from recon.trainer.evaluate.labelled import Labelled
 from recon.trainer.model.teaching import Teacher
 
+TEXT_WEIGHT = 0.25
+"""The release's share of the text query in its zero-shot feature"""
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -47,6 +51,8 @@ class Shapes:
     """[num_categories, D]"""
     teachers: tuple[str, str]
     """The student's image and text teacher that share the words' space"""
+    text_weight: float = TEXT_WEIGHT
+    """Of the text projection beside the image projection"""
 
 
 def run_zero_shot(
@@ -57,16 +63,20 @@ def run_zero_shot(
     precision: Decision = FLOAT32,
     split: str = "test",
     ema: bool = False,
+    prompt: str | None = None,
+    text_weight: float = TEXT_WEIGHT,
 ) -> dict[str, Any]:
     """Classify a split of a ref by prompts alone: the student, its random start, and the image teacher itself.
 
+    `split` may be two, "train+test". A class is the sum of all its prompts, or `prompt` alone, one of the ref's
+    templates. `text_weight` is that of the text projection beside the image projection.
     The teacher is measured where the store holds its features of the clean views, on the shapes that have them. Writes
     a file of RUN/results/ and returns it. UserError for a missing run, checkpoint, store, ref or split, for a student
     whose teachers do not share one space, and for a store without the words of its text teacher.
     """
     started = time.monotonic()
     probe = load_probe(run, store, device, ref, precision, split, ema)
-    shapes = read_zero_shot(run, probe)
+    shapes = replace(read_zero_shot(run, probe, prompt), text_weight=text_weight)
     result, keys = measure_zero_shot(probe, shapes), {"text": shapes.text.key}
     targets = towers_pictures(probe, shapes.text)
     seen = targets.ok[0, shapes.data.row] if targets else np.zeros(len(shapes.data), np.bool_)
@@ -77,16 +87,24 @@ def run_zero_shot(
         result["num_test_teacher"] = int(seen.sum())
         result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels))
         result["confusion_teacher"] = confusion(labels, predicted, len(shapes.classes))
-    return write_result(run, "zeroshot", probe, shapes.data, keys, result, time.monotonic() - started)
+    name, variant = "zeroshot", []
+    if prompt is not None:
+        number = probe.ref.templates.index(prompt)
+        name, variant = f"{name}_prompt{number}", [f"the one prompt {prompt!r}"]
+    if text_weight != TEXT_WEIGHT:
+        name, variant = f"{name}_text{text_weight:g}", [*variant, f"text weight {text_weight:g}"]
+    result |= {"prompt": prompt, "text_weight": text_weight, "protocol": "zeroshot", "variant": ", ".join(variant)}
+    return write_result(run, name, probe, shapes.data, keys, result, time.monotonic() - started)
 
 
-def read_zero_shot(run: Path, probe: Probe) -> Shapes:
+def read_zero_shot(run: Path, probe: Probe, prompt: str | None = None) -> Shapes:
     """Points and prompts; UserError as for `run_zero_shot`."""
     seeing, reading = shared_space(run, probe)
     text = learnt_words(run, probe, reading)
     data = probe.split(probe.tested)
     far = data.farthest_points(spare_points(probe.config, data.num_stored))
-    points, classes = random_points(far, data.row, probe.config), class_embeddings(text, data.numbers)
+    points = random_points(far, data.row, probe.config)
+    classes = class_embeddings(text, data.numbers, _chosen(probe, prompt))
     return Shapes(data, points, text, classes, (seeing, reading))
 
 
@@ -96,7 +114,7 @@ def measure_zero_shot(probe: Probe, shapes: Shapes) -> dict[str, Any]:
     result: dict[str, Any] = {"num_test": len(shapes.data), "chance": 1 / num_classes}
     seeing, reading = shapes.teachers
     for suffix, student in probe.students().items():
-        feature = partial(student.zero_shot_feature, image=seeing, text=reading)
+        feature = partial(student.zero_shot_feature, image=seeing, text=reading, text_weight=shapes.text_weight)
         features = encode(feature, shapes.points, probe.device, probe.precision.used)
         predicted = classify(torch.from_numpy(features), shapes.classes)
         result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
@@ -170,9 +188,26 @@ def towers_pictures(probe: Probe, text: Text) -> Targets | None:
     return None
 
 
-def class_embeddings(text: Text, numbers: NDArray[np.int64]) -> Tensor:
-    """The sum of each class's prompt features, [C, D] (prompt ensemble); numbers [C] are the classes' in the store."""
-    return torch.from_numpy(text.feat[text.class_prompts[numbers]].astype(np.float32)).sum(dim=1)
+def class_embeddings(text: Text, numbers: NDArray[np.int64], chosen: slice = slice(None)) -> Tensor:
+    """The sum of each class's prompt features, [C, D] (prompt ensemble), or of those `chosen`; numbers [C] are the
+    classes' in the store.
+    """
+    return torch.from_numpy(text.feat[text.class_prompts[numbers][:, chosen]].astype(np.float32)).sum(dim=1)
+
+
+def _chosen(probe: Probe, prompt: str | None) -> slice:
+    """Which of a class's prompts count. UserError for one that the ref has not."""
+    if prompt is None:
+        return slice(None)
+    templates = probe.ref.templates
+    if prompt not in templates:
+        near = difflib.get_close_matches(prompt, templates, n=1, cutoff=0) or ["none"]
+        raise UserError(
+            f"--prompt {prompt!r}: none of the {len(templates)} templates of ref {probe.ref.name!r}, whose nearest is "
+            f"{near[0]!r}; others are class_prompts of its manifest"
+        )
+    place = templates.index(prompt)
+    return slice(place, place + 1)
 
 
 def teacher_feature(targets: Targets, rows: NDArray[np.int64]) -> Tensor:

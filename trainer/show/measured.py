@@ -64,6 +64,8 @@ class Measured:
     drawn: bool = False
     """Whether the folds were drawn here, not published"""
     ema: bool = False
+    variant: str = ""
+    """Of zero-shot: what stands in the place of the prompt ensemble and the release's mix"""
     votes: int = 0
     """Votes a shape; 0: none"""
     repeats: int = 1
@@ -171,6 +173,7 @@ def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) 
         folds=bool(setting or fold),
         drawn=bool(setting),
         ema=bool(result["checkpoint"].get("ema")),
+        variant=str(result.get("variant", "")),
         seen=own and bool({*split.split("+")} & {*data["splits"]}),
         same=digest_of([protocol, result["ref"], result["digests"], _but_seed(config, bool(fold))]) if config else "",
     )

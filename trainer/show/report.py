@@ -128,7 +128,8 @@ def _title(result: Mapping[str, Any]) -> str:
     """A result by its protocol and what it was measured on."""
     average = ", moving average" if result["checkpoint"].get("ema") else ""
     where = "/".join(filter(None, (result["store"], result["ref"])))
-    return f"{result['protocol']} on {where}, {result.get('split', 'test')}{average}"
+    variant = f" ({result['variant']})" if result.get("variant") else ""
+    return f"{result['protocol']}{variant} on {where}, {result.get('split', 'test')}{average}"
 
 
 def _is_told(value: Any) -> bool:

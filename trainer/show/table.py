@@ -147,7 +147,7 @@ def _conditions(each: Measured, known: DataSet | None) -> Iterator[str]:
     elif each.task in (CLASSIFICATION, PARTS):
         yield "no voting"
     if each.task == ZERO_SHOT:
-        yield "prompt ensemble"
+        yield each.variant or "prompt ensemble"
     if each.ema:
         yield "moving average of the weights"
     if each.seen:
