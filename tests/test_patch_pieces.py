@@ -1,4 +1,4 @@
-"""The patch embedding's faster training step beside its plain form: tokens, gradients, batch statistics."""
+"""The faster forms of the model's layers beside their plain ones: tokens, gradients, batch statistics."""
 
 import copy
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from recon.trainer.model import patch_pieces
-from recon.trainer.model.blocks import PatchEmbed
+from recon.trainer.model.blocks import CrossAttention, PatchEmbed, _constant
 from recon.trainer.model.patch_pieces import _Local, _max, _Wide
+from recon.trainer.model.tuning import LoraLinear
 
 
 def embedding(hidden: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> PatchEmbed:
@@ -124,3 +125,61 @@ def test_where_the_plain_form_stays() -> None:
 
     layers.norm1 = Gathered(3).double()
     assert not layers._in_pieces(groups)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    num_group=st.integers(1, 9),
+    size=st.integers(1, 20),
+    hidden=st.sampled_from([4, 12, 32]),
+    piece=st.sampled_from([1, 30, 2048]),
+    seed=st.integers(0, 999),
+)
+def test_in_eval_mode_too(batch: int, num_group: int, size: int, hidden: int, piece: int, seed: int) -> None:
+    layers = embedding(hidden, seed).eval()
+    for norm in (layers.norm1, layers.norm2):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    groups = torch.randn(batch, num_group, size, 3, dtype=torch.float64)
+    kept = torch.arange(num_group).expand(batch, -1)[:, : 1 + num_group // 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patch_pieces, "PIECE", piece)
+        for given_kept in (None, kept):
+            plain = layers(groups, given_kept)  # gradients are asked for
+            with torch.no_grad():
+                torch.testing.assert_close(layers(groups, given_kept), plain.detach(), rtol=1e-10, atol=1e-10)
+    assert plain.requires_grad
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.integers(1, 3), num_query=st.integers(1, 4), length=st.integers(1, 9), heads=st.sampled_from([1, 3]),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+def test_few_queries_need_no_keys(batch: int, num_query: int, length: int, heads: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = CrossAttention(15, heads).double()
+    queries, tokens = torch.randn(batch, num_query, 15).double(), torch.randn(batch, length, 15).double()
+    with torch.no_grad():
+        assert _constant(layer, queries, tokens)
+        found = layer(queries, tokens)
+    torch.testing.assert_close(found, layer(queries, tokens).detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_where_gradients_or_other_layers_are_the_plain_form_stays() -> None:
+    layer, x = CrossAttention(12, 3), torch.randn(2, 3, 12)
+    assert not _constant(layer, x)
+    with torch.no_grad():
+        assert _constant(layer, x)
+        assert not _constant(layer, x, x.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not _constant(layer, x)
+        hook = layer.kv.register_forward_hook(lambda *_: None)
+        assert not _constant(layer, x)
+        hook.remove()
+        LoraLinear.add_to(layer.kv, 1, torch.Generator().manual_seed(0))
+        assert not _constant(layer, x)
+        start = layer(x, x)
+        layer.kv.lora_b.fill_(1)
+        assert not torch.allclose(layer(x, x), start)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recon.trainer.model.patch_pieces import embed_in_pieces
+from recon.trainer.model.patch_pieces import embed_constant, embed_in_pieces
 from recon.trainer.training.distributed import of_batch
 
 POSITION_WIDTH = 128  # hidden width of the position MLP
@@ -54,6 +54,8 @@ class PatchEmbed(nn.Module):
             groups, kept = take(groups, kept), None
         if self._in_pieces(groups):
             return embed_in_pieces(self, groups, kept)
+        if not self.training and type(self.norm1) is nn.BatchNorm1d and _constant(self, groups):
+            return embed_constant(self, groups)
         batch, num_group, group_size, _ = groups.shape
         points = groups.reshape(-1, 3)
         local = self.conv2(F.relu(self.norm1(self.conv1(points)), inplace=True))
@@ -121,8 +123,27 @@ class CrossAttention(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """queries `[B, Q, C]`, tokens `[B, L, C]` -> `[B, Q, C]`."""
+        if self.heads * queries.shape[1] < queries.shape[2] and _constant(self, queries, tokens):
+            return self._of_few(queries, tokens)
         k, v = self.kv(tokens).chunk(2, dim=-1)
         projected: Tensor = self.proj(_attend(self.q(queries), k, v, self.heads))
+        return projected
+
+    def _of_few(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """As `forward`, without a key or a value of any token.
+
+        q . (Wk x) = (Wk^T q) . x and sum a (Wv x) = Wv (sum a x): a head's weights meet its few queries, not its many
+        tokens.
+        """
+        batch, num_query, width = queries.shape
+        heads, each = self.heads, width // self.heads
+        to_key, to_value = self.kv.weight.view(2, heads, each, width)
+        q = self.q(queries).view(batch * num_query, heads, each).transpose(0, 1)
+        asked = (q @ to_key).view(heads, batch, num_query, width).transpose(0, 1).reshape(batch, -1, width)
+        attention = (asked @ tokens.transpose(1, 2)).mul_(each**-0.5).softmax(dim=-1)
+        mixed = (attention @ tokens).view(batch, heads, num_query, width).transpose(0, 1)
+        heard = (mixed.reshape(heads, -1, width) @ to_value.transpose(1, 2)).transpose(0, 1)
+        projected: Tensor = self.proj(heard.reshape(batch, num_query, width))
         return projected
 
 
@@ -269,6 +290,22 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of `q [B, Q, C]` over `k, v [B, L, C]`, each head on its share of the channels: `[B, Q, C]`."""
     q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _constant(module: nn.Module, *inputs: Tensor) -> bool:
+    """Whether `module(*inputs)` is for no gradient, in full precision on a CPU: there are faster forms of that.
+
+    They take the weights of its layers and call none of them, so they are not for layers with hooks or of other classes
+    (low-rank updates).
+    """
+    return (
+        all(x.device.type == "cpu" and torch.finfo(x.dtype).bits >= 32 for x in inputs)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.children())
+        and not any(isinstance(layer, nn.Linear) and type(layer) is not nn.Linear for layer in module.children())
+    )
 
 
 def _scaled(branch: Tensor, scales: Tensor | None, index: int) -> Tensor:
