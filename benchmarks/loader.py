@@ -38,8 +38,9 @@ from recon.pipeline.store.prompts import class_prompts  # noqa: E402
 from recon.pipeline.store.receipts import Receipt  # noqa: E402
 from recon.pipeline.store.records import Column  # noqa: E402
 from recon.trainer.config import DataConfig  # noqa: E402
-from recon.trainer.data.batches import RUN, Batches, Samples, draw, draw_points, in_threads  # noqa: E402
+from recon.trainer.data.batches import Batches, Samples, draw, in_threads  # noqa: E402
 from recon.trainer.data.dataset import Dataset, load_dataset  # noqa: E402
+from recon.trainer.data.points import RUN, draw_points  # noqa: E402
 from recon.trainer.data.stream import StreamBatches  # noqa: E402
 from recon.trainer.data.targets import ImageTargets, TextTargets  # noqa: E402
 from recon.trainer.data.transforms import random_bits, random_subset, stream  # noqa: E402

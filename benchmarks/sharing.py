@@ -75,7 +75,7 @@ def contestant(store: Path, settings: str) -> None:
     trainers, batches = {}, {}
     for form, parts in FORMS.items():
         optim = OptimConfig(epochs=100_000, batch_size=BATCH, accumulate=parts)
-        config = Config(model, data, optim, RunConfig(precision="float32"))
+        config = Config(model=model, data=data, optim=optim, run=RunConfig(precision="float32"))
         trainers[form] = trainer = Trainer(config, dataset, store, torch.device("cpu"))
         batches[form] = trainer.batches.iterate(0, trainer.num_steps)
         with torch_threads(trainer.threads):

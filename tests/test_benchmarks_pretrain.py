@@ -142,7 +142,7 @@ def files_loaded() -> dict[Path, set[str]]:
 def test_torch_and_numpy_suffice() -> None:
     known = {*sys.stdlib_module_names, "recon", "kernel_parts", "pretrain_parts", "torch", "numpy"}
     found = files_loaded()
-    assert ROOT / "recon" / "trainer" / "model.py" in found
+    assert ROOT / "recon" / "trainer" / "model" / "recon.py" in found
     foreign = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path, names in found.items()

@@ -129,7 +129,7 @@ def test_the_command_measures_it_or_says_that_there_is_none(
     shutil.copytree(whole, tmp_path / "with")
     assert run_main(monkeypatch, "svm", *words, str(tmp_path / "with")) == 0
     assert "svm_accuracy" in capsys.readouterr().out
-    assert result_of(tmp_path / "with", "svm")["checkpoint"]["ema"] is True
+    assert result_of(tmp_path / "with", "svm-ema")["checkpoint"]["ema"] is True
 
     last = tmp_path / "with" / "checkpoints" / "last.json"
     pointer = json.loads(last.read_text())

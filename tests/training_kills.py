@@ -74,7 +74,7 @@ class TrainingKiller:
         """In a child: the command, resumed where there is something to resume."""
         from rich.console import Console
 
-        from recon.trainer import loop, pretraining
+        from recon.trainer.training import loop, pretraining
 
         def log(trainer: Any, logged: Any = loop.Trainer.log) -> None:
             logged(trainer)
