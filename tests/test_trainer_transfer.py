@@ -262,7 +262,7 @@ def test_published_folds_are_splits(
         (["--set", "optim.batch_size=64"], "optim.batch_size 64 is more than the 24 rows"),
         (["--set", "task.selection=validation"], 'goes with task.selection "validation"'),
         (["--set", "run.keep_best=svm_accuracy"], "run.keep_best: pretraining's"),
-        (["--split", "val"], "has no split 'val'"),
+        (["--split", "val"], "has no split 'val'; it has test, train. A store made with --limit may lack one"),
         (["--seeds", "a"], "--seeds a: write whole numbers"),
         (["--protocol", "half"], "task.protocol"),
         (["--way", "4", "--folds", "0"], "data.way: 4 categories asked for, the data set has 3"),

@@ -254,7 +254,10 @@ def rows_of_splits(store: FeatureStore, ref: Ref, splits: Sequence[str]) -> tupl
     known = sorted(set(split_of[mine].tolist()))
     for split in splits:
         if split not in known:
-            raise UserError(f"{store.path}: ref {ref.name!r} has no split {split!r}; it has {', '.join(known)}")
+            raise UserError(
+                f"{store.path}: ref {ref.name!r} has no split {split!r}; it has {', '.join(known)}. A store made with "
+                f"--limit may lack one: name those there are (--set 'data.splits=[\"{known[0]}\"]', or --split)"
+            )
     return mine & np.isin(split_of, splits), np.unique(registry.category[mine])
 
 
