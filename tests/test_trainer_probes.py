@@ -125,7 +125,7 @@ def test_a_best_that_no_probe_finds_is_told_before_anything(
 
 def test_the_command_takes_a_split(store: Path, probed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_main(monkeypatch, "svm", "--store", str(store), "--run", str(probed), "--split", "train") == 0
-    found = result_of(probed, "svm")
+    found = result_of(probed, "svm-*-train")
     assert (found["split"], found["num_test"]) == ("train", found["num_train"])
 
 
