@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
@@ -26,8 +24,7 @@ from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data.batches import Batch, Batches, in_threads, workers
 from recon.trainer.data.cache import LOCK
 from recon.trainer.data.dataset import Dataset, load_dataset
-from recon.trainer.data.points import draw_points
-from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
+from recon.trainer.data.transforms import normalize
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.model.teaching import Teacher
@@ -316,40 +313,6 @@ def test_text_targets(store: FeatureStore, captions: str) -> None:
 def test_settings_that_do_not_fit_the_store(store: FeatureStore, config: DataConfig, told: str) -> None:
     with pytest.raises(UserError, match=told):
         load_dataset(store, config)
-
-
-@given(num_stored=st.sampled_from([40, 4096, 4096 + 16, 4096 + 8]), part=st.floats(0.001, 1.0), seed=st.integers(0, 99))
-def test_points_are_drawn_without_replacement(num_stored: int, part: float, seed: int) -> None:
-    num_points = max(int(part * num_stored), 1)
-    xyz = torch.arange(3 * num_stored).view(1, num_stored, 3).expand(3, -1, -1).contiguous()
-    xyz = xyz + torch.arange(3)[:, None, None] * 3 * num_stored  # each value says its row, point and axis
-    keys = random_bits(stream(seed, "keys"), torch.arange(5))
-    samples = torch.tensor([2, 0, 1, 0, 2])
-    drawn = draw_points(xyz, samples, keys, num_points)
-    assert drawn.shape == (5, num_points, 3)
-    point = drawn[..., 0] // 3 - samples[:, None] * num_stored
-    assert (point >= 0).all() and (point < num_stored).all()
-    assert torch.equal(drawn, xyz[samples[:, None], point])
-    assert all(len(set(row.tolist())) == num_points for row in point)
-    # A sample's draw is its key's alone, whatever stands beside it; and another key's is another.
-    assert torch.equal(draw_points(xyz, samples[3:4], keys[3:4], num_points)[0], drawn[3])
-    if num_stored < 4096 or num_stored % 16:
-        assert torch.equal(point, random_subset(keys, num_stored, num_points))
-    elif num_points > 64:
-        assert not torch.equal(point[0], point[1])
-
-
-def test_each_stored_point_is_as_likely_to_be_drawn() -> None:
-    xyz = torch.arange(4096.0)[None, :, None].expand(1, -1, 3).contiguous()
-    keys = random_bits(stream(0, "keys"), torch.arange(4000))
-    point = draw_points(xyz, torch.zeros(4000, dtype=torch.int64), keys, 1000)[..., 0].long()
-    # 62.5 of 256 runs are in a sample; the last half of one is cut off, so a run's later points come a little less.
-    counts = torch.bincount(point.flatten(), minlength=4096).view(256, 16)
-    expected = torch.tensor([63.0] * 8 + [62.0] * 8) / 256 * 4000
-    assert ((counts - expected).abs() < 5.5 * (expected * 0.75).sqrt()).all()
-    # Farthest point sampling starts at the first point.
-    first = torch.bincount(point[:, 0] // 16, minlength=256)
-    assert (first - 4000 / 256).abs().max() < 6 * (4000 / 256) ** 0.5
 
 
 def test_a_batch_larger_than_the_data(store: FeatureStore) -> None:

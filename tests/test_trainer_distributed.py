@@ -138,9 +138,11 @@ CASES: dict[str, dict[str, Any]] = {
     "parts": {"optim__accumulate": 2, "model__mask_type": "block", "optim__clip_grad": 1.0},
     "infonce": {"data__teachers": (TeacherConfig("image", "infonce"), TeacherConfig("text", "cosine"))},
     "alone": {"optim__accumulate": 2, "data__teachers": (), "model__patch_scope": "visible"},
+    "classify": {"task__kind": "classify", "data__teachers": (), "data__scale": (0.7, 1.5), "optim__accumulate": 2},
+    "frozen": {"task__kind": "classify", "task__protocol": "peft", "data__teachers": (), "optim__head_lr": 10.0},
     "unequal": {"run__sync_batchnorm": False},
 }
-"""In "alone" nothing reaches the queries."""
+"""In "alone" nothing reaches the queries, in "frozen" most weights are left as they are."""
 
 
 def as_double(batch: Batch) -> Batch:
@@ -186,7 +188,7 @@ def test_two_processes_compute_what_one_does(store: Path, tmp_path: Path) -> Non
                 # One after another, parts move the running statistics one after another.
                 if name != "unequal" and not ("running" in key or "tracked" in key):
                     torch.testing.assert_close(value, weights[key], rtol=1e-6, atol=1e-6)
-        assert bool(untouched) == (name == "alone")
+        assert bool(untouched) == (name in ("alone", "frozen"))
     for key, value in one["contrast"][1].items():  # the running statistics too
         torch.testing.assert_close(two[0]["contrast"][1][key], value, rtol=1e-6, atol=1e-6)
 

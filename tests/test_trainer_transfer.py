@@ -251,6 +251,12 @@ def test_published_folds_are_splits(
     assert read_record(run)["data"]["splits"] == ["fold1-train"]
     assert result_of(run, "full")["split"] == "fold1-test"
     assert run_main(monkeypatch, "fewshot", *usual, "--folds", "2") == 1
+    assert run_main(monkeypatch, "fewshot", *usual, "--folds", "0", "--shot", "5") == 1
+    other = [word if word != str(tmp_path / "out") else str(tmp_path / "best") for word in usual]
+    best = ["--folds", "0", "--set", "optim.epochs=2", "--set", "task.selection=test"]
+    assert run_main(monkeypatch, "fewshot", *other, *best) == 0  # chosen on the fold's own split
+    chosen = result_of(tmp_path / "best" / "pretrained" / "tiny" / "fold-0", "full")
+    assert (chosen["selection"], chosen["split"]) == ("test", "fold0-test")
 
 
 @pytest.mark.parametrize(
@@ -279,10 +285,57 @@ def test_what_cannot_be_is_said_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_store_without_part_labels(finetune: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_without_part_labels(
+    finetune: Any, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(command="partseg") == 1
+    assert "is a recipe of task.kind 'classify'; 'segment' is needed here" in capsys.readouterr().err
+    Path(recipe).write_text(RECIPE.replace("classify", "segment"))
+    assert finetune() == 1
+    assert "is a recipe of task.kind 'segment'; 'classify' is needed here" in capsys.readouterr().err
     assert finetune(command="partseg") == 1
     assert "ref 'tiny'" in (told := capsys.readouterr().err) and told.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_categories_that_are_tested_and_not_trained_are_named(
+    pretrained: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FeatureStore.open(tiny.make_store(tmp_path / "lacking.zarr").path, write=True)
+    lamps = np.array([row % 3 == 1 for row in range(tiny.NUM_ROWS)])
+    store.group["registry/split"][:] = np.where(lamps, "test", "train").astype(np.dtypes.StringDType())
+    usual = ["--store", str(store.path), "--from", str(pretrained), "--recipe", recipe, "--run", str(tmp_path / "out")]
+    assert run_main(monkeypatch, "finetune", *usual) == 1
+    assert "split 'test' has shapes of lamp, of which no shape of train is finished" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_store_is_not_taken_for_done(
+    finetune: Any, pretrained: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert finetune() == 0
+    other = tiny.make_store(tmp_path / "two.zarr", other=True).path
+    usual = ["--store", str(other), "--from", str(pretrained), "--recipe", recipe, "--run", str(tmp_path / "out")]
+    assert run_main(monkeypatch, "finetune", *usual, "--set", "data.ref=other") == 1
+    capsys.readouterr()
+    again = ["--store", str(tiny.make_store(tmp_path / "far.zarr", text_dim=7).path), *usual[2:]]
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "NUM_ROWS", 27)
+        again[1] = str(tiny.make_store(tmp_path / "less.zarr").path)
+    assert run_main(monkeypatch, "finetune", *again) == 1
+    told = capsys.readouterr().err
+    assert "changed since" in told and "train a new run" in told
+
+
+def test_a_tuned_run_is_a_start_too(
+    finetune: Any, store: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finetune("--protocol", "peft") == 0
+    run = tmp_path / "out" / "pretrained" / "seed-0"
+    usual = ["--store", str(store), "--from", str(run), "--recipe", recipe, "--run", str(tmp_path / "next")]
+    assert run_main(monkeypatch, "finetune", *usual, "--protocol", "linear", "--device", "cpu") == 0
+    assert result_of(tmp_path / "next" / "pretrained" / "seed-0", "linear")
 
 
 def test_another_start_or_other_settings_do_not_mix_in_one_folder(

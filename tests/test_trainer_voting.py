@@ -150,8 +150,9 @@ def test_what_does_not_fit_is_named(
     for source, more, where, said in (
         (run, [], other, "its head knows no mug; it knows chair, lamp, table"),
         (place / "pre", [], other, "a pretrained model without a head"),
-        (run, recipe, other, "leave out --recipe and --classes"),
+        (run, recipe, other, "leave out --recipe, --classes, --set and --output"),
         (place / "released.pth", [*recipe, "--classes", "a,b"], other, "its head has 3 outputs, and 2 classes"),
+        (run, ["--set", "data.normalize=none"], other, "leave out --recipe, --classes, --set and --output"),
         (run, ["--split", "val"], other, "has no split 'val'"),
     ):
         assert test_command(source, *more, where=where) == 1

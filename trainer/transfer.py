@@ -37,20 +37,20 @@ from recon.trainer.checkpoints.checkpoint import (
     weights_identity,
     weights_name,
 )
-from recon.trainer.config import Config, config_to_dict, load_config
+from recon.trainer.config import Config, DataConfig, config_to_dict, load_config
 from recon.trainer.data.batches import count_steps
-from recon.trainer.data.dataset import load_dataset
+from recon.trainer.data.dataset import Dataset
 from recon.trainer.evaluate.downstream import Examples, measure, read_examples
 from recon.trainer.evaluate.features import FLOAT32
 from recon.trainer.evaluate.results import mean_per_class, per_class, read_results, summarize, write_result
 from recon.trainer.show.figures import dots
 from recon.trainer.training.peers import from_rank_0
 from recon.trainer.training.pretraining import choose_device, train
-from recon.trainer.training.tasks import build_model, load_pretrained
+from recon.trainer.training.tasks import build_model, load_data, load_pretrained
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
 MEASURES = ("instance_miou", "class_miou", "accuracy")
-OWN = ("run.seed", "task.pretrained", "data.fold", "data.way", "data.shot")
+OWN = ("run.seed", "run.probe_split", "task.pretrained", "data.fold", "data.way", "data.shot")
 """Settings that the commands make themselves."""
 
 
@@ -81,11 +81,11 @@ def starting_model(source: Path | None) -> dict[str, Any]:
 
 
 def read_settings(recipe: str, overrides: Sequence[str], kind: str, model: Mapping[str, Any]) -> Config:
-    """A recipe's settings for a downstream task. UserError for what the command sets itself."""
+    """A recipe's settings for a downstream task. UserError for what the command sets itself, and another's recipe."""
     for override in overrides:
         if override.partition("=")[0].strip() in OWN:
             raise UserError(f"--set {override}: the command sets {', '.join(OWN)} itself; leave it out")
-    config = load_config(recipe, [f"task.kind={kind}", *overrides], model)
+    config = load_config(recipe, overrides, model)
     if config.task.kind != kind:
         raise UserError(f"{recipe}: is a recipe of task.kind {config.task.kind!r}; {kind!r} is needed here")
     return config
@@ -121,29 +121,40 @@ def _examples(store: FeatureStore, job: Job) -> Examples:
 
 
 def _check(store: FeatureStore, jobs: Sequence[Job]) -> None:
-    """Build what each kind of job needs, without a step."""
+    """Read what every job is trained and tested on, and build what each arm trains, without a step."""
+    records: dict[tuple[DataConfig, str], dict[str, Any]] = {}
     built: set[str] = set()
     for job in jobs:
+        config, data = job.config, (job.config.data, job.split)
+        if data not in records or job.arm not in built:
+            dataset, examples = load_data(store, config), _examples(store, job)
+            count_steps(len(dataset), config.optim.batch_size, config.data)
+            _check_categories(store, dataset, examples, job)
+            records[data] = dataset.record
+            if job.arm not in built:
+                model = build_model(config, dataset)
+                if config.task.pretrained:
+                    load_pretrained(model, config.task.pretrained)
+                built.add(job.arm)
         if (job.run / "config.json").is_file():
             check_run(job.run, True, False)
-            _check_begun(job)
-        config, few_shot = job.config, job.config.data.way > 0
-        if job.arm not in built or few_shot:
-            dataset = load_dataset(store, config.data, config.task.kind == "segment")
-            count_steps(len(dataset), config.optim.batch_size, config.data)
-            read_examples(
-                store, store.ref(config.data.ref or None), config.data, job.split, config.task.kind == "segment"
-            )
-        if job.arm not in built:
-            model = build_model(config, dataset)
-            if config.task.pretrained:
-                load_pretrained(model, config.task.pretrained)
-        built.add(job.arm)
+            _check_begun(job, records[data])
 
 
-def _check_begun(job: Job) -> None:
-    """UserError where a run was begun with other settings or from other weights."""
-    check_same(job.run, job.config, {})
+def _check_categories(store: FeatureStore, dataset: Dataset, examples: Examples, job: Job) -> None:
+    """UserError where shapes of a category are tested and none is trained on."""
+    untaught = np.setdiff1d(examples.data.category, dataset.category.numpy())
+    if len(untaught):
+        names = [dataset.categories[number] for number in untaught]
+        raise UserError(
+            f"{store.path}: split {job.split!r} has shapes of {', '.join(names[:3])}{' and more' * (len(names) > 3)}, "
+            f"of which no shape of {' and '.join(job.config.data.splits)} is finished; see `recon-pipeline status`"
+        )
+
+
+def _check_begun(job: Job, data: dict[str, Any]) -> None:
+    """UserError where a run was begun with other settings, on other data or from other weights."""
+    check_same(job.run, job.config, data)
     began, source = read_record(job.run)["data"].get("pretrained"), job.config.task.pretrained
     if source and began != weights_identity(Path(source)):
         raise UserError(f"{job.run}: began from other weights than {source} holds now; name another --run")
@@ -176,9 +187,7 @@ def chosen_weights(run: Path, config: Config) -> dict[str, Any]:
 def test(job: Job, store: FeatureStore, device: torch.device) -> None:
     """Measure the weights that `task.selection` chooses, and write the result into the run's folder."""
     config, began = job.config, time.monotonic()
-    examples = read_examples(
-        store, store.ref(config.data.ref or None), config.data, job.split, config.task.kind == "segment"
-    )
+    examples = _examples(store, job)
     model = load_model(job.run, best=bool(config.keep_best)).to(device)
     found = measure(model, examples, device)
     write_result(
@@ -211,7 +220,7 @@ def jobs_of_seeds(
 ) -> list[Job]:
     """A job a seed, from the pretrained weights and, for `scratch`, from random ones."""
     return [
-        Job(arm, seed, folder / arm / f"seed-{seed}", _with(config, pretrained, seed), split)
+        Job(arm, seed, folder / arm / f"seed-{seed}", _with(config, pretrained, seed, split), split)
         for arm, pretrained in _arms(source, scratch).items()
         for seed in seeds
     ]
@@ -228,16 +237,18 @@ def jobs_of_folds(
 ) -> list[Job]:
     """A job a few-shot setting (way, shot) and fold.
 
-    The folds are those of the store where its splits are fold0-train, fold0-test and so on, as published ones are; else
-    `data.choice_seed` draws them, shots of `data.splits` and queries of the split "test". UserError for a published
-    fold that is not there.
+    The folds are those of the store where its splits are fold0-train, fold0-test and so on, as published ones are, and
+    `settings` is empty then; else `data.choice_seed` draws them, shots of `data.splits` and queries of the split
+    "test", by default 10 of 5 categories. UserError for a published fold that is not there, and for settings of such.
     """
     ref = store.ref(config.data.ref or None)
     splits = {store.registry.split[row] for row in store.rows(ref)}
     published = any(re.fullmatch(r"fold\d+-train", split) for split in splits)
+    if published and settings:
+        raise UserError(f"--way, --shot: the folds of ref {ref.name!r} are published ones, of a size of their own")
     jobs = []
     for arm, pretrained in _arms(source, scratch).items():
-        for way, shot in settings[:1] if published else settings:
+        for way, shot in settings or [(5, 10)]:
             name = ref.name if published else f"{way}way-{shot}shot"
             for fold in folds:
                 data, split = replace(config.data, way=way, shot=shot, fold=fold), "test"
@@ -245,7 +256,7 @@ def jobs_of_folds(
                     data, split = replace(config.data, splits=(f"fold{fold}-train",)), f"fold{fold}-test"
                     if split not in splits:
                         raise UserError(f"--folds: ref {ref.name!r} of {store.path} has no fold {fold}")
-                each = _with(replace(config, data=data), pretrained, config.run.seed)
+                each = _with(replace(config, data=data), pretrained, config.run.seed, split)
                 jobs.append(Job(f"{arm} {name}", fold, folder / arm / name / f"fold-{fold}", each, split))
     return jobs
 
@@ -255,8 +266,10 @@ def _arms(source: Path | None, scratch: bool) -> dict[str, str]:
     return arms | ({SCRATCH: ""} if scratch or not source else {})
 
 
-def _with(config: Config, pretrained: str, seed: int) -> Config:
-    return replace(config, task=replace(config.task, pretrained=pretrained), run=replace(config.run, seed=seed))
+def _with(config: Config, pretrained: str, seed: int, split: str) -> Config:
+    """The settings of one run; what is measured meanwhile, and may choose the epoch, is the split that is tested on."""
+    run = replace(config.run, seed=seed, probe_split=split)
+    return replace(config, task=replace(config.task, pretrained=pretrained), run=run)
 
 
 def summary(folder: Path, jobs: Sequence[Job]) -> dict[str, Any]:

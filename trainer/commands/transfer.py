@@ -85,11 +85,12 @@ def fewshot(
     source: FromOption = None,
     protocol: ProtocolOption = None,
     ways: Annotated[
-        str, typer.Option("--way", metavar="N,...", help="Categories of a fold, where folds are drawn.")
-    ] = "5",
+        str | None, typer.Option("--way", metavar="N,...", help="Categories of a fold, where folds are drawn; else 5.")
+    ] = None,
     shots: Annotated[
-        str, typer.Option("--shot", metavar="N,...", help="Training shapes of each, where folds are drawn.")
-    ] = "10",
+        str | None,
+        typer.Option("--shot", metavar="N,...", help="Training shapes of each, where folds are drawn; else 10."),
+    ] = None,
     folds: Annotated[str, typer.Option(metavar="N,...", help="Which folds: 0-9 is all ten.")] = "0-9",
     scratch: ScratchOption = False,
     overrides: OverrideOption = None,
@@ -104,7 +105,13 @@ def fewshot(
     from recon.trainer.training.peers import joined
     from recon.trainer.transfer import jobs_of_folds, read_settings, starting_model
 
-    settings = [(way, shot) for way in numbers("--way", ways, least=2) for shot in numbers("--shot", shots, least=1)]
+    asked = ways is not None or shots is not None
+    settings = [
+        (way, shot)
+        for way in numbers("--way", ways or "5", least=2)
+        for shot in numbers("--shot", shots or "10", least=1)
+        if asked
+    ]
     with joined(device.value):
         config = read_settings(recipe, _with_protocol(overrides, protocol), "classify", starting_model(source))
         chosen = numbers("--folds", folds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from recon.trainer.training.loop import Trainer
 
 BATCH = 32
+Version = Callable[[Tensor, NDArray[np.int64]], Tensor]
+"""(points [B, P, 3], rows of the store [B]) -> the points a model is to see in their place"""
 VALIDATION = "validation"
 """In the place of a split's name: the rows that `data.hold_out` carves off the training rows."""
 
@@ -39,7 +42,6 @@ class Examples:
     data: Labelled
     points: Tensor
     """[N, num_points, 3] the farthest points of each, in the frame that `data.normalize` asks for"""
-
     classes: NDArray[np.int64]
     """[outputs] the category that each output of a classifier stands for"""
     labels: PartLabels | None = None
@@ -109,29 +111,42 @@ def measure_classifier(
 
 
 @torch.inference_mode()
-def likely_parts(
-    model: Segmenter, examples: Examples, device: torch.device, precision: Precision = "float32"
-) -> Tensor:
-    """Log-probabilities [N, num_points, num_parts] float32 on the CPU; -inf for parts that a shape's category lacks, as
-    in the release's test.
+def predict_parts(
+    model: Segmenter,
+    examples: Examples,
+    device: torch.device,
+    precision: Precision = "float32",
+    versions: Sequence[Version] = (lambda points, rows: points,),
+) -> NDArray[np.int64]:
+    """[N, num_points] the likeliest part of each point among those its shape's category has, as in the release's test.
+
+    Of several `versions` of the shapes' points their log-probabilities are added up.
     """
     assert examples.labels is not None, "examples without parts"
-    categories = torch.from_numpy(examples.data.category)
-    possible = torch.from_numpy(examples.labels.of_category)
-    found = []
-    for points, category in zip(torch.split(examples.points, BATCH), torch.split(categories, BATCH), strict=True):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            likely = model(points.to(device), category.to(device)).float().cpu()
-        found.append(likely.masked_fill_(~possible[category][:, None], -torch.inf))
-    return torch.cat(found)
+    data, found = examples.data, []
+    categories, possible = torch.from_numpy(data.category), torch.from_numpy(examples.labels.of_category)
+    for start in range(0, len(examples), BATCH):
+        part, total = slice(start, start + BATCH), torch.zeros(())
+        category = categories[part]
+        for version in versions:
+            points = version(examples.points[part], data.row[part]).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                total = total + model(points, category.to(device)).float().cpu()
+        found.append(total.masked_fill_(~possible[category][:, None], -torch.inf).argmax(dim=-1))
+    predicted: NDArray[np.int64] = torch.cat(found).numpy()
+    return predicted
 
 
 def measure_segmenter(
-    model: Segmenter, examples: Examples, device: torch.device, precision: Precision = "float32"
+    model: Segmenter,
+    examples: Examples,
+    device: torch.device,
+    precision: Precision = "float32",
+    versions: Sequence[Version] = (lambda points, rows: points,),
 ) -> dict[str, Any]:
-    """As `part_measures` of the examples' points."""
+    """As `part_measures` of the examples' points; `versions` as for `predict_parts`."""
     assert examples.labels is not None and examples.parts is not None, "examples without parts"
-    predicted, data = likely_parts(model, examples, device, precision).argmax(dim=-1).numpy(), examples.data
+    predicted, data = predict_parts(model, examples, device, precision, versions), examples.data
     return part_measures(predicted, examples.parts, data.category, examples.labels.of_category, data.categories)
 
 

@@ -46,8 +46,11 @@ def test_weights(
     computed.
     """
     began, is_run = time.monotonic(), source.is_dir()
-    if is_run and (recipe or classes):
-        raise UserError(f"{source}: a run says itself how it was trained; leave out --recipe and --classes")
+    if is_run and (recipe or classes or overrides or output):
+        raise UserError(
+            f"{source}: a run says itself how its shapes are taken and keeps its results; leave out --recipe, "
+            "--classes, --set and --output"
+        )
     pointer = read_pointer(source / "checkpoints") if is_run else None
     best = bool(pointer and pointer.best)
     model, config = read_any(source, best=best, settings=_model_settings(recipe, overrides))
@@ -57,7 +60,7 @@ def test_weights(
         config = load_config(recipe or "finetune-modelnet40", overrides)
     opened = FeatureStore.open(store)
     measured_on = opened.ref(ref or (config.data.ref if is_run else "") or None)
-    data = replace(config.data, way=0, hold_out=0.0)
+    data = config.data
     examples = read_examples(opened, measured_on, data, split, isinstance(model, Segmenter))
     examples = _fitting(model, examples, source, classes, is_run)
     model.to(device)

@@ -21,8 +21,7 @@ from recon.trainer.config import DataConfig
 from recon.trainer.data.batches import MOVES
 from recon.trainer.data.points import in_frame, scale_translate, stored_frame
 from recon.trainer.data.transforms import random_bits, random_subset, random_uniform, rotate_y, stream
-from recon.trainer.evaluate.downstream import Examples, likely_parts, predict
-from recon.trainer.evaluate.part_seg import part_measures
+from recon.trainer.evaluate.downstream import Examples, Version, measure_segmenter, predict
 from recon.trainer.evaluate.results import summarize
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 
@@ -48,12 +47,14 @@ def vote(
     far = None if isinstance(model, Segmenter) else _farthest(examples, config)
     for repetition in range(repeats):
         if isinstance(model, Segmenter):
-            measured = _vote_parts(model, examples, config, seed, repetition, votes, device, precision)
+            versions = [_version(config, seed, repetition, number) for number in range(votes)]
+            measured = measure_segmenter(model, examples, device, precision, versions)
         else:
             assert isinstance(model, Classifier) and far is not None
             measured = _vote_classes(model, examples, far, config, seed, repetition, votes, device, precision)
         for name, value in measured.items():
-            found.setdefault(name, {})[repetition] = value
+            if isinstance(value, float):
+                found.setdefault(name, {})[repetition] = value
     return {"votes": votes, "repeats": repeats, **{name: summarize(values) for name, values in found.items()}}
 
 
@@ -79,6 +80,10 @@ def moved(points: Tensor, rows: NDArray[np.int64], config: DataConfig, *names: s
         points = rotate_y(points, drawn("angle") * (2 * math.pi))
     factors, shifts = (torch.stack([drawn(name) for name in part], dim=1) for part in (MOVES[:3], MOVES[3:]))
     return scale_translate(points, factors, shifts, config)
+
+
+def _version(config: DataConfig, *names: int) -> Version:
+    return lambda points, rows: moved(points, rows, config, *names)
 
 
 def _farthest(examples: Examples, config: DataConfig) -> Tensor:
@@ -108,24 +113,3 @@ def _vote_classes(
         logits = logits + predict(model, points, device, precision)
     named = examples.classes[logits.argmax(dim=1).numpy()]
     return {"accuracy": float(np.mean(named == examples.data.category))}
-
-
-def _vote_parts(
-    model: Segmenter,
-    examples: Examples,
-    config: DataConfig,
-    seed: int,
-    repetition: int,
-    votes: int,
-    device: torch.device,
-    precision: Precision,
-) -> dict[str, float]:
-    assert examples.labels is not None and examples.parts is not None, "examples without parts"
-    total = torch.zeros(())
-    for number in range(votes):
-        points = moved(examples.points, examples.data.row, config, seed, repetition, number)
-        total = total + likely_parts(model, replace(examples, points=points), device, precision)
-    data = examples.data
-    predicted = total.argmax(dim=-1).numpy()
-    found = part_measures(predicted, examples.parts, data.category, examples.labels.of_category, data.categories)
-    return {name: value for name, value in found.items() if isinstance(value, float)}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from recon.kernels import interpolate_three
 from recon.trainer.model.encoder import TwoTowers
 from recon.trainer.model.recon import ModelConfig, ReCon, Student
+from recon.trainer.training.distributed import of_batch
 
 CLASSIFY_WIDTH = 256
 PROPAGATE_WIDTH = 1024
@@ -26,11 +27,14 @@ def global_feature(queries: Tensor, tokens: Tensor) -> Tensor:
 
 
 def dropped(x: Tensor, layer: nn.Dropout, generator: torch.Generator | None) -> Tensor:
-    """What a dropout layer makes of `x`, drawn from `generator`; from torch's global one without."""
+    """What a dropout layer makes of `x [B, ...]`, drawn from `generator`; from torch's global one without."""
     if not layer.training:
         return x
-    keep = torch.empty_like(x).bernoulli_(1 - layer.p, generator=generator)
-    return x * keep / (1 - layer.p)
+
+    def draw(count: int) -> Tensor:
+        return x.new_empty(count, *x.shape[1:]).bernoulli_(1 - layer.p, generator=generator)
+
+    return x * of_batch(draw, len(x)) / (1 - layer.p)
 
 
 class ClassificationHead(nn.Module):
@@ -129,7 +133,8 @@ class SegmentationHead(nn.Module):
         weight = self.conv1.weight
         x = F.linear(local, weight[:, :PROPAGATE_WIDTH]).view(batch, num_points, -1)
         x = x + F.linear(whole, weight[:, PROPAGATE_WIDTH:], self.conv1.bias).unsqueeze(1)
-        x = dropped(F.relu(self.norm1(x.flatten(0, 1))), self.dropout, generator)
+        x = F.relu(self.norm1(x.flatten(0, 1))).view(batch, num_points, -1)
+        x = dropped(x, self.dropout, generator).flatten(0, 1)
         x = F.relu(self.norm2(self.conv2(x)))
         logits: Tensor = self.conv3(x)
         return logits.view(batch, num_points, -1)

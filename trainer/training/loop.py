@@ -152,6 +152,11 @@ class Trainer:
         self.sums = {name: value.to(self.device) for name, value in sums.items()}
         self._started = time.monotonic() - checkpoint.extra["seconds"].item()
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step; a head's may be another (`optim.head_lr`)."""
+        return learning_rate(self.config.optim, self.epoch_of(max(self.step - 1, 0)))
+
     def seconds(self) -> float:
         """Wall time of training so far, over all sessions of the run."""
         return round(time.monotonic() - self._started, 2)
@@ -254,8 +259,7 @@ class Trainer:
 
     def log(self) -> None:
         """Append the means since the last line to metrics.jsonl."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.metrics.log(self.step, self.epoch_of(self.step - 1), lr, self._means(), self.seconds())
+        self.metrics.log(self.step, self.epoch_of(self.step - 1), self.lr, self._means(), self.seconds())
         gc.collect()  # of what came since the loop began, a few objects
 
     def probe(self, console: Console) -> None:
@@ -277,7 +281,7 @@ class Trainer:
 
     def details(self) -> str:
         """Parts of the loss, learning rate and the machine's use; as `describe`."""
-        return self.metrics.details(self.step, self.optimizer.param_groups[0]["lr"])
+        return self.metrics.details(self.step, self.lr)
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it has one."""

@@ -28,13 +28,13 @@ from recon.trainer.checkpoints.checkpoint import (
     weights_identity,
 )
 from recon.trainer.config import Config, RunConfig, config_from_dict, list_recipes, load_config
-from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.data.dataset import Dataset
 from recon.trainer.model.recon import ReCon
 from recon.trainer.model.tuning import count_trained
 from recon.trainer.training.distributed import rank, world_size
 from recon.trainer.training.loop import Probes, Trainer
 from recon.trainer.training.peers import check_alike, own_device
-from recon.trainer.training.tasks import load_pretrained
+from recon.trainer.training.tasks import load_data, load_pretrained
 
 PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
 """A probe's name -> what it finds of a student."""
@@ -83,9 +83,7 @@ def train(
     if resume:
         config, precision = keep_precision(run, config, target.type)
     opened = FeatureStore.open(store)
-    dataset = load_dataset(opened, config.data, config.task.kind == "segment")
-    if config.task.kind != "pretrain":
-        dataset.record["category_names"] = dataset.categories
+    dataset = load_data(opened, config)
     # A run that was killed before its first checkpoint begins anew.
     fresh = not resume or read_pointer(run / "checkpoints") is None
     if config.task.pretrained:

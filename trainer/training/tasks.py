@@ -11,17 +11,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.checkpoint import read_any
 from recon.trainer.config import Config, with_teachers
 from recon.trainer.data.batches import Batch
-from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
-from recon.trainer.model.tuning import add_lora, freeze_encoder
+from recon.trainer.model.tuning import add_lora, freeze_encoder, merge_lora
 
 Losses = Callable[[Callable[..., Any], Batch, torch.Generator | None], dict[str, Tensor]]
 """(model, batch, generator of its draws) -> scalars, each a mean over the batch; of them "total" is gone down."""
+
+
+def load_data(store: FeatureStore, config: Config) -> Dataset:
+    """What the settings' task is trained on. UserError as for `load_dataset`."""
+    dataset = load_dataset(store, config.data, config.task.kind == "segment")
+    if config.task.kind != "pretrain":
+        dataset.record["category_names"] = dataset.categories  # what the head's outputs stand for
+    return dataset
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
@@ -55,6 +64,7 @@ def _build(config: Config, dataset: Dataset) -> Model:
 def load_pretrained(model: Model, path: str) -> None:
     """Put a pretrained encoder's weights into a downstream model. UserError where they do not fit."""
     student, _ = read_any(Path(path))
+    merge_lora(student)  # of a run that was tuned so itself
     try:
         state = student.encoder.state_dict()
         own = {name: value for name, value in model.encoder.state_dict().items() if ".lora_" in name}
@@ -81,7 +91,7 @@ def classification_losses(
     model: Callable[..., Any], batch: Batch, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
     """Cross entropy with the categories, and the share of clouds that get theirs."""
-    logits = model(batch.points, generator=generator).float()
+    logits = full(model(batch.points, generator=generator))
     with torch.no_grad():
         accuracy = (logits.argmax(dim=1) == batch.labels).float().mean()
     return {"accuracy": accuracy, "total": F.cross_entropy(logits, batch.labels)}
@@ -92,10 +102,15 @@ def segmentation_losses(
 ) -> dict[str, Tensor]:
     """Negative log-likelihood of the points' parts, and the share of points that get theirs."""
     (parts,) = batch.targets
-    likely = model(batch.points, batch.labels, generator=generator).float().flatten(0, 1)
+    likely = full(model(batch.points, batch.labels, generator=generator)).flatten(0, 1)
     with torch.no_grad():
         accuracy = (likely.argmax(dim=1) == parts.flatten()).float().mean()
     return {"accuracy": accuracy, "total": F.nll_loss(likely, parts.flatten())}
+
+
+def full(values: Tensor) -> Tensor:
+    """In float32, or what was finer already: losses are not taken in bfloat16."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def settled(config: Config, dataset: Dataset) -> Config:
