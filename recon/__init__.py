@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from recon.pipeline.store import FeatureStore as FeatureStore
     from recon.pipeline.teachers import TeacherSpec as TeacherSpec
     from recon.pipeline.teachers import load_teacher as load_teacher
-    from recon.trainer.checkpoints.checkpoint import load_model as load_model
+    from recon.trainer.checkpoints.loading import load_model as load_model
     from recon.trainer.config import DataConfig as DataConfig
     from recon.trainer.data.dataset import load_dataset as load_dataset
 
@@ -35,7 +35,7 @@ _HOME = {
     "load_dataset": "recon.trainer.data.dataset",
     "load_manifest": "recon.pipeline.flow.manifest",
     "load_mesh": "recon.pipeline.shapes.meshfile",
-    "load_model": "recon.trainer.checkpoints.checkpoint",
+    "load_model": "recon.trainer.checkpoints.loading",
     "load_teacher": "recon.pipeline.teachers",
     "sample_points": "recon.pipeline.shapes.sample",
 }

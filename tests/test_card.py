@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.config import Config, TaskConfig, config_from_dict, load_config
+from recon.trainer.config import Config, TaskConfig
+from recon.trainer.recipe import config_from_dict, load_config
 from recon.trainer.show.card import make_card
 from tests import trainer_store as tiny
 from tests.test_table import DIGEST, HOSTILE, add_result, make_run, settings, summary, voting

@@ -21,8 +21,7 @@ from rich.console import Console
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
-from recon.trainer.checkpoints.checkpoint import read_model
-from recon.trainer.config import load_config
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.data.transforms import normalize
 from recon.trainer.evaluate import features
@@ -39,6 +38,7 @@ from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.svm import fit_predict, run_svm
 from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
 from recon.trainer.model.recon import ReCon
+from recon.trainer.recipe import load_config
 from recon.trainer.training.loop import Trainer
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from recon.trainer.checkpoints.checkpoint import read_model
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.cli import main
 from recon.trainer.evaluate.features import encode
 from recon.trainer.model.recon import ReCon

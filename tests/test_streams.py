@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.checkpoint import load_model, save_checkpoint
+from recon.trainer.checkpoints.checkpoint import save_checkpoint
 from recon.trainer.checkpoints.export import export
+from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.config import Config, OptimConfig
 from recon.trainer.model.encoder import TwoTowers
 from recon.trainer.model.heads import Classifier, Segmenter

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.config import config_to_dict, load_config
 from recon.trainer.evaluate.results import summarize
+from recon.trainer.recipe import config_to_dict, load_config
 from recon.trainer.show.formats import latex, markdown, one_line
 from recon.trainer.show.table import PUBLISHED, make_table
 from tests.test_trainer_cli import run_main

@@ -21,10 +21,10 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import load_teacher
 from recon.trainer.ablate import ablate, difference, list_ablations, load_ablation
 from recon.trainer.commands.options import numbers
-from recon.trainer.config import load_config
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
+from recon.trainer.recipe import load_config
 from recon.trainer.show.ablation import ablation_figure, ablation_table
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny

@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.checkpoint import read_model
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.checkpoints.released import to_released
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recon.trainer.cli import main
-from recon.trainer.config import list_recipes
+from recon.trainer.recipe import list_recipes
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import assert_same_run
 
@@ -57,6 +57,8 @@ def test_recipes_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()] == sorted(list_recipes())
     assert "300 epochs of ShapeNet-55" in out
+    assert run_main(monkeypatch, "recipes", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == list_recipes()
 
 
 def test_pretrain_trains(

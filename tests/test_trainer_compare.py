@@ -64,6 +64,9 @@ def test_a_page_and_a_table(
         assert "optim.lr" in text and "0.002" in text and "optim.min_lr" not in text
     for line in ([line for line in metrics(run) if "total" in line][-1] for run in runs):
         assert f'<td class="value">{line["total"]:.4g}</td>' in html
+    assert run_main(monkeypatch, "compare", *map(str, runs), "-o", str(page), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["What differs"]["optim.lr"] == {"slow": "0.001", "fast": "0.002"}
     accuracy = result_of(runs[1], "svm")
     row = re.search(r"<td>svm_accuracy</td>(.*?)</tr>", html)
     assert row and row[1].endswith(f">{accuracy['svm_accuracy']:.4g}</td>")

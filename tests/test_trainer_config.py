@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer import config as settings_module
-from recon.trainer.config import (
-    DataConfig,
-    OptimConfig,
-    RunConfig,
-    TaskConfig,
-    TeacherConfig,
+from recon.trainer.config import DataConfig, OptimConfig, RunConfig, TaskConfig, TeacherConfig
+from recon.trainer.model.recon import ModelConfig
+from recon.trainer.model.teaching import Teacher
+from recon.trainer.recipe import (
     config_from_dict,
     config_to_dict,
     config_to_toml,
@@ -27,8 +25,6 @@ from recon.trainer.config import (
     load_config,
     with_teachers,
 )
-from recon.trainer.model.recon import ModelConfig
-from recon.trainer.model.teaching import Teacher
 
 GUIDE = Path(__file__).parent.parent / "docs" / "training.md"
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.checkpoint import read_model
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.training.ema import Ema

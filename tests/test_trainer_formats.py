@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.checkpoint import load_model, read_model
 from recon.trainer.checkpoints.export import misfit, save_released
+from recon.trainer.checkpoints.loading import load_model, read_model
 from recon.trainer.checkpoints.released import to_released
 from recon.trainer.cli import main
 from recon.trainer.model.heads import Classifier, Model, Segmenter

@@ -19,11 +19,12 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import Teacher, TeacherSpec, load_teacher
-from recon.trainer.config import DataConfig, TeacherConfig, config_from_dict
+from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data.batches import Batch, Batches, Loader
 from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.data.online import OnlineTeachers
 from recon.trainer.data.stream import StreamBatches
+from recon.trainer.recipe import config_from_dict
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_cli import run_main

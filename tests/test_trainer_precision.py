@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.checkpoint import read_model
-from recon.trainer.config import list_recipes, load_config
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.model.recon import ReCon
+from recon.trainer.recipe import list_recipes, load_config
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.machines import fake_cpu

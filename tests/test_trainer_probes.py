@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.checkpoint import read_model, read_pointer
+from recon.trainer.checkpoints.checkpoint import read_pointer
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.training.pretraining import pretrain

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints import checkpoint as saving
-from recon.trainer.checkpoints.checkpoint import Pointer, load_checkpoint, point, read_model, read_pointer
+from recon.trainer.checkpoints.checkpoint import Pointer, load_checkpoint, point, read_pointer
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.training.loop import Trainer
 from recon.trainer.training.pretraining import pretrain

@@ -19,10 +19,11 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
-from recon.trainer.config import DataConfig, config_from_dict
+from recon.trainer.config import DataConfig
 from recon.trainer.data.batches import Batch, Batches, Samples
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.data.stream import StreamBatches
+from recon.trainer.recipe import config_from_dict
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import assert_same_run, stop_after

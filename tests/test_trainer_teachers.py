@@ -16,7 +16,8 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints import earlier
-from recon.trainer.checkpoints.checkpoint import load_model, read_model, read_record
+from recon.trainer.checkpoints.checkpoint import read_record
+from recon.trainer.checkpoints.loading import load_model, read_model
 from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data.batches import Batch, Batches
 from recon.trainer.data.dataset import load_dataset

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from recon.pipeline.store import FeatureStore
-from recon.trainer.checkpoints.checkpoint import load_model, read_record
+from recon.trainer.checkpoints.checkpoint import read_record
+from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.model.heads import Classifier
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny

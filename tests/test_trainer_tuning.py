@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recon.trainer.checkpoints.checkpoint import load_model, save_checkpoint
+from recon.trainer.checkpoints.checkpoint import save_checkpoint
 from recon.trainer.checkpoints.export import export
+from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.checkpoints.released import infer_config, load_weights
-from recon.trainer.config import Config, OptimConfig, TaskConfig, load_config
+from recon.trainer.config import Config, OptimConfig, TaskConfig
 from recon.trainer.model.heads import Classifier
 from recon.trainer.model.recon import ModelConfig
 from recon.trainer.model.teaching import RELEASED_TEACHERS, Teacher
 from recon.trainer.model.tuning import LoraLinear, add_lora, count_trained, freeze_encoder, merge_lora
+from recon.trainer.recipe import load_config
 from recon.trainer.training.ema import Ema
 from recon.trainer.training.optim import build_optimizer, parameter_groups
 from recon.trainer.training.pretraining import train

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from recon.pipeline.store import FeatureStore
-from recon.trainer.checkpoints.checkpoint import load_model
-from recon.trainer.config import load_config
+from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.data.transforms import random_bits, random_uniform, stream
 from recon.trainer.evaluate.downstream import read_examples
 from recon.trainer.evaluate.voting import _farthest, vote, voted_points
 from recon.trainer.model.heads import Classifier
+from recon.trainer.recipe import load_config
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.results_files import result_of

@@ -30,7 +30,7 @@ from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.machine import cores, processor
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.checkpoint import check_run, check_same, read_pointer, read_record
-from recon.trainer.config import Config, config_to_dict, load_config, with_teachers
+from recon.trainer.config import Config
 from recon.trainer.data.batches import count_steps
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.features import FLOAT32, newest_checkpoint, probed_ref
@@ -38,6 +38,7 @@ from recon.trainer.evaluate.labelled import load_labelled
 from recon.trainer.evaluate.results import read_results, summarize
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot, spaces_shared
+from recon.trainer.recipe import config_to_dict, load_config, with_teachers
 from recon.trainer.show.ablation import ablation_figure, ablation_table
 from recon.trainer.training.peers import launched
 from recon.trainer.training.pretraining import choose_device, pretrain

@@ -30,19 +30,19 @@ from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.checkpoint import (
     check_run,
     check_same,
-    load_model,
-    read_any,
     read_pointer,
     read_record,
     weights_identity,
     weights_name,
 )
-from recon.trainer.config import Config, DataConfig, config_to_dict, load_config
+from recon.trainer.checkpoints.loading import load_model, read_any
+from recon.trainer.config import Config, DataConfig
 from recon.trainer.data.batches import count_steps
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.evaluate.downstream import Examples, measure, read_examples
 from recon.trainer.evaluate.features import FLOAT32
 from recon.trainer.evaluate.results import mean_per_class, per_class, read_results, summarize, write_result
+from recon.trainer.recipe import config_to_dict, load_config
 from recon.trainer.show.figures import dots
 from recon.trainer.training.peers import from_rank_0
 from recon.trainer.training.pretraining import choose_device, train

@@ -32,11 +32,10 @@ from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.pipeline.base.provenance import versions
 from recon.trainer.checkpoints import earlier
-from recon.trainer.checkpoints.released import load_weights, model_of
-from recon.trainer.checkpoints.weights_file import EMA, FORMAT, STATE, WEIGHTS, read_weights
-from recon.trainer.config import Config, config_from_dict, config_to_dict
-from recon.trainer.model.heads import Model
-from recon.trainer.model.recon import ReCon
+from recon.trainer.checkpoints.released import load_weights
+from recon.trainer.checkpoints.weights_file import EMA, FORMAT, STATE, WEIGHTS
+from recon.trainer.config import Config
+from recon.trainer.recipe import config_from_dict, config_to_dict
 from recon.trainer.training.distributed import world_size
 from recon.trainer.training.ema import Ema
 
@@ -259,7 +258,7 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     if pointer is None:
         return None
     for name, recorded in pointer.files.items():
-        _check_sum(folder / name, recorded)
+        check_sum(folder / name, recorded)
     files = {suffix: folder / f"step-{pointer.step:08d}{suffix}" for suffix in (WEIGHTS, EMA, STATE)}
     optimizer: dict[str, dict[str, Tensor]] = {}
     extra: dict[str, Tensor] = {}
@@ -288,54 +287,6 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         if name in checkpoint.optimizer:
             state = checkpoint.optimizer[name]
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-
-
-def load_model(path: Path | str, ema: bool = False, best: bool = False, **settings: Any) -> Model:
-    """A trained model in eval mode on the CPU. Each has `embed`, a `ReCon` also `image_feature` and `text_feature`.
-
-    `path` is a run's folder (its newest checkpoint, or with `best` the one `run.keep_best` kept; with `ema` the moving
-    average of its weights), one of its `step-*.safetensors`, or a checkpoint of the release (.pth or .safetensors): a
-    pretrained one gives a `ReCon`, a fine-tuned one a `Classifier`, a part segmentation a `Segmenter`. `settings` are
-    `ModelConfig`'s: they give what no weight of the release's tells (num_group, heads, a fine-tuned model's
-    group_size), or overrule what a run recorded. UserError for anything else, and for what does not fit.
-    """
-    return read_any(Path(path), ema, best, settings)[0]
-
-
-def read_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple[ReCon, Config]:
-    """The pretrained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
-
-    `path`, `ema` and `best` as in `load_model`; the settings of a released one besides the model are the defaults.
-    """
-    model, config = read_any(Path(path), ema, best)
-    if not isinstance(model, ReCon):
-        raise UserError(f"{path}: holds a {type(model).__name__}; a pretrained model is needed here")
-    return model, config
-
-
-def read_any(
-    path: Path, ema: bool = False, best: bool = False, settings: dict[str, Any] | None = None
-) -> tuple[Model, Config]:
-    """As `load_model`, with the settings; of a file of the release the model's are what its weights tell."""
-    if path.is_dir():
-        pointer = read_pointer(path / "checkpoints")
-        if pointer is None:
-            raise UserError(f"{path}: holds no checkpoint; give a run's folder or a checkpoint file")
-        if best and pointer.best is None:
-            raise UserError(f"{path}: has no best checkpoint; it takes run.keep_best and a probe while training")
-        files = pointer.best.files if best and pointer.best else pointer.files
-        name = weights_name(path, files, ema)
-        path = path / "checkpoints" / name
-        _check_sum(path, files[name])
-    elif ema or best:
-        raise UserError(f"{path}: ema and best choose among a run's checkpoints; give its folder, or leave them out")
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    config, tensors = read_weights(path, settings or {})
-    try:
-        return model_of(config.model, tensors).eval(), config
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def weights_identity(path: Path) -> dict[str, Any]:
@@ -401,7 +352,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     return hashlib.sha256(data).hexdigest()
 
 
-def _check_sum(path: Path, recorded: str) -> None:
+def check_sum(path: Path, recorded: str) -> None:
     """UserError unless a checkpoint's file is there as it was written."""
     if path.is_file():
         with path.open("rb") as file:

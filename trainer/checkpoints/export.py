@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
-from recon.trainer.checkpoints.checkpoint import load_model
+from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.checkpoints.released import infer_sizes, to_released
 from recon.trainer.model.blocks import PATCH_WIDTH
 from recon.trainer.model.heads import Classifier, Model, Segmenter

@@ -14,8 +14,9 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints import earlier
 from recon.trainer.checkpoints.released import infer_sizes, load_released
-from recon.trainer.config import Config, config_from_dict
+from recon.trainer.config import Config
 from recon.trainer.model.teaching import Teacher
+from recon.trainer.recipe import config_from_dict
 
 FORMAT = "recon-checkpoint 2"
 WEIGHTS, EMA, STATE = ".safetensors", ".ema.safetensors", ".state.safetensors"

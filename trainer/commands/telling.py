@@ -11,29 +11,33 @@ import typer
 from rich.console import Console
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.commands.options import EmaOption, OverrideOption
+from recon.trainer.commands.options import EmaOption, JsonOption, OverrideOption, answer
 
 
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run's folder or a checkpoint file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, .pth or .safetensors.")],
     ema: EmaOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Write a trained model as the public ReCon release writes its checkpoints: weights, no optimiser state."""
     from recon.trainer.checkpoints.export import export as write
 
-    untold = ", ".join(f"{name}={value}" for name, value in write(source, output, ema).items())
+    settings = write(source, output, ema)
+    untold = ", ".join(f"{name}={value}" for name, value in settings.items())
     note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}", markup=False)
+    if json:
+        answer({"output": str(output), "not_in_the_file": settings})
 
 
-def recipes() -> None:
+def recipes(json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from recon.trainer.config import list_recipes
+    from recon.trainer.recipe import list_recipes
 
-    console = Console(soft_wrap=True, highlight=False)
-    for name, description in list_recipes().items():
-        console.print(f"[bold]{name:12}[/bold]  {description}")
+    found = list_recipes()
+    width = max(map(len, found))
+    answer(found if json else [f"{name:{width}}  {description}" for name, description in found.items()])
 
 
 def config(
@@ -41,7 +45,7 @@ def config(
     overrides: OverrideOption = None,
 ) -> None:
     """Print every setting of a run as a recipe: what is not given, with its default."""
-    from recon.trainer.config import config_to_toml, load_config
+    from recon.trainer.recipe import config_to_toml, load_config
 
     sys.stdout.write(config_to_toml(load_config(recipe, overrides or [])))
 
@@ -58,11 +62,19 @@ def sizes() -> None:
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("compare.html"),
+    json: JsonOption = False,
 ) -> None:
     """Put runs beside each other: settings that differ, last metrics, probes, and curves, in one page."""
-    from recon.trainer.show.compare import write_comparison
+    from recon.trainer.show.compare import for_terminal, write_comparison
 
-    Console(soft_wrap=True).print(write_comparison(runs, output))
+    names, tables = write_comparison(runs, output)
+    if json:
+        told = {
+            title: {row: dict(zip(names, cells, strict=True)) for row, cells in rows} for title, rows in tables.items()
+        }
+        answer(told)
+    else:
+        Console(soft_wrap=True).print(for_terminal(names, tables))
     Console(stderr=True, soft_wrap=True).print(f"wrote {output}", markup=False)
 
 

@@ -77,11 +77,12 @@ def ablate(
     answer(result if json else ablation_table(result).splitlines())
 
 
-def ablations() -> None:
+def ablations(json: JsonOption = False) -> None:
     """List the shipped ablations."""
     from recon.trainer.ablate import list_ablations
 
-    answer([f"{name:14}  {description}" for name, description in list_ablations().items()])
+    found = list_ablations()
+    answer(found if json else [f"{name:14}  {description}" for name, description in found.items()])
 
 
 COMMANDS = (pretrain, ablate, ablations)

@@ -19,7 +19,8 @@ from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.names import list_refs
 from recon.pipeline.store.records import Ref
-from recon.trainer.checkpoints.checkpoint import read_model, read_pointer, read_record, weights_name
+from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_name
+from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.config import Config
 from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
 from recon.trainer.evaluate import results

@@ -15,13 +15,14 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision
 from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
-from recon.trainer.checkpoints.checkpoint import read_any, read_pointer, read_record, weights_identity
-from recon.trainer.config import load_config
+from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity
+from recon.trainer.checkpoints.loading import read_any
 from recon.trainer.evaluate.downstream import Examples, measure, read_examples
 from recon.trainer.evaluate.results import per_class, write_result
 from recon.trainer.evaluate.voting import vote
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
+from recon.trainer.recipe import load_config
 
 
 def test_weights(

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity, weights_name
-from recon.trainer.config import Config, config_from_dict, config_to_toml
+from recon.trainer.config import Config
+from recon.trainer.recipe import config_from_dict, config_to_toml
 from recon.trainer.show.formats import markdown, one_line, write_table
 from recon.trainer.show.measured import SVM, ZERO_SHOT, Measured, model_words, of_run, of_summary
 from recon.trainer.show.table import HEADER, rows_of

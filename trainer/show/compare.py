@@ -36,8 +36,8 @@ class RunToCompare:
     """The probes' lines, those of their commands last"""
 
 
-def write_comparison(runs: Sequence[Path], output: Path) -> Table:
-    """Write the page and return its tables for a terminal. UserError for fewer than two runs, or what is no run."""
+def write_comparison(runs: Sequence[Path], output: Path) -> tuple[list[str], dict[str, list[Row]]]:
+    """Write the page; the runs' names, and its tables. UserError for fewer than two runs, or what is no run."""
     if len(runs) < 2:
         raise UserError("compare: name two runs or more")
     read = [_read_run(path, name) for path, name in zip(runs, _names(runs), strict=True)]
@@ -59,7 +59,7 @@ def write_comparison(runs: Sequence[Path], output: Path) -> Table:
         write_atomically(output, page)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror or error}") from error
-    return _for_terminal(names, tables)
+    return names, tables
 
 
 def differences(records: Iterable[dict[str, Any]]) -> Iterable[Row]:
@@ -133,7 +133,8 @@ def _said(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _for_terminal(names: list[str], tables: dict[str, list[Row]]) -> Table:
+def for_terminal(names: list[str], tables: dict[str, list[Row]]) -> Table:
+    """What `write_comparison` returns, for people."""
     table = Table("", *names, box=None, pad_edge=False)
     for title, rows in tables.items():
         if rows:

@@ -31,13 +31,14 @@ from recon.trainer.checkpoints.checkpoint import (
     save_checkpoint,
     sweep,
 )
-from recon.trainer.config import Config, TaskConfig, config_to_dict
+from recon.trainer.config import Config, TaskConfig
 from recon.trainer.data.batches import Batch, Batches, Loader
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.stream import StreamBatches
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.flops import count_flops, peak_flops
 from recon.trainer.model.recon import ModelConfig
+from recon.trainer.recipe import config_to_dict
 from recon.trainer.training.compiling import compiled
 from recon.trainer.training.determinism import make_deterministic
 from recon.trainer.training.distributed import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recon.trainer.model.recon import no_weight_decay
 
 if TYPE_CHECKING:
-    from recon.trainer.config import OptimConfig  # needs pydantic, and `make gpu` does without
+    from recon.trainer.config import OptimConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, head_lr: float = 1.0) -> list[dict[str, Any]]:

@@ -27,10 +27,11 @@ from recon.trainer.checkpoints.checkpoint import (
     threads_note,
     weights_identity,
 )
-from recon.trainer.config import Config, RunConfig, config_from_dict, list_recipes, load_config
+from recon.trainer.config import Config, RunConfig
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.model.recon import ReCon
 from recon.trainer.model.tuning import count_trained
+from recon.trainer.recipe import config_from_dict, list_recipes, load_config
 from recon.trainer.training.distributed import rank, world_size
 from recon.trainer.training.loop import Probes, Trainer
 from recon.trainer.training.peers import check_alike, own_device

@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer.checkpoints.checkpoint import read_any
-from recon.trainer.config import Config, with_teachers
+from recon.trainer.checkpoints.loading import read_any
+from recon.trainer.config import Config
 from recon.trainer.data.batches import Batch
 from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
 from recon.trainer.model.tuning import add_lora, freeze_encoder, merge_lora
+from recon.trainer.recipe import with_teachers
 
 Losses = Callable[[Callable[..., Any], Batch, torch.Generator | None], dict[str, Tensor]]
 """(model, batch, generator of its draws) -> scalars, each a mean over the batch; of them "total" is gone down."""

@@ -1,0 +1,183 @@
+"""Settings in files: a TOML recipe plus `section.key=value` overrides, and what a run's folder keeps of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from recon.pipeline.base.errors import UserError
+from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig, TaskConfig
+from recon.trainer.model.settings import SIZES, ModelConfig
+from recon.trainer.model.teaching import Teacher
+
+RECIPES = Path(__file__).parent / "recipes"
+
+_SECTIONS: dict[str, type[Any]] = {
+    "task": TaskConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+_ADAPTER = TypeAdapter(Config)
+
+
+def list_recipes() -> dict[str, str]:
+    """Name of every shipped recipe -> its first comment line."""
+    heads = {
+        path.stem: path.read_text("utf-8").partition("\n")[0]
+        for path in sorted(RECIPES.glob("*.toml"), key=lambda path: path.stem)
+    }
+    return {name: head.lstrip("# ").strip() for name, head in heads.items()}
+
+
+def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, Any] | None = None) -> Config:
+    """Settings of a run from a shipped recipe's name or a TOML file's path, and `section.key=value` overrides.
+
+    `model` is what a pretrained model's settings are: they hold for what recipe and overrides leave open.
+
+    A value is TOML; what is no TOML value counts as a string, so `model.size=base` works. The model's teachers are
+    taken from the store later (`with_teachers`). UserError names the unknown recipe, section or key with its nearest
+    neighbour, or the field whose value does not fit.
+    """
+    path = _recipe_path(recipe)
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    _check_names(data, str(path))
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        _check_names({section: {key: value}}, f"--set {override}")
+        data.setdefault(section, {})[key] = value
+    own = data.get("model", {})
+    size = own.pop("size", None)
+    if size is not None and size not in SIZES:
+        raise UserError(f"model.size: {_unknown('size', str(size), SIZES)}")
+    if "teachers" in own:
+        raise UserError(f"{recipe}: model.teachers is taken from the store; name the teachers with data.teachers")
+    data["model"] = {**(model or {}), **SIZES.get(size, {}), **own}
+    if data.get("task", {}).get("kind", "pretrain") != "pretrain":
+        data.setdefault("data", {}).setdefault("teachers", [])
+    return config_from_dict(data, recipe)
+
+
+def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
+    """Validate nested settings, such as `config_to_dict` gives back; UserError names `source` and the field."""
+    _check_names(data, source)
+    if "teachers" in data.get("data", {}):
+        data = {**data, "data": {**data["data"], "teachers": _teacher_tables(data["data"]["teachers"])}}
+    try:
+        # JSON mode is what lets strict validation build dataclasses and tuples from plain tables and arrays.
+        return _ADAPTER.validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        # The model's own checks name their field.
+        message = message if message.startswith(f"{where}.") else f"{where}: {message}"
+        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise UserError(f"{source}: {message}{given}") from None
+
+
+def with_teachers(config: Config, teachers: Sequence[Teacher]) -> Config:
+    """The settings for the teachers that `data.teachers` stands for in a store.
+
+    UserError if the settings name others, and where nothing is left to learn from.
+    """
+    model = config.model
+    if model.teachers not in ((), tuple(teachers)):
+        was, now = ([f"{each.name} of width {each.dim}" for each in them] for them in (model.teachers, teachers))
+        raise UserError(f"model.teachers: {' and '.join(was)} asked for, the store gives {' and '.join(now) or 'none'}")
+    if not teachers and not model.self_contrastive and model.reconstruction == "none":
+        raise UserError(
+            "nothing to learn from: name a teacher in data.teachers, set model.self_contrastive=true, or a "
+            "model.reconstruction"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(model, teachers=tuple(teachers)))
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Settings as JSON values, sections first."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
+
+
+def config_to_toml(config: Config) -> str:
+    """All settings as a recipe, which `load_config` reads back to the same; the model's teachers are the store's."""
+    values = config_to_dict(config)
+    del values["model"]["teachers"]
+    sections = values.items()
+    return "\n".join(
+        f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+        for section, values in sections
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's, but for one character that JSON leaves bare.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _recipe_path(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"--recipe {recipe}: no such file")
+        return path
+    known = list_recipes()
+    if recipe not in known:
+        raise UserError(_unknown("recipe", recipe, known))
+    return RECIPES / f"{recipe}.toml"
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key and text.strip()):
+        raise UserError(f"--set {override}: write it as section.key=value, e.g. optim.lr=1e-3")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return section, key, text.strip()
+    return section, key, parsed["value"] if len(parsed) == 1 else text
+
+
+def _teacher_tables(given: Any) -> Any:
+    """A teacher may be written as its name alone, and a single one without the list."""
+    listed = [given] if isinstance(given, str | Mapping) else given
+    if not isinstance(listed, list | tuple):
+        return given  # for validation to refuse
+    return [{"teacher": each} if isinstance(each, str) else each for each in listed]
+
+
+def _check_names(data: Mapping[str, Any], source: str) -> None:
+    for section, values in data.items():
+        if section not in _SECTIONS:
+            raise UserError(f"{source}: {_unknown('section', section, _SECTIONS)}")
+        if not isinstance(values, Mapping):
+            raise UserError(f"{source}: {section} is a section: write [{section}] and its keys below it")
+        known = [item.name for item in dataclasses.fields(_SECTIONS[section])]
+        if section == "model":
+            known.append("size")
+        for key in values:
+            if key not in known:
+                raise UserError(f"{source}: [{section}]: {_unknown('key', key, known)}")
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}; {hint}"
