@@ -153,7 +153,7 @@ def test_the_wheel_works_beside_packages_of_our_former_names(wheel: Path, tmp_pa
     code = (
         "import kernels, pipeline, trainer, recon.kernels, recon.trainer.model.recon, recon.trainer.cli\n"
         "from recon import FeatureStore, load_model\n"
-        "from recon.trainer.config import load_config\n"
+        "from recon.trainer.recipe import load_config\n"
         "assert load_config('demo').model\n"
         "assert kernels.whose == pipeline.whose == trainer.whose == 'another project'\n"
         "print(FeatureStore.open('demo.zarr').targets().feat.shape[1], recon.__file__)"
