@@ -315,6 +315,15 @@ def test_the_arms_of_an_ablation_are_listed(
     assert "did you mean 'streams'" in capsys.readouterr().err
 
 
+def test_the_file_in_the_manual_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text("utf-8")
+    ablation = load_ablation(written(tmp_path / "mine.toml", page.split("```toml\n")[1].split("```")[0]))
+    assert ablation.probes == ["svm", "linear"] and [arm.folder for arm in ablation.arms] == ["1-block", "4-blocks"]
+    for arm in ablation.arms:
+        load_config("demo", arm.settings)
+    assert load_config(ablation.finetune).task.kind == "classify"
+
+
 def test_every_shipped_ablation_has_settings_that_are_settings() -> None:
     assert [*list_ablations()] == [
         *("block", "data-scaling", "decoder-depth", "draws", "image-teacher", "mask-ratio", "mask-type", "streams"),
