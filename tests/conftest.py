@@ -105,3 +105,11 @@ def small_store(small_manifest: Path, tmp_path_factory: pytest.TempPathFactory) 
     results = Flow(load_manifest(small_manifest), None, FeatureStore.create(path)).all()
     assert not any(result.failed for result in results)
     return path
+
+
+@pytest.fixture(scope="session")
+def probed_run(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of a tiny model on `small_store`, for reading only."""
+    from tests.probed_run import train
+
+    return train(small_store, tmp_path_factory.mktemp("probed") / "run")

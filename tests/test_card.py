@@ -61,6 +61,24 @@ def test_the_card_of_a_pretrained_run(tmp_path: Path) -> None:
     assert "Zero-shot on its own data set" in section(card, "Limits")
 
 
+def test_the_card_as_a_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "my_run", settings(), versions={"torch": "9.9"})
+    record_data(run, teachers={"image": TEACHER})
+    add_result(run, "svm", "modelnet40_fps", svm_accuracy=0.931, num_train=9843)
+    assert run_main(monkeypatch, "card", str(run), "--json", "-o", str(tmp_path / "card.md")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["run"], told["model"], told["task"]) == ("my_run", "ReCon, single-modal", "pretrain")
+    (score,) = told["scores"]
+    assert (score["data"], score["mean"], score["published"]) == ("ModelNet40", 93.1, False)
+    assert told["data"]["teachers"] == {"image": TEACHER} and told["versions"] == {"torch": "9.9"}
+    assert told["licences"].keys() == {"shapenet55", "modelnet40_fps"}
+    assert config_from_dict(told["config"], "card") == settings_of(run / "config.json")
+    assert (tmp_path / "card.md").read_text() == make_card(run)
+    assert run_main(monkeypatch, "card", str(tmp_path), "--json") == 1
+
+
 def test_the_recipe_in_it_trains_the_same(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", settings("recon-small", "optim.ema=0.999", 'data.ref="a```b\\n```"'))
     (tmp_path / "recipe.toml").write_text(fenced(make_card(run), "toml"))

@@ -32,8 +32,8 @@ from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.show.report import write_report
 from recon.trainer.training.pretraining import pretrain
+from tests.probed_run import edit_record, refusal, train
 from tests.results_files import result_of
-from tests.test_evaluate import edit_record, refusal, train
 from tests.test_store_cli import Shell
 
 pytestmark = pytest.mark.slow  # whole stores are made

@@ -21,8 +21,8 @@ from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 from recon.trainer.show.report import SHAPES_A_CATEGORY, _sheet_rows, stage_log, write_report
+from tests.probed_run import train
 from tests.results_files import result_of, result_path
-from tests.test_evaluate import train
 
 CPU = torch.device("cpu")
 STAGES = ["meshes", "points", "views", "captions", "targets", "text", "pretrain", "svm", "zeroshot"]

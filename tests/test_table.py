@@ -284,6 +284,11 @@ def test_the_command_answers_on_standard_output_or_into_a_file(
     assert shown.out == make_table([run], "markdown")[0] and not shown.err
     assert run_main(monkeypatch, "table", str(run), "--format", "latex", "-o", str(tmp_path / "t.tex")) == 0
     assert (tmp_path / "t.tex").read_text() == make_table([run], "latex")[0] and not capsys.readouterr().out
+    assert run_main(monkeypatch, "table", str(run), "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["task"], row["mean"], row["std"], row["published"]) == ("linear SVM", 50.0, None, False)
+    (line,) = cells(run)
+    assert {name: line[name] for name in ("data", "model", "from", "what differs")}.items() <= row.items()
     assert run_main(monkeypatch, "table", str(run), "-o", str(tmp_path / "t.tex" / "t.md")) == 1
     assert "cannot be written" in capsys.readouterr().err
 

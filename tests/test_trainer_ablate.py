@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from recon.pipeline.base.errors import UserError
@@ -25,7 +26,7 @@ from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.recipe import load_config
-from recon.trainer.show.ablation import ablation_figure, ablation_table
+from recon.trainer.show.ablation import _curves, ablation_figure, ablation_table
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.results_files import result_of
@@ -173,6 +174,41 @@ def test_what_was_measured_half_way_or_elsewhere_is_no_result(
     assert values(tmp_path / "out") == values(tmp_path / "whole")
 
 
+HEAD = """
+[task]
+kind = "classify"
+[data]
+splits = ["train"]
+num_points = 64
+[optim]
+epochs = 1
+batch_size = 8
+warmup_epochs = 0
+[run]
+precision = "float32"
+"""
+
+
+@pytest.mark.slow
+def test_chosen_arms_with_a_linear_head(two: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = written(tmp_path / "head.toml", HEAD)
+    (tmp_path / "two.toml").write_text(f'# Mine.\nprobes = ["linear"]\nfinetune = "{head}"\n{TWO}')
+    assert two("--arms", "c") == 1 and "--arms c: two has none of that name" in capsys.readouterr().err
+    assert two("--arms", "b") == 0
+    assert "| b |" in (shown := capsys.readouterr().out) and "| a |" not in shown and "Mine." in shown
+    assert not (tmp_path / "out" / "a").exists() and not list((tmp_path / "out" / "b").glob("seed-0/results/*"))
+    found = json.loads((tmp_path / "out" / "ablation.json").read_text())["arms"]
+    tested = result_of(tmp_path / "out" / "b" / "seed-0" / "linear" / "pretrained" / "seed-0", "linear")
+    assert found.keys() == {"b"} and found["b"]["linear_accuracy"]["values"] == {"0": tested["accuracy"]}
+    assert two("--arms", "b") == 0
+    assert capsys.readouterr().err.count("done before") == 1
+    # A head that cannot be trained is said before any arm is.
+    written(tmp_path / "head.toml", HEAD.replace("num_points = 64", "num_points = 97"))
+    assert two("--arms", "a") == 1
+    assert "arm 'a': data.num_points: 97 asked for" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a").exists()
+
+
 @pytest.mark.slow
 def test_a_store_that_changed_is_said_before_any_trains(
     two: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -240,6 +276,52 @@ def test_a_file_that_does_not_fit(name: str, text: str | None, said: str, tmp_pa
         path.write_text(text)
     with pytest.raises(UserError, match=said):
         load_ablation(str(path))
+
+
+def test_arms_are_chosen_by_their_names_or_folders(tmp_path: Path) -> None:
+    assert [arm.name for arm in load_ablation("teachers", ["reconstruction only", "without-image"]).arms] == [
+        *("without image", "reconstruction only")  # in the file's order: differences are to the first
+    ]
+    assert len(load_ablation("teachers").arms) == 5
+    with pytest.raises(UserError, match="--arms without-imag: teachers has none of that name; did you mean 'without-i"):
+        load_ablation("teachers", ["without-imag"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('probes = ["svn"]', "probes.0"),
+        ("probes = []", "probes"),
+        ('probes = ["linear"]', 'finetune: names the recipe of the probe "linear"'),
+        ('finetune = "demo-finetune"', 'finetune: names the recipe of the probe "linear"'),
+    ],
+)
+def test_probes_that_cannot_be_are_named(text: str, said: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "x.toml", f'{text}\n[[arms]]\nname = "a"\n')
+    with pytest.raises(UserError, match=said):
+        load_ablation(path)
+
+
+def test_the_arms_of_an_ablation_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = written(tmp_path / "mine.toml", "# What I ask.\n" + ARMS)
+    assert run_main(monkeypatch, "ablations", mine) == 0
+    first, blank, *arms = capsys.readouterr().out.splitlines()
+    assert first == "What I ask." and not blank and arms[1] == "1        data.draws=[1]"
+    assert run_main(monkeypatch, "ablations", "streams", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["arms"]["recon"] == []
+    assert run_main(monkeypatch, "ablations", "strems") == 1
+    assert "did you mean 'streams'" in capsys.readouterr().err
+
+
+def test_the_file_in_the_manual_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text("utf-8")
+    ablation = load_ablation(written(tmp_path / "mine.toml", page.split("```toml\n")[1].split("```")[0]))
+    assert ablation.probes == ["svm", "linear"] and [arm.folder for arm in ablation.arms] == ["1-block", "4-blocks"]
+    for arm in ablation.arms:
+        load_config("demo", arm.settings)
+    assert load_config(ablation.finetune).task.kind == "classify"
 
 
 def test_every_shipped_ablation_has_settings_that_are_settings() -> None:
@@ -311,6 +393,17 @@ def result(axis: str) -> dict[str, Any]:
         "teacher_zero_shot_accuracy": None, "config": {"optim": {"epochs": 3, "batch_size": 16}},
         "precision": {"used": "float32"}, "data": {"num_rows": 100}, "machine": {"processor": "P"},
     }  # fmt: skip
+
+
+def test_values_over_more_than_a_decade_lie_on_a_logarithmic_axis() -> None:
+    def scale(*places: float) -> tuple[str, list[str]]:
+        told = {"values": {"0": 0.5}, "n": 1, "mean": 0.5, "std": 0.0}
+        axes = Figure().subplots()
+        _curves(axes, {str(x): {"x": x, "curve": "", "svm_accuracy": told} for x in places}, "svm_accuracy")
+        return axes.get_xscale(), [text.get_text() for text in axes.get_xticklabels()]
+
+    assert scale(0.05, 0.25, 1.0) == ("log", ["0.05", "0.25", "1"])
+    assert scale(1, 2, 4, 8)[0] == scale(0.0, 1.0, 20.0)[0] == "linear"
 
 
 def test_the_table_gives_mean_spread_and_difference() -> None:

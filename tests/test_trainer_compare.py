@@ -143,6 +143,10 @@ def test_config_prints_a_recipe(
 def test_sizes_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("recon.trainer.model.sizes.PAPER", {"tiny": PAPER["tiny"]})
     monkeypatch.setattr("recon.trainer.model.sizes.count_step", lambda *_: 1_230_000_000)
+    assert run_main(monkeypatch, "sizes", "--json") == 0
+    (counts,) = json.loads(capsys.readouterr().out).values()
+    assert counts.keys() == {"parameters", "multiply_adds", "forward", "step", "visible"}
+    assert counts["step"] == 1_230_000_000 and round(counts["parameters"] / 1e6, 2) == 11.35
     assert run_main(monkeypatch, "sizes") == 0
     assert re.search(r"tiny +11\.35 \(11\.4\) +2\.43 \(2\.4\) +3\.\d\d +1\.23 +1\.23\n", capsys.readouterr().out)
 

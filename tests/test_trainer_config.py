@@ -96,6 +96,17 @@ def test_a_wrong_override_is_one_line_that_names_it(override: str, told: str) ->
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("streams", ["multitask", "two_tower"])
+def test_a_block_that_the_streams_do_not_have_is_named(streams: str) -> None:
+    with pytest.raises(UserError, match=rf"^demo: model\.block 'paper': streams '{streams}' .*model\.block=released$"):
+        load_config("demo", [f"model.streams={streams}"])
+    config = load_config("demo", [f"model.streams={streams}", "model.block=released"])
+    # What was trained before it was said is read as ever, and is a start for what comes after.
+    earlier = {**dataclasses.asdict(config.model), "block": "paper"}
+    assert config_from_dict({"model": earlier}, "").model.block == "paper"
+    assert load_config("demo-finetune", model=earlier).model.streams == streams
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -134,9 +134,18 @@ def test_a_file_of_the_release_gives_the_run_s_numbers(
     assert found["confusion"] == before["confusion"] and found["selection"] == "unknown"
     assert result_of(tmp_path, "classify_tested_*") == found
     # Outputs in another order are other classes.
-    assert test_command(place / "released.pth", *more, "--classes", "table,lamp,chair") == 0
+    assert test_command(place / "released.pth", *more, "--classes", "table,lamp,chair", "-o", str(tmp_path)) == 0
     turned = json.loads(capsys.readouterr().out)["confusion"]
     assert [row[::-1] for row in turned] == before["confusion"]
+    # What no weight tells is taken from --set too, not from a recipe alone.
+    more = ["--set", "data.num_points=64", "--set", "data.pool=0", "--set", "model.num_group=8"]
+    assert test_command(place / "released.pth", *more, "--set", "model.group_size=97", "-o", str(tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert "97" in told and told.count("\n") == 1
+    assert (
+        test_command(place / "released.pth", *more, "--set", "model.group_size=8", "-o", str(tmp_path), "--json") == 0
+    )
+    assert json.loads(capsys.readouterr().out)["confusion"] == before["confusion"]
 
 
 def test_what_does_not_fit_is_named(
@@ -146,12 +155,14 @@ def test_what_does_not_fit_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(tiny, "CATEGORIES", ("chair", "mug", "table"))
         other = tiny.make_store(tmp_path / "other.zarr").path
-    recipe = ["--recipe", str(place / "down.toml")]
+    recipe, out = ["--recipe", str(place / "down.toml")], ["-o", str(tmp_path / "out")]
     for source, more, where, said in (
         (run, [], other, "its head knows no mug; it knows chair, lamp, table"),
         (place / "pre", [], other, "a pretrained model without a head"),
         (run, recipe, other, "leave out --recipe, --classes, --set and --output"),
-        (place / "released.pth", [*recipe, "--classes", "a,b"], other, "its head has 3 outputs, and 2 classes"),
+        (place / "released.pth", [*recipe, "--classes", "a,b", *out], other, "its head has 3 outputs, and 2 classes"),
+        (place / "released.pth", recipe, other, "a checkpoint file keeps no results; name a folder for them with -o"),
+        (place / "released.pth", [*recipe, "-o", str(place / "pre")], other, "is a run's folder"),
         (run, ["--set", "data.normalize=none"], other, "leave out --recipe, --classes, --set and --output"),
         (run, ["--split", "val"], other, "has no split 'val'"),
     ):

@@ -1,6 +1,7 @@
 """Ablations: the same pretraining in several arms and from several seeds, probed alike, and set beside each other.
 
 FOLDER/<arm>/seed-0/                  a run, with its probes' results
+FOLDER/<arm>/seed-0/linear/           where the ablation asks for it, a linear head trained on that run
 FOLDER/ablation.json, .csv, .md, .png every accuracy; mean and spread an arm, and the difference to the first arm
 
 An ablation is a TOML file: settings an arm, never a copy of the model.
@@ -15,14 +16,14 @@ import json
 import re
 import statistics
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 
 from recon.pipeline.base.errors import UserError
@@ -34,7 +35,7 @@ from recon.trainer.config import Config
 from recon.trainer.data.batches import count_steps
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.features import FLOAT32, newest_checkpoint, probed_ref
-from recon.trainer.evaluate.labelled import load_labelled
+from recon.trainer.evaluate.labelled import check_taught, load_labelled
 from recon.trainer.evaluate.results import read_results, summarize
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot, spaces_shared
@@ -42,9 +43,11 @@ from recon.trainer.recipe import config_to_dict, load_config, with_teachers
 from recon.trainer.show.ablation import ablation_figure, ablation_table
 from recon.trainer.training.peers import launched
 from recon.trainer.training.pretraining import choose_device, pretrain
+from recon.trainer.transfer import PRETRAINED, Job, check_jobs, is_tested, jobs_of_seeds, read_settings, transfer
 
 ABLATIONS = Path(__file__).parent / "ablations"
-MEASURES = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
+LINEAR = "linear"
+MEASURES = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy", LINEAR: "linear_accuracy"}
 """What counts of each probe's result."""
 
 
@@ -73,6 +76,16 @@ class Ablation(BaseModel):
     arms: list[Arm] = Field(min_length=1)
     axis: str = ""
     """What `x` of the arms is"""
+    probes: list[Literal["svm", "zeroshot", "linear"]] = Field(default=["svm", "zeroshot"], min_length=1)
+    """What measures every arm; zero-shot those whose pictures and words share a space"""
+    finetune: str = ""
+    """The recipe that "linear" trains a head on each arm's frozen encoder by"""
+
+    @model_validator(mode="after")
+    def _has_recipe(self) -> Ablation:
+        if (LINEAR in self.probes) != bool(self.finetune):
+            raise ValueError('finetune: names the recipe of the probe "linear", and goes with that alone')
+        return self
 
 
 @dataclass(frozen=True)
@@ -86,24 +99,33 @@ class Run:
     config: Config
     probes: tuple[str, ...]
     num_steps: int
+    linear: tuple[Job, ...]
+    """The training of a head on it, where that is a probe"""
 
 
 def list_ablations() -> dict[str, str]:
-    """Name of every shipped ablation -> the first line of its file."""
-    paths = sorted(ABLATIONS.glob("*.toml"), key=lambda path: path.stem)
-    return {path.stem: path.read_text("utf-8").partition("\n")[0].lstrip("# ").strip() for path in paths}
+    """Name of every shipped ablation -> its description."""
+    return {name: describe(name) for name in sorted(path.stem for path in ABLATIONS.glob("*.toml"))}
 
 
-def load_ablation(name: str) -> Ablation:
-    """A shipped ablation by name, or a TOML file. UserError for what is not there or does not fit."""
-    path, known = Path(name), list_ablations()
-    if path.suffix != ".toml":
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserError(
-                f"ablate {name}: unknown; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
-            )
-        path = ABLATIONS / f"{name}.toml"
+def describe(name: str) -> str:
+    """The comment that a shipped ablation, or a TOML file, begins with; empty where it begins with none."""
+    first = _path(name).read_text("utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _path(name: str) -> Path:
+    return Path(name) if Path(name).suffix == ".toml" else ABLATIONS / f"{name}.toml"
+
+
+def load_ablation(name: str, arms: Sequence[str] = ()) -> Ablation:
+    """A shipped ablation by name, or a TOML file; of its arms those named, by their names or their folders', or all.
+
+    UserError for what is not there or does not fit.
+    """
+    path = _path(name)
+    if path.parent == ABLATIONS and not path.is_file():
+        raise UserError(f"ablate {name}: unknown; {_nearest(name, list_ablations())}")
     try:
         ablation = Ablation.model_validate(tomllib.loads(path.read_text("utf-8")))
     except ValidationError as error:
@@ -114,7 +136,16 @@ def load_ablation(name: str) -> Ablation:
     folders = [arm.folder for arm in ablation.arms]
     if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
         raise UserError(f"{path}: two arms are called {twice[0]!r}; give them names that differ")
-    return ablation
+    for arm in arms:
+        if not any(arm in (each.name, each.folder) for each in ablation.arms):
+            raise UserError(f"--arms {arm}: {path.stem} has none of that name; {_nearest(arm, folders)}")
+    chosen = [each for each in ablation.arms if not arms or {each.name, each.folder} & {*arms}]
+    return ablation.model_copy(update={"arms": chosen})
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 def ablate(
@@ -126,16 +157,17 @@ def ablate(
     overrides: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     device: str = "auto",
+    arms: Sequence[str] = (),
 ) -> int:
-    """Pretrain and probe every arm from every seed; 0, or 128 + the signal that stopped it.
+    """Pretrain and probe every arm, or those named, from every seed; 0, or 128 + the signal that stopped it.
 
-    What is finished is not done again, what was interrupted goes on. Every arm is measured by the SVM and, where its
-    pictures and words share a space, by zero-shot. UserError before the first step of the first arm for what any of
-    them cannot do: settings, a store that lacks a teacher or a draw, a folder that holds other settings' runs.
+    What is finished is not done again, what was interrupted goes on. Every arm is measured by the ablation's probes, by
+    zero-shot where its pictures and words share a space. UserError before the first step of the first arm for what any
+    of them cannot do: settings, a store that lacks a teacher or a draw, a folder that holds other settings' runs.
     """
     if launched():
         raise UserError("ablate: its runs are of one process; leave torchrun out")
-    ablation, target = load_ablation(name), choose_device(device)
+    ablation, target = load_ablation(name, arms), choose_device(device)
     set_by_arms = [{_key(setting) for setting in arm.settings} for arm in ablation.arms]
     for override in overrides:
         if _key(override) == "run.seed":
@@ -152,9 +184,12 @@ def ablate(
         begun = (run.folder / "config.json").is_file()
         if status := pretrain(console, store, run.folder, recipe, run.overrides, resume=begun, device=device):
             return status
-        run_svm(run.folder, store, target)
+        if "svm" in run.probes:
+            run_svm(run.folder, store, target)
         if "zeroshot" in run.probes:
             run_zero_shot(run.folder, store, target)
+        if run.linear and (status := transfer(console, store, run.linear, device)):
+            return status
     return 0
 
 
@@ -166,23 +201,29 @@ def _plan(
     store: FeatureStore, folder: Path, ablation: Ablation, recipe: str, overrides: Sequence[str], seeds: Sequence[int]
 ) -> list[Run]:
     """Every arm's runs, seed by seed, all checked."""
-    runs, probes, datasets, steps = [], {}, {}, {}
+    runs, probes, datasets, steps, heads = [], {}, {}, {}, {}
     for arm in ablation.arms:
         try:
             config = load_config(recipe, [*overrides, *arm.settings])
             dataset = load_dataset(store, config.data)
             steps[arm.name] = count_steps(len(dataset), config.optim.batch_size, config.data) * config.optim.epochs
-            with_teachers(config, dataset.teachers)
+            settled = with_teachers(config, dataset.teachers)
             _check_tested(store, config)
+            if LINEAR in ablation.probes:
+                heads[arm.name] = _head(ablation, settled)
+                check_jobs(store, jobs_of_seeds(folder / arm.folder, heads[arm.name], None, seeds[:1], True, "test"))
         except UserError as error:
             raise UserError(f"arm {arm.name!r}: {error}") from error
-        probes[arm.name] = ("svm", "zeroshot") if spaces_shared(dataset.record, dataset.teachers) else ("svm",)
+        named = spaces_shared(dataset.record, dataset.teachers)
+        probes[arm.name] = tuple(probe for probe in ablation.probes if probe != "zeroshot" or named)
         datasets[arm.name] = dataset
     for seed in seeds:
         for arm in ablation.arms:
             settings = [*overrides, *arm.settings, f"run.seed={seed}"]
             place = folder / arm.folder / f"seed-{seed}"
-            run = Run(arm, seed, place, settings, load_config(recipe, settings), probes[arm.name], steps[arm.name])
+            config = load_config(recipe, settings)
+            jobs = jobs_of_seeds(place / LINEAR, heads[arm.name], place, [seed], False, "test") if heads else ()
+            run = Run(arm, seed, place, settings, config, probes[arm.name], steps[arm.name], tuple(jobs))
             begun = (place / "config.json").is_file()
             check_run(place, begun, False)
             if begun:
@@ -192,12 +233,19 @@ def _plan(
     return runs
 
 
+def _head(ablation: Ablation, config: Config) -> Config:
+    """The settings of a linear head on what an arm's settings, with the store's teachers, train."""
+    ref = [f"data.ref={config.data.ref}"] if config.data.ref else []
+    return read_settings(ablation.finetune, [f"task.protocol={LINEAR}", *ref], "classify", asdict(config.model))
+
+
 def _check_tested(store: FeatureStore, config: Config) -> None:
     """UserError where the SVM could not be fitted or tested."""
     ref = probed_ref(store, config, None)
-    load_labelled(store, ref, "test")
-    if len(np.unique(load_labelled(store, ref, "train").category)) < 2:
+    train, test = (load_labelled(store, ref, split) for split in ("train", "test"))
+    if len(np.unique(train.category)) < 2:
         raise UserError(f"{store.path}: all finished training shapes are of one category; the SVM needs two or more")
+    check_taught(test, "test", train.category, ("train",), store.path)
 
 
 def _is_finished(run: Run) -> bool:
@@ -206,15 +254,21 @@ def _is_finished(run: Run) -> bool:
     if pointer is None or pointer.step < run.num_steps:
         return False
     found = _results(run.folder)
-    return all(probe in found for probe in run.probes)
+    return all(probe in found for probe in run.probes if probe != LINEAR) and all(map(is_tested, run.linear))
 
 
 def _results(run: Path) -> dict[str, dict[str, Any]]:
     """By protocol, what was found of a run's last weights, in float32, on the test split of what it was trained on: a
-    run may have been measured elsewhere too.
+    run may have been measured elsewhere too. Of its linear head what that was found to be worth.
     """
     data, newest = read_record(run)["data"], newest_checkpoint(run)
-    return {
+    heads = [result for head in run.glob(f"{LINEAR}/{PRETRAINED}/seed-*") for result in read_results(head)]
+    of_head = {
+        result["protocol"]: result | {MEASURES[LINEAR]: result["accuracy"]}
+        for result in heads
+        if (result["protocol"], result["pretrained"]) == (LINEAR, newest)
+    }
+    return of_head | {
         result["protocol"]: result
         for result in read_results(run)
         if (result["ref"], result["split"]) == (data["ref"], "test")
@@ -223,12 +277,14 @@ def _results(run: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def gather(folder: Path, name: str, recipe: str, overrides: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Gather the runs' results into FOLDER/ablation.json, .csv, .md and .png; the first of them.
+def gather(
+    folder: Path, name: str, recipe: str, overrides: Sequence[str], seeds: Sequence[int], chosen: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Gather the runs' results, of the arms that were chosen, into FOLDER/ablation.json, .csv, .md and .png; the first.
 
     UserError where two runs of one arm were made of different data.
     """
-    ablation = load_ablation(name)
+    ablation = load_ablation(name, chosen)
     arms, records = {}, {}
     for arm in ablation.arms:
         runs = {seed: folder / arm.folder / f"seed-{seed}" for seed in seeds}
@@ -251,24 +307,24 @@ def gather(folder: Path, name: str, recipe: str, overrides: Sequence[str], seeds
             "num_rows": records[arm.name][0]["data"]["num_rows"],
         }
     record, last = records[ablation.arms[0].name][0], _results(folder / ablation.arms[0].folder / f"seed-{seeds[0]}")
-    first = next(iter(arms.values()))
+    first, tested = next(iter(arms.values())), next(iter(last.values()))
     for other in list(arms.values())[1:]:
         other["difference"] = {
-            measure: difference(other[measure]["values"], first[measure]["values"], last["svm"]["num_test"])
+            measure: difference(other[measure]["values"], first[measure]["values"], tested["num_test"])
             for measure in MEASURES.values()
             if measure in other and measure in first
         }
     result = {
         "ablation": name,
-        "description": list_ablations().get(name, ""),
+        "description": describe(name),
         "axis": ablation.axis,
         "arms": arms,
         "seeds": list(seeds),
         "recipe": recipe,
         "overrides": list(overrides),
-        "num_test": last["svm"]["num_test"],
-        "num_categories": len(last["svm"]["categories"]),
-        "svm_accuracy_random_init": last["svm"]["svm_accuracy_random_init"],
+        "num_test": tested["num_test"],
+        "num_categories": len(tested["categories"]),
+        "svm_accuracy_random_init": last.get("svm", {}).get("svm_accuracy_random_init"),
         "teacher_zero_shot_accuracy": last.get("zeroshot", {}).get("teacher_zero_shot_accuracy"),
         "config": config_to_dict(load_config(recipe, overrides)),
         "precision": record["precision"],

@@ -53,20 +53,34 @@ def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     _check_names(data, str(path))
-    for override in overrides:
-        section, key, value = _parse_override(override)
-        _check_names({section: {key: value}}, f"--set {override}")
-        data.setdefault(section, {})[key] = value
+    for section, values in read_overrides(overrides).items():
+        data.setdefault(section, {}).update(values)
     own = data.get("model", {})
     size = own.pop("size", None)
     if size is not None and size not in SIZES:
         raise UserError(f"model.size: {_unknown('size', str(size), SIZES)}")
     if "teachers" in own:
         raise UserError(f"{recipe}: model.teachers is taken from the store; name the teachers with data.teachers")
+    # Here, and not among the model's own checks: runs and files of before it was said are read as ever.
+    if own.get("streams", "recon") != "recon" and own.get("block", "released") != "released":
+        raise UserError(
+            f"{recipe}: model.block {own['block']!r}: streams {own['streams']!r} have plain blocks, which it does not "
+            "change; set model.block=released"
+        )
     data["model"] = {**(model or {}), **SIZES.get(size, {}), **own}
     if data.get("task", {}).get("kind", "pretrain") != "pretrain":
         data.setdefault("data", {}).setdefault("teachers", [])
     return config_from_dict(data, recipe)
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`section.key=value` texts, the last of a key counts, as nested settings. UserError for names that are none."""
+    given: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        _check_names({section: {key: value}}, f"--set {override}")
+        given.setdefault(section, {})[key] = value
+    return given
 
 
 def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
@@ -83,6 +97,10 @@ def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
         message = first["msg"].removeprefix("Value error, ")
         # The model's own checks name their field.
         message = message if message.startswith(f"{where}.") else f"{where}: {message}"
+        if first["type"] == "tuple_type":
+            message = f"{where}: a list is needed, as {json.dumps([first['input']])}"
+        elif first["type"] == "string_pattern_mismatch":
+            message = f'{where}: write "image" or "text", or a teacher\'s name behind it, "image:NAME"'
         given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
         raise UserError(f"{source}: {message}{given}") from None
 
@@ -150,6 +168,11 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
+        if text.strip()[0] in "[{":  # a shell took the quotes away
+            listed = '{name = "..."}' if text.strip()[0] == "{" else '["..."]'
+            raise UserError(
+                f"--set {override}: strings in a list need their quotes, and those the shell's: --set '{name}={listed}'"
+            ) from None
         return section, key, text.strip()
     return section, key, parsed["value"] if len(parsed) == 1 else text
 

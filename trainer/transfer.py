@@ -38,9 +38,9 @@ from recon.trainer.checkpoints.checkpoint import (
 from recon.trainer.checkpoints.loading import load_model, read_any
 from recon.trainer.config import Config, DataConfig
 from recon.trainer.data.batches import count_steps
-from recon.trainer.data.dataset import Dataset
 from recon.trainer.evaluate.downstream import Examples, measure, read_examples
 from recon.trainer.evaluate.features import FLOAT32
+from recon.trainer.evaluate.labelled import check_taught
 from recon.trainer.evaluate.results import mean_per_class, per_class, read_results, summarize, write_result
 from recon.trainer.recipe import config_to_dict, load_config
 from recon.trainer.show.figures import dots
@@ -99,7 +99,7 @@ def transfer(console: Console, store: Path, jobs: Sequence[Job], device: str = "
     """
     target = choose_device(device)
     opened = FeatureStore.open(store)
-    _check(opened, jobs)
+    check_jobs(opened, jobs)
     for number, job in enumerate(jobs, 1):
         told = f"{number} of {len(jobs)}: {job.run}"
         if from_rank_0(lambda job=job: is_tested(job)):  # type: ignore[misc]
@@ -120,8 +120,11 @@ def _examples(store: FeatureStore, job: Job) -> Examples:
     return read_examples(store, ref, config.data, job.split, parts)
 
 
-def _check(store: FeatureStore, jobs: Sequence[Job]) -> None:
-    """Read what every job is trained and tested on, and build what each arm trains, without a step."""
+def check_jobs(store: FeatureStore, jobs: Sequence[Job]) -> None:
+    """Read what every job is trained and tested on, and build what each arm trains, without a step.
+
+    UserError as for `transfer`.
+    """
     records: dict[tuple[DataConfig, str], dict[str, Any]] = {}
     built: set[str] = set()
     for job in jobs:
@@ -129,7 +132,8 @@ def _check(store: FeatureStore, jobs: Sequence[Job]) -> None:
         if data not in records or job.arm not in built:
             dataset, examples = load_data(store, config), _examples(store, job)
             count_steps(len(dataset), config.optim.batch_size, config.data)
-            _check_categories(store, dataset, examples, job)
+            taught, splits = dataset.category.numpy(), config.data.splits
+            check_taught(examples.data, job.split, taught, splits, store.path)
             records[data] = dataset.record
             if job.arm not in built:
                 model = build_model(config, dataset)
@@ -139,17 +143,6 @@ def _check(store: FeatureStore, jobs: Sequence[Job]) -> None:
         if (job.run / "config.json").is_file():
             check_run(job.run, True, False)
             _check_begun(job, records[data])
-
-
-def _check_categories(store: FeatureStore, dataset: Dataset, examples: Examples, job: Job) -> None:
-    """UserError where shapes of a category are tested and none is trained on."""
-    untaught = np.setdiff1d(examples.data.category, dataset.category.numpy())
-    if len(untaught):
-        names = [dataset.categories[number] for number in untaught]
-        raise UserError(
-            f"{store.path}: split {job.split!r} has shapes of {', '.join(names[:3])}{' and more' * (len(names) > 3)}, "
-            f"of which no shape of {' and '.join(job.config.data.splits)} is finished; see `recon-pipeline status`"
-        )
 
 
 def _check_begun(job: Job, data: dict[str, Any]) -> None:

@@ -134,15 +134,29 @@ def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:
     record = read_record(run)
     # What a run of an older version does not say, it did as the default does.
     began = config_to_dict(config_from_dict(record["config"], str(run / "config.json")))
-    for section, values in config_to_dict(config).items():
+    asked = config_to_dict(config)
+    if began["data"]["teachers"] != asked["data"]["teachers"]:
+        began["model"]["teachers"] = asked["model"]["teachers"]  # follow from those, which are what was asked for
+    for section, values in asked.items():
         for key, value in values.items():
             before = began[section][key]
             if before != value:
-                raise UserError(f"--resume: {section}.{key} was {before!r} when {run} began, now {value!r}")
+                names = _named(before), _named(value)
+                was, now = names if names[0] != names[1] else (repr(before), repr(value))
+                raise UserError(f"--resume: {section}.{key} was {was} when {run} began, now {now}")
     changed = [name for name, value in data.items() if record["data"].get(name) != value]
     if changed:
         whose = "" if changed[0] == "pretrained" else "the store's "
-        raise UserError(f"--resume: {whose}{changed[0]} changed since {run} began; train a new run")
+        before, value = record["data"].get(changed[0]), data[changed[0]]
+        counts = f" ({before} then, {value} now)" if isinstance(before, int) and isinstance(value, int) else ""
+        raise UserError(f"--resume: {whose}{changed[0]} changed since {run} began{counts}; train a new run")
+
+
+def _named(setting: Any) -> str:
+    """A setting as a line has room for it: of teachers their names."""
+    if isinstance(setting, list) and setting and isinstance(setting[0], dict):
+        return ", ".join(each.get("teacher") or each["name"] for each in setting)
+    return repr(setting)
 
 
 def threads_note(run: Path, threads: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import check_sum, read_pointer, weights_name
 from recon.trainer.checkpoints.released import model_of
-from recon.trainer.checkpoints.weights_file import read_weights
+from recon.trainer.checkpoints.weights_file import Settings, read_weights
 from recon.trainer.config import Config
 from recon.trainer.model.heads import Model
 from recon.trainer.model.recon import ReCon
@@ -23,22 +23,26 @@ def load_model(path: Path | str, ema: bool = False, best: bool = False, **settin
     `ModelConfig`'s: they give what no weight of the release's tells (num_group, heads, a fine-tuned model's
     group_size), or overrule what a run recorded. UserError for anything else, and for what does not fit.
     """
-    return read_any(Path(path), ema, best, settings)[0]
+    return read_any(Path(path), ema, best, {"model": settings})[0]
 
 
-def read_model(path: Path | str, ema: bool = False, best: bool = False) -> tuple[ReCon, Config]:
+def read_model(
+    path: Path | str, ema: bool = False, best: bool = False, settings: Settings | None = None
+) -> tuple[ReCon, Config]:
     """The pretrained model, in eval mode on the CPU, with its settings: what probes and pictures start from.
 
-    `path`, `ema` and `best` as in `load_model`; the settings of a released one besides the model are the defaults.
+    `path`, `ema` and `best` as in `load_model`; `settings`, by section, overrule what is recorded there. Those of a
+    released one besides the model are the defaults.
     """
-    model, config = read_any(Path(path), ema, best)
+    model, config = read_any(Path(path), ema, best, settings)
     if not isinstance(model, ReCon):
-        raise UserError(f"{path}: holds a {type(model).__name__}; a pretrained model is needed here")
+        kind = type(model).__name__
+        raise UserError(f"{path}: holds a {kind}, for `recon-train test`; a pretrained model is needed here")
     return model, config
 
 
 def read_any(
-    path: Path, ema: bool = False, best: bool = False, settings: dict[str, Any] | None = None
+    path: Path, ema: bool = False, best: bool = False, settings: Settings | None = None
 ) -> tuple[Model, Config]:
     """As `load_model`, with the settings; of a file of the release the model's are what its weights tell."""
     if path.is_dir():

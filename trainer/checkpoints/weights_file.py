@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ from recon.trainer.recipe import config_from_dict
 FORMAT = "recon-checkpoint 2"
 WEIGHTS, EMA, STATE = ".safetensors", ".ema.safetensors", ".state.safetensors"
 """What a step's files end in."""
+Settings = Mapping[str, Mapping[str, Any]]
+"""Section -> key -> value, as a recipe has them"""
 
 
-def read_weights(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]]:
-    """Settings and weights, under today's names, of a file; `settings` overrule those of the model that it tells.
+def read_weights(path: Path, settings: Settings) -> tuple[Config, dict[str, Tensor]]:
+    """Settings and weights, under today's names, of a file; `settings` overrule those that it tells.
 
     UserError where it cannot be read or is of another kind, and for a setting that is unknown or cannot work.
     """
     return _read_own(path, settings) or _read_released(path, settings)
 
 
-def _read_own(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]] | None:
+def _read_own(path: Path, settings: Settings) -> tuple[Config, dict[str, Tensor]] | None:
     if path.suffix != ".safetensors":
         return None
     try:
@@ -49,7 +52,7 @@ def _read_own(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, T
     return _overrule(config, settings, path), tensors
 
 
-def _read_released(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[str, Tensor]]:
+def _read_released(path: Path, settings: Settings) -> tuple[Config, dict[str, Tensor]]:
     try:
         tensors = load_released(path)
     except ValueError as error:
@@ -60,10 +63,10 @@ def _read_released(path: Path, settings: dict[str, Any]) -> tuple[Config, dict[s
         raise UserError(f"{path}: {error}") from error
 
 
-def _overrule(config: dict[str, Any], settings: dict[str, Any], path: Path) -> Config:
-    """Settings read from `path`, with those of the model that were given in place of its own."""
-    model = json.dumps({**config["model"], **settings}, default=_as_json)
-    return config_from_dict({**config, "model": json.loads(model)}, str(path))
+def _overrule(config: dict[str, Any], settings: Settings, path: Path) -> Config:
+    """Settings read from `path`, with those that were given in place of its own."""
+    own = {section: {**config.get(section, {}), **settings.get(section, {})} for section in {**config, **settings}}
+    return config_from_dict(json.loads(json.dumps(own, default=_as_json)), str(path))
 
 
 def _as_json(value: Any) -> Any:

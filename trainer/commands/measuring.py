@@ -14,8 +14,10 @@ from recon.pipeline.base.precision import Decision, decide
 from recon.trainer.commands.options import (
     DeviceChoice,
     EmaOption,
+    FileOverrideOption,
     JsonOption,
     LabelledOption,
+    OutputOption,
     PrecisionChoice,
     ProbeDevice,
     ProbePrecision,
@@ -23,6 +25,7 @@ from recon.trainer.commands.options import (
     RunOption,
     SplitOption,
     StoreOption,
+    StudentOption,
     answer,
 )
 
@@ -32,23 +35,26 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 def svm(
     store: LabelledOption,
-    run: RunOption,
+    run: StudentOption,
     ref: RefOption = None,
     split: SplitOption = "test",
     device: ProbeDevice = DeviceChoice.auto,
     precision: ProbePrecision = PrecisionChoice.float32,
     ema: EmaOption = False,
+    output: OutputOption = None,
+    overrides: FileOverrideOption = None,
     json: JsonOption = False,
 ) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
     from recon.trainer.evaluate.svm import run_svm
 
-    _measure(partial(run_svm, split=split, ema=ema), run, store, ref, device, precision, json)
+    probe = partial(run_svm, split=split, ema=ema, output=output, overrides=overrides or [])
+    _measure(probe, run, store, ref, device, precision, json)
 
 
 def zeroshot(
     store: LabelledOption,
-    run: RunOption,
+    run: StudentOption,
     ref: RefOption = None,
     split: SplitOption = "test",
     device: ProbeDevice = DeviceChoice.auto,
@@ -58,20 +64,21 @@ def zeroshot(
         str | None, typer.Option(metavar="TEMPLATE", help="One of the ref's templates alone, instead of all of them.")
     ] = None,
     text_weight: Annotated[float, typer.Option(help="Of the text query's answer beside the image query's.")] = 0.25,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a file: the store's text teacher that its text query learnt.")
+    ] = None,
+    output: OutputOption = None,
+    overrides: FileOverrideOption = None,
     json: JsonOption = False,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
     from recon.trainer.evaluate.zero_shot import run_zero_shot
 
-    _measure(
-        partial(run_zero_shot, split=split, ema=ema, prompt=prompt, text_weight=text_weight),
-        run,
-        store,
-        ref,
-        device,
-        precision,
-        json,
-    )
+    probe = partial(
+        run_zero_shot, split=split, ema=ema, prompt=prompt, text_weight=text_weight, output=output,
+        overrides=overrides or [], teacher=teacher,
+    )  # fmt: skip
+    _measure(probe, run, store, ref, device, precision, json)
 
 
 def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None:
@@ -106,7 +113,9 @@ def _measure(
     if decision.note:
         Console(stderr=True, highlight=False, soft_wrap=True).print(decision.note, markup=False)
     found = probe(run, store, target, ref, decision)
-    answer(found if json else [*headlines(found), f"{'precision':>30} {decision}"])
+    # Which words a file's student is held against is its user's word: it is said where it was taken.
+    words = [f"{'words of':>30} {found['text_teacher']}"] if "model" in found and "text_teacher" in found else []
+    answer(found if json else [*headlines(found), *words, f"{'precision':>30} {decision}"])
 
 
 def headlines(result: dict[str, Any]) -> list[str]:

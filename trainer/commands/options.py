@@ -40,6 +40,20 @@ RefOption = Annotated[
     str | None, typer.Option(help="Name of the store's ref; without it the run's own, or the only one there is.")
 ]
 SplitOption = Annotated[str, typer.Option(help="Split to measure on; the SVM is fitted on train.")]
+StudentOption = Annotated[
+    Path, typer.Option("--run", metavar="RUN|FILE", help="The run's folder, or a pretrained checkpoint file.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Of a file: the folder that its results go to.")
+]
+FileOverrideOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Of a file: what it does not tell, model.heads, model.num_group, data.num_points or run.seed; repeatable.",
+    ),
+]
 RunOption = Annotated[Path, typer.Option(help="The run's folder.")]
 ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")]
 

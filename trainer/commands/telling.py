@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,13 +50,12 @@ def config(
     sys.stdout.write(config_to_toml(load_config(recipe, overrides or [])))
 
 
-def sizes() -> None:
+def sizes(json: JsonOption = False) -> None:
     """Count parameters and operations of each size, beside the paper's table; takes some seconds."""
-    from recon.trainer.model.sizes import sizes_table
+    from recon.trainer.model.sizes import count_sizes, sizes_table
 
-    console = Console(soft_wrap=True, highlight=False)
-    for line in sizes_table():
-        console.print(line, markup=False)
+    found = count_sizes()
+    answer(found if json else sizes_table(found))
 
 
 def compare(
@@ -92,32 +91,36 @@ def table(
     ],
     form: Annotated[TableFormat, typer.Option("--format", help="What to write it as.")] = TableFormat.markdown,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file in place of standard output.")] = None,
+    json: JsonOption = False,
 ) -> None:
     """Put what was measured beside the published numbers of the same task and data, and say what differs."""
-    from recon.trainer.show.table import make_table
+    from recon.trainer.show.table import find_rows, make_table
 
     text, notes = make_table(runs, form.value)
     for note in notes:
         Console(stderr=True, soft_wrap=True, highlight=False).print(note, markup=False)
-    _write(text, output)
+    _tell(text, output, {"rows": [row.named() for row in find_rows(runs)[0]], "notes": notes} if json else {})
 
 
 def card(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file in place of standard output.")] = None,
+    json: JsonOption = False,
 ) -> None:
     """Write a run's model card: recipe, data and their licences, teachers, scores, how to make it again, limits."""
-    from recon.trainer.show.card import make_card
+    from recon.trainer.show.card import card_document, make_card
 
-    _write(make_card(run), output)
+    _tell(make_card(run), output, card_document(run) if json else {})
 
 
-def _write(text: str, output: Path | None) -> None:
-    """On standard output, or into a file."""
+def _tell(text: str, output: Path | None, document: dict[str, Any]) -> None:
+    """Text into a file, or on standard output, where a document, if there is one, takes its place."""
     from recon.pipeline.base.files import write_atomically
 
+    if document:
+        answer(document)
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write("" if document else text)
         return
     try:
         write_atomically(output, text)

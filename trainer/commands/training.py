@@ -57,6 +57,9 @@ def ablate(
     run: Annotated[Path, typer.Option(help="Folder for the runs and the result.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = "demo",
     seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once from each: 0-2.")] = "0-2",
+    arms: Annotated[
+        str, typer.Option(metavar="ARM,...", help="Some of its arms, as `ablations NAME` writes them; all without.")
+    ] = "",
     overrides: OverrideOption = None,
     device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
     json: JsonOption = False,
@@ -70,19 +73,32 @@ def ablate(
     from recon.trainer.show.ablation import ablation_table
 
     chosen, settings = numbers("--seeds", seeds), overrides or []
+    named = [arm.strip() for arm in arms.split(",") if arm.strip()]
     console = Console(stderr=True, soft_wrap=True)
-    if status := measure(console, store, run, name, recipe, settings, chosen, device.value):
+    if status := measure(console, store, run, name, recipe, settings, chosen, device.value, named):
         raise typer.Exit(status)
-    result = gather(run, name, recipe, settings, chosen)
+    result = gather(run, name, recipe, settings, chosen, named)
     answer(result if json else ablation_table(result).splitlines())
 
 
-def ablations(json: JsonOption = False) -> None:
-    """List the shipped ablations."""
-    from recon.trainer.ablate import list_ablations
+def ablations(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="One of them, or a TOML file, whose arms to list.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the shipped ablations, or the arms of one."""
+    from recon.trainer.ablate import describe, list_ablations, load_ablation
 
-    found = list_ablations()
-    answer(found if json else [f"{name:14}  {description}" for name, description in found.items()])
+    if name is None:
+        found = list_ablations()
+        answer(found if json else [f"{name:14}  {description}" for name, description in found.items()])
+        return
+    arms, description = {arm.folder: arm.settings for arm in load_ablation(name).arms}, describe(name)
+    width = max(map(len, arms))
+    lines = [f"{arm:{width}}  {' '.join(settings) or 'as the recipe'}" for arm, settings in arms.items()]
+    told = [description, ""] if description else []
+    answer({"description": description, "arms": arms} if json else [*told, *lines])
 
 
 COMMANDS = (pretrain, ablate, ablations)

@@ -67,8 +67,9 @@ def few_shot_rows(
     for number in chosen:
         places = np.flatnonzero(category == number)
         if len(places) < count:
+            mend = "lower it" if len(places) else "see `recon-pipeline stats`, or name another fold"
             raise UserError(
-                f"{setting}: {count} shapes of {names[number]!r} asked for, {len(places)} are finished; lower it"
+                f"{setting}: {count} shapes of {names[number]!r} asked for, {len(places)} are finished; {mend}"
             )
         found.append(rows[places[np.argsort(bits[places])[:count]]])
     return np.sort(np.concatenate(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -254,9 +255,10 @@ def rows_of_splits(store: FeatureStore, ref: Ref, splits: Sequence[str]) -> tupl
     known = sorted(set(split_of[mine].tolist()))
     for split in splits:
         if split not in known:
+            there = [each for each in splits if each in known] or [*({"train"} & {*known}), *known][:1]
             raise UserError(
                 f"{store.path}: ref {ref.name!r} has no split {split!r}; it has {', '.join(known)}. A store made with "
-                f"--limit may lack one: name those there are (--set 'data.splits=[\"{known[0]}\"]', or --split)"
+                f"--limit may lack one: name those there are (--set 'data.splits={json.dumps(there)}', or --split)"
             )
     return mine & np.isin(split_of, splits), np.unique(registry.category[mine])
 
@@ -270,7 +272,10 @@ def _check_settings(
     config: DataConfig, num_points: int, images: Iterable[Sequence[int]], texts: Iterable[TextTargets]
 ) -> None:
     if config.num_points > num_points:
-        raise UserError(f"data.num_points: {config.num_points} asked for, the store holds {num_points} a shape")
+        raise UserError(
+            f"data.num_points: {config.num_points} asked for, the store holds {num_points} a shape; lower it, or raise "
+            "sample.num_points in the manifest"
+        )
     for num_draws, _, num_views, _ in images:
         if not config.online and config.draws and max(config.draws) >= num_draws:
             raise UserError(

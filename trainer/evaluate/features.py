@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,22 @@ from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.names import list_refs
 from recon.pipeline.store.records import Ref
-from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_name
+from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity, weights_name
 from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.config import Config
 from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
 from recon.trainer.evaluate import results
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.results import per_class
+from recon.trainer.model.heads import Model
 from recon.trainer.model.recon import ReCon
+from recon.trainer.recipe import read_overrides
 
 BATCH = 32
 FLOAT32 = decide("float32", "cpu", "")
 """What probes compute in unless they are asked otherwise: results compare across machines."""
+UNTOLD = ("model.heads", "model.num_group", "data.num_points", "run.seed")
+"""What a measured checkpoint file may be given: settings that no weight tells, and the seed of the points drawn."""
 SPARE = 1200 / 1024
 """The release's zero-shot test takes 1024 random points of the 1200 farthest ones."""
 
@@ -41,7 +45,7 @@ class Probe:
 
     student: ReCon
     random_init: ReCon | None
-    """None while the run trains: it measured its own start itself"""
+    """None while the run trains, for it measured its own start itself; and of a file, whose start nobody knows"""
     config: Config
     store: FeatureStore
     ref: Ref
@@ -52,7 +56,12 @@ class Probe:
     tested: str = "test"
     """Split that is measured on"""
     learnt: dict[str, Any] = field(default_factory=dict)
-    """What the student was trained on: the data's part of the run's record"""
+    """What the student was trained on: the data's part of the run's record; empty of a file, which does not say"""
+
+    @property
+    def of_file(self) -> bool:
+        """Whether the student comes from a checkpoint file, without a run's record."""
+        return not self.learnt
 
     def split(self, name: str) -> Labelled:
         """The shapes that have points of one split, or of several, "train+test"."""
@@ -65,28 +74,47 @@ class Probe:
 
 
 def load_probe(
-    run: Path,
+    source: Path,
     store: Path,
     device: torch.device,
     ref: str | None = None,
     precision: Decision = FLOAT32,
     tested: str = "test",
     ema: bool = False,
+    overrides: Sequence[str] = (),
 ) -> Probe:
     """The newest checkpoint of a run, or with `ema` its moving average, and the weights its seed started from, to be
-    measured on the split `tested`.
+    measured on the split `tested`; or a checkpoint file's weights alone, with `overrides` among `UNTOLD`.
 
     Without a `ref` they are measured on the one the run was trained on, or on the store's only one. UserError for a
-    missing run, checkpoint, average, store or ref.
+    missing run, checkpoint, average, store or ref, and for settings that are not a file's to be given.
     """
     opened = FeatureStore.open(store)
-    checkpoint = newest_checkpoint(run, ema)
-    student, config = read_model(run, ema)
+    of_file = source.is_file()
+    for override in overrides:
+        if not of_file:
+            raise UserError(f"--set {override}: is for a checkpoint file; a run says itself what it is measured with")
+        if override.partition("=")[0].strip() not in UNTOLD:
+            raise UserError(f"--set {override}: a checkpoint file is given {', '.join(UNTOLD)} alone; leave it out")
+    checkpoint = weights_identity(source) if of_file else newest_checkpoint(source, ema)
+    student, config = read_model(source, ema, settings=read_overrides(overrides))
+    if of_file:
+        check_points(student, config.data.num_points, source)
+    measured_on = probed_ref(opened, config, ref)
+    probe = Probe(student.to(device), None, config, opened, measured_on, device, precision, checkpoint, tested)
+    if of_file:
+        return probe
     torch.manual_seed(stream(config.run.seed, "weights"))
     random_init = ReCon(config.model).eval()
-    measured_on = probed_ref(opened, config, ref)
-    students, learnt = (student.to(device), random_init.to(device)), read_record(run)["data"]
-    return Probe(*students, config, opened, measured_on, device, precision, checkpoint, tested, learnt)
+    return replace(probe, random_init=random_init.to(device), learnt=read_record(source)["data"])
+
+
+def check_points(model: Model, num_points: int, source: Path) -> None:
+    """UserError where a checkpoint file's model has more groups, or points in one, than a cloud has points."""
+    try:
+        model.config.check_points(num_points)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}; set what it was trained with") from error
 
 
 def probed_ref(store: FeatureStore, config: Config, name: str | None) -> Ref:
@@ -102,6 +130,8 @@ def newest_checkpoint(run: Path, ema: bool = False) -> dict[str, Any]:
     With `ema` they are their moving average's, and it says so. UserError for a folder that holds no run, and for a run
     without a checkpoint or without an average.
     """
+    if (run / "summary.json").is_file() and not (run / "config.json").is_file():
+        raise UserError(f"--run {run}: holds several runs; name one, as {run}/pretrained/seed-0")
     if not (run / "config.json").is_file():
         raise UserError(f"--run {run}: no run there; make one with `recon-train pretrain --run {run} --store S`")
     pointer = read_pointer(run / "checkpoints")
@@ -148,12 +178,16 @@ def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], num_classe
 
 
 def write_result(
-    run: Path, name: str, probe: Probe, data: Labelled, keys: dict[str, str], result: dict[str, Any], seconds: float
+    folder: Path, name: str, probe: Probe, data: Labelled, keys: dict[str, str], result: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Write a file of RUN/results/, the result and what it was measured on, and return it.
+    """Write a file of FOLDER/results/, the result and what it was measured on, and return it.
 
     `data` is the test split, `keys` those of what was read besides points, by the names of a run's record.
     """
+    config = probe.config
+    if probe.of_file:
+        name = results.of_weights(name, probe.checkpoint["sha256"], config.data.num_points)
+        result = result | {"model": {key: getattr(config.model, key) for key in ("heads", "num_group", "group_size")}}
     result = result | {
         "per_class": per_class(result["confusion"], data.categories),
         "precision": probe.precision.record(),
@@ -162,9 +196,9 @@ def write_result(
         "categories": data.categories,
         "checkpoint": probe.checkpoint,
         "digests": {kind: probe.store.digest(key) for kind, key in {"points": data.points.key, **keys}.items()},
-        "num_points": probe.config.data.num_points,
-        "seed": probe.config.run.seed,
+        "num_points": config.data.num_points,
+        "seed": config.run.seed,
         "seconds": round(seconds, 2),
         "peak_memory_gb": round(peak_bytes() / 2**30, 3),
     }
-    return results.write_result(run, name, probe.store, result)
+    return results.write_result(folder, name, probe.store, result)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +46,21 @@ class Labelled:
         shard, and where the store has fewer points.
         """
         if num_points > self.num_stored:
-            raise UserError(f"data.num_points: {num_points} asked for, the store holds {self.num_stored} a shape")
+            raise UserError(
+                f"data.num_points: {num_points} asked for, the store holds {self.num_stored} a shape; lower it, or "
+                "raise sample.num_points in the manifest"
+            )
         return farthest_points(self.points, self.row, num_points)
+
+
+def check_taught(data: Labelled, split: str, taught: NDArray[np.int64], splits: Sequence[str], store: Path) -> None:
+    """UserError where a category of `data`, a store's `split`, is not among those that `splits` have `taught`."""
+    untaught = [data.categories[number] for number in np.setdiff1d(data.category, taught)]
+    if untaught:
+        raise UserError(
+            f"{store}: split {split!r} has shapes of {', '.join(untaught[:3])}{' and more' * (len(untaught) > 3)}, of "
+            f"which no shape of {' and '.join(splits)} is finished; see `recon-pipeline status`"
+        )
 
 
 def load_labelled(store: FeatureStore, ref: Ref, *splits: str) -> Labelled:

@@ -19,6 +19,29 @@ FORMER = ("svm", "zeroshot")
 """Names of the files that earlier versions left in the run's own folder."""
 
 
+def result_folder(source: Path, output: Path | None) -> Path:
+    """Where results of a run or of a checkpoint file are kept: in the run's own folder, or in `output`.
+
+    UserError for a file without an `output`, for a run with one, and for one that is a run's folder or no folder.
+    """
+    if source.is_dir() and output is not None:
+        raise UserError(f"-o {output}: is for a checkpoint file; a run keeps its results itself, leave it out")
+    if not source.is_file():
+        return source  # a run's, or nothing, which whoever reads it says
+    if output is None:
+        raise UserError(f"{source}: a checkpoint file keeps no results; name a folder for them with -o FOLDER")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"-o {output}: is no folder; name a new or an existing one")
+    if (output / "config.json").is_file():
+        raise UserError(f"-o {output}: is a run's folder, which holds results of that run alone; name another")
+    return output
+
+
+def of_weights(protocol: str, sha256: str, num_points: int) -> str:
+    """What a result of a checkpoint file is called: its folder may hold those of other files."""
+    return f"{protocol}_{sha256[:8]}_{num_points}points"
+
+
 def write_result(run: Path, protocol: str, store: FeatureStore, result: Mapping[str, Any]) -> dict[str, Any]:
     """Write a result of `protocol`, e.g. "svm", measured on `store`, and return it as it is kept; `result` may call it
     otherwise inside.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision
 from recon.trainer.evaluate.features import FLOAT32, Probe, confusion, encode, load_probe, write_result
-from recon.trainer.evaluate.labelled import Labelled
+from recon.trainer.evaluate.labelled import Labelled, check_taught
 from recon.trainer.evaluate.linear_svm import fit_linear_svm, predict_linear_svm
+from recon.trainer.evaluate.results import result_folder
 
 C = 0.075
 
@@ -34,24 +36,28 @@ class Shapes:
 
 
 def run_svm(
-    run: Path,
+    source: Path,
     store: Path,
     device: torch.device,
     ref: str | None = None,
     precision: Decision = FLOAT32,
     split: str = "test",
     ema: bool = False,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Fit on the train split of a store's ref, measure on another, for the student and its random start.
+    """Fit on the train split of a store's ref, measure on another, for a run's student and its random start.
 
+    `source` may be a checkpoint file, whose student alone is measured, with `overrides` as `load_probe` takes them.
     Features are `ReCon.svm_feature` of the farthest `data.num_points` points; of the store only points and categories
-    are read. Writes a file of RUN/results/ and returns it. UserError for a missing run, checkpoint, store, ref or
-    split, and for training shapes of one category only.
+    are read. Writes a file of results/ in the run's folder, or of a file's in `output`, and returns it. UserError for a
+    missing run, checkpoint, store, ref, split or output, and for training shapes of one category only.
     """
-    started = time.monotonic()
-    probe = load_probe(run, store, device, ref, precision, split, ema)
+    started, folder = time.monotonic(), result_folder(source, output)
+    probe = load_probe(source, store, device, ref, precision, split, ema, overrides)
     shapes = read_svm(probe)
-    return write_result(run, "svm", probe, shapes.test, {}, measure_svm(probe, shapes), time.monotonic() - started)
+    result = {"protocol": "svm", **measure_svm(probe, shapes)}
+    return write_result(folder, "svm", probe, shapes.test, {}, result, time.monotonic() - started)
 
 
 def read_svm(probe: Probe) -> Shapes:
@@ -61,6 +67,7 @@ def read_svm(probe: Probe) -> Shapes:
         raise UserError(
             f"{probe.store.path}: all finished training shapes are of one category; a classifier needs two or more"
         )
+    check_taught(test, probe.tested, train.category, ("train",), probe.store.path)
     return Shapes(train, test, *(data.farthest_points(probe.config.data.num_points) for data in (train, test)))
 
 

@@ -18,11 +18,12 @@ from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity
 from recon.trainer.checkpoints.loading import read_any
 from recon.trainer.evaluate.downstream import Examples, measure, read_examples
-from recon.trainer.evaluate.results import per_class, write_result
+from recon.trainer.evaluate.features import check_points
+from recon.trainer.evaluate.results import of_weights, per_class, result_folder, write_result
 from recon.trainer.evaluate.voting import vote
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
-from recon.trainer.recipe import load_config
+from recon.trainer.recipe import load_config, read_overrides
 
 
 def test_weights(
@@ -42,7 +43,7 @@ def test_weights(
     """Test the weights that `task.selection` chose of a run, or those of a file, and write the result.
 
     A run says how its shapes were taken; for a file `recipe` does, and `classes` are its outputs' categories in order
-    (without them the store's, sorted). The result goes to the run's folder, or to `output`, if any. UserError for a
+    (without them the store's, sorted). The result goes to the run's folder, that of a file to `output`. UserError for a
     model that is not downstream's and a store of other categories or parts than the model's, before anything is
     computed.
     """
@@ -52,6 +53,7 @@ def test_weights(
             f"{source}: a run says itself how its shapes are taken and keeps its results; leave out --recipe, "
             "--classes, --set and --output"
         )
+    folder = result_folder(source, output)
     pointer = read_pointer(source / "checkpoints") if is_run else None
     best = bool(pointer and pointer.best)
     model, config = read_any(source, best=best, settings=_model_settings(recipe, overrides))
@@ -59,6 +61,7 @@ def test_weights(
         raise UserError(f"{source}: a pretrained model without a head; `finetune` or `partseg` train one")
     if not is_run:
         config = load_config(recipe or "finetune-modelnet40", overrides)
+    check_points(model, config.data.num_points, source)
     opened = FeatureStore.open(store)
     measured_on = opened.ref(ref or (config.data.ref if is_run else "") or None)
     data = config.data
@@ -89,21 +92,21 @@ def test_weights(
         "seconds": round(time.monotonic() - began, 2),
         "peak_memory_gb": round(peak_bytes() / 2**30, 3),
     }
-    folder = source if is_run else output
     voted = f"{protocol}_{votes}votes" if votes else f"{protocol}_tested"
-    # Of a file its own, which its folder may hold others of; and what may be asked for otherwise the next time.
-    own = [*([] if is_run else [str(identity["sha256"])[:8]]), f"{data.num_points}points"]
-    name = "_".join([voted, *([f"{repeats}times"] if votes else []), *own])
+    name = f"{voted}_{repeats}times" if votes else voted
+    # What may be asked for otherwise the next time.
+    name = f"{name}_{data.num_points}points" if is_run else of_weights(name, identity["sha256"], data.num_points)
     told = {"protocol": voted, "store": opened.path.resolve().name, **result}
-    return write_result(folder, name, opened, told) if folder else told
+    return write_result(folder, name, opened, told)
 
 
-def _model_settings(recipe: str | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """What no weight of a file tells, out of its recipe."""
-    if recipe is None:
-        return {}
-    model = load_config(recipe, overrides).model
-    return {"num_group": model.num_group, "group_size": model.group_size}
+def _model_settings(recipe: str | None, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What no weight of a file tells, out of its recipe, and what is given besides."""
+    given = read_overrides(overrides).get("model", {})
+    if recipe is not None:
+        model = load_config(recipe, overrides).model
+        given = {"num_group": model.num_group, "group_size": model.group_size} | given
+    return {"model": given}
 
 
 def _fitting(model: Model, examples: Examples, source: Path, classes: Sequence[str], is_run: bool) -> Examples:

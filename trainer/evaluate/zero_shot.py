@@ -33,6 +33,7 @@ from recon.trainer.evaluate.features import (
     write_result,
 )
 from recon.trainer.evaluate.labelled import Labelled
+from recon.trainer.evaluate.results import result_folder
 from recon.trainer.model.teaching import Teacher
 
 TEXT_WEIGHT = 0.25
@@ -56,7 +57,7 @@ class Shapes:
 
 
 def run_zero_shot(
-    run: Path,
+    source: Path,
     store: Path,
     device: torch.device,
     ref: str | None = None,
@@ -65,18 +66,22 @@ def run_zero_shot(
     ema: bool = False,
     prompt: str | None = None,
     text_weight: float = TEXT_WEIGHT,
+    output: Path | None = None,
+    overrides: Sequence[str] = (),
+    teacher: str | None = None,
 ) -> dict[str, Any]:
-    """Classify a split of a ref by prompts alone: the student, its random start, and the image teacher itself.
+    """Classify a split of a ref by prompts alone: a run's student, its random start, and the image teacher itself.
 
-    `split` may be two, "train+test". A class is the sum of all its prompts, or `prompt` alone, one of the ref's
-    templates. `text_weight` is that of the text projection beside the image projection.
+    `source`, `output` and `overrides` as for `run_svm`; `teacher` names the ref's words that a file's text query learnt
+    from, where their width does not tell. `split` may be two, "train+test". A class is the sum of all its prompts, or
+    `prompt` alone, one of the ref's templates. `text_weight` is that of the text projection beside the image's.
     The teacher is measured where the store holds its features of the clean views, on the shapes that have them. Writes
-    a file of RUN/results/ and returns it. UserError for a missing run, checkpoint, store, ref or split, for a student
-    whose teachers do not share one space, and for a store without the words of its text teacher.
+    a file of results/ and returns it. UserError as for `run_svm`, for a student whose teachers do not share one space,
+    and for a store without the words of its text teacher.
     """
-    started = time.monotonic()
-    probe = load_probe(run, store, device, ref, precision, split, ema)
-    shapes = replace(read_zero_shot(run, probe, prompt), text_weight=text_weight)
+    started, folder = time.monotonic(), result_folder(source, output)
+    probe = load_probe(source, store, device, ref, precision, split, ema, overrides)
+    shapes = replace(read_zero_shot(source, probe, prompt, teacher), text_weight=text_weight)
     result, keys = measure_zero_shot(probe, shapes), {"text": shapes.text.key}
     targets = towers_pictures(probe, shapes.text)
     seen = targets.ok[0, shapes.data.row] if targets else np.zeros(len(shapes.data), np.bool_)
@@ -94,17 +99,25 @@ def run_zero_shot(
     if text_weight != TEXT_WEIGHT:
         name, variant = f"{name}_text{text_weight:g}", [*variant, f"text weight {text_weight:g}"]
     result |= {"prompt": prompt, "text_weight": text_weight, "protocol": "zeroshot", "variant": ", ".join(variant)}
-    return write_result(run, name, probe, shapes.data, keys, result, time.monotonic() - started)
+    result["text_teacher"] = shapes.text.teacher
+    return write_result(folder, name, probe, shapes.data, keys, result, time.monotonic() - started)
 
 
-def read_zero_shot(run: Path, probe: Probe, prompt: str | None = None) -> Shapes:
+def read_zero_shot(source: Path, probe: Probe, prompt: str | None = None, teacher: str | None = None) -> Shapes:
     """Points and prompts; UserError as for `run_zero_shot`."""
-    seeing, reading = shared_space(run, probe)
-    text = learnt_words(run, probe, reading)
+    chosen = _chosen(probe, prompt)
+    if probe.of_file:
+        seeing, reading = space_of_file(source, probe)
+        text = words_of_file(source, probe, reading, teacher)
+    elif teacher is not None:
+        raise UserError(f"--teacher {teacher}: is for a checkpoint file; a run says itself what taught it")
+    else:
+        seeing, reading = shared_space(source, probe)
+        text = learnt_words(source, probe, reading)
     data = probe.split(probe.tested)
     far = data.farthest_points(spare_points(probe.config, data.num_stored))
     points = random_points(far, data.row, probe.config)
-    classes = class_embeddings(text, data.numbers, _chosen(probe, prompt))
+    classes = class_embeddings(text, data.numbers, chosen)
     return Shapes(data, points, text, classes, (seeing, reading))
 
 
@@ -169,6 +182,55 @@ def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:
         f"{learnt['teacher']!r} ({learnt['key']}); it has {has}: put that teacher into its manifest and run "
         "`recon-pipeline features`"
     )
+
+
+def space_of_file(source: Path, probe: Probe) -> tuple[str, str]:
+    """The first image and text query of a checkpoint file that predict features of one width.
+
+    What taught them the file does not say, so that it was one CLIP is taken on its user's word. UserError where a query
+    is missing and where no two are of one width.
+    """
+    teachers = probe.config.model.teachers
+    told = " and ".join(f"{each.name!r} ({each.kind}, {each.dim}-d)" for each in teachers) or "none"
+    for kind in ("image", "text"):
+        if all(each.kind != kind for each in teachers):
+            raise UserError(f"{source}: has no {kind} query; zero-shot needs one of each, it has {told}")
+    for seeing, reading in itertools.product(teachers, teachers):
+        if (seeing.kind, reading.kind) == ("image", "text") and seeing.dim == reading.dim:
+            return seeing.name, reading.name
+    raise UserError(
+        f"{source}: its queries predict {told}, which cannot be one space; zero-shot needs a student that was trained "
+        "with both towers of one CLIP"
+    )
+
+
+def words_of_file(source: Path, probe: Probe, reading: str, name: str | None) -> Text:
+    """The ref's words that the text query `reading` of a checkpoint file learnt from: those called `name`, or the only
+    ones of its width.
+
+    UserError for a name that is not there or of another width, and where width alone does not tell.
+    """
+    dim = next(each.dim for each in probe.config.model.teachers if each.name == reading)
+    widths = {each: _width(probe, key) for each, key in probe.ref.text.items()}
+    told = ", ".join(f"{each} ({width}-d)" for each, width in widths.items()) or "none"
+    where = f"ref {probe.ref.name!r} of {probe.store.path} has words of {told}"
+    if name is not None and name not in widths:
+        raise UserError(f"--teacher {name}: {where}")
+    fitting = [each for each, width in widths.items() if width == dim and name in (None, each)]
+    if not fitting:
+        asked = f"--teacher {name}: " if name else ""
+        raise UserError(
+            f"{asked}{where}, the text query of {source} predicts {dim}-d features: put the teacher that it learnt "
+            "from into the manifest and run `recon-pipeline features`"
+        )
+    if len(fitting) > 1:
+        raise UserError(f"{where}: say with --teacher which of {', '.join(fitting)} taught the text query of {source}")
+    return probe.store.text(fitting[0], probe.ref)
+
+
+def _width(probe: Probe, key: str) -> int:
+    feat: Any = probe.store.kind_group("text", key)["feat"]
+    return int(feat.shape[-1])
 
 
 def _learnt_teachers(run: Path, probe: Probe) -> dict[str, Any]:

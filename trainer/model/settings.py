@@ -92,6 +92,12 @@ class ModelConfig:
         if self.streams == "two_tower" and self.self_contrastive:
             raise ValueError("model.self_contrastive: streams 'two_tower' have no cls query; leave it out")
 
+    def check_points(self, num_points: int) -> None:
+        """ValueError where a cloud of `data.num_points` has fewer points than it has groups or than a group."""
+        for name in ("num_group", "group_size"):
+            if getattr(self, name) > num_points:
+                raise ValueError(f"model.{name}: {getattr(self, name)} is more than the data.num_points {num_points}")
+
     @property
     def num_masked(self) -> int:
         """Groups hidden from the encoder in pretraining."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -80,16 +81,25 @@ def count_step(name: str, patch_scope: str) -> int:
         return count_flops(model, lambda twin: twin(points, targets)["total"].backward()) // 2
 
 
-def sizes_table() -> list[str]:
-    """Lines for people: every size beside the paper's, and what is counted."""
+def count_sizes() -> dict[str, dict[str, int]]:
+    """Every size's counts by the names of `Counts`; `step` and `visible` are FLOP of a pretraining sample."""
+    steps = {"step": "all", "visible": "visible"}
+    return {
+        name: asdict(count_classifier(name)) | {key: count_step(name, scope) for key, scope in steps.items()}
+        for name in PAPER
+    }
+
+
+def sizes_table(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Lines for people: every size as `count_sizes` gives it beside the paper's, and what is counted."""
     lines = [f"{'':6} {'#P (M)':>14} {'#F (G)':>12} {'forward (G)':>13} {'step (G)':>10} {'visible (G)':>13}"]
-    for name, (parameters, multiply_adds) in PAPER.items():
-        found = count_classifier(name)
-        paper = (
-            f"{found.parameters / 1e6:7.2f} ({parameters:4.1f}) {found.multiply_adds / 1e9:6.2f} ({multiply_adds:.1f})"
-        )
-        steps = f"{count_step(name, 'all') / 1e9:10.2f} {count_step(name, 'visible') / 1e9:13.2f}"
-        lines.append(f"{name:6} {paper:>27} {found.forward / 1e9:13.2f} {steps}")
+    for name, found in sizes.items():
+        giga = {key: count / 1e9 for key, count in found.items()}
+        parameters, multiply_adds = PAPER[name]
+        count = f"{found['parameters'] / 1e6:7.2f} ({parameters:4.1f})"
+        paper = f"{count} {giga['multiply_adds']:6.2f} ({multiply_adds:.1f})"
+        steps = f"{giga['step']:10.2f} {giga['visible']:13.2f}"
+        lines.append(f"{name:6} {paper:>27} {giga['forward']:13.2f} {steps}")
     return [*lines, "", "In brackets the paper's table.", *WHAT_IS_COUNTED]
 
 

@@ -13,7 +13,9 @@ from recon.trainer.show.figures import plain
 
 mpl.use("Agg")
 
-TITLES = {"svm_accuracy": "linear SVM", "zero_shot_accuracy": "zero-shot"}
+TITLES = {"svm_accuracy": "linear SVM", "zero_shot_accuracy": "zero-shot", "linear_accuracy": "linear fine-tuning"}
+DECADE = 10
+"""Values of the axis that are so many times apart lie on a logarithmic one."""
 
 
 def ablation_table(result: dict[str, Any]) -> str:
@@ -37,10 +39,10 @@ def ablation_table(result: dict[str, Any]) -> str:
     for name, arm in result["arms"].items():
         cells = [cell for measure in measures for cell in (_value(arm, measure), _difference(arm, measure))]
         lines.append(f"| {name.replace('|', '/')} | {' | '.join(cells)} | {arm['seconds']:.0f} |")
-    start = f"An untrained student: SVM {100 * result['svm_accuracy_random_init']:.1f}."
-    teacher = result["teacher_zero_shot_accuracy"]
-    start += "" if teacher is None else f" The teacher itself, zero-shot: {100 * teacher:.1f}."
-    return "\n".join([*head, *lines, "", start]) + "\n"
+    untrained, teacher = result["svm_accuracy_random_init"], result["teacher_zero_shot_accuracy"]
+    start = [] if untrained is None else [f"An untrained student: SVM {100 * untrained:.1f}."]
+    start += [] if teacher is None else [f"The teacher itself, zero-shot: {100 * teacher:.1f}."]
+    return "\n".join([*head, *lines, *(["", " ".join(start)] if start else [])]) + "\n"
 
 
 def _value(arm: dict[str, Any], measure: str) -> str:
@@ -98,6 +100,11 @@ def _curves(axes: Axes, arms: dict[str, dict[str, Any]], measure: str) -> None:
         for arm in found:
             values = [100 * value for value in arm[measure]["values"].values()]
             axes.plot([arm["x"]] * len(values), values, ls="", marker="_", color=f"C{index}", alpha=0.5)
+    places = sorted({arm["x"] for found in curves.values() for arm in found})
+    if places and 0 < DECADE * places[0] <= places[-1]:
+        axes.set_xscale("log")
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.minorticks_off()
 
 
 def _dots(axes: Axes, arms: dict[str, dict[str, Any]], measure: str) -> None:

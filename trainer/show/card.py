@@ -6,22 +6,19 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
+from typing import Any, TypeVar
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity, weights_name
-from recon.trainer.config import Config
-from recon.trainer.recipe import config_from_dict, config_to_toml
+from recon.trainer.recipe import config_to_toml
 from recon.trainer.show.formats import markdown, one_line, write_table
-from recon.trainer.show.measured import SVM, ZERO_SHOT, Measured, model_words, of_run, of_summary
+from recon.trainer.show.measured import SVM, ZERO_SHOT, model_words
 from recon.trainer.show.table import HEADER, rows_of
-from recon.trainer.transfer import PRETRAINED, SCRATCH
+from recon.trainer.show.told import Told, arm_of, read_told
 
+Card = TypeVar("Card")
 KEPT = ("key", "digest")
 MANIFESTS = Path(__file__).parents[2] / "data_manifests"
 TRAINED_FOR = {
@@ -31,109 +28,51 @@ TRAINED_FOR = {
 }
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a run's files say."""
-
-    run: Path
-    record: Mapping[str, Any]
-    """Its config.json"""
-    config: Config
-    weights: Mapping[str, Any]
-    """Step, sha256 and, where the file is there, the number of values of the weights that count; empty: none yet"""
-    base: Mapping[str, Any]
-    """The record of the pretrained run a downstream one began from, where that still lies there as it was"""
-    alone: Sequence[Measured]
-    """What was measured of this run"""
-    together: Sequence[Measured]
-    """The same over all seeds or folds it was trained with"""
-    notes: Sequence[str]
-
-
 def make_card(run: Path) -> str:
     """The card of a pretrained or downstream run as markdown.
 
     Names, numbers and settings are those of the run's files; nothing in them is taken for markup. UserError for a
     folder that holds no run, and for files that cannot be read.
     """
+    sections = (_what_it_is, _scores, _data, _teachers, _recipe, _again, _made_with, _limits)
+    return _of_files(run, lambda told: "\n".join(line for section in sections for line in (*section(told), "")))
+
+
+def card_document(run: Path) -> dict[str, Any]:
+    """What the card says, for programs; UserError as for `make_card`."""
+    return _of_files(run, _document)
+
+
+def _document(told: Told) -> dict[str, Any]:
+    record = told.record
+    return {
+        "run": told.run.resolve().name,
+        "model": model_words(record["config"]),
+        "task": told.config.task.kind,
+        "weights": dict(told.weights),
+        "scores": [row.named() for row in rows_of([*told.together, *told.alone]) if not row.published],
+        "notes": list(told.notes),
+        "data": record["data"],
+        "pretraining": told.base.get("data"),
+        "licences": {ref: _licence(ref) for ref in _refs(told)},
+        **{name: record.get(name) for name in ("config", "precision", "versions", "git_commit")},
+    }
+
+
+def _of_files(run: Path, make: Callable[[Told], Card]) -> Card:
+    """What `make` makes of a run's files, or the one line that says which of them does not serve."""
     if not (run / "config.json").is_file():
         inner = "; a card is of one of its runs" if (run / "summary.json").is_file() else ""
         raise UserError(f"{run}: no run there (it has no config.json){inner}")
     try:
-        told = _read(run)
-        sections = (_what_it_is, _scores, _data, _teachers, _recipe, _again, _made_with, _limits)
-        return "\n".join(line for section in sections for line in (*section(told), ""))
+        return make(read_told(run))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{run / 'config.json'}: cannot be read: {error!r}") from error
 
 
-def _read(run: Path) -> Told:
-    record, notes = read_record(run), list[str]()
-    config = config_from_dict(record["config"], str(run / "config.json"))
-    alone = [replace(each, where="this run") for each in of_run(run, notes)]
-    return Told(run, record, config, _weights(run, config), _base(config, record), alone, list(_together(run)), notes)
-
-
-def _weights(run: Path, config: Config) -> dict[str, Any]:
-    pointer = read_pointer(run / "checkpoints")
-    if pointer is None:
-        return {}
-    # Of a pretrained run commands take the newest weights, of a downstream one what task.selection chose.
-    best = pointer.best if config.task.kind != "pretrain" and config.keep_best else None
-    step, files = (best.step, best.files) if best else (pointer.step, pointer.files)
-    name = weights_name(run, files, False)
-    told = {"step": step, "sha256": files[name]}
-    try:
-        with safe_open(run / "checkpoints" / name, framework="numpy") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return told
-    return told | {"values": sum(_product(shape) for shape in shapes)}
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
-
-
-def _base(config: Config, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    began, source = record["data"].get("pretrained"), Path(config.task.pretrained)
-    if began and (source / "config.json").is_file():
-        try:
-            if weights_identity(source) == began:
-                return read_record(source)
-        except UserError:
-            return {}
-    return {}
-
-
-def _together(run: Path) -> Iterator[Measured]:
-    """What the summary beside it says of all seeds or folds of the arm that the run is in."""
-    arm = _arm(run)
-    folder = run.resolve().parents[len(arm) - 1]
-    if arm and (folder / "summary.json").is_file():
-        for each in of_summary(folder, " ".join(arm[:-1])):
-            if int(arm[-1].partition("-")[2]) in dict(each.numbers):
-                yield replace(each, where="all its folds" if each.folds else "all its seeds")
-
-
-def _arm(run: Path) -> tuple[str, ...]:
-    """Where finetune, fewshot and partseg put a run in their folder: ("pretrained", "seed-0"), or with the few-shot
-    setting between; empty for a run by itself.
-    """
-    parts = run.resolve().parts
-    if re.fullmatch(r"(seed|fold)-\d+", parts[-1]):
-        for length in (2, 3):
-            if parts[-length:][0] in (PRETRAINED, SCRATCH):
-                return parts[-length:]
-    return ()
-
-
 def _what_it_is(told: Told) -> Iterator[str]:
     config, data = told.config, told.record["data"]
-    yield f"# {markdown('/'.join(told.run.resolve().parts[-len(_arm(told.run)) - 1 :]))}"
+    yield f"# {markdown('/'.join(told.run.resolve().parts[-len(arm_of(told.run)) - 1 :]))}"
     yield ""
     yield (
         f"{markdown(model_words(told.record['config']))}: {TRAINED_FOR[config.task.kind]}. "
@@ -200,13 +139,18 @@ def _data(told: Told) -> Iterator[str]:
         ],
     )
     yield ""
-    tested = [each.ref for each in (*told.alone, *told.together)]
-    for ref in dict.fromkeys([str(each["ref"]) for _, each in listed] + tested):
+    for ref in _refs(told):
         yield f"* {markdown(ref)}: {markdown(_licence(ref))}"
     if told.record["data"].get("pretrained") and not base:
         yield "* What the pretrained weights were made of has terms of its own: see their card."
     yield ""
     yield "A store records no licence. The terms above are those that this package's manifest of the same name states."
+
+
+def _refs(told: Told) -> list[str]:
+    """The data sets that it was made of and measured on."""
+    made_of = [str(each["data"]["ref"]) for each in (told.record, told.base) if each]
+    return list(dict.fromkeys([*made_of, *(each.ref for each in (*told.alone, *told.together))]))
 
 
 def _licence(ref: str) -> str:
@@ -266,7 +210,7 @@ def _again(told: Told) -> Iterator[str]:
     yield ""
     config, data = told.config, told.record["data"]
     place = told.run.resolve()
-    store, run = _store(data["ref"]), _word(f"runs/{[place, *place.parents][len(_arm(told.run))].name}")
+    store, run = _store(data["ref"]), _word(f"runs/{[place, *place.parents][len(arm_of(told.run))].name}")
     yield "With the recipe above as `recipe.toml`; the stores' points have the digests above:"
     yield ""
     yield "```sh"
@@ -306,7 +250,7 @@ def _downstream(told: Told, store: str, run: str) -> str:
 
 def _tests(told: Told, run: str) -> Iterator[str]:
     """What was tested besides: by voting, or on other data."""
-    inner, known = "/".join(_arm(told.run)), told.record["data"]["ref"]
+    inner, known = "/".join(arm_of(told.run)), told.record["data"]["ref"]
     for ref, split, votes, repeats in dict.fromkeys((it.ref, it.split, it.votes, it.repeats) for it in told.alone):
         if votes or ref != known:
             voting = f" --votes {votes} --repeats {repeats}" if votes else ""

@@ -240,6 +240,7 @@ def _of_arm(folder: Path, found: Mapping[str, Any], arm: str, values: Mapping[st
         selection=str(found["selection"]),
         folds=bool(drawn or fold),
         drawn=bool(drawn),
+        seen=bool({*split.split("+")} & {*config["data"]["splits"]}),
     )
     for measure, (words, _) in MEASURES.items():
         if measure in values and (task, measure) != (PARTS, "accuracy"):

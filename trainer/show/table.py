@@ -32,6 +32,12 @@ class Row:
     differs: str
     published: bool = False
 
+    def named(self) -> dict[str, Any]:
+        """Its columns by their names in `CSV_HEADER`, the mean and spread as numbers, and whether it is published."""
+        numbers = (float(self.mean), float(self.std) if self.std else None)
+        cells = (self.task, self.data, self.model, self.measure, *numbers, self.origin, self.differs)
+        return dict(zip(CSV_HEADER, cells, strict=True)) | {"published": self.published}
+
     def cells(self, form: Format) -> list[str]:
         """Under `HEADER`, in CSV under `CSV_HEADER`."""
         numbers = [self.mean, self.std] if form == "csv" else [f"{self.mean} ± {self.std}" if self.std else self.mean]
@@ -56,9 +62,15 @@ def make_table(folders: Sequence[Path], form: Format) -> tuple[str, list[str]]:
 
     UserError for a folder that is neither or holds no result.
     """
-    found, notes = read_measured(folders)
+    rows, notes = find_rows(folders)
     header = CSV_HEADER if form == "csv" else HEADER
-    return write_table(header, [row.cells(form) for row in rows_of(found)], form), notes
+    return write_table(header, [row.cells(form) for row in rows], form), notes
+
+
+def find_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
+    """The table's lines, and the notes, as `make_table` has them."""
+    found, notes = read_measured(folders)
+    return rows_of(found), notes
 
 
 def rows_of(found: Sequence[Measured]) -> list[Row]:

@@ -40,6 +40,7 @@ def build_model(config: Config, dataset: Dataset) -> Model:
     UserError for a data set that the task cannot be learnt from.
     """
     try:
+        config.model.check_points(config.data.num_points)
         return _build(config, dataset)
     except ValueError as error:
         raise UserError(str(error)) from error
