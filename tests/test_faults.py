@@ -29,6 +29,7 @@ from recon.pipeline.teachers import TeacherSpec
 from tests.test_engine import Squares, numbers, rows_of
 from tests.toy_stage import register
 
+
 def missing_package() -> None:
     import no_package_of_this_name  # type: ignore[import-not-found]  # noqa: F401
 
