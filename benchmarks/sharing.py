@@ -1,6 +1,6 @@
 """What a training step takes where the cores are shared: beside a busy process, and under a quota of one core.
 
-    python benchmarks/sharing.py [--rounds N] [--seconds S]
+    python benchmarks/sharing.py [--rounds N] [--seconds S] [--quick]
 
 Contestants train the same small model on a synthetic store, each in a process of its own, on the same two cores:
 
@@ -48,6 +48,8 @@ from recon.pipeline.base.machine import (  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 FORMS = {"in one piece": 1, "in two parts": 2}
 NUM_CORES, SHAPES, BATCH, NUM_POINTS = 2, 64, 16, 512
+MODEL = {"width": 256, "heads": 4, "depth": 3, "num_group": 32}
+TINY = {"width": 32, "heads": 2, "depth": 1, "num_group": 8}
 TARGET = 2.5
 BUSY = "while True: pass"
 PERIOD = 100_000  # µs, the kernel's own
@@ -56,7 +58,7 @@ PERIOD = 100_000  # µs, the kernel's own
 # ---- a contestant's process
 
 
-def contestant(store: Path, settings: str) -> None:
+def contestant(store: Path, settings: str, quick: bool) -> None:
     """Train for the seconds that each line of standard input asks for, and answer with what the steps took."""
     sys.stdin.readline()  # by now this process is where it belongs
     if settings == "ours":
@@ -70,7 +72,8 @@ def contestant(store: Path, settings: str) -> None:
     from recon.trainer.training.loop import Trainer
     from recon.trainer.training.side_by_side import torch_threads
 
-    model = ModelConfig(width=256, heads=4, depth=3, decoder_depth=1, num_group=32, patch_scope="visible")
+    size, fewest = (TINY, 1) if quick else (MODEL, 3)
+    model = ModelConfig(**size, decoder_depth=1, patch_scope="visible")
     dataset = load_dataset(FeatureStore.open(store), data := DataConfig(num_points=NUM_POINTS))
     trainers, batches = {}, {}
     for form, parts in FORMS.items():
@@ -85,7 +88,7 @@ def contestant(store: Path, settings: str) -> None:
         form, seconds = json.loads(line)
         wall, cpu, steps = time.perf_counter(), time.process_time(), 0
         with torch_threads(trainers[form].threads):
-            while steps < 3 or time.perf_counter() - wall < seconds:
+            while steps < fewest or time.perf_counter() - wall < seconds:
                 trainers[form].train_step(next(batches[form]))
                 steps += 1
         say({"wall": (time.perf_counter() - wall) / steps, "cpu": (time.process_time() - cpu) / steps})
@@ -99,10 +102,10 @@ def say(answer: dict[str, float]) -> None:
 class Contestant:
     """A contestant's process, seen from here."""
 
-    def __init__(self, store: Path, settings: str, allowed: set[int], group: Path | None = None) -> None:
+    def __init__(self, store: Path, settings: list[str], allowed: set[int], group: Path | None = None) -> None:
         names = (*THREAD_VARIABLES, WAIT_VARIABLE, "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY", "OMP_PROC_BIND")
         environment = {name: value for name, value in os.environ.items() if name not in names}
-        command = [sys.executable, __file__, "--store", str(store), "--settings", settings]
+        command = [sys.executable, __file__, "--store", str(store), "--settings", *settings]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
         os.sched_setaffinity(self.process.pid, allowed)
@@ -172,7 +175,7 @@ def busy_process() -> Iterator[None]:
 # ---- the measurement
 
 
-def measure(store: Path, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(store: Path, rounds: int, seconds: float, quick: bool) -> dict[str, Any]:
     """Seconds a step by form, place and contestant, and the ratios of their medians."""
     allowed = set(sorted(os.sched_getaffinity(0))[:NUM_CORES])
     os.sched_setaffinity(0, allowed)
@@ -181,7 +184,7 @@ def measure(store: Path, rounds: int, seconds: float) -> dict[str, Any]:
         group = stack.enter_context(one_core_group())
 
         def start(settings: str, allowed: set[int], group: Path | None = None) -> Contestant:
-            each = Contestant(store, settings, allowed, group)
+            each = Contestant(store, [settings, *(["--quick"] if quick else [])], allowed, group)
             stack.callback(each.end)
             return each
 
@@ -252,12 +255,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn, at the least")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that all of this runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.settings:
-        contestant(arguments.store, arguments.settings)
+        contestant(arguments.store, arguments.settings, arguments.quick)
         return
     facts: dict[str, Any] = {
         "cpu": processor(),
@@ -271,7 +275,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         make_store(path := Path(folder) / "synthetic.zarr", SHAPES)
-        facts |= measure(path, arguments.rounds, arguments.seconds)
+        facts |= measure(path, arguments.rounds, arguments.seconds, arguments.quick)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "sharing.json").write_text(json.dumps(facts, indent=1) + "\n")
     (arguments.out / "sharing.md").write_text(markdown(facts))

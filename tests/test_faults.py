@@ -29,8 +29,6 @@ from recon.pipeline.teachers import TeacherSpec
 from tests.test_engine import Squares, numbers, rows_of
 from tests.toy_stage import register
 
-EXECUTORS = [InProcess, pytest.param(lambda: Processes(1), marks=pytest.mark.slow)]
-
 
 def missing_package() -> None:
     import no_package_of_this_name  # type: ignore[import-not-found]  # noqa: F401
@@ -96,11 +94,18 @@ class Faulty(Squares):
         return Block({"square": [square for square, _ in made], "word": [word for _, word in made]})
 
 
-@pytest.mark.parametrize("make", EXECUTORS)
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("fault", FAULTS)
+CASES = [
+    *((fault, batched, InProcess) for fault in FAULTS for batched in (False, True)),
+    *(
+        pytest.param(fault, fault == "memory", lambda: Processes(1), marks=pytest.mark.slow)
+        for fault in ("reader", "memory")
+    ),
+]
+
+
+@pytest.mark.parametrize(("fault", "batched", "make"), CASES)
 def test_a_fault_of_the_machine_stops_the_run_and_sets_nothing_aside(
-    make: Callable[[], Executor], fault: str, batched: bool, store: FeatureStore, tmp_path: Path
+    fault: str, batched: bool, make: Callable[[], Executor], store: FeatureStore, tmp_path: Path
 ) -> None:
     stage = Faulty(fault=fault, flag=tmp_path / "broken", first=5, batched=batched)
     stage.flag.touch()

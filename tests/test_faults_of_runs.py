@@ -79,8 +79,7 @@ def test_a_run_without_opengl_sets_nothing_aside(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [InProcess, lambda: Processes(1)])
-@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize(("empty", "make"), [(False, InProcess), (True, InProcess), (True, lambda: Processes(1))])
 def test_a_root_that_vanishes_is_no_shapes_fault(manifest: Path, make: Any, empty: bool, tmp_path: Path) -> None:
     root = tmp_path / "root"
     with make() as executor, writing(tmp_path / "s.zarr", "sample") as store:

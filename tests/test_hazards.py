@@ -57,14 +57,14 @@ def end(how: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "reason"),
+    ("how", "batched", "reason"),
     [
-        ("kill", "its worker was killed 2 times (out of memory?)"),
-        ("crash", "crashed its worker 2 times: Segmentation fault"),
-        ("hang", "took longer than 1 s, 2 times"),
+        ("kill", False, "its worker was killed 2 times (out of memory?)"),
+        ("crash", True, "crashed its worker 2 times: Segmentation fault"),
+        ("hang", False, "took longer than 1 s, 2 times"),
+        ("hang", True, "took longer than 1 s, 2 times"),
     ],
 )
-@pytest.mark.parametrize("batched", [False, True])
 def test_a_row_that_ends_its_worker_is_set_aside(store: FeatureStore, how: str, reason: str, batched: bool) -> None:  # noqa: F811
     stage = Hazardous(row="6", how=how, batched=batched)
     limit = 1.0 if how == "hang" else 600.0  # where no row hangs, none is to be taken for one that does

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -173,22 +172,6 @@ def wait_for_receipts(process: subprocess.Popen[str], store: Path, count: int) -
     while len(list((store / "receipts").glob("*/*.json"))) < count:
         assert process.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.02)
-
-
-def test_a_killed_run_resumes_to_the_same_store(small_store: Path, small_manifest: Path, tmp_path: Path) -> None:
-    """kill -9 in mid-run, twice; at the end nothing tells the store from one that was never interrupted."""
-    store = tmp_path / "s.zarr"
-    moments = random.Random(3)
-    for count in (1, 4):  # of seven shards
-        process = start_all(small_manifest, store, "2", stderr=subprocess.DEVNULL)
-        wait_for_receipts(process, store, count)
-        time.sleep(moments.uniform(0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    process = start_all(small_manifest, store, "0", stderr=subprocess.PIPE)
-    _, output = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert digests(store) == digests(small_store)
 
 
 def folder_manifest(tmp_path: Path, clip_config: Path) -> Path:

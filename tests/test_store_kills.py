@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.abuse import inspect, write_manifest
+from tests.abuse import inspect, receipts_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,29 +34,23 @@ def soak(folder: Path, *options: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """72 shapes: three shards of points and of views, so that two workers are at work at a time."""
-    return write_manifest(tmp_path_factory.mktemp("kills"), shapes=24)
-
-
-@pytest.fixture(scope="module")
-def expected(manifest: Path) -> tuple[dict[str, Any], float]:
-    """What an uninterrupted run of the command makes, and how long it takes."""
-    store = manifest.parent / "expected.zarr"
-    began = time.monotonic()
-    with command(manifest, store) as process:
-        assert process.wait(300) == 0
-    seconds = time.monotonic() - began
-    found = inspect(store)
+def whole(small_store: Path) -> dict[str, Any]:
+    """What an uninterrupted run makes; that its shards are larger does not show."""
+    found = inspect(small_store)
     assert found["damages"] == []
     assert found["failed"] == {}
-    return found, seconds
+    return found
+
+
+# Twelve shapes in three shards a stage, so that two workers are at work at a time.
+SMALL_SHARDS = "from recon.pipeline.commands import cli; from tests import abuse; abuse.cut_small(); cli.main()"
 
 
 @contextmanager
 def command(manifest: Path, store: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`recon-pipeline all --workers 2` in a process group of its own, which does not outlive the block."""
-    words = [sys.executable, "-m", "recon.pipeline", "all", "-m", str(manifest), "-s", str(store), "--workers", "2"]
+    options = ["all", "-m", str(manifest), "-s", str(store), "--workers", "2"]
+    words = [sys.executable, "-c", SMALL_SHARDS, *options]
     log = store.with_suffix(".log")
     with log.open("ab") as file, subprocess.Popen(words, cwd=ROOT, stderr=file, start_new_session=True) as process:
         try:
@@ -88,49 +82,47 @@ def in_hand(store: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_dozen_kills_change_nothing(tmp_path: Path) -> None:
-    counts = soak(tmp_path, "--kills", "12", "--flips", "0", "--trainings", "0", "--seed", "0")["kills"]
+def test_six_kills_change_nothing(tmp_path: Path) -> None:
+    """A thousand: `make soak`."""
+    counts = soak(tmp_path, "--kills", "6", "--flips", "0", "--trainings", "0", "--seed", "0")["kills"]
     assert counts["failures"] == []
-    assert counts["kills"] >= 12
+    assert counts["kills"] >= 6
     assert counts["stores"] >= 1
-    assert min(counts["by_clock"], counts["at_operation"]) >= 3
-    assert len({stage.split()[0] for stage in counts["stages"]} - {"-"}) >= 3
-    assert len(counts["files"]) >= 4
+    assert min(counts["by_clock"], counts["at_operation"]) >= 2
+    assert len({stage.split()[0] for stage in counts["stages"]} - {"-"}) >= 2
+    assert len(counts["files"]) >= 3
 
 
 @pytest.mark.slow
-def test_the_command_survives_kills(manifest: Path, expected: tuple[dict[str, Any], float], tmp_path: Path) -> None:
+def test_the_command_survives_kills(small_manifest: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     """With its workers, or alone: then they end by themselves before they can get in the next run's way."""
-    draw, kills, stores = random.Random("commands"), 0, 0
-    whole, seconds = expected
-    while kills < 3 or not stores:
-        store = tmp_path / f"{stores}.zarr"
-        with command(manifest, store) as process:
-            try:
-                status = process.wait(draw.uniform(2, seconds) if kills < 3 else 300)
-            except subprocess.TimeoutExpired:
-                (os.kill if kills % 2 else os.killpg)(process.pid, signal.SIGKILL)
-                kills += 1
-                continue
-        assert status == 0, store.with_suffix(".log").read_text()
-        assert inspect(store) == whole
-        stores += 1
+    draw, store = random.Random("commands"), tmp_path / "s.zarr"
+    for kill, receipts in ((os.killpg, draw.randint(1, 5)), (os.kill, draw.randint(6, 12))):  # of about twenty
+        with command(small_manifest, store) as process:
+            while len(receipts_in(store)) < receipts:
+                assert process.poll() is None, store.with_suffix(".log").read_text()
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.2))
+            kill(process.pid, signal.SIGKILL)
+            process.wait()  # so that nobody kills the workers of a run killed alone
+    with command(small_manifest, store) as process:
+        assert process.wait(300) == 0, store.with_suffix(".log").read_text()
+    assert inspect(store) == whole
 
 
 @pytest.mark.slow
 def test_a_run_outlives_its_workers_and_blames_no_row(
-    manifest: Path, expected: tuple[dict[str, Any], float], tmp_path: Path
+    small_manifest: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     """Whoever is killed by hand twice is blamed, and rightly so: a row that was hit is let alone from then on."""
     draw, store, hit, kills = random.Random("workers"), tmp_path / "orphaned.zarr", set[str](), 0
-    whole, seconds = expected
-    with command(manifest, store) as process:
-        while process.poll() is None and kills < 4:
-            time.sleep(seconds * draw.uniform(0.01, 0.1))
+    with command(small_manifest, store) as process:
+        while process.poll() is None and kills < 3:
+            time.sleep(draw.uniform(0.01, 0.1))
             for worker in draw.sample(workers := workers_of(process), len(workers)):
                 worker.suspend()  # so that it cannot take another row between the look and the kill
                 held = in_hand(store)
-                if not held & hit:
+                if held and not held & hit:
                     worker.kill()
                     hit |= held
                     kills += 1
@@ -138,5 +130,5 @@ def test_a_run_outlives_its_workers_and_blames_no_row(
                 worker.resume()
         status = process.wait(300)
     assert status == 0, store.with_suffix(".log").read_text()
-    assert kills >= 3
+    assert kills >= 1
     assert inspect(store) == whole

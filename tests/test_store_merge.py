@@ -97,7 +97,7 @@ def parts(made: Path, tmp_path: Path) -> list[FeatureStore]:
 
 @pytest.mark.slow
 @given(rows=st.integers(1, 23), parts=st.integers(1, 4), failing=st.integers(0, 30))
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_the_merge_of_all_shards_is_the_whole(
     tmp_path_factory: pytest.TempPathFactory, rows: int, parts: int, failing: int
 ) -> None:

@@ -109,8 +109,8 @@ def test_any_flipped_bit_is_named(store: Path) -> None:
     add_cache(store)
     assert verify_path(store, full=True).damages == ()
     rng = np.random.default_rng(20)
-    flips = [flip_and_check(store, rng) for _ in range(100)]
-    assert len({flip.path for flip in flips}) > 40
+    flips = [flip_and_check(store, rng) for _ in range(40)]
+    assert len({flip.path for flip in flips}) > 20
     assert [flip for flip in flips if not flip.named] == []
     assert verify_path(store, full=True).damages == ()
 

@@ -10,10 +10,11 @@ from tests.test_store_kills import soak
 
 
 @pytest.mark.slow
-def test_thirty_kills_change_nothing(tmp_path: Path) -> None:
-    counts = soak(tmp_path, "--kills", "0", "--flips", "0", "--trainings", "30", "--seed", "1")["trainings"]
+def test_nine_kills_change_nothing(tmp_path: Path) -> None:
+    """Hundreds: `make soak`."""
+    counts = soak(tmp_path, "--kills", "0", "--flips", "0", "--trainings", "9", "--seed", "1")["trainings"]
     assert counts["failures"] == []
-    assert counts["kills"] >= 30 and counts["runs"] >= 3  # of each variant one at least
-    assert min(counts["by_clock"], counts["at_operation"]) >= 10
-    assert counts["half_written"] >= 3
-    assert len(counts["files"]) >= 4
+    assert counts["kills"] >= 9 and counts["runs"] >= 3  # of each variant one at least
+    assert min(counts["by_clock"], counts["at_operation"]) >= 3
+    assert counts["half_written"] >= 1
+    assert len(counts["files"]) >= 3

@@ -95,7 +95,7 @@ def test_samples_are_the_map_s_in_another_order(store: FeatureStore, window: int
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     ranks=st.integers(1, 5),
     batch_size=st.integers(1, 20),

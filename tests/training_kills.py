@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import shutil
 import sys
@@ -106,10 +107,14 @@ class TrainingKiller:
         return self.result
 
     def _one_run(self, variant: str, run: Path, wanted: int) -> None:
-        """Kill a training until it ends by itself (which it may, once there were `wanted` kills), and judge it."""
-        here, result = 0, self.result
+        """Kill a training until it ends by itself (which it may, once there were enough kills), and judge it.
+
+        A variant's share is enough for one run: of few kills the first would take them all.
+        """
+        here, result, share = 0, self.result, math.ceil(wanted / len(VARIANTS))
         while True:
-            seconds, fatal = (None, None) if self._enough(wanted) else self._moment(variant, run)
+            enough = here >= share or self._enough(wanted)
+            seconds, fatal = (None, None) if enough else self._moment(variant, run)
             self.ledger.clear()
             status = wait_or_kill(fork(lambda: self._train(variant, run, fatal)), seconds)  # noqa: B023
             if status != -9:

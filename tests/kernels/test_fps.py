@@ -13,7 +13,7 @@ def test_reference_on_a_line() -> None:
     assert reference.farthest_points(points, [5], 6, [0]).tolist() == [[0, 3, 4, 1, 2, -1]]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data(), kind=clouds.kinds, dtype=clouds.dtypes, seed=clouds.seeds)
 def test_fps_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype, seed: int) -> None:
     num_clouds, width = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 5)))

@@ -125,7 +125,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("gather", "group") else pytest.mark.slow) for name in LOSSES]
+)
 def test_one_graph_with_its_backward(name: str, dtype: torch.dtype) -> None:
     """No graph break, and the eager result; aot_eager is Inductor without the C++ compiler."""
     results = []

@@ -70,6 +70,7 @@ def check_forward(x: Tensor, y: Tensor, x_lengths: list[int] | None, y_lengths: 
                 assert torch.equal(dists[b, :size].cpu(), expected[0][b, :size, 0])
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.data())
 def test_tiny_clouds_match_the_reference(data: st.DataObject) -> None:

@@ -79,6 +79,7 @@ def test_fps_takes_every_point_once(kind: str) -> None:
     check_fps(cloud(kind, 2, 33, 3, seed=1), [33, 20], [5, 0], 33)
 
 
+@pytest.mark.slow
 @few
 @given(data=st.data(), kind=clouds.kinds, seed=clouds.seeds, norm=st.sampled_from([1, 2]))
 def test_knn_is_the_reference(data: st.DataObject, kind: str, seed: int, norm: int) -> None:
