@@ -155,7 +155,7 @@ def test_no_texture_starts_a_program(tmp_path: Path) -> None:
     def run(code: str, *arguments: str) -> str:
         command = [sys.executable, "-c", code, *arguments]
         done = subprocess.run(command, env=environment, cwd=ROOT, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stderr) == (0, ""), "what a library complains of is no business of anyone's"
         return done.stdout
 
     run(PLAIN, str(tmp_path / "x.eps"))
@@ -282,8 +282,8 @@ def test_embedded_pictures_that_are_cut_off_or_no_base64_are_missing_ones(tmp_pa
 
 
 def tiff_of_one_tile(side: int) -> bytes:
-    """8 x 8 px out of a tile of side x side, of which a megabyte may become a gigabyte."""
-    packed = zlib.compress(bytes(side * side))
+    """8 x 8 px out of a tile of side x side, whole if it is small; half a megabyte of one becomes half a gigabyte."""
+    packed = zlib.compress(bytes(min(side, 256) ** 2))
     tags = {
         256: 8,
         257: 8,
@@ -347,6 +347,17 @@ def test_a_tile_larger_than_its_picture_is_refused(undecoded: None) -> None:
         read_picture(tiff_of_one_tile(8208), keep_alpha=True)
 
 
+def test_a_jpeg_of_scans_without_end_is_refused(undecoded: None) -> None:
+    """Each is eleven bytes and goes over every pixel, eight milliseconds where there are 8192 x 8192."""
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "JPEG", progressive=True)
+    start = file.getvalue().rindex(b"\xff\xda")
+    scan = file.getvalue()[start : start + 10] + b"\0"
+    with pytest.raises(MeshError, match="more than 1000 scans"):
+        read_picture(file.getvalue()[:-2] + 1000 * scan + b"\xff\xd9", keep_alpha=True)
+    open_picture(file.getvalue()[:-2] + 900 * scan + b"\xff\xd9")
+
+
 def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_picture(tiff_of_one_tile(16), keep_alpha=True).shape == (8, 8, 3)
     told: list[tuple[int, int]] = []
@@ -359,7 +370,9 @@ def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPa
     for kind in FORMATS:
         with pytest.raises(MeshError, match="too much"):
             read_picture(encoded(kind), True, refuse)
-    assert told == [(4, 1 if kind == "GIF" else 3) for kind in FORMATS]
+    with pytest.raises(MeshError, match="too much"):
+        read_picture(tiff_of_one_tile(4096), True, refuse)
+    assert told == [*((4, 1 if kind == "GIF" else 3) for kind in FORMATS), (2**24, 1)]
 
 
 @pytest.mark.parametrize("where", ["check_picture", "read_picture"])

@@ -30,6 +30,8 @@ from recon.pipeline.shapes.mesh import MeshError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TGA", "BMP", "GIF", "TIFF")
 MAX_TEXTURE_SIDE = 8192
+MAX_SCANS = 1000  # of a progressive JPEG, which has ten or so: eleven bytes more go over all of its pixels again
+SCAN = b"\xff\xda"
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF's tags
 
 # How files begin, for those who are told that one is not read. A TGA begins with anything.
@@ -66,8 +68,8 @@ Charge = Callable[[int, int], None]
 def open_picture(content: bytes) -> Image.Image:
     """A picture in one of FORMATS, not decoded yet.
 
-    Raises MeshError for one whose size, which its first bytes declare, is too large, and what Pillow raises for what
-    is no such picture.
+    Raises MeshError for one whose size, which its first bytes declare, is too large, or whose decoding never ends, and
+    what Pillow raises for what is no such picture.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own limit of size warns before ours refuses
@@ -76,6 +78,8 @@ def open_picture(content: bytes) -> Image.Image:
         except Image.DecompressionBombError as error:
             raise MeshError("unreadable", f"a texture is too large: {error}") from None
     check_size(image)
+    if image.format in ("JPEG", "MPO") and content.count(SCAN) > MAX_SCANS:
+        raise MeshError("unreadable", f"a texture has more than {MAX_SCANS} scans; save it plainly, not progressively")
     return image
 
 
@@ -92,7 +96,7 @@ def read_picture(content: bytes, keep_alpha: bool, charge: Charge | None = None)
     """
     with open_picture(content) as image:
         if charge is not None:
-            charge(image.width * image.height, len(image.getbands()))
+            charge(max(width * height for width, height in sizes(image).values()), len(image.getbands()))
         mode = "RGBA" if keep_alpha and image.has_transparency_data else "RGB"
         if image.mode.startswith("I"):  # 16 bits, which conversion would clip to white
             return np.array(Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB"))
@@ -100,13 +104,17 @@ def read_picture(content: bytes, keep_alpha: bool, charge: Charge | None = None)
 
 
 def check_size(image: Image.Image) -> None:
-    """Raise MeshError for a picture, not decoded yet, that would fill the memory: it, or a tile that it is cut from."""
-    tags: Any = getattr(image, "tag_v2", {})
-    tile = tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)
-    for what, (width, height) in (("", image.size), ("'s tile", tile)):
+    """Raise MeshError for a picture, not decoded yet, that would fill the memory."""
+    for what, (width, height) in sizes(image).items():
         if max(width, height) > MAX_TEXTURE_SIDE:
-            words = f"a texture{what} is {width} x {height} px; at most {MAX_TEXTURE_SIDE} a side"
+            words = f"{what} is {width} x {height} px; at most {MAX_TEXTURE_SIDE} a side"
             raise MeshError("unreadable", words)
+
+
+def sizes(image: Image.Image) -> dict[str, tuple[int, int]]:
+    """(width, height) of what is decoded: the picture, or a TIFF's tile, which may be larger than the picture."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return {"a texture": image.size, "a texture's tile": (tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1))}
 
 
 def unreadable(name: str, kind: str) -> str:
