@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.pipeline.base.compositing import MAX_RESOLUTION, MAX_VIEWS
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.shapes.mesh import Floats
 
 MARGIN = 0.05  # of near and far plane beyond the unit sphere, which rounding may leave
 RING_ELEVATION = 20.0
-MAX_VIEWS = 72
-MAX_RESOLUTION = 4096  # pixels a side
 R2N2_SEED = "r2n2-24"
 GOLDEN_ANGLE = 180.0 * (3.0 - math.sqrt(5.0))
 

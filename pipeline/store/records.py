@@ -9,9 +9,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from recon.pipeline.base.compositing import mask, straight_rgba
+from recon.pipeline.base.compositing import MAX_RESOLUTION, MAX_VIEWS, mask, straight_rgba
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.rendering.cameras import MAX_RESOLUTION, MAX_VIEWS
 
 
 @dataclass(frozen=True)
