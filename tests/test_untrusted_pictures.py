@@ -20,7 +20,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from tests.conftest import FOLDER_MANIFEST
 from tests.test_picture_faults import write
-from tests.test_picture_formats import EPS, encoded, every_way, obj, own_library
+from tests.test_picture_formats import EPS, collada, encoded, gltf, obj, own_library, ply
 from tests.watch import ROOT
 
 # What opens a picture in the libraries that are installed beside these.
@@ -79,7 +79,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory, clip_config: Path) -> Path:
     """A folder with a manifest and a root of meshes whose textures are all PostScript, or name it."""
     place = tmp_path_factory.mktemp("strangers")
     root = place / "root"
-    every_way(root, EPS)
+    root.mkdir()
+    ply(root / "ply", EPS)
+    collada(root / "dae", EPS)
+    gltf(root / "gltf", EPS, "file")
+    gltf(root / "glb", EPS, "view", ".glb")
     obj(root / "eps", EPS, "x.eps")
     own_library(root / "library", EPS)
     obj(root / "sound", encoded("PNG"))
@@ -112,9 +116,7 @@ def typed(place: Path, store: str, workers: str) -> list[list[str]]:
     return [
         ["check", *own],
         ["all", *own, "--store", held, "--workers", workers],
-        ["verify", held, "--recompute", "1", *own],
         ["preview", held, str(place / f"{store}-sheets")],
-        ["export", held, str(place / f"{store}-out")],
     ]
 
 
@@ -130,7 +132,7 @@ def test_no_command_starts_a_program_or_opens_another_file(shapes: Path, tools: 
     done = subprocess.run(command, env=tools, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     statuses, started, opened, connected = json.loads(done.stdout.splitlines()[-1])
-    assert statuses == [0, 3, 0, 0, 0], done.stderr
+    assert statuses == [0, 3, 0], done.stderr
     assert "Traceback" not in done.stderr
     assert not (shapes / "mark").exists()
     assert [words for words in started if "ldconfig" not in words] == [], "Python looks for libGL with it"
