@@ -132,7 +132,8 @@ def test_texture_outside_the_root_is_refused(tmp_path):
 def test_a_missing_texture_is_named_and_does_not_blacken(tmp_path, name):
     (tmp_path / "page.png").write_text("<html>not found</html>")
     mesh = load_mesh(write_obj(tmp_path, f"Kd 0 0 0\nmap_Kd {name}\n"), tmp_path)
-    words = ": no whole picture in a format that is read (PNG, JPEG, WEBP, TGA, BMP, GIF, TIFF)"
+    words = ": it looks like a web page; no whole picture in a format that is read "
+    words += "(PNG, JPEG, WEBP, TGA, BMP, GIF, TIFF)"
     assert mesh.facts["missing_files"] == [name + words * (name == "page.png")]
     assert min(mesh.primitives[0].material.base_color) > 0.2
 

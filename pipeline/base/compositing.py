@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_VIEWS, MAX_RESOLUTION = 72, 4096  # of a shape; pixels a side
+
 
 def straight_rgba(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.uint8]:
     """[..., 4] uint8 with the shape's own colour at its edges too, from [..., 3] uint8 on white and [...] uint8.

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.pipeline.base.compositing import MAX_RESOLUTION, MAX_VIEWS
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.shapes.mesh import Floats
 
 MARGIN = 0.05  # of near and far plane beyond the unit sphere, which rounding may leave
 RING_ELEVATION = 20.0
-MAX_VIEWS = 72
 R2N2_SEED = "r2n2-24"
 GOLDEN_ANGLE = 180.0 * (3.0 - math.sqrt(5.0))
 
@@ -77,8 +77,8 @@ class Cameras:
 
     def __post_init__(self) -> None:
         preset_angles(self.preset)
-        if not 16 <= self.resolution <= 4096:
-            raise UserError(f"render resolution must lie in 16..4096 pixels, not {self.resolution}")
+        if not 16 <= self.resolution <= MAX_RESOLUTION:
+            raise UserError(f"render resolution must lie in 16..{MAX_RESOLUTION} pixels, not {self.resolution}")
         if not 5.0 <= self.fov_degrees <= 120.0:
             raise UserError(f"render fov_degrees must lie in 5..120, not {self.fov_degrees}")
 

@@ -9,7 +9,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from recon.pipeline.base.compositing import mask, straight_rgba
+from recon.pipeline.base.compositing import MAX_RESOLUTION, MAX_VIEWS, mask, straight_rgba
+from recon.pipeline.base.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,19 @@ class Views:
     far: float
     ok: NDArray[np.bool_]
     """[N] finished, and one of the ref's dataset"""
+
+    def __post_init__(self) -> None:
+        """UserError for larger pictures than cameras take: somebody else's store may say anything."""
+        for name in ("rgb", "alpha", "depth", "normal"):
+            column = getattr(self, name)
+            if column is None:
+                continue
+            count, *size = column.shape[1:4]
+            if count > MAX_VIEWS or max(size) > MAX_RESOLUTION:
+                raise UserError(
+                    f"{column.store_path}: {count} views of {' x '.join(map(str, size))} px a shape; read are at most "
+                    f"{MAX_VIEWS} of {MAX_RESOLUTION} px: do not use this store"
+                )
 
     def rgba(self, row: int) -> NDArray[np.uint8]:
         """[V, H, W, 4] pictures of a row in straight colours, right at the edges too."""

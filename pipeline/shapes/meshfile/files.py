@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,17 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.shapes.meshfile.pictures import check_picture, kind_of, read_picture, unreadable
 
 MAX_FACES = 2_000_000
 MAX_PIECES = 20_000  # placed pieces of a scene: a small file can name one geometry very often
 MAX_FILE_BYTES = 512 * 2**20
-MAX_TEXTURE_SIDE = 8192
 MAX_TEXTURE_PIXELS = 2**27  # of all pictures of a file together: half a gigabyte in memory
-# All that Pillow may take a picture for. It reads many more, and starts Ghostscript for one of them (EPS).
-FORMATS = ("PNG", "JPEG", "WEBP", "TGA", "BMP", "GIF", "TIFF")
 HELD = "picture"  # what a stand-in's text is called
 
 # MTL's options before a picture's name, and how many words follow each; o, s and t take one to three numbers.
@@ -48,7 +44,7 @@ class ModelFiles:
         self.buffers: set[str] = set()
         self.missing: set[str] = set()
         self.outside: set[str] = set()
-        self.refusal: UserError | None = None
+        self.refusal: Exception | None = None
         self._held: list[tuple[str, bytes]] = []
         self._stand_ins: dict[str, bytes] = {}
         self._pictures: dict[str, NDArray[np.uint8] | None] = {}
@@ -57,7 +53,9 @@ class ModelFiles:
     def get(self, name: str) -> bytes:
         """The material libraries, a buffer's content, or a picture's stand-in; FileNotFoundError as `picture`."""
         if self.libraries and name.strip() == self.libraries[0]:
-            return self._materials()
+            # Once: asked for again, by a material, they are a picture, which trimesh opens with any reader there is.
+            lines, self.libraries = self.libraries, []
+            return self._materials(lines)
         return self.content(name) if name in self.buffers else self.picture(name)
 
     __getitem__ = get
@@ -76,11 +74,11 @@ class ModelFiles:
             content = self.content(name)
             try:
                 check_picture(content)
-            except MeshError as error:
+            except (MeshError, MemoryError) as error:
                 self.refusal = error
                 raise
             except Exception:  # Pillow's readers raise many kinds; a broken picture is a missing one
-                self.missing.add(_unreadable(name))
+                self.missing.add(unreadable(name, kind_of(content)))
                 raise FileNotFoundError(name) from None
             self._stand_ins[name] = self.stand_in(name, content)
         return self._stand_ins[name]
@@ -94,16 +92,16 @@ class ModelFiles:
         Image.new("L", (1, 1)).save(file, "PNG", pnginfo=number)
         return file.getvalue()
 
-    def _materials(self) -> bytes:
+    def _materials(self, lines: list[str]) -> bytes:
         """All material libraries as one, as trimesh reads the first alone: a line names one file, or several."""
         found = []
-        for line in self.libraries:
+        for line in lines:
             contents = [None if path is None else self._bytes_of(path) for path in self.find_libraries(line)]
             if None in contents:
                 self.missing.add(line)
             found += [content for content in contents if content is not None]
         if not found:
-            raise FileNotFoundError(self.libraries[0])
+            raise FileNotFoundError(lines[0])
         return b"\n".join(found)
 
     def find_libraries(self, line: str) -> list[Path | None]:
@@ -125,7 +123,7 @@ class ModelFiles:
                 self.looked_at[place] = None
                 if place.is_file() and place.stat().st_size <= MAX_FILE_BYTES:
                     return place
-            except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a zero byte
+            except (OSError, ValueError, RuntimeError) as error:  # too long, with a zero byte, links in a circle
                 self.refusal = self.refusal or machine_fault(error)
         return None
 
@@ -153,56 +151,18 @@ class ModelFiles:
             name, content = self._held[int(number)]
             self._pictures[key] = None
             try:
-                self._pictures[key] = self._decoded(content, keep_alpha)
-            except MeshError:
+                self._pictures[key] = read_picture(content, keep_alpha, self._charge)
+            except (MeshError, MemoryError):
                 raise
             except Exception:
-                self.missing.add(_unreadable(name))
+                self.missing.add(unreadable(name, kind_of(content)))
         return self._pictures[key]
 
-    def _decoded(self, content: bytes, keep_alpha: bool) -> NDArray[np.uint8]:
-        with open_picture(content) as image:
-            self._pixels += image.size[0] * image.size[1]
-            if self._pixels > MAX_TEXTURE_PIXELS:
-                words = f"its textures have more than {MAX_TEXTURE_PIXELS >> 20} Mi pixels together"
-                raise MeshError("unreadable", words)
-            mode = "RGBA" if keep_alpha and image.has_transparency_data else "RGB"
-            if image.mode.startswith("I"):  # 16 bits, which conversion would clip to white
-                return np.array(Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB"))
-            return np.array(image.convert(mode), np.uint8)
-
-
-def open_picture(content: bytes) -> Image.Image:
-    """A picture in one of FORMATS, not decoded yet: the one place where a picture is opened.
-
-    Raises MeshError for one whose size, which its first bytes declare, is too large, and what Pillow raises for what
-    is no such picture.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own limit of size warns before ours refuses
-        try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise MeshError("unreadable", f"a texture is too large: {error}") from None
-    check_size(image)
-    return image
-
-
-def check_picture(content: bytes) -> None:
-    """Raise for what is no picture, without decoding it, as `open_picture` does."""
-    with open_picture(content) as image:
-        image.verify()
-
-
-def _unreadable(name: str) -> str:
-    return f"{name}: no whole picture in a format that is read ({', '.join(FORMATS)})"
-
-
-def check_size(image: Any) -> None:
-    """Raise MeshError for a picture, not decoded yet, that would fill the memory."""
-    width, height = image.size
-    if max(width, height) > MAX_TEXTURE_SIDE:
-        raise MeshError("unreadable", f"a texture is {width} x {height} px; at most {MAX_TEXTURE_SIDE} a side")
+    def _charge(self, pixels: int, _: int) -> None:
+        self._pixels += pixels
+        if self._pixels > MAX_TEXTURE_PIXELS:
+            words = f"its textures have more than {MAX_TEXTURE_PIXELS >> 20} Mi pixels together"
+            raise MeshError("unreadable", words)
 
 
 def file_name(text: str) -> str:

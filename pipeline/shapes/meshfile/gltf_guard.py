@@ -12,11 +12,13 @@ import numpy as np
 
 from recon.pipeline.shapes.mesh import Floats, MeshError
 from recon.pipeline.shapes.meshfile.files import MAX_FACES, ModelFiles, check_pieces, decode_text
+from recon.pipeline.shapes.meshfile.pictures import unreadable
 
 # Required extensions that are read, or that change nothing but the fine look.
 DRACO = "KHR_draco_mesh_compression"
 READ = {DRACO, "KHR_mesh_quantization", "KHR_texture_transform"}
-READ |= {"EXT_texture_webp", "KHR_texture_basisu"}
+BASISU = "KHR_texture_basisu"
+READ |= {"EXT_texture_webp", BASISU}
 HARMLESS = ("KHR_materials_", "KHR_lights_", "KHR_animation_")
 # These change which triangles there are, even where the file does not require them.
 REFUSED = ("EXT_mesh_gpu_instancing",)
@@ -74,9 +76,12 @@ def _take_pictures(header: dict[str, Any], chunks: bytes, files: ModelFiles) -> 
     buffers = header.get("buffers", [])
     files.buffers = {entry["uri"] for entry in buffers if "uri" in entry}
     contents: dict[int, bytes] = {}
-    for image in header.get("images", []):
+    wanted = _sources(header)
+    for index, image in enumerate(header.get("images", [])):
         uri, view = image.pop("uri", None), image.pop("bufferView", None)
-        if image.get("mimeType") == KTX2:  # not read, which whoever writes it reckons with
+        if image.get("mimeType") == KTX2:  # not read, which whoever writes it beside another reckons with
+            if index in wanted:
+                files.missing.add(unreadable(EMBEDDED if uri is None or BASE64 in uri else uri, "KTX2"))
             continue
         try:
             if view is not None:
@@ -94,6 +99,12 @@ def _take_pictures(header: dict[str, Any], chunks: bytes, files: ModelFiles) -> 
         except binascii.Error:
             stand_in = files.stand_in(EMBEDDED, b"")
         image["uri"] = "data:image/png;" + BASE64 + base64.b64encode(stand_in).decode()
+
+
+def _sources(header: dict[str, Any]) -> set[int | None]:
+    """The pictures that textures have, a KTX2 one where they have no other."""
+    textures = header.get("textures", [])
+    return {t.get("source", t.get("extensions", {}).get(BASISU, {}).get("source")) for t in textures}
 
 
 def _decoded(uri: str) -> bytes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +70,7 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
     import trimesh  # half a second that only mesh files pay for
 
     resolver: Any = files
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whatever a broken file upsets is judged by check_mesh
+    with _quiet():
         kind: dict[str, Any] = {"file_type": suffix[1:], "resolver": resolver, "process": False}
         try:
             scene = trimesh.load_scene(io.BytesIO(content), **kind, **options)
@@ -83,6 +85,20 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
         raise MeshError("unreadable", f"it promises {promised} faces and holds {found}: cut off?")
     reading.up = up
     return reading
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the libraries say of a broken file, tracebacks among it: `check_mesh` judges it, in a line."""
+    log = logging.getLogger("trimesh")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _check_files(files: ModelFiles) -> None:
