@@ -117,7 +117,7 @@ def test_from_training_to_a_table(place: Path, capsys: pytest.CaptureFixture[str
     # Several runs are no run, and a classifier is no student.
     assert "runs/fine/pretrained/seed-0" in told("svm", "--run", "runs/fine", *of[2:], "limited.zarr", status=1)
     one = ("--run", "runs/fine/pretrained/seed-0", "--store", "limited.zarr")
-    assert "holds a Classifier, for `recon-train test`" in told("svm", *one, status=1)
+    assert "a pretrained model is needed here (`recon-train test` takes it)" in told("svm", *one, status=1)
     told("report", *of, "limited.zarr")
     table = told("table", "runs/vit", "runs/clip", "runs/fine")
     for row in ("linear SVM", "zero-shot", "classification"):

@@ -37,7 +37,7 @@ def read_model(
     model, config = read_any(Path(path), ema, best, settings)
     if not isinstance(model, ReCon):
         kind = type(model).__name__
-        raise UserError(f"{path}: holds a {kind}, for `recon-train test`; a pretrained model is needed here")
+        raise UserError(f"{path}: holds a {kind}; a pretrained model is needed here (`recon-train test` takes it)")
     return model, config
 
 
