@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_captioner(tmp_path_factory.mktemp("blip"))
 
 
+@pytest.mark.slow
 def test_captions_equal_the_librarys_own(folder: Path) -> None:
     """The beam search is the library's: nothing of ours may come between."""
     from transformers import BlipForConditionalGeneration, BlipProcessor
@@ -48,6 +49,7 @@ def test_captions_equal_the_librarys_own(folder: Path) -> None:
     assert Captioner(table(folder)).write(PICTURES, None) == processor.batch_decode(tokens, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_a_probe_tells_captioners_apart(folder: Path, tmp_path: Path) -> None:
     """Other weights, another prompt, other pictures out of the processor; not the same model loaded again."""
     captioner = Captioner(table(folder))
@@ -114,6 +116,7 @@ def test_what_does_not_fit_on_a_gpu_is_halved(
     assert said.startswith("captions 'captioner': cuda has no memory left for a single picture")
 
 
+@pytest.mark.slow
 def test_other_seeds_other_captions(folder: Path) -> None:
     captioner = Captioner(table(folder))
     drawn = [captioner.write(PICTURES[:1], [seed])[0] for seed in range(12)]
@@ -132,6 +135,7 @@ def test_draws_follow_the_models_probabilities() -> None:
     assert torch.allclose(share, kept / kept.sum(), atol=0.03)
 
 
+@pytest.mark.slow
 def test_the_recipe_is_of_the_contents(folder: Path, tmp_path: Path) -> None:
     """A renamed folder is the same model; other weights, another prompt are not."""
     moved = save_captioner(tmp_path / "elsewhere")

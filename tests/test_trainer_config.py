@@ -9,7 +9,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
@@ -201,6 +201,7 @@ datas = st.builds(
 )
 
 
+@settings(max_examples=30)
 @given(optim=optims, run=runs, data=datas)
 def test_settings_survive_the_way_through_json(optim: OptimConfig, run: RunConfig, data: DataConfig) -> None:
     # A resumed run compares its settings with those it wrote down, so no bit of a float may get lost.
@@ -208,6 +209,7 @@ def test_settings_survive_the_way_through_json(optim: OptimConfig, run: RunConfi
     assert config_from_dict(config_to_dict(config), "json") == config
 
 
+@settings(max_examples=30)
 @given(optim=optims, run=runs, data=datas)
 def test_settings_survive_the_way_through_toml(
     tmp_path_factory: pytest.TempPathFactory, optim: OptimConfig, run: RunConfig, data: DataConfig

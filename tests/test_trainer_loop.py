@@ -170,6 +170,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_never_was(
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_twice_goes_on_without_its_recipe(
     store: Path, whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_run_stopped_twice_goes_on_without_its_recipe(
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_goes_on_from_the_checkpoint_before(
     store: Path, whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ def test_a_run_killed_while_saving_goes_on_from_the_checkpoint_before(
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over(
     store: Path, whole: Path, recipe: str, tmp_path: Path
 ) -> None:
@@ -218,6 +221,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_old_checkpoints_go(data: Dataset, tmp_path: Path) -> None:
     trainer_of(data, tmp_path, run__save_every=1, run__keep_last=3).train(QUIET)
     steps = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
@@ -339,6 +343,7 @@ def test_gradients_are_clipped_and_logged_as_they_were(
     assert trainer.sums["grad_norm"] == free.sums["grad_norm"] > 1
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_near_float32(data: Dataset, tmp_path: Path) -> None:
     trainer = trainer_of(data, tmp_path, run__precision="bfloat16")
     exact = trainer_of(data, tmp_path)

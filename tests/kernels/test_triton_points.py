@@ -55,6 +55,7 @@ def check_knn(p1: Tensor, p2: Tensor, lengths: list[int] | None, norm: int, K: i
     assert torch.equal(dists.masked_fill(padding, 0), expected_dists)
 
 
+@pytest.mark.slow
 @few
 @given(data=st.data(), kind=clouds.kinds, seed=clouds.seeds, resident=st.booleans())
 def test_fps_is_the_reference(data: st.DataObject, kind: str, seed: int, resident: bool) -> None:
