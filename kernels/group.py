@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from recon.kernels import ops
+from recon.kernels import transforms
 from recon.kernels.backends import choose
 from recon.kernels.checks import check_count, check_points, working_dtype
 
@@ -20,5 +20,5 @@ def group_points(points: Tensor, num_group: int, group_size: int, backend: str |
         if count > points.shape[1]:
             raise ValueError(f"{name} {count} must not exceed the points of a cloud, got points {list(points.shape)}")
     backend = choose(backend, points, "group_points", cluster=True, K=group_size)
-    groups, centers, _, _ = ops.groups(points.to(working_dtype(points)), num_group, group_size, backend)
+    groups, centers, _, _ = transforms.groups(points.to(working_dtype(points)), num_group, group_size, backend)
     return groups.to(points.dtype), centers.to(points.dtype)
