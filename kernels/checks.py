@@ -71,8 +71,8 @@ def _written(shape: Sequence[int | None]) -> str:
 
 
 def check_count(name: str, value: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    """Raise ValueError unless `value` is a whole number of at least 1; torch.export's sizes are symbols."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 

@@ -60,7 +60,7 @@ def sample_farthest_points(
 
 def _check_counts(K: int | Sequence[int] | Tensor, points: Tensor) -> tuple[int, Tensor | None]:
     """The most points to choose, and where K is not one number how many of each cloud, int64 [B]."""
-    if isinstance(K, int):
+    if isinstance(K, int | torch.SymInt):
         check_count("K", K)
         return K, None
     if isinstance(K, Tensor):
