@@ -28,8 +28,7 @@ def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = Fals
     """
     asked = backend or _environment()
     if asked is None:
-        fits = points.is_cuda and not _triton_missing() and not _triton_lacks(points, K)
-        return "triton" if fits else "torch"
+        return "triton" if _triton_fits(points, K) else "torch"
     if asked not in BACKENDS:
         where = "backend" if backend else "RECON_KERNELS"
         raise ValueError(f'{where} must be "triton", "torch" or "cluster", got {asked!r}')
@@ -48,13 +47,17 @@ def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = Fals
         return asked
     if backend:
         raise ValueError(f'backend {asked} cannot run {op}: it {lacks}; use backend="torch"')
-    fits = points.is_cuda and not _triton_missing() and not _triton_lacks(points, K)
-    return "triton" if asked == "cluster" and fits else "torch"
+    return "triton" if asked == "cluster" and _triton_fits(points, K) else "torch"
 
 
 def implementation(backend: str, op: str) -> ModuleType:
     """The module of `backend` that has the op family `op` ("fps", "knn", "chamfer", "group", "interpolate")."""
     return import_module("recon.kernels.on_cluster" if backend == "cluster" else f"recon.kernels.on_{backend}.{op}")
+
+
+def _triton_fits(points: Tensor, K: int) -> bool:
+    """Whether the Triton kernels are what runs on these points, unless somebody says otherwise."""
+    return points.is_cuda and not _triton_missing() and not _triton_lacks(points, K)
 
 
 def _triton_lacks(points: Tensor, K: int) -> str:
