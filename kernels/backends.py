@@ -21,10 +21,10 @@ torch 2.6 brings Triton 3.2, 2.7 brings 3.3, 2.8 brings 3.4. All kernels compile
 def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = False, K: int = 1) -> str:
     """Name of the backend that runs `op` on `points`: "triton", "torch" or "cluster".
 
-    `backend` decides if given, else the environment variable RECON_KERNELS, else Triton (one that has what the kernels
-    use) for float32 points and narrower ones on a CUDA device and plain torch for all others. ValueError where the backend asked for is unknown or not available
-    here, or (if asked for by `backend`) does not offer the op for these arguments; RECON_KERNELS leaves such ops to
-    the automatic choice.
+    `backend` decides if given, else the environment variable RECON_KERNELS, else Triton, where it is one that has what
+    the kernels use, for points of float32 or less on a CUDA device, and plain torch for all others. ValueError where
+    the backend asked for is unknown or not available here, or (if asked for by `backend`) does not offer the op for
+    these arguments; RECON_KERNELS leaves such ops to the automatic choice.
     """
     asked = backend or _environment()
     if asked is None:

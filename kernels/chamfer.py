@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from recon.kernels import ops, transforms
+from recon.kernels import transforms
 from recon.kernels.backends import choose
 from recon.kernels.checks import check_beside, check_lengths, check_like, check_points, promoted, working_dtype
 from recon.kernels.knn import check_norm, knn_gather
@@ -29,9 +29,10 @@ def chamfer_distance(
     """Distance of each point to the nearest of the other cloud, reduced as pytorch3d.loss.chamfer_distance does.
 
     x [B, N, D], y [B, M, D], lengths [B], normals [B, N, U] and [B, M, U] (both or neither, of any width and dtype),
-    weights [B] >= 0 of any dtype; what has weight 0 adds 0, were it infinite. norm 2: squared Euclidean; norm 1: Manhattan (not the unsquared Euclid of `ChamferL1`).
-    point_reduction "mean" or "sum" over the points in use, "max" (no normals), or None (batch_reduction
-    None too), then batch_reduction "mean" (over the sum of weights), "sum" or None.
+    weights [B] >= 0 of any dtype; what has weight 0 adds 0, were it infinite. norm 2: squared Euclidean; norm 1:
+    Manhattan (not the unsquared Euclid of `ChamferL1`). point_reduction "mean" or "sum" over the points in use, "max"
+    (no normals), or None (batch_reduction None too), then batch_reduction "mean" (over the sum of weights), "sum" or
+    None.
 
     Returns (distance, normals' distance or None): scalars, or [B] without batch reduction, or without point
     reduction a pair [B, N], [B, M] (the first alone if single_directional), 0 in the padding. float32
@@ -149,7 +150,7 @@ def _normal_distance(
     abs_cosine: bool,
 ) -> Tensor:
     """1 - (absolute) cosine between each normal and that of the nearest point, reduced over points."""
-    dtype = working_dtype(source)
+    dtype = torch.promote_types(working_dtype(source), working_dtype(target))
     near = knn_gather(target.to(dtype), idx[..., None])[:, :, 0]
     cosine = cosine_similarity(source.to(dtype), near, dim=2, eps=1e-6)
     apart = (1 - (cosine.abs() if abs_cosine else cosine)).masked_fill(idx < 0, 0)

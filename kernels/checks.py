@@ -48,14 +48,11 @@ def promoted(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
 
     Without autocast clouds of two dtypes are more likely a mistake, and check_like says so.
     """
-    if one.dtype == two.dtype or not _autocasts(one.device.type):
+    # meta has no autocast to ask for.
+    if one.dtype == two.dtype or one.is_meta or not torch.is_autocast_enabled(one.device.type):
         return one, two
     dtype = torch.promote_types(one.dtype, two.dtype)
     return one.to(dtype), two.to(dtype)
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _has_shape(name: str, tensor: Tensor, shape: Sequence[int | None]) -> bool:

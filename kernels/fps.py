@@ -64,8 +64,9 @@ def _check_counts(K: int | Sequence[int] | Tensor, points: Tensor) -> tuple[int,
         check_count("K", K)
         return K, None
     if isinstance(K, Tensor):
-        K = check_integers("K", K, 0, 2**31, points.shape[:1], points).tolist()
-    if len(K) != points.shape[0] or not all(isinstance(k, int) and k >= 0 for k in K):
+        K = check_integers("K", K, 0, 2**31 - 1, points.shape[:1], points).tolist()
+    fits = isinstance(K, Sequence) and len(K) == points.shape[0] and all(isinstance(k, int) and k >= 0 for k in K)
+    if not fits:
         raise ValueError(f"K must be an integer >= 1, or one >= 0 for each of {points.shape[0]} clouds, got {K!r}")
     return max(K, default=0), torch.tensor(K, dtype=torch.int64, device=points.device)
 
