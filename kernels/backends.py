@@ -84,14 +84,14 @@ def _triton_missing() -> str:
     if missing := _package_missing("triton"):
         return missing
     try:
-        language, version = import_module("triton.language"), import_module("triton").__version__
-    except (ImportError, OSError, AttributeError) as error:
+        language, triton = import_module("triton.language"), import_module("triton")
+    except (ImportError, OSError) as error:
         return f"triton, which cannot be imported: {error}"
     lacks = [name for name in TRITON_NEEDS if not hasattr(language, name)]
     if not lacks:
         return ""
     needed = max(TRITON_NEEDS[name] for name in lacks)
-    return f"triton {needed} or newer: {version} has no tl.{' and no tl.'.join(lacks)}"
+    return f"triton {needed} or newer: {triton.__version__} has no tl.{' and no tl.'.join(lacks)}"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -1,4 +1,9 @@
-"""Chamfer distance between clouds, and the two losses that ReCon calls L1 and L2."""
+"""Chamfer distance between clouds, and the two losses that ReCon calls L1 and L2: with d(x, Y) = min_j |x - y_j|^2,
+
+    L2 = mean_i d(x_i, Y) + mean_j d(y_j, X)        L1 = (mean_i sqrt d(x_i, Y) + mean_j sqrt d(y_j, X)) / 2
+
+(Fan, Su and Guibas, "A point set generation network for 3D object reconstruction from a single image", 2017).
+"""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,7 @@
-"""Farthest point sampling."""
+"""Farthest point sampling: i_0 is given, and i_k is the j not yet chosen with the largest min over l < k of
+|p_j - p_{i_l}|^2 (Eldar et al., "The farthest point strategy for progressive image sampling", 1997; on clouds as in
+PointNet++, Qi et al. 2017).
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,6 @@
-"""Cut a cloud into local groups: farthest point sampling, nearest neighbours, gathering and centring."""
+"""Cut a cloud into local groups, p_j - c_g for the K points p_j nearest to each sampled center c_g: the patches of
+Point-BERT (Yu et al. 2022) and Point-MAE (Pang et al. 2022), which ReCon embeds.
+"""
 
 from torch import Tensor
 

@@ -1,4 +1,6 @@
-"""Feature propagation from few points to many, by inverse distance."""
+"""Feature propagation from few points to many: f(q) = sum_k w_k f_k / sum_k w_k over the three nearest k, with
+w_k = 1 / (|q - p_k|^2 + 1e-8) (Qi et al., "PointNet++", 2017, equation 2).
+"""
 
 import torch
 from torch import Tensor

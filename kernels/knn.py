@@ -1,4 +1,6 @@
-"""K nearest neighbours by direct differences."""
+"""K nearest neighbours by direct differences: the K smallest of sum_c (q_c - p_c)^2, or of sum_c |q_c - p_c|, in the
+order (distance, index).
+"""
 
 from typing import NamedTuple
 

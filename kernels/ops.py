@@ -2,7 +2,20 @@
 
 Each takes checked float32 (or, in plain torch, float64) tensors and the name of the backend that runs it. Backwards
 are operators too, or made of them, so that they can be differentiated again. Nothing here reads a value back from a
-device.
+device. Callers go through kernels.transforms, which stands in for them inside torch.func and forward mode.
+
+| operator | its public op | its gradient | the gradient's gradient |
+| --- | --- | --- | --- |
+| require | checks of values | the identity | |
+| take_rows, add_rows | knn_gather, chosen points | each the other's | |
+| farthest_points | sample_farthest_points | none: indices | |
+| knn | knn_points | matched_backward | _second_order |
+| nearest | chamfer_distance, ChamferL1, ChamferL2 | nearest_backward | _second_order, both ways |
+| groups | group_points | add_rows | take_rows |
+| weighted_rows | interpolate_three | add_rows, take_rows | theirs |
+
+The gradients of d(x, y) = sum_c (x_c - y_c)^2 are 2 (x - y) in x and its opposite in y; of sum_c |x_c - y_c| they are
+sign(x - y), 0 where the coordinates are equal. An index is constant, so that each pair adds its own to the two points.
 """
 
 from typing import Any
@@ -26,7 +39,10 @@ def no_tangents(*tensors: Tensor) -> None:
 
     kernels.transforms keeps them away; what comes here was made before forward mode was entered.
     """
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if forward_ad._current_level < 0:
+        return
+    unpacked = [forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
+    if any(each.tangent is not None for each in unpacked):
         raise NotImplementedError(
             "an operator of recon.kernels has no forward-mode formula: call the functions of recon.kernels, "
             "and do so inside forward mode, so that their backward is made there too"

@@ -15,7 +15,7 @@ OPS: dict[str, Op] = {
     "chamfer": lambda x, y: kernels.chamfer_distance(x, y, x_normals=x, y_normals=y),  # type: ignore[return-value]
     "ChamferL1": lambda x, y: [kernels.ChamferL1()(x, y)],
     "ChamferL2": lambda x, y: [kernels.ChamferL2()(x, y)],
-    "interpolate": lambda x, y: [kernels.interpolate_three(x, x.float().sin(), y)],
+    "interpolate": lambda x, y: [kernels.interpolate_three(x, x.detach().float().sin(), y)],
 }
 
 
