@@ -14,7 +14,7 @@ from torch import Tensor
 from recon.kernels.on_triton import on_device, tiles
 from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
-# Pairs whose gradient a warp works out, and points it then walks between two looks at the end.
+# Pairs whose gradient a warp works out, four a lane, and points it then walks between two looks at the end. Not tuned.
 PAIRS, STEP = 128, 4
 
 
