@@ -73,6 +73,11 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
+def some(count: int) -> bool:
+    """Whether a count may be above 0. torch.export's symbols are not asked: the answer would bind the sizes."""
+    return isinstance(count, torch.SymInt) or count > 0
+
+
 def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> Tensor:
     """`tensor` as int64; ValueError unless it is int32/int64 of `shape` on the device of `like`, all in [low, high]."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recon.kernels import ops, transforms
 from recon.kernels.backends import choose
-from recon.kernels.checks import check_count, check_integers, check_lengths, check_points, working_dtype
+from recon.kernels.checks import check_count, check_integers, check_lengths, check_points, some, working_dtype
 from recon.kernels.on_torch.knn import padded
 
 
@@ -57,7 +57,7 @@ def sample_farthest_points(
     if counts is not None:
         idx = idx.masked_fill(padded(counts, most), -1)
     chosen = transforms.take_rows(points, idx.clamp(min=0))
-    whole = lengths is None and counts is None and found == most
+    whole = lengths is None and counts is None and not some(most - found)
     return (chosen if whole else chosen.masked_fill((idx < 0)[..., None], 0)), idx
 
 

@@ -16,6 +16,7 @@ from recon.kernels.checks import (
     check_like,
     check_points,
     promoted,
+    some,
     working_dtype,
 )
 from recon.kernels.on_torch.knn import padded
@@ -70,7 +71,7 @@ def knn_points(
     else:
         dists = p1.new_zeros(*p1.shape[:2], 0, dtype=dtype)
         idx = dists.long()
-    if found < K:
+    if some(K - found):
         dists, idx = pad(dists, (0, K - found)), pad(idx, (0, K - found), value=-1)
     if lengths1 is not None:
         padding = padded(lengths1, p1.shape[1])[:, :, None]

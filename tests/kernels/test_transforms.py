@@ -236,17 +236,34 @@ def test_wrong_values_are_named_under_vmap() -> None:
         vmap(lambda n: kernels.knn_points(x, y, n).dists)(lengths)
 
 
-class Interpolation(torch.nn.Module):
-    def forward(self, known: Tensor, features: Tensor, query: Tensor) -> Tensor:
-        return kernels.interpolate_three(known, features, query)
+# Fewer points than are asked for are padded, or make do.
+EXPORTED: dict[str, Function] = {
+    "knn": lambda x, y: kernels.knn_points(x, y, K=12, return_nn=True),  # type: ignore[dict-item,return-value]
+    "fps": lambda x, y: kernels.sample_farthest_points(x, K=20),  # type: ignore[dict-item,return-value]
+    "ChamferL2": kernels.ChamferL2(),
+    "interpolate": lambda x, y: kernels.interpolate_three(x, x.sin(), y),
+}
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.function(x, y)
 
 
 @pytest.mark.slow
-def test_interpolation_exports_with_any_number_of_points() -> None:
-    known, query = cloud(X, 1).float(), cloud(Y, 2).float()
-    sizes = {1: torch.export.Dim("M")}
-    program = torch.export.export(Interpolation(), (known, known.sin(), query), dynamic_shapes=(sizes, sizes, None))
-    for size in (2, 3, 40):  # fewer than three use those there are
-        known = cloud(size, 3).float()
-        arguments = known, known.sin(), query
-        torch.testing.assert_close(program.module()(*arguments), kernels.interpolate_three(*arguments), rtol=0, atol=0)
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_program_is_exported_with_any_number_of_points(name: str) -> None:
+    function = EXPORTED[name]
+    sizes = ({0: torch.export.Dim("B"), 1: torch.export.Dim("N")}, {0: torch.export.Dim("B"), 1: torch.export.Dim("M")})
+    program = torch.export.export(Exported(function), (cloud(X, 1), cloud(Y, 2)), dynamic_shapes=sizes).module()
+    for n, m in ((2, 3), (3, 40), (40, 2), (30, 50)):
+        x, y = cloud(n, 3), cloud(m, 4)
+        torch.testing.assert_close(program(x, y), tuple_of(function(x, y)), rtol=0, atol=0)
+
+
+def tuple_of(found: Any) -> Any:
+    return tuple(found) if isinstance(found, tuple) else found
