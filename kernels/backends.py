@@ -81,7 +81,8 @@ def _interpreted() -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _triton_missing() -> str:
     """What Triton lacks to run the kernels at all, or ""."""
-    if missing := _package_missing("triton"):
+    missing: str = _package_missing("triton")
+    if missing:
         return missing
     try:
         language, triton = import_module("triton.language"), import_module("triton")
@@ -90,8 +91,8 @@ def _triton_missing() -> str:
     lacks = [name for name in TRITON_NEEDS if not hasattr(language, name)]
     if not lacks:
         return ""
-    needed = max(TRITON_NEEDS[name] for name in lacks)
-    return f"triton {needed} or newer: {triton.__version__} has no tl.{' and no tl.'.join(lacks)}"
+    needed, version = max(TRITON_NEEDS[name] for name in lacks), triton.__version__
+    return f"triton {needed} or newer: {version} has no tl." + " and no tl.".join(lacks)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

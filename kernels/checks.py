@@ -67,15 +67,15 @@ def _written(shape: Sequence[int | None]) -> str:
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
-def check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int | torch.SymInt) -> None:
     """Raise ValueError unless `value` is a whole number of at least 1; torch.export's sizes are symbols."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
-def some(count: int) -> bool:
+def some(count: int | torch.SymInt) -> bool:
     """Whether a count may be above 0. torch.export's symbols are not asked: the answer would bind the sizes."""
-    return isinstance(count, torch.SymInt) or count > 0
+    return isinstance(count, torch.SymInt) or bool(count > 0)
 
 
 def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> Tensor:
