@@ -11,28 +11,32 @@ from torch import Tensor
 BACKENDS = ("triton", "torch", "cluster")
 TRITON_MAX_K = 128
 """Neighbours a query beyond which the Triton search leaves the work to plain torch."""
+TRITON_NEEDS = {"tuple": "3.3", "topk": "3.4"}
+"""What the kernels use of triton.language that older Tritons lack, and since when it is there.
+
+torch 2.6 brings Triton 3.2, 2.7 brings 3.3, 2.8 brings 3.4. All kernels compile with 3.4, 3.5, 3.6 and 3.9.
+"""
 
 
 def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = False, K: int = 1) -> str:
     """Name of the backend that runs `op` on `points`: "triton", "torch" or "cluster".
 
-    `backend` decides if given, else the environment variable RECON_KERNELS, else Triton for float32 points on a
-    CUDA device and plain torch for all others. ValueError where the backend asked for is unknown or not available
-    here, or (if asked for by `backend`) does not offer the op for these arguments; RECON_KERNELS leaves such ops to
-    the automatic choice.
+    `backend` decides if given, else the environment variable RECON_KERNELS, else Triton, where it is one that has what
+    the kernels use, for points of float32 or less on a CUDA device, and plain torch for all others. ValueError where
+    the backend asked for is unknown or not available here, or (if asked for by `backend`) does not offer the op for
+    these arguments; RECON_KERNELS leaves such ops to the automatic choice.
     """
     asked = backend or _environment()
     if asked is None:
-        fits = points.is_cuda and _installed("triton") and not _triton_lacks(points, K)
-        return "triton" if fits else "torch"
+        return "triton" if _triton_fits(points, K) else "torch"
     if asked not in BACKENDS:
         where = "backend" if backend else "RECON_KERNELS"
         raise ValueError(f'{where} must be "triton", "torch" or "cluster", got {asked!r}')
     if asked == "torch":
         return asked
-    package = "triton" if asked == "triton" else "torch_cluster"
-    if not _installed(package):
-        raise ValueError(f"backend {asked} needs the package {package}, which is not installed")
+    missing = _triton_missing() if asked == "triton" else _package_missing("torch_cluster")
+    if missing:
+        raise ValueError(f"backend {asked} needs the package {missing}")
     if asked == "triton" and not points.is_cuda and not _interpreted():
         raise ValueError(
             "backend triton needs points on a CUDA device, or TRITON_INTERPRET=1 for tests; "
@@ -43,12 +47,17 @@ def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = Fals
         return asked
     if backend:
         raise ValueError(f'backend {asked} cannot run {op}: it {lacks}; use backend="torch"')
-    return "triton" if asked == "cluster" and points.is_cuda and not _triton_lacks(points, K) else "torch"
+    return "triton" if asked == "cluster" and _triton_fits(points, K) else "torch"
 
 
 def implementation(backend: str, op: str) -> ModuleType:
     """The module of `backend` that has the op family `op` ("fps", "knn", "chamfer", "group", "interpolate")."""
     return import_module("recon.kernels.on_cluster" if backend == "cluster" else f"recon.kernels.on_{backend}.{op}")
+
+
+def _triton_fits(points: Tensor, K: int) -> bool:
+    """Whether the Triton kernels are what runs on these points, unless somebody says otherwise."""
+    return points.is_cuda and not _triton_missing() and not _triton_lacks(points, K)
 
 
 def _triton_lacks(points: Tensor, K: int) -> str:
@@ -70,5 +79,22 @@ def _interpreted() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+def _triton_missing() -> str:
+    """What Triton lacks to run the kernels at all, or ""."""
+    missing: str = _package_missing("triton")
+    if missing:
+        return missing
+    try:
+        language, triton = import_module("triton.language"), import_module("triton")
+    except (ImportError, OSError) as error:
+        return f"triton, which cannot be imported: {error}"
+    lacks = [name for name in TRITON_NEEDS if not hasattr(language, name)]
+    if not lacks:
+        return ""
+    needed, version = max(TRITON_NEEDS[name] for name in lacks), triton.__version__
+    return f"triton {needed} or newer: {version} has no tl." + " and no tl.".join(lacks)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _package_missing(package: str) -> str:
+    return "" if find_spec(package) else f"{package}, which is not installed"

@@ -1,12 +1,17 @@
-"""Chamfer distance between clouds, and the two losses that ReCon calls L1 and L2."""
+"""Chamfer distance between clouds, and the two losses that ReCon calls L1 and L2: with d(x, Y) = min_j |x - y_j|^2,
+
+    L2 = mean_i d(x_i, Y) + mean_j d(y_j, X)        L1 = (mean_i sqrt d(x_i, Y) + mean_j sqrt d(y_j, X)) / 2
+
+(Fan, Su and Guibas, "A point set generation network for 3D object reconstruction from a single image", 2017).
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from recon.kernels import ops
+from recon.kernels import transforms
 from recon.kernels.backends import choose
-from recon.kernels.checks import check_lengths, check_like, check_points, working_dtype
+from recon.kernels.checks import check_beside, check_lengths, check_like, check_points, promoted, working_dtype
 from recon.kernels.knn import check_norm, knn_gather
 
 
@@ -23,21 +28,23 @@ def chamfer_distance(
     norm: int = 2,
     single_directional: bool = False,
     abs_cosine: bool = True,
+    *,
     backend: str | None = None,
 ) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | tuple[Tensor, Tensor] | None]:
     """Distance of each point to the nearest of the other cloud, reduced as pytorch3d.loss.chamfer_distance does.
 
-    x [B, N, D], y [B, M, D], lengths [B], normals [B, N, D] and [B, M, D] (both or neither), weights [B] >=
-    0. norm 2: squared Euclidean; norm 1: Manhattan (not the unsquared Euclid of `ChamferL1`).
-    point_reduction "mean" or "sum" over the points in use, "max" (no normals), or None (batch_reduction
-    None too), then batch_reduction "mean" (over the sum of weights), "sum" or None.
+    x [B, N, D], y [B, M, D], lengths [B], normals [B, N, U] and [B, M, U] (both or neither, of any width and dtype),
+    weights [B] >= 0 of any dtype; what has weight 0 adds 0, were it infinite. norm 2: squared Euclidean; norm 1:
+    Manhattan (not the unsquared Euclid of `ChamferL1`). point_reduction "mean" or "sum" over the points in use, "max"
+    (no normals), or None (batch_reduction None too), then batch_reduction "mean" (over the sum of weights), "sum" or
+    None.
 
     Returns (distance, normals' distance or None): scalars, or [B] without batch reduction, or without point
     reduction a pair [B, N], [B, M] (the first alone if single_directional), 0 in the padding. float32
     unless float64. An empty cloud contributes 0 either way; a non-finite point is at +inf of all others.
     `backend` as in kernels.backends.choose. ValueError for arguments that do not fit each other.
     """
-    check_pair(x, y)
+    x, y = check_pair(x, y)
     x_lengths = check_lengths("x_lengths", x_lengths, x)
     y_lengths = check_lengths("y_lengths", y_lengths, y)
     check_norm(norm)
@@ -46,11 +53,11 @@ def chamfer_distance(
     if has_normals and (x_normals is None or y_normals is None or point_reduction == "max"):
         raise ValueError('x_normals and y_normals must be given together, and not with point_reduction="max"')
     if x_normals is not None and y_normals is not None:
-        check_like("x_normals", x_normals, x.shape, x, "x")
-        check_like("y_normals", y_normals, y.shape, y, "y")
+        check_beside("x_normals", x_normals, (*x.shape[:2], None), x, "x")
+        check_beside("y_normals", y_normals, (*y.shape[:2], x_normals.shape[2]), y, "y")
     if weights is not None:
-        check_like("weights", weights, x.shape[:1], x, "x")
-        weights = ops.require(weights, weights >= 0, "weights must not be negative or NaN")
+        check_beside("weights", weights, x.shape[:1], x, "x")
+        weights = transforms.require(weights, weights >= 0, "weights must not be negative or NaN")
 
     dists_x, idx_x, dists_y, idx_y = nearest(x, y, x_lengths, y_lengths, norm, single_directional, backend)
     distance = [_reduce_points(dists_x, x_lengths, weights, point_reduction)]
@@ -94,7 +101,7 @@ class ChamferL1(nn.Module):
 
 
 def _both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    check_pair(x, y)
+    x, y = check_pair(x, y)
     for name, points in (("x", x), ("y", y)):
         if points.shape[0] == 0 or points.shape[1] == 0:
             # The mean of nothing would be NaN.
@@ -108,11 +115,13 @@ def _root(squared: Tensor) -> Tensor:
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
-def check_pair(x: Tensor, y: Tensor) -> None:
-    """Raise ValueError unless x [B, N, D] and y [B, M, D] are clouds of one dtype and device."""
+def check_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x [B, N, D] and y [B, M, D]; ValueError unless they are clouds of one dtype (but under autocast) and device."""
     check_points("x", x)
     check_points("y", y)
+    x, y = promoted(x, y)
     check_like("y", y, (x.shape[0], None, x.shape[2]), x, "x")
+    return x, y
 
 
 def nearest(
@@ -131,8 +140,7 @@ def nearest(
     dtype = working_dtype(x)
     backend = choose(backend, x, "chamfer_distance")
     if x.shape[1] and y.shape[1]:
-        found: ops.Matches = ops.nearest(x.to(dtype), y.to(dtype), x_lengths, y_lengths, norm, single, backend)
-        return found
+        return transforms.nearest(x.to(dtype), y.to(dtype), x_lengths, y_lengths, norm, single, backend)
     dists_x, dists_y = (points.new_zeros(points.shape[:2], dtype=dtype) for points in (x, y[:, :0] if single else y))
     return dists_x, dists_x.long() - 1, dists_y, dists_y.long() - 1
 
@@ -147,7 +155,7 @@ def _normal_distance(
     abs_cosine: bool,
 ) -> Tensor:
     """1 - (absolute) cosine between each normal and that of the nearest point, reduced over points."""
-    dtype = working_dtype(source)
+    dtype = torch.promote_types(working_dtype(source), working_dtype(target))
     near = knn_gather(target.to(dtype), idx[..., None])[:, :, 0]
     cosine = cosine_similarity(source.to(dtype), near, dim=2, eps=1e-6)
     apart = (1 - (cosine.abs() if abs_cosine else cosine)).masked_fill(idx < 0, 0)
@@ -168,7 +176,9 @@ def _reduce_points(
 ) -> Tensor:
     """values [B, N], 0 in the padding -> [B], or [B, N] for None."""
     if weights is not None:
-        values = values * weights.to(values.dtype)[:, None]
+        weights = weights.to(values.dtype)[:, None]
+        # Infinity times 0 would be NaN.
+        values = torch.where((weights == 0) & ~values.isfinite(), 0, values) * weights
     if point_reduction == "max":
         return values.amax(1) if values.shape[1] else values.sum(1)
     if point_reduction == "sum":

@@ -27,23 +27,55 @@ def check_points(name: str, points: Tensor) -> None:
 
 def check_like(name: str, tensor: Tensor, shape: Sequence[int | None], like: Tensor, like_name: str) -> None:
     """Raise ValueError unless `tensor` has `shape` (None = any size) and the dtype and device of `like`."""
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    fits = tensor.dim() == len(shape) and all(
-        want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits or tensor.dtype != like.dtype or tensor.device != like.device:
-        expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+    if not _has_shape(name, tensor, shape) or tensor.dtype != like.dtype or tensor.device != like.device:
         raise ValueError(
-            f"{name} must have shape {expected} and the dtype and device of {like_name} "
+            f"{name} must have shape {_written(shape)} and the dtype and device of {like_name} "
             f"({describe(like)}), got {describe(tensor)}"
         )
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def check_beside(name: str, tensor: Tensor, shape: Sequence[int | None], like: Tensor, like_name: str) -> None:
+    """Raise ValueError unless `tensor` has `shape` (None = any size), real numbers, and the device of `like`."""
+    if not _has_shape(name, tensor, shape) or tensor.is_complex() or tensor.device != like.device:
+        raise ValueError(
+            f"{name} must have shape {_written(shape)}, real numbers and the device of {like_name} "
+            f"({describe(like)}), got {describe(tensor)}"
+        )
+
+
+def promoted(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+    """Under autocast both in the wider dtype, as torch's own operators of several tensors take them; else as they are.
+
+    Without autocast clouds of two dtypes are more likely a mistake, and check_like says so.
+    """
+    # meta has no autocast to ask for.
+    if one.dtype == two.dtype or one.is_meta or not torch.is_autocast_enabled(one.device.type):
+        return one, two
+    dtype = torch.promote_types(one.dtype, two.dtype)
+    return one.to(dtype), two.to(dtype)
+
+
+def _has_shape(name: str, tensor: Tensor, shape: Sequence[int | None]) -> bool:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    return tensor.dim() == len(shape) and all(
+        want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _written(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+def check_count(name: str, value: int | torch.SymInt) -> None:
+    """Raise ValueError unless `value` is a whole number of at least 1; torch.export's sizes are symbols."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def some(count: int | torch.SymInt) -> bool:
+    """Whether a count may be above 0. torch.export's symbols are not asked: the answer would bind the sizes."""
+    return isinstance(count, torch.SymInt) or bool(count > 0)
 
 
 def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""Cut a cloud into local groups: farthest point sampling, nearest neighbours, gathering and centring."""
+"""Cut a cloud into local groups, p_j - c_g for the K points p_j nearest to each sampled center c_g: the patches of
+Point-BERT (Yu et al. 2022) and Point-MAE (Pang et al. 2022), which ReCon embeds.
+"""
 
 from torch import Tensor
 
-from recon.kernels import ops
+from recon.kernels import transforms
 from recon.kernels.backends import choose
 from recon.kernels.checks import check_count, check_points, working_dtype
 
@@ -20,5 +22,5 @@ def group_points(points: Tensor, num_group: int, group_size: int, backend: str |
         if count > points.shape[1]:
             raise ValueError(f"{name} {count} must not exceed the points of a cloud, got points {list(points.shape)}")
     backend = choose(backend, points, "group_points", cluster=True, K=group_size)
-    groups, centers, _, _ = ops.groups(points.to(working_dtype(points)), num_group, group_size, backend)
+    groups, centers, _, _ = transforms.groups(points.to(working_dtype(points)), num_group, group_size, backend)
     return groups.to(points.dtype), centers.to(points.dtype)

@@ -1,11 +1,13 @@
-"""Feature propagation from few points to many, by inverse distance."""
+"""Feature propagation from few points to many: f(q) = sum_k w_k f_k / sum_k w_k over the three nearest k, with
+w_k = 1 / (|q - p_k|^2 + 1e-8) (Qi et al., "PointNet++", 2017, equation 2).
+"""
 
 import torch
 from torch import Tensor
 
-from recon.kernels import ops
+from recon.kernels import transforms
 from recon.kernels.backends import choose
-from recon.kernels.checks import check_like, check_points, working_dtype
+from recon.kernels.checks import check_beside, check_like, check_points, promoted, working_dtype
 from recon.kernels.knn import knn_points
 
 
@@ -21,10 +23,9 @@ def interpolate_three(known: Tensor, features: Tensor, query: Tensor, backend: s
     check_points("known", known)
     check_points("features", features)
     check_points("query", query)
-    check_like("features", features, (known.shape[0], known.shape[1], None), features, "features")
+    known, query = promoted(known, query)
+    check_beside("features", features, (known.shape[0], known.shape[1], None), known, "known")
     check_like("query", query, (known.shape[0], None, known.shape[2]), known, "known")
-    if features.device != known.device:
-        raise ValueError(f"features must be on the device of known, {known.device}, got {features.device}")
     if known.shape[1] == 0:
         raise ValueError(f"known must hold at least one point a cloud, got {list(known.shape)}")
     dists, idx, _ = knn_points(query, known, K=min(3, known.shape[1]), backend=backend)
@@ -36,5 +37,5 @@ def interpolate_three(known: Tensor, features: Tensor, query: Tensor, backend: s
     idx = torch.where(weights > 0, idx, idx[..., :1])
     dtype = working_dtype(features)
     backend = choose(backend, features, "interpolate_three")
-    mean = ops.weighted_rows(features.to(dtype), idx, weights.to(dtype), backend)
+    mean = transforms.weighted_rows(features.to(dtype), idx, weights.to(dtype), backend)
     return torch.where(reached, mean, 0).to(features.dtype)

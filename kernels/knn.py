@@ -1,13 +1,24 @@
-"""K nearest neighbours by direct differences."""
+"""K nearest neighbours by direct differences: the K smallest of sum_c (q_c - p_c)^2, or of sum_c |q_c - p_c|, in the
+order (distance, index).
+"""
 
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import pad
 
-from recon.kernels import ops
+from recon.kernels import transforms
 from recon.kernels.backends import choose
-from recon.kernels.checks import check_count, check_integers, check_lengths, check_like, check_points, working_dtype
+from recon.kernels.checks import (
+    check_count,
+    check_integers,
+    check_lengths,
+    check_like,
+    check_points,
+    promoted,
+    some,
+    working_dtype,
+)
 from recon.kernels.on_torch.knn import padded
 
 
@@ -26,6 +37,7 @@ def knn_points(
     lengths2: Tensor | None = None,
     norm: int = 2,
     K: int = 1,
+    *,
     return_nn: bool = False,
     return_sorted: bool = True,
     backend: str | None = None,
@@ -45,6 +57,7 @@ def knn_points(
     """
     check_points("p1", p1)
     check_points("p2", p2)
+    p1, p2 = promoted(p1, p2)
     check_like("p2", p2, (p1.shape[0], None, p1.shape[2]), p1, "p1")
     lengths1 = check_lengths("lengths1", lengths1, p1)
     lengths2 = check_lengths("lengths2", lengths2, p2)
@@ -54,11 +67,11 @@ def knn_points(
     dtype = working_dtype(p1)
     backend = choose(backend, p1, "knn_points", cluster=norm == 2, K=found)
     if found:
-        dists, idx = ops.knn(p1.to(dtype), p2.to(dtype), lengths2, norm, found, backend)
+        dists, idx = transforms.knn(p1.to(dtype), p2.to(dtype), lengths2, norm, found, backend)
     else:
         dists = p1.new_zeros(*p1.shape[:2], 0, dtype=dtype)
         idx = dists.long()
-    if found < K:
+    if some(K - found):
         dists, idx = pad(dists, (0, K - found)), pad(idx, (0, K - found), value=-1)
     if lengths1 is not None:
         padding = padded(lengths1, p1.shape[1])[:, :, None]
@@ -86,7 +99,7 @@ def _rows_or_zeros(x: Tensor, idx: Tensor) -> Tensor:
     """x [B, M, U] at idx [B, N, K] -> [B, N, K, U]; 0 where idx is -1."""
     if x.shape[1] == 0:
         return x.new_zeros(*idx.shape, x.shape[2])
-    rows: Tensor = ops.take_rows(x, idx.clamp(min=0).flatten(1))
+    rows = transforms.take_rows(x, idx.clamp(min=0).flatten(1))
     return rows.view(*idx.shape, x.shape[2]).masked_fill((idx < 0)[..., None], 0)
 
 

@@ -2,13 +2,27 @@
 
 Each takes checked float32 (or, in plain torch, float64) tensors and the name of the backend that runs it. Backwards
 are operators too, or made of them, so that they can be differentiated again. Nothing here reads a value back from a
-device.
+device. Callers go through kernels.transforms, which stands in for them inside torch.func and forward mode.
+
+| operator | its public op | its gradient | the gradient's gradient |
+| --- | --- | --- | --- |
+| require | checks of values | the identity | |
+| take_rows, add_rows | knn_gather, chosen points | each the other's | |
+| farthest_points | sample_farthest_points | none: indices | |
+| knn | knn_points | matched_backward | _second_order |
+| nearest | chamfer_distance, ChamferL1, ChamferL2 | nearest_backward | _second_order, both ways |
+| groups | group_points | add_rows | take_rows |
+| weighted_rows | interpolate_three | add_rows, take_rows | theirs |
+
+The gradients of d(x, y) = sum_c (x_c - y_c)^2 are 2 (x - y) in x and its opposite in y; of sum_c |x_c - y_c| they are
+sign(x - y), 0 where the coordinates are equal. An index is constant, so that each pair adds its own to the two points.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import custom_op
 
 from recon.kernels.backends import implementation
@@ -20,13 +34,29 @@ Pair = tuple[Tensor, Tensor]
 Matches = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def no_tangents(*tensors: Tensor) -> None:
+    """NotImplementedError where one carries a forward-mode tangent, which an operator would drop in silence.
+
+    kernels.transforms keeps them away; what comes here was made before forward mode was entered.
+    """
+    if forward_ad._current_level < 0:
+        return
+    unpacked = [forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
+    if any(each.tangent is not None for each in unpacked):
+        raise NotImplementedError(
+            "an operator of recon.kernels has no forward-mode formula: call the functions of recon.kernels, "
+            "and do so inside forward mode, so that their backward is made there too"
+        )
+
+
 @custom_op("recon::require", mutates_args=())
 def require(values: Tensor, fits: Tensor, message: str) -> Tensor:
     """A copy of `values`; ValueError with `message` and the values unless all of `fits` is true.
 
-    On a GPU the test runs there and nobody waits for it: the failure surfaces as a device assert.
+    On a GPU the test runs there and nobody waits for it: the failure surfaces as a device assert. (MPS has had none
+    for long, and waits.)
     """
-    if fits.device.type != "cpu":
+    if fits.device.type in ("cuda", "xpu"):
         torch._assert_async(fits.all(), message)
     elif not fits.all():
         raise ValueError(f"{message}, got {list(values.shape)}: {values.flatten()[:16].tolist()}")
@@ -52,6 +82,7 @@ require.register_autograd(_require_backward, setup_context=_require_setup)
 @custom_op("recon::take_rows", mutates_args=())
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x [B, M, U] at rows int64 [B, R] in [0, M) -> [B, R, U]."""
+    no_tangents(x)
     return on_torch_rows.take(x, rows)
 
 
@@ -63,6 +94,7 @@ def _(x: Tensor, rows: Tensor) -> Tensor:
 @custom_op("recon::add_rows", mutates_args=())
 def add_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """[B, num_rows, U] sums of values [B, R, U] by their rows int64 [B, R], in the order of R."""
+    no_tangents(values)
     return on_torch_rows.add(values, rows, num_rows)
 
 
@@ -108,6 +140,7 @@ def _(points: Tensor, lengths: Tensor | None, start: Tensor, K: int, backend: st
 @custom_op("recon::knn", mutates_args=())
 def knn(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int, backend: str) -> Pair:
     """dists and idx [B, N, K <= M]; 0 and -1 beyond lengths2 [B]."""
+    no_tangents(p1, p2)
     dists, idx = implementation(backend, "knn").search(p1.contiguous(), p2.contiguous(), lengths2, norm, K)
     if lengths2 is not None:
         missing = padded(lengths2, K)[:, None]
@@ -124,6 +157,7 @@ def _(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int, backen
 @custom_op("recon::matched_backward", mutates_args=())
 def matched_backward(grad: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int, needs1: bool, needs2: bool) -> Pair:
     """Gradients in p1 and p2 of sum(grad [B, N, K] * distance to the matches idx); empty where not needed."""
+    no_tangents(grad, p1, p2)
     return on_torch_matched_backward(grad, p1.contiguous(), p2.contiguous(), idx, norm, needs1, needs2)
 
 
@@ -193,6 +227,7 @@ def nearest(
 
     0 and -1 in the padding and where the other cloud is empty.
     """
+    no_tangents(x, y)
     chamfer = implementation(backend, "chamfer")
     forth_and_back = chamfer.nearest(x.contiguous(), y.contiguous(), x_lengths, y_lengths, norm, single)
     for dists, idx, own, other in (
@@ -232,6 +267,7 @@ def nearest_backward(
     backend: str,
 ) -> Pair:
     """Gradients in x and y of sum(grad_x * dists_x) + sum(grad_y * dists_y); empty where not needed."""
+    no_tangents(grad_x, grad_y, x, y)
     tensors = [tensor.contiguous() for tensor in (grad_x, grad_y, x, y, idx_x, idx_y)]
     found: Pair = implementation(backend, "chamfer").nearest_backward(*tensors, norm, needs_x, needs_y)
     return found
@@ -279,6 +315,7 @@ nearest_backward.register_autograd(_nearest_twice, setup_context=_nearest_backwa
 @custom_op("recon::groups", mutates_args=())
 def groups(points: Tensor, num_group: int, group_size: int, backend: str) -> Matches:
     """Neighbours minus centers [B, G, S, D], centers [B, G, D], and where both stand: [B, G], [B, G, S]."""
+    no_tangents(points)
     points = points.contiguous()
     if backend == "triton":
         found: Matches = implementation(backend, "group").groups(points, num_group, group_size)
@@ -306,7 +343,10 @@ def _groups_setup(ctx: Any, inputs: Any, output: Matches) -> None:
 
 def _groups_backward(ctx: Any, of_near: Tensor, of_centers: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     chosen, idx = ctx.saved_tensors
-    values = torch.cat([of_near.flatten(1, 2), of_centers - of_near.sum(2)], 1)
+    num_clouds, num_group, group_size, width = of_near.shape
+    # Not flatten, for which is_grads_batched has no rule.
+    of_rows = of_near.reshape(num_clouds, num_group * group_size, width)
+    values = torch.cat([of_rows, of_centers - of_near.sum(2)], 1)
     return add_rows(values, torch.cat([idx.flatten(1), chosen], 1), ctx.num_points), None, None, None
 
 
@@ -316,6 +356,7 @@ groups.register_autograd(_groups_backward, setup_context=_groups_setup)
 @custom_op("recon::weighted_rows", mutates_args=())
 def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor, backend: str) -> Tensor:
     """sum over k of weights [B, N, K] * features [B, M, C] at idx int64 [B, N, K] in [0, M) -> [B, N, C]."""
+    no_tangents(features, weights)
     module = implementation(backend, "interpolate")
     total: Tensor = module.weighted_rows(features.contiguous(), idx.contiguous(), weights.contiguous())
     return total

@@ -300,6 +300,7 @@ def main(
     kills: Annotated[int, typer.Option(help="How many runs to kill.")] = 0,
     flips: Annotated[int, typer.Option(help="How many bits to flip.")] = 0,
     trainings: Annotated[int, typer.Option(help="How many trainings to kill.")] = 0,
+    cases: Annotated[int, typer.Option(help="How many cases to draw for the kernels.")] = 0,
     seed: Annotated[int, typer.Option(help="Draws the moments, files and bits.")] = 0,
     report: Annotated[Path | None, typer.Option("--json", help="Write the counts there.")] = None,
 ) -> None:
@@ -319,11 +320,18 @@ def main(
         if flips:
             store = folder / "flips.zarr"
             results["flips"] = call(lambda: asdict(flip_bits(manifest, store, flips, seed)))
+        if cases:
+            results["kernels"] = call(lambda: asdict(importlib.import_module("tests.kernel_fuzz").fuzz(cases, seed)))
     text = json.dumps(results, indent=1)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
     say(text)
-    failed = [line for part in ("trainings", "kills", "flips") if part in results for line in results[part]["failures"]]
+    failed = [
+        line
+        for part in ("trainings", "kills", "flips", "kernels")
+        if part in results
+        for line in results[part]["failures"]
+    ]
     raise typer.Exit(1 if failed else 0)
 
 

@@ -17,7 +17,7 @@ def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
     weights = weights.reshape(-1, num_near).T.contiguous()[:, :, None]
     features = features.reshape(-1, width)
     total = features.new_empty(num_clouds * num_queries, width)
-    step = max(1, (GPU_CHUNK if features.is_cuda else CPU_CHUNK) // max(1, width))
+    step = max(1, (CPU_CHUNK if features.device.type == "cpu" else GPU_CHUNK) // max(1, width))
     for start in range(0, len(total), step):
         some = slice(start, start + step)
         torch.mul(features.index_select(0, rows[0, some]), weights[0, some], out=total[some])

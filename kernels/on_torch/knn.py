@@ -52,7 +52,7 @@ def workspace(count: int, limit: int, size: int, like: Tensor) -> Tensor:
     longer than the arithmetic in it.
     """
     size = min(limit, size)
-    if like.is_cuda or count * size > 4 * CPU_CHUNK:
+    if like.device.type != "cpu" or count * size > 4 * CPU_CHUNK:
         return like.new_empty(count, size)
     held: dict[str, Tensor] = _kept.__dict__
     name = str(like.dtype)
@@ -98,7 +98,7 @@ def chunks(num_clouds: int, num_rows: int, num_columns: int, device: torch.devic
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
     """dists, idx [B, N, K] of the K <= M nearest; float32 or float64 clouds; arbitrary beyond lengths2."""
-    if norm == 2 and not p1.is_cuda and tree.pays(p1.shape[1], p2.shape[1], K):
+    if norm == 2 and p1.device.type == "cpu" and tree.pays(p1.shape[1], p2.shape[1], K):
         return tree.search(p1, p2, lengths2, K, lambda one, two, K: search_by_chunks(one, two, None, norm, K))
     return search_by_chunks(p1, p2, lengths2, norm, K)
 

@@ -1,4 +1,8 @@
-"""The nearest point of the other cloud, both ways in one Triton launch."""
+"""The nearest point of the other cloud, both ways in one Triton launch: min_j and argmin_j of sum_c (x_ic - y_jc)^2.
+
+The distances of the Chamfer losses (Fan, Su and Guibas 2017). Every pair is looked at, in the order of the points, so
+that a strict "smaller" leaves ties to the lowest index.
+"""
 
 import torch
 import triton
@@ -11,9 +15,11 @@ from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
 __all__ = ["nearest", "nearest_backward"]
 
-# Points walked between two looks at which run holds the nearest; tiny clouds note the index at every point.
+# Points walked between two looks at which run holds the nearest; tiny clouds note the index at every point. Compiled
+# for sm_90 at [128, 1024], runs of 8, 16 and 32 take 96, 122 and 167 registers, and 448, 401 and 384 instructions a
+# point; at [4992, 32], steps of 2, 4 and 8 take 50, 51 and 64, and 416, 302 and 255.
 RUN, TINY_STEP = 16, 4
-# Queries of which a warp finds the index within the run at once.
+# Queries of which a warp finds the index within the run at once: one a lane.
 QUERIES = 32
 INF_BITS = tl.constexpr(0x7F800000)
 
@@ -139,11 +145,11 @@ def search(
     """One direction of one tile."""
     first_cloud = (tl.program_id(0) // num_tiles).to(tl.int64) * C
     # The last group's missing clouds repeat the last cloud, and are not stored.
-    numbers = first_cloud + tl.arange(0, C)[None, :, None]
-    cloud = tl.minimum(numbers, num_clouds - 1)
-    query, here = queries_of(cloud, num_tiles, num_x, R, L)
-    queries = coordinates(x, cloud * num_x + query, here, D)
-    targets = y + cloud * num_y * D
+    numbers = first_cloud + tl.arange(0, C)[None, :, None]  # [1, C, 1]
+    cloud = tl.minimum(numbers, num_clouds - 1)  # [1, C, 1]
+    query, here = queries_of(cloud, num_tiles, num_x, R, L)  # [R, 1, L]
+    queries = coordinates(x, cloud * num_x + query, here, D)  # D of [R, C, L]
+    targets = y + cloud * num_y * D  # [1, C, 1]
     size = num_y
     limit = num_y
     unmasked = num_y
@@ -157,7 +163,7 @@ def search(
             unmasked = tl.min(limit)
 
     best = tl.full([R, C, L], INF_BITS, tl.uint32)
-    near = tl.full([R, C, L], 0, tl.int32)
+    near = tl.full([R, C, L], 0, tl.int32)  # where the run of the nearest starts
     start = tl.full([], 0, tl.int32)
     while start + STEP <= unmasked:
         best, near = look(queries, targets, start, limit, best, near, D, NORM, RUN, STEP, False)
@@ -165,7 +171,7 @@ def search(
     while start < size:
         best, near = look(queries, targets, start, limit, best, near, D, NORM, RUN, STEP, True)
         start += STEP
-    out = cloud * num_x + query
+    out = cloud * num_x + query  # [R, C, L]
     here &= numbers < num_clouds
     tl.store(dists + out, best.to(tl.float32, bitcast=True), mask=here)
     tl.store(idx + out, near.to(tl.int64), mask=here)
@@ -195,14 +201,14 @@ def find_in_run(
     QUERIES: tl.constexpr,
 ) -> None:
     """Replace the starts of runs in idx by the first point of the run at the distance found; lanes along the run."""
-    query = start + tl.arange(0, QUERIES)[:, None]
+    query = start + tl.arange(0, QUERIES)[:, None]  # [QUERIES, 1]
     here = query < num_x
     row = cloud * num_x + query
     best = tl.load(dists + row, mask=here).to(tl.uint32, bitcast=True)
-    near = tl.load(idx + row, mask=here, other=0).to(tl.int32) + tl.arange(0, RUN)[None, :]
+    near = tl.load(idx + row, mask=here, other=0).to(tl.int32) + tl.arange(0, RUN)[None, :]  # [QUERIES, RUN]
     valid = here & (near < size)
     targets = coordinates(y + cloud * num_y * D, near.to(tl.int64), valid, D)
-    bits = distance_bits(coordinates(x, row, here, D), targets, D, NORM)
+    bits = distance_bits(coordinates(x, row, here, D), targets, D, NORM)  # [QUERIES, RUN]
     near = tl.min(tl.where(valid & (bits == best), near, 0x7FFFFFFF), 1, keep_dims=True)
     near = tl.where(best == INF_BITS, 0, near)
     # Lanes that share a query must all have read its run.

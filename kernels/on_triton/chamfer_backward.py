@@ -1,4 +1,10 @@
-"""The gradient of the distances to nearest points, added up in a fixed order by Triton kernels without atomics."""
+"""The gradient of the distances to nearest points, added up in a fixed order by Triton kernels without atomics.
+
+With n(i) the nearest of x_i in y, n'(j) that of y_j in x, g and g' the gradients of their distances, and s(a) = 2 a for
+squares, sign(a) for Manhattan distances:
+
+    dx_i = g_i s(x_i - y_n(i)) - sum over the j with n'(j) = i of g'_j s(y_j - x_i), and dy_j likewise
+"""
 
 import torch
 import triton
@@ -8,7 +14,7 @@ from torch import Tensor
 from recon.kernels.on_triton import on_device, tiles
 from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
-# Pairs whose gradient a warp works out, and points it then walks between two looks at the end.
+# Pairs whose gradient a warp works out, four a lane, and points it then walks between two looks at the end. Not tuned.
 PAIRS, STEP = 128, 4
 
 
@@ -102,9 +108,9 @@ def pair_gradients(
     NORM: tl.constexpr,
 ) -> None:
     """Write the gradient of grad * distance in the rows of x into own, 0 where the pair does not count."""
-    near = tl.load(idx + row, mask=here, other=-1)
+    near = tl.load(idx + row, mask=here, other=-1)  # of the shape of row
     paired = near >= 0
-    one = coordinates(x, row, here, D)
+    one = coordinates(x, row, here, D)  # D of that shape
     other = coordinates(y, cloud * num_y + near, paired, D)
     # NaN is not below +inf either.
     paired &= distance(one, other, D, NORM) < float("inf")
@@ -135,7 +141,7 @@ def pairs_kernel(
     PAIRS: tl.constexpr,
 ) -> None:
     """Gradients of PAIRS pairs each, axis 1: of x, of y."""
-    row = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
+    row = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)  # [PAIRS]
     if tl.program_id(1) == 0:
         pair_gradients(grad_x, x, y, idx_x, own_x, row, row // num_x, num_y, row // num_x < num_clouds, D, NORM)
     else:
@@ -174,7 +180,7 @@ def gather(
         while start < num_y:
             sums = add_where_nearest(sums, own_y, idx_y, query, cloud * num_y, start, 0, D)
             start += 1
-    row = (cloud * num_x + query) * D
+    row = (cloud * num_x + query) * D  # [R, C, L]
     for d in tl.static_range(D):
         total = -sums[d]
         if OWN:
@@ -195,8 +201,8 @@ def add_where_nearest(
 ) -> tl.tuple:
     """sums [R, C, L] plus the gradient of point start + u of the other cloud, where a query is its nearest."""
     first += start
-    matched = tl.load(idx + first + u).to(tl.int32) == query
-    values = coordinates(own + first * D, u, None, D)
+    matched = tl.load(idx + first + u).to(tl.int32) == query  # [R, C, L]
+    values = coordinates(own + first * D, u, None, D)  # D of [1, C, 1]
     totals: tl.tuple = ()
     for d in tl.static_range(D):
         totals += (tl.where(matched, sums[d] + values[d], sums[d]),)
@@ -232,8 +238,8 @@ def backward_kernel(
     """Tiles along axis 0; axis 1: of x, of y. WHOLE: the tile is all of its clouds, and a program does it all."""
     num_tiles = tl.cdiv(tl.maximum(num_x, num_y), R * L)
     numbers = (tl.program_id(0) // num_tiles).to(tl.int64) * C + tl.arange(0, C)[None, :, None]
-    cloud = tl.minimum(numbers, num_clouds - 1)
-    query, here_x = queries_of(cloud, num_tiles, num_x, R, L)
+    cloud = tl.minimum(numbers, num_clouds - 1)  # [1, C, 1]
+    query, here_x = queries_of(cloud, num_tiles, num_x, R, L)  # [R, 1, L]
     here_x &= numbers < num_clouds
     here_y = (query < num_y) & (numbers < num_clouds)
     if WHOLE:

@@ -1,4 +1,4 @@
-"""Weighted sums of rows in one Triton kernel."""
+"""Weighted sums of rows in one Triton kernel: out_n = sum over k of w_nk f_idx(n, k), the propagation of PointNet++."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,8 @@ from torch import Tensor
 
 from recon.kernels.on_triton import on_device
 
-# Values of the result one program makes, and how many of them at most lie along a row.
+# Values of the result one program makes, eight a thread, and how many of them at most lie along a row: 512 bytes, four
+# of a GPU's lines. Not tuned.
 VALUES, COLUMNS = 1024, 128
 
 
@@ -55,11 +56,11 @@ def rows_kernel(
     COLUMNS: tl.constexpr,
 ) -> None:
     """ROWS of the B * N results along axis 0, COLUMNS of their channels along axis 1."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
     here = row < num_rows
-    mask = here & (column < width)
-    first = row // num_queries * num_points
+    mask = here & (column < width)  # [ROWS, COLUMNS]
+    first = row // num_queries * num_points  # [ROWS, 1], where the row's cloud starts in features
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for k in tl.static_range(K):
         near = tl.load(idx + row * K + k, mask=here, other=0)
