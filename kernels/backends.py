@@ -1,13 +1,16 @@
 """Which implementation of an op runs: Triton, plain torch, or torch-cluster."""
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+R = TypeVar("R")
 BACKENDS = ("triton", "torch", "cluster")
 TRITON_MAX_K = 128
 """Neighbours a query beyond which the Triton search leaves the work to plain torch."""
@@ -67,18 +70,27 @@ def _triton_lacks(points: Tensor, K: int) -> str:
     return f"takes K <= {TRITON_MAX_K}, got {K}" if K > TRITON_MAX_K else ""
 
 
-# A constant to torch.compile, which could not trace the look-ups.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(look_up: Callable[..., R]) -> Callable[..., R]:
+    """A constant to torch.compile, which could not trace the look-up.
+
+    torch.compiler.assume_constant_result does the same, and loads the whole compiler first: half of what it takes a
+    process to start.
+    """
+    vars(look_up)["_dynamo_marked_constant"] = True
+    return look_up
+
+
+@_constant
 def _environment() -> str | None:
     return os.environ.get("RECON_KERNELS") or None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def _triton_missing() -> str:
     """What Triton lacks to run the kernels at all, or ""."""
     missing: str = _package_missing("triton")
@@ -95,6 +107,6 @@ def _triton_missing() -> str:
     return f"triton {needed} or newer: {version} has no tl." + " and no tl.".join(lacks)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def _package_missing(package: str) -> str:
     return "" if find_spec(package) else f"{package}, which is not installed"

@@ -30,8 +30,9 @@ def test_kernels_need_only_torch_and_numpy() -> None:
 
 
 @pytest.mark.slow
-def test_the_other_backends_are_imported_by_need_only() -> None:
-    code = "import recon.kernels, sys; print([n for n in sys.modules if n.endswith(('.on_triton', '.on_cluster'))])"
+def test_the_other_backends_and_the_compiler_are_imported_by_need_only() -> None:
+    parts = (".on_triton", ".on_cluster", "torch._dynamo")
+    code = f"import recon.kernels, sys; print([name for name in sys.modules if name.endswith({parts})])"
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=FOLDER.parents[1])
     assert run.stdout.strip() == "[]"
