@@ -3,7 +3,17 @@
 import torch
 from torch import Tensor
 
-from recon.kernels.on_torch.knn import blocked, chunk_size, matched_backward, pair_distances, planes, search, workspace
+from recon.kernels.on_torch import small
+from recon.kernels.on_torch.knn import (
+    blocked,
+    chunk_size,
+    fits_small,
+    matched_backward,
+    pair_distances,
+    planes,
+    search,
+    workspace,
+)
 
 # Up to this many pairs a cloud, clouds lie innermost.
 TINY = 2**12
@@ -13,6 +23,8 @@ def nearest(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dists, idx [B, N] from x [B, N, D] to y [B, M, D], and [B, M] back, or [B, 0] if `single`; N, M >= 1."""
+    if fits_small(x, y) and not single:
+        return small.nearest(x, y, x_lengths, y_lengths, norm)
     if x.shape[1] * y.shape[1] <= TINY:
         return _nearest_tiny(x, y, x_lengths, y_lengths, norm, single)
     if x.shape[1] * y.shape[1] <= chunk_size(x.device) and not single:
