@@ -104,11 +104,14 @@ def fits_small(p1: Tensor, p2: Tensor) -> bool:
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
     """dists, idx [B, N, K] of the K <= M nearest; float32 or float64 clouds; arbitrary beyond lengths2."""
-    if fits_small(p1, p2):
-        return small.search(p1, p2, lengths2, norm, K)
-    if norm == 2 and not p1.is_cuda and tree.pays(p1.shape[1], p2.shape[1], K):
-        return tree.search(p1, p2, lengths2, K, lambda one, two, K: search_by_chunks(one, two, None, norm, K))
-    return search_by_chunks(p1, p2, lengths2, norm, K)
+    if norm == 2 and not p1.is_cuda and not fits_small(p1, p2) and tree.pays(p1.shape[1], p2.shape[1], K):
+        return tree.search(p1, p2, lengths2, K, lambda one, two, K: _search_pairs(one, two, None, norm, K))
+    return _search_pairs(p1, p2, lengths2, norm, K)
+
+
+def _search_pairs(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
+    look = small.search if fits_small(p1, p2) else search_by_chunks
+    return look(p1, p2, lengths2, norm, K)
 
 
 def search_by_chunks(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
