@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from recon.kernels.on_torch import small
+from recon.kernels.on_torch import small, tree
 from recon.kernels.on_torch.knn import (
     blocked,
     chunk_size,
@@ -17,6 +17,8 @@ from recon.kernels.on_torch.knn import (
 
 # Up to this many pairs a cloud, clouds lie innermost.
 TINY = 2**12
+SHARED_PAIR = 1.6
+"""Nanoseconds of one core for a pair whose distance serves both directions, in the terms of tree.COSTS."""
 
 
 def nearest(
@@ -27,11 +29,19 @@ def nearest(
         return small.nearest(x, y, x_lengths, y_lengths, norm)
     if x.shape[1] * y.shape[1] <= TINY:
         return _nearest_tiny(x, y, x_lengths, y_lengths, norm, single)
-    if x.shape[1] * y.shape[1] <= chunk_size(x.device) and not single:
+    if x.shape[1] * y.shape[1] <= chunk_size(x.device) and not single and not _trees_pay(x, y, norm):
         return _nearest_shared(x, y, x_lengths, y_lengths, norm)
     forth = search(x, y, y_lengths, norm, 1)
     back = search(y[:, :0] if single else y, x, x_lengths, norm, 1)
     return forth[0][..., 0], forth[1][..., 0], back[0][..., 0], back[1][..., 0]
+
+
+def _trees_pay(x: Tensor, y: Tensor, norm: int) -> bool:
+    """Whether two searches by trees are faster than one set of distances."""
+    sizes = x.shape[1], y.shape[1]
+    by_trees = tree.price(*sizes, 1) + tree.price(*sizes[::-1], 1)
+    flat = x.device.type == "cpu" and norm == 2 and x.shape[2] <= tree.WIDEST
+    return flat and by_trees < SHARED_PAIR * sizes[0] * sizes[1]
 
 
 def _nearest_tiny(

@@ -104,8 +104,9 @@ def fits_small(p1: Tensor, p2: Tensor) -> bool:
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
     """dists, idx [B, N, K] of the K <= M nearest; float32 or float64 clouds; arbitrary beyond lengths2."""
-    if norm == 2 and not p1.is_cuda and not fits_small(p1, p2) and tree.pays(p1.shape[1], p2.shape[1], K):
-        return tree.search(p1, p2, lengths2, K, lambda one, two, K: _search_pairs(one, two, None, norm, K))
+    flat = p1.device.type == "cpu" and norm == 2 and p1.shape[2] <= tree.WIDEST
+    if flat and not fits_small(p1, p2) and tree.pays(p1.shape[1], p2.shape[1], K):
+        return tree.search(p1, p2, lengths2, K, lambda one, two, sizes, K: _search_pairs(one, two, sizes, norm, K))
     return _search_pairs(p1, p2, lengths2, norm, K)
 
 

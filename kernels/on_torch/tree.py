@@ -20,119 +20,122 @@ from recon.kernels.on_torch.cloud_threads import each
 
 Cloud = NDArray[np.floating]
 Rows = NDArray[np.int64]
-Found = tuple[Cloud, Rows]
-Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-Ask = Callable[[Cloud, Cloud, int], tuple[NDArray[Any], NDArray[Any]]]
+Search = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
 
+AGAIN = 2**20
+"""Points to hold at once for the queries that are searched again."""
 LEAF = 16
 """Points a leaf of pykdtree: of 4 to 32 the fastest, by a little, at every size of the benchmark."""
 
 
 class Costs(NamedTuple):
-    """Nanoseconds measured on one core; they only decide which search is taken: all give the same bits."""
+    """Nanoseconds of one core for a cloud put into a tree, each of its points, a query, and each of its neighbours."""
 
     cloud: float
     point: float
     query: float
     neighbour: float
 
+    def of(self, num_queries: int, num_points: int, K: int) -> float:
+        return self.cloud + self.point * num_points + (self.query + self.neighbour * K) * num_queries
 
-COSTS = {"pykdtree": Costs(25_000, 40, 250, 60), "scipy": Costs(60_000, 180, 800, 130)}
+
+# Measured at 11 sizes from 32 x 128 to 512 x 8192, K from 1 to 32. They only decide which search is taken: all give the
+# same bits.
+COSTS = {"pykdtree": Costs(33_000, 30, 150, 43), "scipy": Costs(60_000, 100, 180, 120)}
+PAIRS = Costs(30_000, 0, 130, 17)
+PAIR = 1.3
+"""Nanoseconds more for each pair, where all are looked at."""
+WIDEST = 6
+"""Coordinates beyond which a tree has to look at nearly every point."""
 
 
 def pays(num_queries: int, num_points: int, K: int) -> bool:
     """Whether a tree is there, and faster than looking at every pair of one cloud."""
-    return price(num_queries, num_points, K) < pairs_price(num_queries, num_points, K)
+    return price(num_queries, num_points, K) < PAIRS.of(num_queries, num_points, K) + PAIR * num_queries * num_points
 
 
 def price(num_queries: int, num_points: int, K: int) -> float:
     """Nanoseconds for one cloud by the tree that is there; infinite without any."""
     library = _library()
-    if library is None:
-        return float("inf")
-    costs = COSTS[library]
-    return costs.cloud + costs.point * num_points + (costs.query + costs.neighbour * K) * num_queries
-
-
-def pairs_price(num_queries: int, num_points: int, K: int) -> float:
-    """Nanoseconds for one cloud by looking at every pair."""
-    return (1.0 if K == 1 else 2.0) * num_queries * num_points + 40.0 * K * num_queries
+    return float("inf") if library is None else COSTS[library].of(num_queries, num_points, K)
 
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, K: int, again: Search) -> tuple[Tensor, Tensor]:
     """Squared dists, idx [B, N, K <= M] of CPU clouds [B, N, D] and [B, M, D]; arbitrary beyond lengths2 [B].
 
-    `again` (p1 [1, R, D], p2 [1, M, D], K) searches the rows, or whole clouds, that the tree leaves in doubt.
+    `again` (p1 [R, 1, D], p2 [R, M, D], lengths2, K) searches the rows that the tree leaves in doubt.
     """
-    # Not tracked by autograd here; the other threads would track it.
     p1, p2 = p1.detach(), p2.detach()
-    dists, idx = p1.new_zeros(*p1.shape[:2], K), torch.zeros(*p1.shape[:2], K, dtype=torch.int64)
-    sizes = [p2.shape[1]] * len(p2) if lengths2 is None else lengths2.tolist()
-    within = 1 if len(p1) > 1 else torch.get_num_threads()
+    queries, clouds = p1.numpy(), p2.numpy()
+    sizes = np.full(len(clouds), clouds.shape[1]) if lengths2 is None else lengths2.numpy()
+    dists = np.full((*queries.shape[:2], K), np.inf, queries.dtype)
+    idx = np.zeros(dists.shape, np.int64)
+    # The neighbour after those asked for shows whether the last place is contested.
+    beyond = np.full(dists.shape[:2], np.inf, queries.dtype)
+    doubtful = np.zeros(dists.shape[:2], bool)
+    whole = np.isfinite(queries).all() and np.isfinite(clouds).all()
+    threads = 1 if len(queries) > 1 else torch.get_num_threads()
 
     def one(b: int) -> None:
-        points, found = p2[b, : sizes[b]], min(K, sizes[b])
-        if found == 0:
-            return
-        queries, cloud = p1[b].numpy(), points.numpy()
-        if not (np.isfinite(queries).all() and np.isfinite(cloud).all()):
-            values = again(p1[b : b + 1], points[None], found)
-            dists[b, :, :found], idx[b, :, :found] = values[0][0], values[1][0]
-            return
-        contested = _propose(queries, cloud, dists[b, :, :found].numpy(), idx[b, :, :found].numpy(), within)
-        if len(contested):
-            rows = torch.from_numpy(contested)
-            values = again(p1[b, rows][None], points[None], found)
-            dists[b, rows, :found], idx[b, rows, :found] = values[0][0], values[1][0]
+        size, points = int(sizes[b]), clouds[b, : sizes[b]]
+        if not whole and not (np.isfinite(queries[b]).all() and np.isfinite(points).all()):
+            doubtful[b] = True
+        elif size:
+            found, near, doubtful[b] = _propose(queries[b], points, min(K + 1, size), threads)
+            dists[b, :, :size], idx[b, :, :size] = found[:, :K], near[:, :K]
+            if size > K:
+                beyond[b] = found[:, K]
 
-    each(one, range(len(p1)))
-    return dists, idx
-
-
-def _propose(queries: Cloud, points: Cloud, dists: Cloud, idx: Rows, threads: int) -> Rows:
-    """Fill dists, idx [N, K] for finite queries [N, D] in points [M, D]; the rows where another point may belong."""
-    K = dists.shape[1]
-    # One neighbour more than asked for shows whether the last place is contested.
-    most = min(K + 1, len(points))
-    library = _library()
+    with _openmp():
+        each(one, range(len(queries)))
+    _order_ties(dists, idx)
     with np.errstate(over="ignore"):
-        if library == "pykdtree":
-            found, near = _ask_pykdtree(queries, points, most, threads)
-        else:
-            found, near = _ask_scipy(queries, points, most, threads)
-        # Where squares overflow, a tree answers with an index past the points.
-        lost = near[:, -1] >= len(points)
-        if library != "pykdtree" or not _has_our_bits(queries.dtype.type, queries.shape[1]):
-            found, near = _measured(queries, points, np.minimum(near, len(points) - 1).astype(np.int64))
-        dists[:], idx[:] = found[:, :K], near[:, :K]
-        _order_ties(dists, idx)
-        if most == K:
-            return lost.nonzero()[0]
         # A bound of the tree may be off by some roundings a level, a distance by one of each step.
         info = np.finfo(queries.dtype)
-        slack = (128 + 4 * queries.shape[1]) * info.eps
-        return (lost | (found[:, K - 1] * (1 + slack) + info.tiny >= found[:, K])).nonzero()[0]
+        slack = (128 + 4 * queries.shape[2]) * info.eps
+        doubtful |= (dists[:, :, -1] * (1 + slack) + info.tiny >= beyond) & (sizes > K)[:, None]
+    found = torch.from_numpy(dists), torch.from_numpy(idx)
+    at, rows = (torch.from_numpy(each) for each in doubtful.nonzero())
+    step = max(1, AGAIN // clouds.shape[1])
+    for some in range(0, len(at), step):
+        b, n = at[some : some + step], rows[some : some + step]
+        values = again(p1[b, n][:, None], p2[b], None if lengths2 is None else lengths2[b], K)
+        for part, value in zip(found, values, strict=True):
+            part[b, n] = value[:, 0]
+    return found
 
 
-def _measured(queries: Cloud, points: Cloud, near: Rows) -> Found:
+def _propose(queries: Cloud, points: Cloud, most: int, threads: int) -> tuple[Cloud, NDArray[Any], NDArray[np.bool_]]:
+    """Squared dists, ascending, and indices [N, most] of finite queries [N, D] in points [M, D]; which rows failed."""
+    by_pykdtree = _library() == "pykdtree"
+    found, near = (_ask_pykdtree if by_pykdtree else _ask_scipy)(queries, points, most, threads)
+    # Where squares overflow, a tree answers with an index past the points.
+    lost = near[:, -1] >= len(points)
+    if not by_pykdtree or not _has_our_bits(queries.dtype.type, queries.shape[1]):
+        found, near = _measured(queries, points, np.minimum(near, len(points) - 1).astype(np.int64))
+    return found, near, lost
+
+
+def _measured(queries: Cloud, points: Cloud, near: Rows) -> tuple[Cloud, Rows]:
     """Neighbours near [N, most] with their distances, ascending, ties by index."""
     near.sort(axis=1)
     dists = np.zeros(near.shape, queries.dtype)
-    for query, point in zip(queries.T, points.T, strict=True):
-        apart = query[:, None] - point[near]
-        dists += apart * apart
+    with np.errstate(over="ignore"):
+        for query, point in zip(queries.T, points.T, strict=True):
+            apart = query[:, None] - point[near]
+            dists += apart * apart
     order = dists.argsort(axis=1, kind="stable")
     return np.take_along_axis(dists, order, 1), np.take_along_axis(near, order, 1)
 
 
 def _order_ties(dists: Cloud, idx: Rows) -> None:
-    """Put indices of equal distances [N, K], which ascend, in order."""
-    if dists.shape[1] == 1:
-        return
-    tied = (dists[:, 1:] == dists[:, :-1]).any(1).nonzero()[0]
-    if len(tied):
-        order = np.lexsort((idx[tied], dists[tied]))
-        idx[tied] = np.take_along_axis(idx[tied], order, 1)
+    """Put indices of equal distances [B, N, K], which ascend, in order."""
+    tied = dists[:, :, 1:] == dists[:, :, :-1]
+    if tied.any():
+        rows = tied.any(2).nonzero()
+        order = np.lexsort((idx[rows], dists[rows]))
+        idx[rows] = np.take_along_axis(idx[rows], order, 1)
 
 
 @cache
@@ -144,8 +147,10 @@ def _ask_pykdtree(queries: Cloud, points: Cloud, most: int, threads: int) -> tup
     """Squared dists and indices [N, most], ascending."""
     from pykdtree.kdtree import KDTree
 
-    with _openmp(threads):
-        dists, near = KDTree(points, leafsize=LEAF).query(queries, k=most, sqr_dists=True)
+    openmp = _openmp_library()
+    if openmp is not None:
+        openmp.omp_set_num_threads(threads)
+    dists, near = KDTree(points, leafsize=LEAF).query(queries, k=most, sqr_dists=True)
     return dists.reshape(-1, most), near.reshape(-1, most)
 
 
@@ -158,18 +163,18 @@ def _ask_scipy(queries: Cloud, points: Cloud, most: int, threads: int) -> tuple[
 
 
 @contextmanager
-def _openmp(threads: int) -> Iterator[None]:
-    """pykdtree takes no number of threads: it asks its OpenMP, which has one for each calling thread."""
-    library = _openmp_library()
-    if library is None:
-        yield
-        return
-    before = library.omp_get_max_threads()
-    library.omp_set_num_threads(threads)
+def _openmp() -> Iterator[None]:
+    """Leaves the calling thread's OpenMP as it was.
+
+    pykdtree takes no number of threads: it asks its OpenMP, which has one for each calling thread.
+    """
+    openmp = _openmp_library() if _library() == "pykdtree" else None
+    before = 0 if openmp is None else openmp.omp_get_max_threads()
     try:
         yield
     finally:
-        library.omp_set_num_threads(before)
+        if openmp is not None:
+            openmp.omp_set_num_threads(before)
 
 
 @cache
