@@ -24,7 +24,7 @@ Search = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
 
 AGAIN = 2**20
 """Points to hold at once for the queries that are searched again."""
-LEAF = 16
+LEAF = 24
 """Points a leaf of pykdtree: of 4 to 32 the fastest, by a little, at every size of the benchmark."""
 
 
@@ -70,7 +70,7 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, K: int, again: Searc
     queries, clouds = p1.numpy(), p2.numpy()
     sizes = np.full(len(clouds), clouds.shape[1]) if lengths2 is None else lengths2.numpy()
     dists = np.full((*queries.shape[:2], K), np.inf, queries.dtype)
-    idx = np.zeros(dists.shape, np.int64)
+    idx = np.full(dists.shape, clouds.shape[1] - 1)  # padding stays last where distances overflow
     # The neighbour after those asked for shows whether the last place is contested.
     beyond = np.full(dists.shape[:2], np.inf, queries.dtype)
     doubtful = np.zeros(dists.shape[:2], bool)
