@@ -231,7 +231,7 @@ def test_either_tree_is_put_right(library: str, own_bits: bool, kind: str, monke
     tree = recon.kernels.on_torch.tree
     monkeypatch.setattr(tree, "pays", lambda *sizes: True)
     monkeypatch.setattr(tree, "_library", lambda: library)
-    if own_bits:
+    if not own_bits:
         monkeypatch.setattr(tree, "_has_our_bits", lambda dtype, width: False)
     monkeypatch.setattr(recon.kernels.on_torch.small, "PAIRS", 0)
     p1, p2 = (clouds.cloud(kind, 3, n, 3, torch.float32, seed=n) for n in (21, 130))
@@ -255,7 +255,7 @@ def test_few_pairs_come_out_as_many_do(kind: str, norm: int) -> None:
 def test_a_small_call_costs_few_calls_of_torch() -> None:
     """The whole of a tiny search in a handful of calls: a CPU loop over small clouds lives by it."""
     points = clouds.cloud("random", 1, 16, 3, torch.float32, seed=1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         knn_points(points, points, K=4)
     assert sum(event.count for event in profile.key_averages() if event.key.startswith("aten::")) < 12
 
