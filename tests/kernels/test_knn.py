@@ -257,7 +257,7 @@ def test_a_small_call_costs_few_calls_of_torch() -> None:
     points = clouds.cloud("random", 1, 16, 3, torch.float32, seed=1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         knn_points(points, points, K=4)
-    assert sum(event.count for event in profile.key_averages() if event.key.startswith("aten::")) < 12
+    assert sum(event.count for event in profile.key_averages() if event.key.startswith("aten::")) < 20
 
 
 @pytest.mark.skipif(find_spec("pykdtree") is None, reason="pykdtree is not installed")
