@@ -112,7 +112,7 @@ def _propose(queries: Cloud, points: Cloud, most: int, threads: int) -> tuple[Cl
     found, near = (_ask_pykdtree if by_pykdtree else _ask_scipy)(queries, points, most, threads)
     # Where squares overflow, a tree answers with an index past the points.
     lost = near[:, -1] >= len(points)
-    if not by_pykdtree or not _has_our_bits(queries.dtype.type, queries.shape[1]):
+    if not by_pykdtree or not _has_our_bits(queries.dtype.name, queries.shape[1]):
         found, near = _measured(queries, points, np.minimum(near, len(points) - 1).astype(np.int64))
     return found, near, lost
 
@@ -186,7 +186,7 @@ def _openmp_library() -> ctypes.CDLL | None:
 
 
 @cache
-def _has_our_bits(dtype: type[np.floating], width: int) -> bool:
+def _has_our_bits(dtype: str, width: int) -> bool:
     """Whether pykdtree's distances are ours to the bit.
 
     They are unless its compiler contracted a multiplication and an addition into one rounding, as those for ARM do;
