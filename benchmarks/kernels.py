@@ -1,12 +1,13 @@
-"""Time every op of kernels/ at ReCon's real sizes against plain torch, torch-cluster and the naive loop, in one run.
+"""Time every op of kernels/ at ReCon's real sizes against plain torch, the naive loop, and libraries, in one run.
 
     python benchmarks/kernels.py [--device cpu|cuda] [--threads N] [--seconds S] [--budget S] [--only WORD]
                                  [--check-only]
 
-Needs torch, NumPy and a source checkout (and Triton on a GPU), nothing installed; torch-cluster takes part where it is
-installed. Every op is checked against kernels/reference.py before it is timed. The contestants of a case take turns, so
-that whatever else the machine does falls on all of them. Writes benchmarks/results/kernels-<device>.json and the same
-as a markdown table, kernels-<device>.md; with --only, which times the cases whose name holds WORD, it writes nothing.
+Needs torch, NumPy and a source checkout (and Triton on a GPU), nothing installed; torch-cluster, and on a CPU fpsample,
+pykdtree, SciPy and faiss-cpu, take part where they are installed. Every op is checked against kernels/reference.py
+before it is timed. The contestants of a case take turns, so that whatever else the machine does falls on all of them.
+Writes benchmarks/results/kernels-<device>.json and the same as a markdown table, kernels-<device>.md; with --only,
+which times the cases whose name holds WORD, it writes nothing.
 
 --check-only times nothing: it checks every backend that the device has in every case, on a GPU also that the ops
 neither wait for the device nor change inside a CUDA graph, and exits with 1 if anything differs.
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kernel_parts import contestants as rivals  # noqa: E402
+from kernel_parts import cpu_libraries as libraries  # noqa: E402
 from kernel_parts.clock import device_rates, graphed, measure  # noqa: E402
 from kernel_parts.page import markdown  # noqa: E402
 
@@ -109,6 +111,7 @@ def fps_and_knn(points: Tensor, K: int, size: int = 32) -> Iterator[Case]:
             "plain torch": lambda: rivals.plain_fps(points, K),
             "torch-cluster": lambda: rivals.cluster_fps(points, K),
             "naive": lambda: rivals.naive_fps(points, K),
+            **libraries.fps(points, K),
         },
         sampling * (PAIR_FLOPS + 2),
         4 * points.numel() + num_clouds * K * (8 + 12),
@@ -123,6 +126,7 @@ def fps_and_knn(points: Tensor, K: int, size: int = 32) -> Iterator[Case]:
             "plain torch": lambda: rivals.plain_knn(centers, points, size),
             "torch-cluster": lambda: rivals.cluster_knn(centers, points, size),
             "naive": lambda: rivals.naive_knn(centers, points, size),
+            **libraries.knn(centers, points, size),
         },
         pairs * (PAIR_FLOPS + 1),
         4 * (points.numel() + centers.numel()) + num_clouds * K * size * 12,
@@ -148,6 +152,7 @@ def group_case(points: Tensor, num_group: int, size: int) -> Case:
             "plain torch": lambda: plain(points, num_group, size),
             "torch-cluster": lambda: rivals.cluster_group(points, num_group, size),
             "naive": lambda: naive(points, num_group, size),
+            **libraries.groups(points, num_group, size),
         },
         num_clouds * num_group * num_points * (2 * PAIR_FLOPS + 3),
         4 * points.numel() + num_clouds * num_group * (size * (12 + 8) + 12 + 8),
@@ -189,6 +194,8 @@ def chamfer_cases(x: Tensor, y: Tensor) -> Iterator[Case]:
         found = rivals.with_backward(lambda a, b: loss(a, b, backend), x[:2], y[:2])
         torch.testing.assert_close(found, tuple(grad.float() for grad in expected))
 
+    searched = {name: libraries.chamfer(search) for name, search in libraries.KNN.items()}
+
     yield Case(
         "chamfer_distance",
         str(list(x.shape)),
@@ -198,6 +205,7 @@ def chamfer_cases(x: Tensor, y: Tensor) -> Iterator[Case]:
             "plain torch": lambda: plain(x[:some_plain], y[:some_plain]),
             "torch-cluster": lambda: rivals.cluster_chamfer(x, y),
             "naive": lambda: rivals.naive_chamfer(x[:some_naive], y[:some_naive]),
+            **{name: (lambda run=run: run(x, y)) for name, run in searched.items()},
         },
         num_clouds * num_points**2 * (PAIR_FLOPS + 2),
         points * (12 + 4 + 8),
@@ -212,6 +220,7 @@ def chamfer_cases(x: Tensor, y: Tensor) -> Iterator[Case]:
             "plain torch": lambda: rivals.with_backward(plain, x[:some_plain], y[:some_plain]),
             "torch-cluster": lambda: rivals.with_backward(rivals.cluster_chamfer, x, y),
             "naive": lambda: rivals.with_backward(rivals.naive_chamfer, x[:some_naive], y[:some_naive]),
+            **{name: (lambda run=run: rivals.with_backward(run, x, y)) for name, run in searched.items()},
         },
         num_clouds * num_points**2 * (PAIR_FLOPS + 2),
         points * (12 + 4 + 8) + points * (12 + 4 + 8 + 12),
@@ -238,6 +247,7 @@ def interpolate_case(known: Tensor, features: Tensor, query: Tensor) -> Case:
             "plain torch": lambda: rivals.plain_interpolate(known, features, query),
             "torch-cluster": lambda: rivals.cluster_interpolate(known, features, query),
             "naive": lambda: rivals.naive_interpolate(known[:2], features[:2], query[:2]),
+            **libraries.interpolate(known, features, query),
         },
         num_clouds * num_queries * (known.shape[1] * (PAIR_FLOPS + 1) + 6 * width),
         4 * (known.numel() + features.numel() + query.numel() + num_clouds * num_queries * width),
@@ -297,11 +307,12 @@ def time_case(case: Case, device: torch.device, seconds: float, rates: tuple[flo
     runs: dict[str, Callable[[], Any]] = {"ours": lambda: case.ours(None)}
     if device.type == "cuda":
         runs["ours, torch backend"] = lambda: case.ours("torch")
-    runs |= {name: run for name, run in case.rivals.items() if name != "torch-cluster" or has_cluster()}
+    absent = (libraries.NAMES.keys() - libraries.installed(device)) | (set() if has_cluster() else {"torch-cluster"})
+    runs |= {name: run for name, run in case.rivals.items() if name not in absent}
     # torch-cluster waits for the GPU, and the naive loop would make graphs of hundreds of thousands of kernels.
     capturable = {name for name in runs if name not in ("torch-cluster", "naive")} if device.type == "cuda" else set()
     timings = measure(runs, device, seconds, capturable, case.share)
-    best = min(timings[name].median for name in ("plain torch", "torch-cluster") if name in timings)
+    best = min(timing.median for name, timing in timings.items() if name != "naive" and not name.startswith("ours"))
     row: dict[str, Any] = {
         "op": case.op,
         "size": case.size,
@@ -319,7 +330,7 @@ def time_case(case: Case, device: torch.device, seconds: float, rates: tuple[flo
 
 def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("numpy", "triton", "torch-cluster"):
+    for name in ("numpy", "triton", "torch-cluster", "fpsample", "pykdtree", "scipy", "faiss-cpu"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -342,6 +353,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
+    if libraries.installed(device):
+        libraries.set_threads(arguments.threads)
     if arguments.check_only:
         sys.exit(1 if check_everything(device, arguments.only) else 0)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from recon.kernels.on_torch import tree
+from recon.kernels.on_torch import small, tree
 from recon.kernels.on_torch.rows import add_flat, flat_rows
 
 # Distances held at once. On a CPU, what they need together should stay in the last cache; on a GPU few launches count.
@@ -96,11 +96,23 @@ def chunks(num_clouds: int, num_rows: int, num_columns: int, device: torch.devic
             yield slice(b, b + clouds), slice(n, n + rows)
 
 
+def fits_small(p1: Tensor, p2: Tensor) -> bool:
+    """Whether all pairs of these clouds are few, and on a CPU."""
+    pairs = p1.shape[0] * p1.shape[1] * p2.shape[1]
+    return p1.device.type == "cpu" and 0 < pairs <= min(small.PAIRS, CPU_CHUNK)
+
+
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
     """dists, idx [B, N, K] of the K <= M nearest; float32 or float64 clouds; arbitrary beyond lengths2."""
-    if norm == 2 and p1.device.type == "cpu" and tree.pays(p1.shape[1], p2.shape[1], K):
-        return tree.search(p1, p2, lengths2, K, lambda one, two, K: search_by_chunks(one, two, None, norm, K))
-    return search_by_chunks(p1, p2, lengths2, norm, K)
+    flat = p1.device.type == "cpu" and norm == 2 and p1.shape[2] <= tree.WIDEST
+    if flat and not fits_small(p1, p2) and tree.pays(p1.shape[1], p2.shape[1], K):
+        return tree.search(p1, p2, lengths2, K, lambda one, two, sizes, K: _search_pairs(one, two, sizes, norm, K))
+    return _search_pairs(p1, p2, lengths2, norm, K)
+
+
+def _search_pairs(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
+    look = small.search if fits_small(p1, p2) else search_by_chunks
+    return look(p1, p2, lengths2, norm, K)
 
 
 def search_by_chunks(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:

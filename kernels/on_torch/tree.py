@@ -1,88 +1,198 @@
-"""Nearest neighbours in large clouds on a CPU by SciPy's k-d tree, held to the rules of the search by chunks.
+"""Nearest neighbours on a CPU by a k-d tree, pykdtree's or else SciPy's, held to the rules of the search by chunks.
 
-The tree leaves ties open and rounds in its own way, so it only proposes: distances are computed again as the other
-search computes them, and queries whose last place is contested are searched again by that.
+A tree leaves ties open and rounds its bounds in its own way, so it only proposes: distances are the other search's to
+the bit, equal ones are put in order, and queries whose last place is contested are searched again by that.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Found = tuple[NDArray[np.floating], NDArray[np.int64]]
-Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+from recon.kernels.on_torch.cloud_threads import each
 
-# Nanoseconds measured on one core: a pair of the search by chunks; a point put into a tree; a query, and each of its
-# neighbours. They only decide which search is taken: both give the same bits.
-PAIR, POINT, QUERY, NEIGHBOUR = 1.0, 180, 800, 130
+Cloud = NDArray[np.floating]
+Rows = NDArray[np.int64]
+Search = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+
+AGAIN = 2**20
+"""Points to hold at once for the queries that are searched again."""
+LEAF = 24
+"""Points a leaf of pykdtree: of 4 to 32 the fastest, by a little, at every size of the benchmark."""
+
+
+class Costs(NamedTuple):
+    """Nanoseconds of one core for a cloud put into a tree, each of its points, a query, and each of its neighbours."""
+
+    cloud: float
+    point: float
+    query: float
+    neighbour: float
+
+    def of(self, num_queries: int, num_points: int, K: int) -> float:
+        return self.cloud + self.point * num_points + (self.query + self.neighbour * K) * num_queries
+
+
+# Measured at 11 sizes from 32 x 128 to 512 x 8192, K from 1 to 32. They only decide which search is taken: all give the
+# same bits.
+COSTS = {"pykdtree": Costs(33_000, 30, 150, 43), "scipy": Costs(60_000, 100, 180, 120)}
+PAIRS = Costs(30_000, 0, 130, 17)
+PAIR = 1.3
+"""Nanoseconds more for each pair, where all are looked at."""
+WIDEST = 6
+"""Coordinates beyond which a tree has to look at nearly every point."""
 
 
 def pays(num_queries: int, num_points: int, K: int) -> bool:
-    """Whether the tree is there, and faster than looking at every pair of one cloud."""
-    cost = POINT * num_points + (QUERY + NEIGHBOUR * K) * num_queries
-    return PAIR * num_queries * num_points > cost and find_spec("scipy") is not None
+    """Whether a tree is there, and faster than looking at every pair of one cloud."""
+    return price(num_queries, num_points, K) < PAIRS.of(num_queries, num_points, K) + PAIR * num_queries * num_points
+
+
+def price(num_queries: int, num_points: int, K: int) -> float:
+    """Nanoseconds for one cloud by the tree that is there; infinite without any."""
+    library = _library()
+    return float("inf") if library is None else COSTS[library].of(num_queries, num_points, K)
 
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, K: int, again: Search) -> tuple[Tensor, Tensor]:
     """Squared dists, idx [B, N, K <= M] of CPU clouds [B, N, D] and [B, M, D]; arbitrary beyond lengths2 [B].
 
-    `again` (p1 [1, R, D], p2 [1, M, D], K) searches the rows, or whole clouds, that the tree leaves in doubt.
+    `again` (p1 [R, 1, D], p2 [R, M, D], lengths2, K) searches the rows that the tree leaves in doubt.
     """
-    # Not tracked by autograd here; the other threads would track it.
     p1, p2 = p1.detach(), p2.detach()
-    dists, idx = p1.new_zeros(*p1.shape[:2], K), torch.zeros(*p1.shape[:2], K, dtype=torch.int64)
-    sizes = [p2.shape[1]] * len(p2) if lengths2 is None else lengths2.tolist()
+    queries, clouds = p1.numpy(), p2.numpy()
+    sizes = np.full(len(clouds), clouds.shape[1]) if lengths2 is None else lengths2.numpy()
+    dists = np.full((*queries.shape[:2], K), np.inf, queries.dtype)
+    idx = np.full(dists.shape, clouds.shape[1] - 1)  # padding stays last where distances overflow
+    # The neighbour after those asked for shows whether the last place is contested.
+    beyond = np.full(dists.shape[:2], np.inf, queries.dtype)
+    doubtful = np.zeros(dists.shape[:2], bool)
+    whole = np.isfinite(queries).all() and np.isfinite(clouds).all()
+    threads = 1 if len(queries) > 1 else torch.get_num_threads()
 
     def one(b: int) -> None:
-        points, found = p2[b, : sizes[b]], min(K, sizes[b])
-        if found == 0:
-            return
-        if not (p1[b].isfinite().all() and points.isfinite().all()):
-            values = again(p1[b : b + 1], points[None], found)
-            dists[b, :, :found], idx[b, :, :found] = values[0][0], values[1][0]
-            return
-        near_dists, near, contested = _propose(p1[b].numpy(), points.numpy(), found)
-        dists[b, :, :found], idx[b, :, :found] = torch.from_numpy(near_dists), torch.from_numpy(near)
-        rows = torch.from_numpy(contested)
-        if len(rows):
-            values = again(p1[b, rows][None], points[None], found)
-            dists[b, rows, :found], idx[b, rows, :found] = values[0][0], values[1][0]
+        size, points = int(sizes[b]), clouds[b, : sizes[b]]
+        if not whole and not (np.isfinite(queries[b]).all() and np.isfinite(points).all()):
+            doubtful[b] = True
+        elif size:
+            found, near, doubtful[b] = _propose(queries[b], points, min(K + 1, size), threads)
+            dists[b, :, :size], idx[b, :, :size] = found[:, :K], near[:, :K]
+            if size > K:
+                beyond[b] = found[:, K]
 
-    workers = min(len(p1), torch.get_num_threads())
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, range(len(p1))))
-    else:
-        for b in range(len(p1)):
-            one(b)
-    return dists, idx
-
-
-def _propose(queries: NDArray[np.floating], points: NDArray[np.floating], K: int) -> tuple[*Found, NDArray[np.int64]]:
-    """dists, idx [N, K] of finite queries [N, D] in points [M, D], and the rows where another point may belong."""
-    from scipy.spatial import cKDTree
-
-    # One neighbour more than asked for shows whether the last place is contested.
-    most = min(K + 1, len(points))
-    near = cKDTree(points).query(queries, most)[1].reshape(len(queries), most)
-    near.sort(axis=1)
-    # Where its own squares overflow, it answers with an index past the points.
-    lost = near[:, -1] == len(points)
-    near = np.minimum(near, len(points) - 1)
+    with _openmp():
+        each(one, range(len(queries)))
+    _order_ties(dists, idx)
     with np.errstate(over="ignore"):
-        dists = np.zeros(near.shape, queries.dtype)
+        # A bound of the tree may be off by some roundings a level, a distance by one of each step.
+        info = np.finfo(queries.dtype)
+        slack = (128 + 4 * queries.shape[2]) * info.eps
+        doubtful |= (dists[:, :, -1] * (1 + slack) + info.tiny >= beyond) & (sizes > K)[:, None]
+    found = torch.from_numpy(dists), torch.from_numpy(idx)
+    at, rows = (torch.from_numpy(each) for each in doubtful.nonzero())
+    step = max(1, AGAIN // clouds.shape[1])
+    for some in range(0, len(at), step):
+        b, n = at[some : some + step], rows[some : some + step]
+        values = again(p1[b, n][:, None], p2[b], None if lengths2 is None else lengths2[b], K)
+        for part, value in zip(found, values, strict=True):
+            part[b, n] = value[:, 0]
+    return found
+
+
+def _propose(queries: Cloud, points: Cloud, most: int, threads: int) -> tuple[Cloud, NDArray[Any], NDArray[np.bool_]]:
+    """Squared dists, ascending, and indices [N, most] of finite queries [N, D] in points [M, D]; which rows failed."""
+    by_pykdtree = _library() == "pykdtree"
+    found, near = (_ask_pykdtree if by_pykdtree else _ask_scipy)(queries, points, most, threads)
+    # Where squares overflow, a tree answers with an index past the points.
+    lost = near[:, -1] >= len(points)
+    if not by_pykdtree or not _has_our_bits(queries.dtype.name, queries.shape[1]):
+        found, near = _measured(queries, points, np.minimum(near, len(points) - 1).astype(np.int64))
+    return found, near, lost
+
+
+def _measured(queries: Cloud, points: Cloud, near: Rows) -> tuple[Cloud, Rows]:
+    """Neighbours near [N, most] with their distances, ascending, ties by index."""
+    near.sort(axis=1)
+    dists = np.zeros(near.shape, queries.dtype)
+    with np.errstate(over="ignore"):
         for query, point in zip(queries.T, points.T, strict=True):
             apart = query[:, None] - point[near]
             dists += apart * apart
-        order = dists.argsort(axis=1, kind="stable")
-        dists, near = np.take_along_axis(dists, order, 1), np.take_along_axis(near, order, 1)
-        # A distance may be off by a rounding of each difference, square and sum; those left out lie beyond the last.
-        info = np.finfo(queries.dtype)
-        slack = (8 + 2 * queries.shape[1]) * info.eps
-        close = dists[:, K - 1] * (1 + slack) + info.tiny >= dists[:, -1]
-    contested = lost | close if most > K else lost
-    return dists[:, :K], near[:, :K], contested.nonzero()[0]
+    order = dists.argsort(axis=1, kind="stable")
+    return np.take_along_axis(dists, order, 1), np.take_along_axis(near, order, 1)
+
+
+def _order_ties(dists: Cloud, idx: Rows) -> None:
+    """Put indices of equal distances [B, N, K], which ascend, in order."""
+    tied = dists[:, :, 1:] == dists[:, :, :-1]
+    if tied.any():
+        rows = tied.any(2).nonzero()
+        order = np.lexsort((idx[rows], dists[rows]))
+        idx[rows] = np.take_along_axis(idx[rows], order, 1)
+
+
+@cache
+def _library() -> str | None:
+    return next((name for name in ("pykdtree", "scipy") if find_spec(name) is not None), None)
+
+
+def _ask_pykdtree(queries: Cloud, points: Cloud, most: int, threads: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Squared dists and indices [N, most], ascending."""
+    from pykdtree.kdtree import KDTree
+
+    openmp = _openmp_library()
+    if openmp is not None:
+        openmp.omp_set_num_threads(threads)
+    dists, near = KDTree(points, leafsize=LEAF).query(queries, k=most, sqr_dists=True)
+    return dists.reshape(-1, most), near.reshape(-1, most)
+
+
+def _ask_scipy(queries: Cloud, points: Cloud, most: int, threads: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Dists and indices [N, most], ascending."""
+    from scipy.spatial import cKDTree
+
+    dists, near = cKDTree(points).query(queries, most, workers=threads)
+    return dists.reshape(-1, most), near.reshape(-1, most)
+
+
+@contextmanager
+def _openmp() -> Iterator[None]:
+    """Leaves the calling thread's OpenMP as it was.
+
+    pykdtree takes no number of threads: it asks its OpenMP, which has one for each calling thread.
+    """
+    openmp = _openmp_library() if _library() == "pykdtree" else None
+    before = 0 if openmp is None else openmp.omp_get_max_threads()
+    try:
+        yield
+    finally:
+        if openmp is not None:
+            openmp.omp_set_num_threads(before)
+
+
+@cache
+def _openmp_library() -> ctypes.CDLL | None:
+    from pykdtree import kdtree
+
+    library = ctypes.CDLL(kdtree.__file__)
+    return library if hasattr(library, "omp_set_num_threads") else None
+
+
+@cache
+def _has_our_bits(dtype: str, width: int) -> bool:
+    """Whether pykdtree's distances are ours to the bit.
+
+    They are unless its compiler contracted a multiplication and an addition into one rounding, as those for ARM do;
+    this shows in one of these thousands.
+    """
+    rng = np.random.default_rng(0)
+    points, queries = (rng.standard_normal((size, width)).astype(dtype) for size in (300, 60))
+    found, near = _ask_pykdtree(queries, points, 100, 1)
+    return bool(np.array_equal(found, _measured(queries, points, near.astype(np.int64))[0]))

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recon.kernels import reference, sample_farthest_points
+from recon.kernels.on_torch import fps as on_torch
 
 
 def test_reference_on_a_line() -> None:
@@ -91,3 +92,14 @@ POINTS = torch.zeros(2, 5, 3)
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sample_farthest_points(**{"points": POINTS, **arguments})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", clouds.KINDS)
+def test_the_cpu_samples_as_any_device_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = clouds.cloud(kind, 5, 40, 3, torch.float32, seed=8)
+    lengths, start = torch.tensor([40, 0, 7, 40, 33]), torch.tensor([39, 0, 6, 0, 1])
+    expected = on_torch.by_tensors(points, lengths, start, 20)
+    used = torch.arange(20) < lengths[:, None]
+    for num_points in (1, 100, 2**15):  # a cloud at a time, two, all
+        monkeypatch.setattr(on_torch, "CPU_POINTS", num_points)
+        assert torch.equal(on_torch.farthest_points(points, lengths, start, 20)[used], expected[used])

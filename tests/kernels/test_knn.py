@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import clouds
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 import recon.kernels.on_torch.knn
+import recon.kernels.on_torch.small
 import recon.kernels.on_torch.tree
 from recon.kernels import knn_gather, knn_points, reference
 
@@ -218,3 +220,55 @@ def test_bad_gather_is_named() -> None:
         knn_gather(POINTS, torch.full((2, 5, 1), 5))
     with pytest.raises(ValueError, match=r"idx must have shape \[2, 5, 1\]"):
         knn_gather(POINTS, torch.zeros(3, 5, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("library", ["pykdtree", "scipy"])
+@pytest.mark.parametrize("own_bits", [True, False])
+@pytest.mark.parametrize("kind", clouds.KINDS)
+def test_either_tree_is_put_right(library: str, own_bits: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties in order, whichever tree proposes; where its compiler fused a rounding its distances are not taken."""
+    pytest.importorskip(library)
+    tree = recon.kernels.on_torch.tree
+    monkeypatch.setattr(tree, "pays", lambda *sizes: True)
+    monkeypatch.setattr(tree, "_library", lambda: library)
+    if not own_bits:
+        monkeypatch.setattr(tree, "_has_our_bits", lambda dtype, width: False)
+    monkeypatch.setattr(recon.kernels.on_torch.small, "PAIRS", 0)
+    p1, p2 = (clouds.cloud(kind, 3, n, 3, torch.float32, seed=n) for n in (21, 130))
+    for K, lengths in ((1, [130, 130, 130]), (9, [130, 4, 0]), (130, [130, 129, 7])):
+        found = knn_points(p1, p2, lengths2=torch.tensor(lengths), K=K)
+        dists, idx = reference.knn(p1, p2, [21] * 3, lengths, K)
+        assert torch.equal(found.idx, idx) and torch.equal(found.dists, dists)
+
+
+@pytest.mark.parametrize("kind", clouds.KINDS)
+@pytest.mark.parametrize("norm", [1, 2])
+def test_few_pairs_come_out_as_many_do(kind: str, norm: int) -> None:
+    small, knn = recon.kernels.on_torch.small, recon.kernels.on_torch.knn
+    p1, p2 = (clouds.cloud(kind, 2, n, 3, torch.float32, seed=n).contiguous() for n in (7, 30))
+    for K in (1, 5, 30):
+        found = small.search(p1, p2, None, norm, K)
+        expected = knn.search_by_chunks(p1, p2, None, norm, K)
+        assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+def test_a_small_call_costs_few_calls_of_torch() -> None:
+    """The whole of a tiny search in a handful of calls: a CPU loop over small clouds lives by it."""
+    points = clouds.cloud("random", 1, 16, 3, torch.float32, seed=1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        knn_points(points, points, K=4)
+    assert sum(event.count for event in profile.key_averages() if event.key.startswith("aten::")) < 20
+
+
+@pytest.mark.skipif(find_spec("pykdtree") is None, reason="pykdtree is not installed")
+def test_the_trees_threads_are_torchs_and_left_as_they_were() -> None:
+    tree = recon.kernels.on_torch.tree
+    openmp = tree._openmp_library()
+    if openmp is None:
+        pytest.skip("this pykdtree has no threads")
+    before = openmp.omp_get_max_threads()
+    points = clouds.cloud("random", 1, 3000, 3, torch.float32, seed=1)
+    openmp.omp_set_num_threads(3)
+    knn_points(points, points, K=2)
+    assert openmp.omp_get_max_threads() == 3
+    openmp.omp_set_num_threads(before)
