@@ -66,7 +66,7 @@ evaluate: $(READY)  ## every protocol, small, from $(RUN) on $(STORE) into $(RUN
 test: $(READY)  ## the whole suite, on every core
 	$(PYTEST)
 
-test-fast: $(READY)  ## what takes under two minutes
+test-fast: $(READY)  ## without the slow tests
 	$(PYTEST) -m "not slow"
 
 soak: $(READY)  ## kill runs 1000 times and trainings 500 times, flip 1000 bits, draw 5000 kernel cases: nothing may be lost (about 40 minutes on one core)

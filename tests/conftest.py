@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from recon.trainer.evaluate.features import Probe
+    from recon.trainer.evaluate.labelled import Labelled
 
 # Neither the clock nor the load nor chance decides: every run draws the same examples and none is kept on disk.
 # `--hypothesis-profile default` looks for new ones.
@@ -113,3 +118,25 @@ def probed_run(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from tests.probed_run import train
 
     return train(small_store, tmp_path_factory.mktemp("probed") / "run")
+
+
+@pytest.fixture
+def own_run(probed_run: Path, tmp_path: Path) -> Path:
+    """A copy of `probed_run` to write to."""
+    shutil.copytree(probed_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def probe(probed_run: Path, small_store: Path) -> Probe:
+    """`probed_run`'s student, to be measured on `small_store`."""
+    from recon.trainer.evaluate.features import load_probe
+    from tests.probed_run import CPU
+
+    return load_probe(probed_run, small_store, CPU)
+
+
+@pytest.fixture(scope="session")
+def testing(probe: Probe) -> Labelled:
+    """`small_store`'s test shapes."""
+    return probe.split("test")

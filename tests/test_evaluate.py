@@ -17,15 +17,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate import features
-from recon.trainer.evaluate.features import (
-    Probe,
-    confusion,
-    encode,
-    load_probe,
-    newest_checkpoint,
-    random_points,
-    spare_points,
-)
+from recon.trainer.evaluate.features import Probe, confusion, encode, newest_checkpoint, random_points, spare_points
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.svm import fit_predict, run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
@@ -36,23 +28,6 @@ from tests.probed_run import CPU, MEASURED, OVERRIDES, assert_confusions, farthe
 from tests.results_files import result_of
 
 pytestmark = pytest.mark.slow  # whole stores are made
-
-
-@pytest.fixture
-def run(probed_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run to write to."""
-    shutil.copytree(probed_run, tmp_path / "run")
-    return tmp_path / "run"
-
-
-@pytest.fixture(scope="module")
-def probe(probed_run: Path, small_store: Path) -> Probe:
-    return load_probe(probed_run, small_store, CPU)
-
-
-@pytest.fixture(scope="module")
-def testing(probe: Probe) -> Labelled:
-    return probe.split("test")
 
 
 def test_farthest_points_are_the_definitions(tmp_path: Path) -> None:
@@ -112,13 +87,13 @@ def test_features_do_not_depend_on_the_batch(
     np.testing.assert_allclose(encode(function, points * 4 + 1, CPU), whole, rtol=1e-3, atol=1e-4)
 
 
-def test_probes_write_nothing_into_the_store(run: Path, small_store: Path, tmp_path: Path) -> None:
+def test_probes_write_nothing_into_the_store(own_run: Path, small_store: Path, tmp_path: Path) -> None:
     # They read the shards: no copy of a whole data set for what is looked at once.
     own = tmp_path / "own.zarr"
     shutil.copytree(small_store, own, ignore=shutil.ignore_patterns("cache"))
     before = set(own.rglob("*"))
-    run_svm(run, own, CPU)
-    run_zero_shot(run, own, CPU)
+    run_svm(own_run, own, CPU)
+    run_zero_shot(own_run, own, CPU)
     assert set(own.rglob("*")) == before
 
 
@@ -140,19 +115,19 @@ def test_confusion_counts_every_shape_once(pairs: list[tuple[int, int]]) -> None
     assert [[pairs.count((row, column)) for column in range(5)] for row in range(5)] == counts
 
 
-def test_svm_leaves_its_result(run: Path, small_store: Path) -> None:
-    result = run_svm(run, small_store, CPU)
-    assert result_of(run, "svm") == result
-    again = run_svm(run, small_store, CPU)
+def test_svm_leaves_its_result(own_run: Path, small_store: Path) -> None:
+    result = run_svm(own_run, small_store, CPU)
+    assert result_of(own_run, "svm") == result
+    again = run_svm(own_run, small_store, CPU)
     assert {k: v for k, v in again.items() if k not in MEASURED} == {
         k: v for k, v in result.items() if k not in MEASURED
     }
     assert (result["num_train"], result["num_test"], result["seed"], result["num_points"]) == (9, 3, 3, 64)
     assert_confusions(result, small_store, {"": "svm_accuracy", "_random_init": "svm_accuracy_random_init"})
-    assert result["checkpoint"] == newest_checkpoint(run) and result["checkpoint"]["step"] == 4
+    assert result["checkpoint"] == newest_checkpoint(own_run) and result["checkpoint"]["step"] == 4
 
 
-def test_svm_s_numbers_are_those_of_its_parts(run: Path, probe: Probe, small_store: Path) -> None:
+def test_svm_s_numbers_are_those_of_its_parts(own_run: Path, probe: Probe, small_store: Path) -> None:
     train_split, testing = probe.split("train"), probe.split("test")
     # By hand from the store's own points: the definition of FPS, the model, scikit-learn.
     found = []
@@ -163,19 +138,19 @@ def test_svm_s_numbers_are_those_of_its_parts(run: Path, probe: Probe, small_sto
             found.append(probe.student.svm_feature(centered / centered.norm(dim=2).amax(dim=1)[:, None, None]).numpy())
     predicted = fit_predict(found[0], train_split.category, found[1])
     expected = confusion(testing.category, predicted, 3)
-    assert run_svm(run, small_store, CPU)["confusion"] == expected
+    assert run_svm(own_run, small_store, CPU)["confusion"] == expected
 
 
 @pytest.mark.parametrize("function", [run_svm, run_zero_shot])
-def test_missing_inputs_are_named(function: Any, run: Path, small_store: Path, tmp_path: Path) -> None:
+def test_missing_inputs_are_named(function: Any, own_run: Path, small_store: Path, tmp_path: Path) -> None:
     none = tmp_path / "none"
-    assert str(none) in refusal(function, run, none)
+    assert str(none) in refusal(function, own_run, none)
     assert f"--run {none}" in refusal(function, none, small_store)
-    (run / "checkpoints" / "last.json").write_text("{}")
-    assert "last.json" in refusal(function, run, small_store)
-    shutil.rmtree(run / "checkpoints")
-    assert f"--run {run}: has no checkpoint" in refusal(function, run, small_store)
-    assert not list(run.glob("results/*"))
+    (own_run / "checkpoints" / "last.json").write_text("{}")
+    assert "last.json" in refusal(function, own_run, small_store)
+    shutil.rmtree(own_run / "checkpoints")
+    assert f"--run {own_run}: has no checkpoint" in refusal(function, own_run, small_store)
+    assert not list(own_run.glob("results/*"))
 
 
 def test_a_file_s_results_need_a_folder(probed_run: Path, small_store: Path) -> None:

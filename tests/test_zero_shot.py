@@ -18,7 +18,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
 from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.data.transforms import normalize
-from recon.trainer.evaluate.features import Probe, confusion, encode, load_probe, random_points, spare_points
+from recon.trainer.evaluate.features import Probe, confusion, encode, random_points, spare_points
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
@@ -27,23 +27,6 @@ from tests.probed_run import CPU, MEASURED, assert_confusions, edit_record, fart
 from tests.results_files import result_of
 
 pytestmark = pytest.mark.slow  # whole stores are made
-
-
-@pytest.fixture
-def run(probed_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run to write to."""
-    shutil.copytree(probed_run, tmp_path / "run")
-    return tmp_path / "run"
-
-
-@pytest.fixture(scope="module")
-def probe(probed_run: Path, small_store: Path) -> Probe:
-    return load_probe(probed_run, small_store, CPU)
-
-
-@pytest.fixture(scope="module")
-def testing(probe: Probe) -> Labelled:
-    return probe.split("test")
 
 
 def test_class_embeddings_and_teacher_feature_in_numpy(probe: Probe, testing: Labelled) -> None:
@@ -76,10 +59,10 @@ def test_classify_takes_the_highest_cosine() -> None:
     )
 
 
-def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path, testing: Labelled) -> None:
-    result = run_zero_shot(run, small_store, CPU)
-    assert result_of(run, "zeroshot") == result
-    again = run_zero_shot(run, small_store, CPU)
+def test_zero_shot_leaves_its_result(own_run: Path, probe: Probe, small_store: Path, testing: Labelled) -> None:
+    result = run_zero_shot(own_run, small_store, CPU)
+    assert result_of(own_run, "zeroshot") == result
+    again = run_zero_shot(own_run, small_store, CPU)
     assert {k: v for k, v in again.items() if k not in MEASURED} == {
         k: v for k, v in result.items() if k not in MEASURED
     }
@@ -93,7 +76,7 @@ def test_zero_shot_leaves_its_result(run: Path, probe: Probe, small_store: Path,
 
 
 def test_zero_shot_s_features_are_those_of_its_parts(
-    run: Path, probe: Probe, small_store: Path, testing: Labelled, monkeypatch: pytest.MonkeyPatch
+    own_run: Path, probe: Probe, small_store: Path, testing: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A barely trained student may call everything by one name, so what is compared is what it is judged by.
     seen = []
@@ -103,7 +86,7 @@ def test_zero_shot_s_features_are_those_of_its_parts(
         return seen[-1]
 
     monkeypatch.setattr("recon.trainer.evaluate.zero_shot.encode", recorded)
-    run_zero_shot(run, small_store, CPU)
+    run_zero_shot(own_run, small_store, CPU)
     assert len(seen) == 2
     spare = torch.from_numpy(farthest(testing, 75))  # 64 x 1200 / 1024
     clouds = random_points(spare, testing.row, probe.config)
@@ -115,22 +98,22 @@ def test_zero_shot_s_features_are_those_of_its_parts(
 
 
 def test_chance_counts_classes_without_a_test_shape(
-    run: Path, small_store: Path, testing: Labelled, monkeypatch: pytest.MonkeyPatch
+    own_run: Path, small_store: Path, testing: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A guess is among all classes offered, whether or not a shape of each is there to be recognised.
     one = testing.category == testing.category[0]
     part = replace(testing, category=testing.category[one], row=testing.row[one])
     monkeypatch.setattr(Probe, "split", lambda self, name: part)
-    assert run_zero_shot(run, small_store, CPU)["chance"] == pytest.approx(1 / 3)
+    assert run_zero_shot(own_run, small_store, CPU)["chance"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("change", [{"words": "other"}, {"words": None}, {"tap": "cls"}])
-def test_zero_shot_needs_a_student_of_one_space(change: dict[str, str], run: Path, small_store: Path) -> None:
+def test_zero_shot_needs_a_student_of_one_space(change: dict[str, str], own_run: Path, small_store: Path) -> None:
     # As many dimensions, other weights or another layer: spaces that only look alike.
-    edit_record(run, lambda data: data["teachers"]["image"]["recipe"].update(change))
-    told = refusal(run_zero_shot, run, small_store)
+    edit_record(own_run, lambda data: data["teachers"]["image"]["recipe"].update(change))
+    told = refusal(run_zero_shot, own_run, small_store)
     assert "'tiny'" in told and "not two towers of one CLIP" in told
-    assert not (run / "results").exists()
+    assert not (own_run / "results").exists()
 
 
 CLIP = {"kind": "open_clip", "weights": "a", "words": "b", "tap": "pooled"}
@@ -153,20 +136,20 @@ def test_which_teachers_share_a_space(seeing: dict[str, str], reading: dict[str,
         assert not one_space(seeing, reading, 8, 4)
 
 
-def test_zero_shot_of_a_run_that_does_not_say_its_teachers(run: Path, small_store: Path) -> None:
-    edit_record(run, lambda data: data["teachers"]["image"].pop("recipe"))
-    assert f"{run / 'config.json'}: of an older version" in refusal(run_zero_shot, run, small_store)
+def test_zero_shot_of_a_run_that_does_not_say_its_teachers(own_run: Path, small_store: Path) -> None:
+    edit_record(own_run, lambda data: data["teachers"]["image"].pop("recipe"))
+    assert f"{own_run / 'config.json'}: of an older version" in refusal(run_zero_shot, own_run, small_store)
 
 
-def test_zero_shot_needs_the_words_the_student_learnt(run: Path, small_store: Path) -> None:
+def test_zero_shot_needs_the_words_the_student_learnt(own_run: Path, small_store: Path) -> None:
     held = FeatureStore.open(small_store).ref().text["tiny"]
-    edit_record(run, lambda data: data["teachers"]["text"].update(key="another", teacher="big"))
-    told = refusal(run_zero_shot, run, small_store)
+    edit_record(own_run, lambda data: data["teachers"]["text"].update(key="another", teacher="big"))
+    told = refusal(run_zero_shot, own_run, small_store)
     assert "'big' (another)" in told and f"it has tiny ({held})" in told and "recon-pipeline features" in told
-    run_svm(run, small_store, CPU)  # which reads no words
+    run_svm(own_run, small_store, CPU)  # which reads no words
 
 
-def test_the_learnt_words_are_found_under_any_name(run: Path, small_store: Path, tmp_path: Path) -> None:
+def test_the_learnt_words_are_found_under_any_name(own_run: Path, small_store: Path, tmp_path: Path) -> None:
     # Manifests call their teachers what they like: what counts is what the teacher is.
     own = tmp_path / "own.zarr"
     shutil.copytree(small_store, own)
@@ -174,11 +157,11 @@ def test_the_learnt_words_are_found_under_any_name(run: Path, small_store: Path,
     ref = json.loads(path.read_text())
     ref["text"] = {"first": ref["keys"]["points"], "renamed": ref["text"]["tiny"]}
     path.write_text(json.dumps(ref))
-    expected = run_zero_shot(run, small_store, CPU)
-    assert run_zero_shot(run, own, CPU)["zero_shot_accuracy"] == expected["zero_shot_accuracy"]
+    expected = run_zero_shot(own_run, small_store, CPU)
+    assert run_zero_shot(own_run, own, CPU)["zero_shot_accuracy"] == expected["zero_shot_accuracy"]
 
 
-def test_a_teacher_of_another_space_is_left_out(run: Path, small_store: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_another_space_is_left_out(own_run: Path, small_store: Path, tmp_path: Path) -> None:
     # The student is judged all the same: what it learnt from lies in its record, not in this store.
     own = tmp_path / "own.zarr"
     shutil.copytree(small_store, own)
@@ -186,19 +169,19 @@ def test_a_teacher_of_another_space_is_left_out(run: Path, small_store: Path, tm
     key = store.targets().key
     recipe = store.recipe("targets", key)
     store.kind_group("targets", key).attrs["recipe"] = recipe | {"teacher": recipe["teacher"] | {"words": "other"}}
-    result, whole = run_zero_shot(run, own, CPU), run_zero_shot(run, small_store, CPU)
+    result, whole = run_zero_shot(own_run, own, CPU), run_zero_shot(own_run, small_store, CPU)
     assert not {"teacher_zero_shot_accuracy", "confusion_teacher", "num_test_teacher"} & result.keys()
     assert list(result["digests"]) == ["points", "text"] and list(whole["digests"]) == ["points", "text", "image"]
     assert result["confusion"] == whole["confusion"]
 
 
-def test_zero_shot_by_one_prompt_and_another_mix(run: Path, small_store: Path) -> None:
+def test_zero_shot_by_one_prompt_and_another_mix(own_run: Path, small_store: Path) -> None:
     store = FeatureStore.open(small_store)
-    ensemble = run_zero_shot(run, small_store, CPU)
+    ensemble = run_zero_shot(own_run, small_store, CPU)
     templates, text = store.ref().templates, store.text()
-    alone = run_zero_shot(run, small_store, CPU, prompt=templates[3], text_weight=1.0)
+    alone = run_zero_shot(own_run, small_store, CPU, prompt=templates[3], text_weight=1.0)
     assert alone["variant"] == f"the one prompt {templates[3]!r}, text weight 1"
-    student, config = read_model(run)
+    student, config = read_model(own_run)
     assert isinstance(student, ReCon)
     data = load_labelled(store, store.ref(), "test")
     far = data.farthest_points(spare_points(config, data.num_stored))
@@ -208,8 +191,10 @@ def test_zero_shot_by_one_prompt_and_another_mix(run: Path, small_store: Path) -
     words = torch.from_numpy(text.feat[text.class_prompts[data.numbers][:, 3]].astype(np.float32))
     named = torch.nn.functional.cosine_similarity(feature[:, None], words[None], dim=-1).argmax(dim=1).numpy()
     assert alone["confusion"] == confusion(data.category, named, len(data.categories))
-    names = sorted(path.name for path in (run / "results").glob("zeroshot*"))
+    names = sorted(path.name for path in (own_run / "results").glob("zeroshot*"))
     assert len(names) == 2 and names[1].startswith("zeroshot_prompt3_text1-")
-    both = run_zero_shot(run, small_store, CPU, split="train+test")
+    both = run_zero_shot(own_run, small_store, CPU, split="train+test")
     assert both["num_test"] == ensemble["num_test"] + 9 and both["split"] == "train+test"
-    assert "none of the 60 templates" in refusal(partial(run_zero_shot, prompt="A {category} it is."), run, small_store)
+    assert "none of the 60 templates" in refusal(
+        partial(run_zero_shot, prompt="A {category} it is."), own_run, small_store
+    )
