@@ -18,6 +18,7 @@ from recon.pipeline.base.errors import UserError
 from recon.trainer.evaluate.results import summarize
 from recon.trainer.recipe import config_to_dict, load_config
 from recon.trainer.show.formats import latex, markdown, one_line
+from recon.trainer.show.measured import model_words
 from recon.trainer.show.table import PUBLISHED, make_table
 from tests.test_trainer_cli import run_main
 
@@ -318,3 +319,12 @@ def test_published_numbers_are_all_there_and_well_formed() -> None:
     theirs = list(csv.DictReader(listed.read_text("utf-8").splitlines()))
     told = {(row["task"].split()[0], row["dataset"].split()[0], row["value"], row["std"]) for row in theirs}
     assert len(theirs) > 50 and told <= ours
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [("recon-base", "ReCon"), ("recon-small", "ReCon-Small"), ("demo", "ReCon of width 256 and depth 2")],
+)
+def test_a_paper_s_name_is_for_the_paper_s_size(recipe: str, name: str) -> None:
+    config = settings(recipe)
+    assert model_words({**config, "model": {**config["model"], "teachers": ["any"]}}) == name

@@ -13,7 +13,7 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record
 from recon.trainer.evaluate.results import read_results, summarize
-from recon.trainer.model.settings import SIZES
+from recon.trainer.model.settings import SIZES, ModelConfig
 
 CLASSIFICATION, SVM, ZERO_SHOT, PARTS = "classification", "linear SVM", "zero-shot", "part segmentation"
 TASKS = {
@@ -257,9 +257,12 @@ def few_shot(num_test: int, num_train: int) -> str:
 def model_words(config: Mapping[str, Any]) -> str:
     """What a run's settings train, as papers call it."""
     model, task = config["model"], config.get("task", {})
-    size = next((name for name, sizes in SIZES.items() if sizes.items() <= model.items()), None)
+    depth = model.get("depth", ModelConfig.depth)
+    # The paper's sizes differ in width alone; a shallower model is none of them.
+    fits = [name for name, sizes in SIZES.items() if sizes.items() <= model.items() and depth == ModelConfig.depth]
     name = STREAMS.get(model.get("streams", "recon"), "ReCon")
-    words = [name + {"base": "", "small": "-Small", "tiny": "-Tiny", None: f" of width {model['width']}"}[size]]
+    suffixes = {"base": "", "small": "-Small", "tiny": "-Tiny"}
+    words = [name + (suffixes[fits[0]] if fits else f" of width {model['width']} and depth {depth}")]
     words += [] if model.get("stop_gradient", True) else ["no stop-gradient"]
     if task.get("kind", "pretrain") == "pretrain":
         return ", ".join([*words, *([] if model["teachers"] else ["single-modal"])])
