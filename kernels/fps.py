@@ -53,12 +53,13 @@ def sample_farthest_points(
     found = min(most, num_points)
     backend = choose(backend, points, "sample_farthest_points", cluster=True)
     idx = ops.farthest_points(points.detach().to(working_dtype(points)), lengths, start, found, backend)
+    if lengths is None and counts is None and not some(most - found):
+        return transforms.take_rows(points, idx), idx
     idx = torch.nn.functional.pad(idx, (0, most - found), value=-1)
     if counts is not None:
         idx = idx.masked_fill(padded(counts, most), -1)
     chosen = transforms.take_rows(points, idx.clamp(min=0))
-    whole = lengths is None and counts is None and not some(most - found)
-    return (chosen if whole else chosen.masked_fill((idx < 0)[..., None], 0)), idx
+    return chosen.masked_fill((idx < 0)[..., None], 0), idx
 
 
 def _check_counts(K: int | Sequence[int] | Tensor, points: Tensor) -> tuple[int, Tensor | None]:

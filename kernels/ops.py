@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.library import custom_op
 
 from recon.kernels.backends import implementation
 from recon.kernels.on_torch import rows as on_torch_rows
 from recon.kernels.on_torch.knn import matched_backward as on_torch_matched_backward
 from recon.kernels.on_torch.knn import padded
+from recon.kernels.operator import operator
 
 Pair = tuple[Tensor, Tensor]
 Matches = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -49,7 +49,7 @@ def no_tangents(*tensors: Tensor) -> None:
         )
 
 
-@custom_op("recon::require", mutates_args=())
+@operator("require")
 def require(values: Tensor, fits: Tensor, message: str) -> Tensor:
     """A copy of `values`; ValueError with `message` and the values unless all of `fits` is true.
 
@@ -79,11 +79,11 @@ def _require_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 require.register_autograd(_require_backward, setup_context=_require_setup)
 
 
-@custom_op("recon::take_rows", mutates_args=())
+@operator("take_rows")
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x [B, M, U] at rows int64 [B, R] in [0, M) -> [B, R, U]."""
     no_tangents(x)
-    return on_torch_rows.take(x, rows)
+    return on_torch_rows.taken(x, rows)
 
 
 @take_rows.register_fake
@@ -91,7 +91,7 @@ def _(x: Tensor, rows: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], rows.shape[1], x.shape[2])
 
 
-@custom_op("recon::add_rows", mutates_args=())
+@operator("add_rows")
 def add_rows(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """[B, num_rows, U] sums of values [B, R, U] by their rows int64 [B, R], in the order of R."""
     no_tangents(values)
@@ -125,7 +125,7 @@ take_rows.register_autograd(_take_backward, setup_context=_take_setup)
 add_rows.register_autograd(_add_backward, setup_context=_add_setup)
 
 
-@custom_op("recon::farthest_points", mutates_args=())
+@operator("farthest_points")
 def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: int, backend: str) -> Tensor:
     """idx int64 [B, K <= N] of points [B, N, D], start [B] first; -1 beyond lengths [B]."""
     idx: Tensor = implementation(backend, "fps").farthest_points(points.contiguous(), lengths, start, K)
@@ -137,7 +137,7 @@ def _(points: Tensor, lengths: Tensor | None, start: Tensor, K: int, backend: st
     return start.new_empty(points.shape[0], K)
 
 
-@custom_op("recon::knn", mutates_args=())
+@operator("knn")
 def knn(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int, backend: str) -> Pair:
     """dists and idx [B, N, K <= M]; 0 and -1 beyond lengths2 [B]."""
     no_tangents(p1, p2)
@@ -154,7 +154,7 @@ def _(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int, backen
     return dists, dists.new_empty(dists.shape, dtype=torch.int64)
 
 
-@custom_op("recon::matched_backward", mutates_args=())
+@operator("matched_backward")
 def matched_backward(grad: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int, needs1: bool, needs2: bool) -> Pair:
     """Gradients in p1 and p2 of sum(grad [B, N, K] * distance to the matches idx); empty where not needed."""
     no_tangents(grad, p1, p2)
@@ -219,7 +219,7 @@ def _second_order(
 matched_backward.register_autograd(_matched_twice, setup_context=_matched_setup)
 
 
-@custom_op("recon::nearest", mutates_args=())
+@operator("nearest")
 def nearest(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single: bool, backend: str
 ) -> Matches:
@@ -253,7 +253,7 @@ def _(
     return dists_x, idx_x, dists_y, idx_y
 
 
-@custom_op("recon::nearest_backward", mutates_args=())
+@operator("nearest_backward")
 def nearest_backward(
     grad_x: Tensor,
     grad_y: Tensor,
@@ -312,7 +312,7 @@ def _nearest_twice(ctx: Any, along_x: Tensor, along_y: Tensor) -> tuple[Tensor |
 nearest_backward.register_autograd(_nearest_twice, setup_context=_nearest_backward_setup)
 
 
-@custom_op("recon::groups", mutates_args=())
+@operator("groups")
 def groups(points: Tensor, num_group: int, group_size: int, backend: str) -> Matches:
     """Neighbours minus centers [B, G, S, D], centers [B, G, D], and where both stand: [B, G], [B, G, S]."""
     no_tangents(points)
@@ -322,9 +322,9 @@ def groups(points: Tensor, num_group: int, group_size: int, backend: str) -> Mat
         return found
     start = torch.zeros(points.shape[0], dtype=torch.int64, device=points.device)
     chosen = implementation(backend, "fps").farthest_points(points, None, start, num_group)
-    centers = on_torch_rows.take(points, chosen)
+    centers = on_torch_rows.taken(points, chosen)
     _, idx = implementation(backend, "knn").search(centers, points, None, 2, group_size)
-    near = on_torch_rows.take(points, idx.flatten(1)).view(*idx.shape, points.shape[2])
+    near = on_torch_rows.taken(points, idx.flatten(1)).view(*idx.shape, points.shape[2])
     return near.sub_(centers[:, :, None]), centers, chosen, idx
 
 
@@ -353,7 +353,7 @@ def _groups_backward(ctx: Any, of_near: Tensor, of_centers: Tensor, *_: Any) -> 
 groups.register_autograd(_groups_backward, setup_context=_groups_setup)
 
 
-@custom_op("recon::weighted_rows", mutates_args=())
+@operator("weighted_rows")
 def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor, backend: str) -> Tensor:
     """sum over k of weights [B, N, K] * features [B, M, C] at idx int64 [B, N, K] in [0, M) -> [B, N, C]."""
     no_tangents(features, weights)

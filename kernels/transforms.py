@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from recon.kernels import ops
 from recon.kernels.on_torch import rows as on_torch_rows
+from recon.kernels.operator import Operator
 
 
 def transformed() -> bool:
@@ -88,10 +89,10 @@ def _matched(dists: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int) -> T
     return torch.where(inside, sum(more, first), dists)
 
 
-def _in_one_batch(op: Any) -> None:
+def _in_one_batch(op: Operator) -> None:
     """Register for an operator of batches: under vmap, all of them are one."""
 
-    @op.register_vmap  # type: ignore[untyped-decorator]
+    @op.registered.register_vmap
     def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
 

@@ -185,6 +185,8 @@ def matched_backward(
 
     Where idx is -1, or the distance not finite, nothing is added. A gradient that is not needed comes back empty.
     """
+    if idx.device.type == "cpu" and idx.shape[2] == 1 and idx.numel() <= small.ROWS:
+        return small.matched_backward(grad[..., 0], p1, p2, idx[..., 0], norm, needs1, needs2)
     grad1 = torch.empty_like(p1) if needs1 else p1.new_empty(0)
     grad2 = torch.empty_like(p2) if needs2 else p2.new_empty(0)
     step = max(1, GPU_CHUNK // max(1, idx[:1].numel() * p1.shape[2]))

@@ -13,6 +13,9 @@ Pairs = NDArray[np.floating]
 PAIRS = 2**13
 """Pairs up to which calls, more than arithmetic, are what a search costs."""
 
+ROWS = 2**11
+"""Rows up to which that is so of a gradient."""
+
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
     """dists, idx [B, N, K <= M] of CPU clouds [B, N, D] and [B, M, D], padding of p2 last."""
@@ -32,6 +35,29 @@ def nearest(
     found = _distances(x, y, norm)
     forth, back = _without_padding(found, y_lengths, 2), _without_padding(found, x_lengths, 1)
     return *_minimum(forth, 2), *_minimum(back, 1)
+
+
+def matched_backward(
+    grad: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int, needs1: bool, needs2: bool
+) -> tuple[Tensor, Tensor]:
+    """on_torch.knn's of one match a point: grad and idx [B, N], -1 for none; what is not needed comes back empty."""
+    values, first, second, near = (tensor.detach().numpy() for tensor in (grad, p1, p2, idx))
+    clouds = np.arange(len(near))[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = first - second[clouds, near]
+        parts = np.abs(apart) if norm == 1 else apart * apart
+        distance = parts[..., 0].copy()
+        for part in range(1, parts.shape[2]):
+            distance += parts[..., part]
+        slope = np.sign(apart) if norm == 1 else 2 * apart
+        inside = (near >= 0) & np.isfinite(distance)
+        if not inside.all():
+            slope[~inside] = 0
+        slope *= values[..., None]
+    of_second = np.zeros_like(second) if needs2 else np.empty(0, second.dtype)
+    if needs2:
+        np.subtract.at(of_second, (clouds, near), slope)  # one after the other, as index_add does
+    return torch.from_numpy(slope if needs1 else np.empty(0, first.dtype)), torch.from_numpy(of_second)
 
 
 def _distances(p1: Tensor, p2: Tensor, norm: int) -> Pairs:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recon import kernels
 from recon.kernels import ops
+from recon.kernels.operator import Operator
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor], Sequence[Tensor | None]]
 CALLS: dict[str, Call] = {
@@ -39,8 +40,8 @@ CALLS: dict[str, Call] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_the_same_bits_on_another_device(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, op in vars(ops).items():
-        if isinstance(op, torch._library.custom_ops.CustomOpDef):
-            monkeypatch.setattr(ops, key, op._init_fn)
+        if isinstance(op, Operator):
+            monkeypatch.setattr(ops, key, op.function)
     x, y = (clouds.cloud("grid", 2, size, 3, torch.float32, size).contiguous() for size in (200, 130))
     arguments = x, y, torch.tensor([130, 37]), clouds.cloud("random", 2, 200, 2, torch.float32, 1)
     expected = CALLS[name](*arguments)
@@ -54,7 +55,7 @@ def test_the_same_bits_on_another_device(name: str, device: str, monkeypatch: py
 
 @pytest.mark.parametrize("device", ["xpu", "mps"])
 def test_a_wrong_value_is_noticed_on_another_device(device: str) -> None:
-    body = ops.require._init_fn
+    body = ops.require.function
     values = torch.tensor([6, 5])
     with Device(device), pytest.raises((ValueError, RuntimeError), match="lengths must lie"):
         body(values.as_subclass(Elsewhere), (values < 6).as_subclass(Elsewhere), "lengths must lie in [0, 5]")

@@ -1,0 +1,102 @@
+"""An operator's function, called itself, gives what torch's operator gives; who looks for operators sees them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import clouds
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recon import kernels
+from recon.kernels import ops
+from recon.kernels.operator import Operator
+
+X, Y = (clouds.cloud("random", 2, size, 3, torch.float32, seed) for seed, size in enumerate((40, 30)))
+CALLS: dict[str, Callable[[Tensor], Any]] = {
+    "knn": lambda x: kernels.knn_points(x, Y, K=3, return_nn=True),
+    "one neighbour": lambda x: kernels.knn_points(x, Y, norm=1),
+    "fps": lambda x: kernels.sample_farthest_points(x, K=7),
+    "chamfer": lambda x: [kernels.ChamferL1()(x, Y)],
+    "group": lambda x: kernels.group_points(x, 5, 6),
+    "interpolate": lambda x: [kernels.interpolate_three(x, x.sin(), Y)],
+}
+
+
+def results(call: Callable[[Tensor], Any]) -> list[Tensor]:
+    """What a call returns, and its gradient and that gradient's, where there is one."""
+    x = X.clone().requires_grad_()
+    found = [each for each in call(x) if each is not None]
+    total = sum(each.square().sum() for each in found if each.is_floating_point())
+    (first,) = torch.autograd.grad(total, x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sin().sum(), x)
+    return [*found, first, second]
+
+
+class Seen(TorchDispatchMode):
+    """Notes the operators of this package that a mode sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "recon":
+            self.names.add(func._schema.name.removeprefix("recon::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_bits_as_the_registered_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results(CALLS[name])
+    with Seen() as seen:
+        results(CALLS[name])
+    assert seen.names
+    for operator in [each for each in vars(ops).values() if isinstance(each, Operator)]:
+        monkeypatch.setattr(operator, "function", None)  # nobody calls it past the dispatcher
+        monkeypatch.setattr(operator, "_differentiable", None)
+    monkeypatch.setattr(Operator, "__call__", lambda operator, *arguments: operator.registered(*arguments))
+    for ours, theirs in zip(found, results(CALLS[name]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_without_a_gradient_nothing_is_kept() -> None:
+    with torch.no_grad():
+        dists = kernels.knn_points(X.clone().requires_grad_(), Y).dists
+    assert dists.grad_fn is None
+    assert kernels.knn_points(X, Y).dists.grad_fn is None
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is out of date, and says so
+def test_a_trace_holds_the_operator_and_not_its_numbers() -> None:
+    traced = torch.jit.trace(lambda x: kernels.knn_points(x, x).dists, (X,), check_trace=False)
+    assert "recon::knn" in str(traced.graph)
+    torch.testing.assert_close(traced(X * 2), kernels.knn_points(X * 2, X * 2).dists, rtol=0, atol=0)
+
+
+def test_tensors_of_another_class_and_without_values_are_dispatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Tensor):
+        pass
+
+    monkeypatch.setattr(ops.knn, "function", None)
+    assert isinstance(kernels.knn_points(X.as_subclass(Own), Y.as_subclass(Own)).dists, Own)
+    assert kernels.knn_points(X.to("meta"), Y.to("meta"), K=4).dists.shape == (2, 40, 4)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_gradients_of_few_matches_have_the_bits_of_many(norm: int, needs: tuple[bool, bool]) -> None:
+    from recon.kernels.on_torch import knn, small
+
+    generator = torch.Generator().manual_seed(norm)
+    idx = torch.randint(-1, 30, (2, 40, 1), generator=generator)
+    grad = torch.randn(2, 40, 1, generator=generator)
+    p1, p2 = X.clone(), Y.clone()
+    p1[0, 3], p2[1, 4, 1] = torch.nan, torch.inf
+    found = small.matched_backward(grad[..., 0], p1, p2, idx[..., 0], norm, *needs)
+    twice = [torch.cat([each] * 60) for each in (grad, p1, p2, idx)]  # too many for the small way
+    assert twice[3].numel() > small.ROWS
+    expected = knn.matched_backward(*twice, norm, *needs)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs[: len(ours)], rtol=0, atol=0)
