@@ -5,6 +5,7 @@ A texture's v runs upwards (0 = bottom row of the picture), as in OBJ.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import replace
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.pipeline.base.faults import causes
+from recon.pipeline.base.limits import fenced
 from recon.pipeline.shapes.axes import axes
 from recon.pipeline.shapes.mesh import Floats, Ints, Mesh, Primitive
 from recon.pipeline.shapes.mesh import MeshError as MeshError  # where its users look for it
-from recon.pipeline.shapes.meshfile.files import MAX_FILE_BYTES, ModelFiles, check_count
-from recon.pipeline.shapes.meshfile.scene import Reading, read_scene
+from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES, MAX_MEMORY, check_count
+from recon.pipeline.shapes.meshfile.files import ModelFiles
+from recon.pipeline.shapes.meshfile.scene import Reading, import_readers, read_scene
 
 SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae")
 MAX_COORDINATE = 1e6
@@ -35,24 +39,43 @@ def load_mesh(path: Path, root: Path, up: str = "+Y", front: str = "+Z") -> Mesh
     out, textures' alpha cuts out, and anything else is opaque. `facts["missing_files"]` names what the file asks for
     and lacks. Raises MeshError, its words starting with the file, for whatever cannot be read or drawn.
     """
-    rotation = axes(up, front)
+    turned = axes(up, front)
+    import_readers(path.suffix.lower())
+    with fenced(MAX_MEMORY) as closed:
+        try:
+            return _load(path, root, up, turned)
+        except MeshError as error:
+            raise MeshError(error.reason, f"{path}: {error.words}") from None
+        except Exception as error:  # trimesh raises whatever its parsers stumble over
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+            if closed and _lacks_memory(error):  # its own fault: so much was there for it
+                words = f"{path}: it needs more than {MAX_MEMORY >> 30} GB of memory to be read ({said})"
+                raise MeshError("unreadable", words) from None
+            raise MeshError("unreadable", f"{path}: {said}") from error
+
+
+def _load(path: Path, root: Path, up: str, rotation: Floats) -> Mesh:
     files = ModelFiles(path.parent, root)
-    try:
-        with np.errstate(all="ignore"):  # infinite coordinates, which check_mesh names better
-            reading = _read(path, files)
-            if reading.up not in (None, up.upper()):
-                rotation = axes(reading.up, "-Y" if reading.up == "+Z" else "+Z")
-            # a file that hides all of itself means opacity the other way round
-            primitives = _turned(reading.shown or reading.hidden, rotation)
-        missing = sorted(files.missing)
-        mesh = Mesh(primitives, {"missing_files": missing} if missing else {})
-        check_mesh(mesh)
-    except MeshError as error:
-        raise MeshError(error.reason, f"{path}: {error.words}") from None
-    except Exception as error:  # trimesh raises whatever its parsers stumble over
-        words = " ".join(str(error).split())[:200]
-        raise MeshError("unreadable", f"{path}: {type(error).__name__}: {words}") from error
+    with np.errstate(all="ignore"):  # infinite coordinates, which check_mesh names better
+        reading = _read(path, files)
+        if reading.up not in (None, up.upper()):
+            rotation = axes(reading.up, "-Y" if reading.up == "+Z" else "+Z")
+        # a file that hides all of itself means opacity the other way round
+        primitives = _turned(reading.shown or reading.hidden, rotation)
+    missing = sorted(files.missing)
+    mesh = Mesh(primitives, {"missing_files": missing} if missing else {})
+    check_mesh(mesh)
     return mesh
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether memory was refused, as libraries tell it in C and in Python."""
+    return any(
+        isinstance(cause, MemoryError)
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        or (isinstance(cause, RuntimeError) and "allocat" in str(cause))
+        for cause in causes(error)
+    )
 
 
 def _read(path: Path, files: ModelFiles) -> Reading:

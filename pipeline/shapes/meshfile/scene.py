@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, srgb_to_linear
+from recon.pipeline.shapes.meshfile.budget import check_count
 from recon.pipeline.shapes.meshfile.dae_guard import guard_dae
-from recon.pipeline.shapes.meshfile.files import ModelFiles, check_count, picture_options
+from recon.pipeline.shapes.meshfile.files import ModelFiles, picture_options
 from recon.pipeline.shapes.meshfile.gltf_guard import guard_gltf
-from recon.pipeline.shapes.meshfile.text_guard import guard_obj, guard_off, guard_stl, promised_faces
+from recon.pipeline.shapes.meshfile.ply_guard import guard_ply
+from recon.pipeline.shapes.meshfile.text_guard import guard_obj, guard_off, guard_stl
 
 PLAIN_GREY = Material("", (0.5, 0.5, 0.5))  # of files that say nothing of colour
 PLAIN_WHITE = Material("", (1.0, 1.0, 1.0))  # of vertex and face colours, which it multiplies
@@ -48,26 +50,37 @@ class _Finish:
     hidden: bool = False
 
 
+def import_readers(suffix: str) -> None:
+    """Import what reads such a file: a module whose import runs out of memory would stay half there."""
+    import trimesh  # noqa: F401  half a second that only mesh files pay for
+
+    with suppress(ImportError):  # of what is not installed the reader tells
+        if suffix == ".dae":
+            import collada  # noqa: F401
+        elif suffix in (".glb", ".gltf"):
+            import DracoPy  # noqa: F401
+
+
 def read_scene(path: Path, files: ModelFiles) -> Reading:
     """Every placed piece of a mesh file that is there; MeshError, or whatever trimesh raises, when it is broken."""
-    suffix, content = path.suffix.lower(), path.read_bytes()
+    suffix, content = path.suffix.lower(), files.read(path)
     options: dict[str, Any] = {}
     up, promised = None, 0
     transforms: dict[int, Floats] | None = None
     if suffix == ".obj":
-        content, options, files.libraries = guard_obj(content)
+        content, options, files.libraries = guard_obj(content, files.budget)
     elif suffix == ".off":
-        content = guard_off(content)
+        content = guard_off(content, files.budget)
     elif suffix == ".ply":
-        promised = promised_faces(content)
+        content, promised = guard_ply(content, files.budget)
     elif suffix == ".stl":
-        guard_stl(content)
+        guard_stl(content, files.budget)
     elif suffix == ".dae":
         # a file with a broken reference is refused: what it points to may be most of the shape
-        up, options = guard_dae(content), {"ignore_broken": False}
+        up, options = guard_dae(content, files.budget), {"ignore_broken": False}
     else:
         content, transforms = guard_gltf(content, files)
-    import trimesh  # half a second that only mesh files pay for
+    import trimesh
 
     resolver: Any = files
     with _quiet():
@@ -106,8 +119,9 @@ def _check_files(files: ModelFiles) -> None:
     if files.outside:
         words = f"it names {min(files.outside)!r}, which lies outside {files.root}; choose a root above it"
         raise MeshError("unreadable", words)
-    if files.refusal is not None:
-        raise files.refusal
+    refusal = files.refusal or files.budget.overspent
+    if refusal is not None:
+        raise refusal
 
 
 class _Builder:
@@ -115,6 +129,7 @@ class _Builder:
 
     def __init__(self, files: ModelFiles, transforms: dict[int, Floats] | None, is_dae: bool) -> None:
         self.files, self.transforms, self.is_dae = files, transforms, is_dae
+        self._cut: dict[tuple[int, float], NDArray[np.uint8]] = {}
 
     def read(self, scene: Any) -> Reading:
         placed = [(*scene.graph[node], node) for node in scene.graph.nodes_geometry]
@@ -176,7 +191,7 @@ class _Builder:
         hidden = mode in ("MASK", "BLEND") and alpha < (_cutoff(cutoff) if mode == "MASK" else FAINTEST)
         texture = self.files.pixels(source.baseColorTexture, keep_alpha=mode in ("MASK", "BLEND"))
         if texture is not None and mode == "MASK":
-            texture = _cut(texture, alpha * 0.5 / max(_cutoff(cutoff), FAINTEST))
+            texture = self._cut_at(texture, alpha * 0.5 / max(_cutoff(cutoff), FAINTEST))
         # The format's default is bare metal, which files that leave it out hardly ever mean.
         metallic = 0.0 if source.metallicFactor is None else float(source.metallicFactor)
         roughness = PLAIN_GREY.roughness if source.roughnessFactor is None else float(source.roughnessFactor)
@@ -185,6 +200,18 @@ class _Builder:
             turned = layout * [[1, -1, 1], [-1, 1, -1]]
             layout = np.column_stack([turned[:, :2], turned[:, 2] + [layout[0, 1], 1 - layout[1, 1]]])
         return _Finish(Material(name, base, metallic, roughness), texture, layout, hidden)
+
+    def _cut_at(self, picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+        """The picture with its alpha scaled so that one half, where the renderer cuts, is where the file cuts."""
+        if picture.shape[2] < 4 or abs(factor - 1) < 1e-3:
+            return picture
+        key = id(picture), factor  # which `files` holds on to
+        if key not in self._cut:
+            self.files.budget.spend("texture pixels", picture[..., 3].size)
+            cut = picture.copy()
+            cut[..., 3] = np.rint(np.minimum(picture[..., 3] * factor, 255)).astype(np.uint8)
+            self._cut[key] = cut
+        return self._cut[key]
 
     def _dae(self, source: Any) -> _Finish:
         base, alpha = _floats(source.baseColorFactor)
@@ -221,15 +248,6 @@ def _floats(factor: Any) -> tuple[tuple[float, float, float], float]:
 
 def _cutoff(value: Any) -> float:
     return 0.5 if value is None else float(value)
-
-
-def _cut(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """The picture with its alpha scaled so that one half, where the renderer cuts, is where the file cuts."""
-    if picture.shape[2] < 4 or abs(factor - 1) < 1e-3:
-        return picture
-    cut = picture.copy()
-    cut[..., 3] = np.rint(np.minimum(picture[..., 3] * factor, 255)).astype(np.uint8)
-    return cut
 
 
 def _transparent(words: dict[str, Any]) -> bool:
