@@ -26,6 +26,7 @@ from recon.pipeline.shapes.meshfile.scene import Reading, import_readers, read_s
 
 SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae")
 MAX_COORDINATE = 1e6
+FAR, LOST = 100.0, 1e9  # extents from the origin at which float32, and float64, no longer tell points apart
 MAX_PARTS = 256  # part labels are stored as bytes
 MIN_AREA = 1e-9  # as a share of the squared extent
 
@@ -37,7 +38,9 @@ def load_mesh(path: Path, root: Path, up: str = "+Y", front: str = "+Z") -> Mesh
     up and front: the file's own axes, such as "+Z" and "-Y"; a DAE that states another up axis is right about it. Units
     stay the file's. Colours become linear: glTF stores them so, the others in sRGB. Materials of no opacity are left
     out, textures' alpha cuts out, and anything else is opaque. `facts["missing_files"]` names what the file asks for
-    and lacks. Raises MeshError, its words starting with the file, for whatever cannot be read or drawn.
+    and lacks; a shape so far from the origin that float32 could not tell its points apart is moved there, by
+    `facts["moved"]` [3] in the project's axes. Raises MeshError, its words starting with the file, for whatever cannot
+    be read or drawn.
     """
     turned = axes(up, front)
     import_readers(path.suffix.lower())
@@ -62,8 +65,9 @@ def _load(path: Path, root: Path, up: str, rotation: Floats) -> Mesh:
             rotation = axes(reading.up, "-Y" if reading.up == "+Z" else "+Z")
         # a file that hides all of itself means opacity the other way round
         primitives = _turned(reading.shown or reading.hidden, rotation)
-    missing = sorted(files.missing)
-    mesh = Mesh(primitives, {"missing_files": missing} if missing else {})
+    primitives, moved = _near(primitives)
+    facts: dict[str, Any] = {"missing_files": sorted(files.missing)} if files.missing else {}
+    mesh = Mesh(primitives, facts | ({"moved": moved} if moved else {}))
     check_mesh(mesh)
     return mesh
 
@@ -99,6 +103,20 @@ def _turned(primitives: list[Primitive], rotation: Floats) -> tuple[Primitive, .
         for p in primitives
         if len(p.faces)
     )
+
+
+def _near(primitives: tuple[Primitive, ...]) -> tuple[tuple[Primitive, ...], list[float]]:
+    """Primitives of which float32 keeps what is to be seen, and by how much they were moved for it ([]: not at all)."""
+    corners = [p.vertices[p.faces] for p in primitives if p.faces.max(initial=0) < len(p.vertices)]
+    if not corners:
+        return primitives, []
+    low, high = (np.min([c.min((0, 1)) for c in corners], 0), np.max([c.max((0, 1)) for c in corners], 0))
+    extent = (high - low).max()
+    # float32 rounds by some 1e-7 of the largest coordinate, so that here it is 1e-5 of the shape
+    if not np.isfinite(extent) or not FAR * extent < np.abs([low, high]).max() < LOST * extent:
+        return primitives, []
+    by = -(low + high) / 2
+    return tuple(replace(p, vertices=p.vertices + by) for p in primitives), by.tolist()
 
 
 def check_mesh(mesh: Mesh) -> None:

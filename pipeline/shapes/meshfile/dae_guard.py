@@ -6,6 +6,7 @@ import io
 import zipfile
 from dataclasses import dataclass, field
 from typing import Any
+from xml.etree import ElementTree
 from xml.parsers import expat
 
 from recon.pipeline.shapes.mesh import MeshError
@@ -68,13 +69,15 @@ class _Outline:
             raise MeshError("unreadable", f"its elements lie more than {MAX_DEPTH} deep")
         if self.elements > MAX_ELEMENTS:
             raise MeshError("unreadable", f"it has more than {MAX_ELEMENTS} elements and attributes")
-        if tag in ("node", "geometry"):
+        if tag in ("node", "geometry", "controller"):
             item = _Item()
             if tag == "node":
                 self.open[-1].children.append(item)
             self.named["#" + attributes.get("id", "")] = item
             self.open.append(item)
-        elif tag in ("instance_node", "instance_geometry"):
+        elif tag in ("skin", "morph"):
+            self.open[-1].children.append(attributes.get("source", ""))
+        elif tag in ("instance_node", "instance_geometry", "instance_controller"):
             self.open[-1].children.append(attributes.get("url", ""))
         elif tag in SURFACES:
             self.surface = _Surface(tag)
@@ -85,7 +88,7 @@ class _Outline:
 
     def leave(self, _: str) -> None:
         tag = self.path.pop()
-        if tag in ("node", "geometry"):
+        if tag in ("node", "geometry", "controller"):
             self.open.pop()
         elif self.surface is not None and tag in ("p", "vcount"):
             text = "".join(self.heard)
@@ -164,3 +167,53 @@ def guard_dae(content: bytes, budget: Budget) -> str | None:
     check_pieces(pieces)
     check_count(triangles)
     return UP.get(outline.up.strip().upper())
+
+
+def without_controllers(content: bytes) -> bytes:
+    """A guarded file with each skinned or morphed geometry placed as it is bound, which pycollada leaves out.
+
+    A skin stands where its joints are, and they bring it there when it is bound: at the root, by its bind shape matrix.
+    Joints in another pose, and morph weights that are not 0, are left out. MeshError where they are animated: such a
+    file has no one pose.
+    """
+    if b"instance_controller" not in content:
+        return content
+    root = ElementTree.fromstring(content)
+    space = root.tag.rpartition("}")[0] + "}" if root.tag.startswith("{") else ""
+    if next(root.iter(f"{space}channel"), None) is not None:
+        words = "it shows an animated skin or morph, which has no one pose: export the pose that is meant"
+        raise MeshError("unreadable", words)
+    controllers = {"#" + item.get("id", ""): item for item in root.iter(f"{space}controller")}
+    for scene in (*root.iter(f"{space}visual_scene"), *root.iter(f"{space}library_nodes")):
+        for parent in list(scene.iter()):
+            for instance in parent.findall(f"{space}instance_controller"):
+                parent.remove(instance)
+                matrix, url, skinned = _source(controllers, instance.get("url", ""), space)
+                node = ElementTree.SubElement(scene if skinned else parent, f"{space}node")
+                if matrix:
+                    ElementTree.SubElement(node, f"{space}matrix").text = matrix
+                placed = ElementTree.SubElement(node, f"{space}instance_geometry", {"url": url})
+                placed.extend(instance.findall(f"{space}bind_material"))
+    for library in root.findall(f"{space}library_controllers"):  # which pycollada would go through for nothing
+        root.remove(library)
+    if space:
+        ElementTree.register_namespace("", space[1:-1])
+    found: bytes = ElementTree.tostring(root, "utf-8")
+    return found
+
+
+def _source(controllers: dict[str, ElementTree.Element], url: str, space: str) -> tuple[str, str, bool]:
+    """A controller's bind shape matrix, the geometry it bends, and whether a skin is among what bends it."""
+    matrix, skinned = "", False
+    for _ in range(len(controllers) + 1):
+        item = controllers.get(url)
+        if item is None:
+            return matrix, url, skinned
+        bend = next((child for child in item if child.tag in (f"{space}skin", f"{space}morph")), None)
+        if bend is None or "source" not in bend.attrib:
+            raise MeshError("unreadable", f"its controller {url!r} bends nothing")
+        if bend.tag == f"{space}skin":
+            skinned = True
+            matrix = matrix or (bend.findtext(f"{space}bind_shape_matrix") or "").strip()
+        url = bend.attrib["source"]
+    raise MeshError("unreadable", f"its controller {url!r} bends itself")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -131,8 +133,18 @@ class ModelFiles:
         return self._found[name]
 
     def _find(self, name: str) -> Path | None:
-        relative = name.strip().replace("\\", "/").removeprefix("file://")
-        for candidate in dict.fromkeys((relative, unquote(relative), relative.rsplit("/", 1)[-1])):
+        relative = unquoted(name.strip()).replace("\\", "/").removeprefix("file://")
+        candidates = dict.fromkeys((relative, unquote(relative), relative.rsplit("/", 1)[-1]))
+        found = self._first(name, candidates)
+        if found is None and name not in self.outside:  # where names were written that have no case
+            known = (
+                in_any_case(self.folder, candidate) for candidate in candidates if not Path(candidate).is_absolute()
+            )
+            found = self._first(name, dict.fromkeys(spelt for spelt in known if spelt))
+        return found
+
+    def _first(self, name: str, candidates: Iterable[str]) -> Path | None:
+        for candidate in candidates:
             try:
                 place = self.folder / candidate
                 if not place.resolve().is_relative_to(self.root):
@@ -186,6 +198,38 @@ class ModelFiles:
 
     def _charge(self, pixels: int, _: int) -> None:
         self.budget.spend("texture pixels", pixels)
+
+
+def unquoted(name: str) -> str:
+    """A name without the quotes that some exporters put around it."""
+    return name[1:-1] if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" else name
+
+
+def in_any_case(folder: Path, name: str) -> str:
+    """The name of a file under a folder as the disk spells it, if that differs in the case of letters alone; else "".
+
+    Of several the first in the alphabet.
+    """
+    spelt: list[str] = []
+    for part in name.split("/"):
+        here = folder.joinpath(*spelt)
+        if part in (".", ".."):
+            spelt.append(part)
+            continue
+        try:
+            known = _spellings(here, here.stat().st_mtime_ns)
+        except (OSError, ValueError, RuntimeError):
+            return ""
+        if part.casefold() not in known:
+            return ""
+        spelt.append(part if (here / part).exists() else known[part.casefold()])
+    return "/".join(spelt)
+
+
+@lru_cache(maxsize=64)
+def _spellings(folder: Path, _: int) -> dict[str, str]:
+    """The names in a folder by their letters without case; the number is its time of change."""
+    return {name.casefold(): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
 
 
 def file_name(text: str) -> str:

@@ -16,11 +16,11 @@ from recon.pipeline.shapes.mesh import Floats, MeshError
 from recon.pipeline.shapes.meshfile.budget import MAX_FACES, Budget, check_count, check_pieces
 from recon.pipeline.shapes.meshfile.draco import check_draco
 from recon.pipeline.shapes.meshfile.files import ModelFiles, decode_text
+from recon.pipeline.shapes.meshfile.gltf_arrays import DRACO, VISIBILITY, WIDTHS, plain_arrays
 from recon.pipeline.shapes.meshfile.pictures import unreadable
 
 # Required extensions that are read, or that change nothing but the fine look.
-DRACO = "KHR_draco_mesh_compression"
-READ = {DRACO, "KHR_mesh_quantization", "KHR_texture_transform"}
+READ = {DRACO, "KHR_mesh_quantization", "KHR_texture_transform", VISIBILITY}
 BASISU = "KHR_texture_basisu"
 READ |= {"EXT_texture_webp", BASISU}
 HARMLESS = ("KHR_materials_", "KHR_lights_", "KHR_animation_")
@@ -30,10 +30,10 @@ GLOSS, TRANSFORM = "KHR_materials_pbrSpecularGlossiness", "KHR_texture_transform
 BASE64 = "base64,"
 KTX2 = "image/ktx2"
 EMBEDDED = "an embedded picture"
+BLACK = 0.01  # no channel of a colour above this shows beside what shines
 MAX_DEPTH = 500  # of nodes within nodes
 MAX_VALUES = 32 * MAX_FACES  # rows of all arrays, and of all primitives that use them
 MAX_JSON_VALUES = 2_000_000  # of a header: each costs some hundred bytes, twice
-WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 COUNTED = ("meshes", "materials", "textures", "images", "buffers", "cameras", "skins")
 
 Transforms = dict[int, Floats]
@@ -56,6 +56,7 @@ def guard_gltf(content: bytes, files: ModelFiles) -> tuple[bytes, Transforms]:
     buffers = _Buffers(header, chunks, files)
     _check_draco(header, buffers)
     _take_pictures(header, buffers, files)
+    plain_arrays(header, buffers)
     transforms: Transforms = {}
     users = defaultdict(list)
     for item in _primitives(header):
@@ -127,6 +128,10 @@ class _Buffers:
             at += 8 + length
         raise MeshError("unreadable", f"its buffer {number} is not there: cut off?")
 
+    def spend(self, num_bytes: int) -> None:
+        """Count bytes that are about to be made. MeshError for too many."""
+        self.files.budget.spend("bytes unpacked", num_bytes)
+
     def decoded(self, uri: str) -> bytes:
         """What stands in the text itself."""
         text = uri.partition(BASE64)[2]
@@ -195,15 +200,6 @@ def _check_arrays(header: dict[str, Any], budget: Budget) -> None:
     uses = Counter(used)
     for index, accessor in enumerate(accessors):  # each of them, and a copy for each further use
         budget.spend("numbers", accessor["count"] * WIDTHS.get(accessor.get("type", ""), 16) * max(uses[index], 1))
-    for item in primitives:
-        if item.get("mode", 4) == 6:
-            raise MeshError("unreadable", "it has fans of triangles, which are not read: export plain triangles")
-        for name, index in item["attributes"].items():
-            integers = accessors[index]["componentType"] != 5126
-            if name.startswith("TEXCOORD") and integers and "bufferView" in accessors[index]:
-                raise MeshError("unreadable", "its texture coordinates are integers, which are not read: export floats")
-        if any("sparse" in accessors[i] for i in (*item["attributes"].values(), item.get("indices", 0))):
-            raise MeshError("unreadable", "it has sparse arrays, which are not read: export it without")
 
 
 def _check_draco(header: dict[str, Any], buffers: _Buffers) -> None:
@@ -250,6 +246,13 @@ def _mend_material(users: list[dict[str, Any]], index: int, material: dict[str, 
             look["baseColorTexture"] = gloss["diffuseTexture"]
         material["pbrMetallicRoughness"] = look
     look = material.get("pbrMetallicRoughness", {})
+    glow = np.array(material.get("emissiveFactor", (0, 0, 0)), np.float64)
+    if glow.max() > BLACK and max(look.get("baseColorFactor", (1,))[:3]) < BLACK:
+        # what shines by itself alone has its colour from there; beside another colour its light is left out
+        look["baseColorFactor"] = [*np.minimum(glow, 1).tolist(), look["baseColorFactor"][3]]
+        look.pop("baseColorTexture", None)
+        if "emissiveTexture" in material:
+            look["baseColorTexture"] = material["emissiveTexture"]
     if look.pop("metallicRoughnessTexture", None) is not None:
         # where a texture decides, which is not read, the factors say nothing
         look.pop("metallicFactor", None)

@@ -10,6 +10,7 @@ import numpy as np
 
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.shapes.meshfile.budget import BREAKS, MAX_FACES, MAX_VERTICES, Budget, check_count, check_vertices
+from recon.pipeline.shapes.meshfile.colours import plain_names
 
 MAX_HEADER_BYTES = 2**20
 MAX_PROPERTIES = 1000  # of all elements; splats have some sixty
@@ -41,6 +42,14 @@ def guard_ply(content: bytes, budget: Budget) -> tuple[bytes, int]:
     anything. A text loses the lines that are no element's: trimesh would make an array of each.
     """
     header, start = _header(content)
+    if renamed := plain_names(header):
+        head = content[:start]
+        for line, plain in renamed.items():
+            head = re.sub(
+                rb"(?m)^[ \t]*" + rb"[ \t]+".join(map(re.escape, line.split())) + rb"[ \t]*(?=\r?$)", plain, head
+            )
+        content = head + content[start:]
+        header, start = _header(content)
     elements = _elements(header[2:])
     num_faces, num_rows = (elements[name].count if name in elements else 0 for name in ("face", "vertex"))
     check_count(num_faces)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, srgb_to_linear
 from recon.pipeline.shapes.meshfile.budget import check_count
-from recon.pipeline.shapes.meshfile.dae_guard import guard_dae
+from recon.pipeline.shapes.meshfile.colours import Colours, dress
+from recon.pipeline.shapes.meshfile.dae_guard import guard_dae, without_controllers
 from recon.pipeline.shapes.meshfile.files import ModelFiles, picture_options
 from recon.pipeline.shapes.meshfile.gltf_guard import guard_gltf
 from recon.pipeline.shapes.meshfile.ply_guard import guard_ply
@@ -66,11 +67,12 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
     suffix, content = path.suffix.lower(), files.read(path)
     options: dict[str, Any] = {}
     up, promised = None, 0
+    colours: Colours = None, None
     transforms: dict[int, Floats] | None = None
     if suffix == ".obj":
         content, options, files.libraries = guard_obj(content, files.budget)
     elif suffix == ".off":
-        content = guard_off(content, files.budget)
+        content, colours = guard_off(content, files.budget)
     elif suffix == ".ply":
         content, promised = guard_ply(content, files.budget)
     elif suffix == ".stl":
@@ -78,6 +80,7 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
     elif suffix == ".dae":
         # a file with a broken reference is refused: what it points to may be most of the shape
         up, options = guard_dae(content, files.budget), {"ignore_broken": False}
+        content = without_controllers(content)
     else:
         content, transforms = guard_gltf(content, files)
     import trimesh
@@ -91,6 +94,7 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
             raise MeshError("unreadable", f"it needs {str(error)!r}, which is not there") from None
         finally:
             _check_files(files)
+        dress(scene, suffix, content, colours)
         reading = _Builder(files, transforms, suffix == ".dae").read(scene)
     _check_files(files)
     found = sum(len(p.faces) for p in reading.shown)
@@ -215,8 +219,13 @@ class _Builder:
 
     def _dae(self, source: Any) -> _Finish:
         base, alpha = _floats(source.baseColorFactor)
+        shine = np.zeros(3) if source.emissiveFactor is None else np.asarray(source.emissiveFactor, np.float64)[:3]
+        picture = source.baseColorTexture
+        if picture is None and max(base) < BLACK:
+            picture = source.emissiveTexture
+            base = (1.0, 1.0, 1.0) if picture is not None else tuple(np.maximum(base, shine).tolist())
         red, green, blue = (float(c) for c in srgb_to_linear(np.array(base)))
-        texture = self.files.pixels(source.baseColorTexture, keep_alpha=True)
+        texture = self.files.pixels(picture, keep_alpha=True)
         return _Finish(Material(str(source.name or ""), (red, green, blue)), texture, None, alpha < FAINTEST)
 
     def _simple(self, source: Any) -> _Finish:
@@ -230,6 +239,8 @@ class _Builder:
             _, scale, offset = picture_options(source.image.info.get("file_path", ""))
             if (scale, offset) != ((1.0, 1.0), (0.0, 0.0)):
                 layout = np.array([[scale[0], 0.0, offset[0]], [0.0, scale[1], offset[1]]])
+        elif base.max() < BLACK and max(shine := _words(source.kwargs, "ke")) > BLACK:
+            base = srgb_to_linear(np.minimum(shine, 1.0))  # its colour is its light
         elif self.files.missing and base.max() < BLACK:
             base = np.array(PLAIN_GREY.base_color)  # black because its texture, which is missing, gave the colour
         red, green, blue = (float(c) for c in base)
@@ -248,6 +259,14 @@ def _floats(factor: Any) -> tuple[tuple[float, float, float], float]:
 
 def _cutoff(value: Any) -> float:
     return 0.5 if value is None else float(value)
+
+
+def _words(words: dict[str, Any], name: str) -> Floats:
+    """Three numbers of an MTL's line; zeros where it has none."""
+    try:
+        return np.array([float(word) for word in words[name]], np.float64)[:3] + np.zeros(3)
+    except (KeyError, TypeError, ValueError):
+        return np.zeros(3)
 
 
 def _transparent(words: dict[str, Any]) -> bool:

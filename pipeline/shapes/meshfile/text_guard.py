@@ -6,6 +6,8 @@ import re
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.shapes.meshfile.budget import (
     MAX_FACES,
@@ -17,6 +19,7 @@ from recon.pipeline.shapes.meshfile.budget import (
     check_vertices,
     count_lines,
 )
+from recon.pipeline.shapes.meshfile.colours import Colours, of_off
 from recon.pipeline.shapes.meshfile.files import decode_text
 
 MAX_LINES = 2 * (MAX_FACES + MAX_VERTICES)  # of an OFF, blank ones and comments among them
@@ -47,6 +50,7 @@ def guard_obj(content: bytes, budget: Budget) -> tuple[bytes, dict[str, Any], li
         text = _absolute(text)
     if any(zero in faces for zero in (" 0 ", " 0/", " 0\n")) and re.search(r"(?m)^f [^\n]*(?<= )0(?=[/ \n])", faces):
         raise MeshError("bad-index", "a face names vertex 0, which does not exist: they are counted from 1")
+    text = _shares(text)
     options: dict[str, Any] = {}
     for letter, option in (("o", "split_objects"), ("g", "split_groups")):
         names = set(re.findall(rf"(?m)^{letter} +(.*)$", text)) if f"\n{letter} " in text else ()
@@ -67,6 +71,25 @@ def _count_obj(text: str) -> None:
         check_count(sum(max(count - 2, 0) for count in corners))
     if text.count("usemtl ") > MAX_PIECES:
         check_pieces(len(set(re.findall(r"usemtl (.*)", text))), "materials")
+
+
+def _shares(text: str) -> str:
+    """The text with vertices' colours as shares of 1, as trimesh takes them, where they are bytes."""
+    first = re.search(r"(?m)^v +([^\n]*)$", text)
+    if first is None or len(first[1].split()) != 6:
+        return text
+    vertices = [match[1].split() for match in re.finditer(r"(?m)^v +([^\n]*)$", text)]
+    try:
+        if not 1 < max(float(word) for words in vertices for word in words[3:6]) <= 255:
+            return text
+    except ValueError:
+        return text
+
+    def scaled(match: re.Match[str]) -> str:
+        words = match[1].split()
+        return " ".join(["v", *words[:3], *(str(float(word) / 255) for word in words[3:6])])
+
+    return re.sub(r"(?m)^v +([^\n]*)$", scaled, text)
 
 
 def tidied(content: bytes) -> str:
@@ -100,8 +123,8 @@ def _absolute(text: str) -> str:
     return "\n".join(lines)
 
 
-def guard_off(content: bytes, budget: Budget) -> bytes:
-    """An OFF with a magic word on a line of its own: ModelNet glues the counts to it.
+def guard_off(content: bytes, budget: Budget) -> tuple[bytes, Colours]:
+    """An OFF with a magic word on a line of its own, to which ModelNet glues the counts, and its colours.
 
     Raises MeshError when it holds less than it promises, which trimesh takes for a smaller mesh, or too much.
     """
@@ -123,14 +146,23 @@ def guard_off(content: bytes, budget: Budget) -> bytes:
     check_vertices(num_vertices)
     check_count(num_faces)
     del lines[1 + num_vertices + num_faces :]
-    num_triangles = 0
+    num_triangles, coloured = 0, True
     for line in islice(lines, 1 + num_vertices, None):
         count, corners = int(line.split(None, 1)[0]), len(line.split()) - 1
         if corners < count:
             raise MeshError("unreadable", "a face has fewer corners than its line says")
         num_triangles += max(count - 2, 0)
+        coloured = coloured and corners >= count + 3
     check_count(num_triangles)
-    return "\n".join(["OFF", *lines]).encode()
+    letters = magic[0].upper().replace("OFF", "") if magic else ""
+    faces = [line.split() for line in lines[1 + num_vertices :]] if coloured else []
+    of_vertices, of_faces = of_off(lines[1 : 1 + num_vertices], faces, letters)
+    if of_faces is not None:  # trimesh would sort polygons by their size
+        sizes = [max(int(face[0]) - 2, 0) for face in faces]
+        of_faces = np.repeat(of_faces, sizes, axis=0)
+        fans = (f"3 {face[1]} {face[i]} {face[i + 1]}" for face in faces for i in range(2, int(face[0])))
+        lines = [f"{num_vertices} {num_triangles} 0", *lines[1 : 1 + num_vertices], *fans]
+    return "\n".join(["OFF", *lines]).encode(), (of_vertices, of_faces)
 
 
 def guard_stl(content: bytes, budget: Budget) -> None:
