@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -222,9 +223,22 @@ def test_a_draco_mesh_says_how_many_triangles_it_has(width: int, height: int, cu
 
 
 def test_a_list_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = hostile_files.packed_list(tmp_path)
+    assert path.stat().st_size < 120_000
+    with pytest.raises(UserError, match=r"list\.csv\.gz: unpacks to more than 9 MB, which no list"):
+        tables.read_csv(path, ("path", "class"))
     monkeypatch.setattr(tables, "MAX_LIST_BYTES", 2 * MB)
-    path = hostile_files.packed_list(tmp_path, 0.05)
-    with pytest.raises(UserError, match=r"list\.csv\.gz: larger than 2 MB"):
+    with pytest.raises(UserError, match="unpacks to more than 2 MB"):
+        tables.read_csv(path, ("path", "class"))
+    path = path.with_suffix("")
+    path.write_bytes(b"path,class\n" + b"," * (3 * MB))
+    with pytest.raises(UserError, match="is larger than 2 MB"):
+        tables.read_csv(path, ("path", "class"))
+    content = bytearray(gzip.compress(b"path,class\n" * 100))
+    content[12:20] = bytes(8)
+    path = tmp_path / "damaged.csv.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
         tables.read_csv(path, ("path", "class"))
 
 
