@@ -110,9 +110,9 @@ def _guard_rows(body: bytes, elements: dict[str, _Element], budget: Budget) -> b
         last += item.count
         rows = body[start : int(ends[last - 1]) if last else 0]
         start += len(rows)
-        num_words = count_words(rows)
-        if num_words < item.count * len(item.types):
-            words = f"{item.count} rows of {name!r} with {len(item.types)} values each and has {num_words} values"
+        num_words, width = count_words(rows), sum(len(types) == 1 for types in item.types.values())
+        if num_words < item.count * width:
+            words = f"{item.count} rows of {name!r} with {width} values each and has {num_words} values"
             raise MeshError("unreadable", f"it promises {words}: cut off?")
         if name == "face" and item.corners() == next(iter(item.types), None):
             check_count(sum(_size(line[0]) for line in LINE.finditer(rows)))
