@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-try:
-    import resource
-except ImportError:  # not a Unix
-    resource = None  # type: ignore[assignment]
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import human
 
+WITHOUT_TORCH, WITH_TORCH = 2**30, 4 * 2**30  # of address space; torch's libraries alone take 3 GB of it
+STACK_BYTES = 2**20
+OPEN_FILES = 256
 
 STATM = "/proc/self/statm"  # its first number is the address space in pages
 
@@ -19,6 +21,29 @@ _lock = threading.Lock()
 _inside = 0  # threads within a fence
 _outside = 0  # the process's own limit, which the last one restores
 _statm: tuple[int, int] | None = None  # whose, and the open file: a shape's reading is to open none but the shape's
+
+
+def check_limits(address_space: int) -> None:
+    """To be called as a command starts: short stacks and few open files are mended where the system lets this process.
+
+    address_space: bytes of it that the command needs. UserError for limits below what is needed, which would end it
+    anywhere, by a crash.
+    """
+    for kind, flag, what, least, mend in (
+        (resource.RLIMIT_AS, "v", "address space", address_space, False),  # who sets it means it
+        (resource.RLIMIT_STACK, "s", "stack", STACK_BYTES, True),
+        (resource.RLIMIT_NOFILE, "n", "number of open files", OPEN_FILES, True),
+    ):
+        soft, hard = resource.getrlimit(kind)
+        if soft == resource.RLIM_INFINITY or soft >= least:
+            continue
+        if mend and (hard == resource.RLIM_INFINITY or hard >= least):
+            resource.setrlimit(kind, (least, hard))
+            if flag == "s":
+                threading.stack_size(least)  # of threads to come, whose default was set before
+            continue
+        found, needed = (str(n) if flag == "n" else human(n) for n in (soft, least))
+        raise UserError(f"the {what} is limited to {found}, and this command needs {needed}: raise `ulimit -{flag}`")
 
 
 @contextmanager
@@ -39,7 +64,7 @@ def fenced(num_bytes: int) -> Iterator[bool]:
 def _close(num_bytes: int) -> bool:
     global _inside, _outside
     size = _address_space()
-    if resource is None or size is None:
+    if size is None:
         return False
     with _lock:
         now, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -14,6 +14,7 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import shared_reason
+from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.wording import human
 from recon.pipeline.commands import store as store_cli
@@ -86,6 +87,7 @@ class Run:
 
     def stages(self, what: str, run: Callable[[Flow], list[StageResult]], teachers: bool) -> None:
         """Open what the options name, run the stages, say what was done; exits with the command's status."""
+        check_limits(WITHOUT_TORCH if what in ("ingest", "sample") else WITH_TORCH)
         set_thread_variables()  # before numpy and torch start their threads
         from recon.pipeline.execution.opening import open_executor
         from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
@@ -305,6 +307,7 @@ def doctor() -> None:
 def main() -> None:
     """Entry point: a UserError is one line on standard error, never a traceback."""
     try:
+        check_limits(WITHOUT_TORCH)
         app()
     except UserError as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)

@@ -88,7 +88,7 @@ def _read(path: Path, files: ModelFiles) -> Reading:
         words = f"no reader for {suffix or 'a name without suffix'}; use {', '.join(SUFFIXES)}"
         raise MeshError("unreadable", words)
     if not path.is_file():
-        raise MeshError("unreadable", "no such file")
+        raise MeshError("unreadable", "a link that leads nowhere" if path.is_symlink() else "no such file")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise MeshError("unreadable", f"it is larger than {MAX_FILE_BYTES >> 20} MB")
     return read_scene(path, files)

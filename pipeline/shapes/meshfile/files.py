@@ -163,11 +163,15 @@ class ModelFiles:
         """A file's content, read once and counted once by whatever names it is reached. Raises OSError as it comes."""
         place = path.resolve()
         if place not in self._contents:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                self.budget.spend("bytes of files", size)
-                self._contents[place] = file.read(size)
+            self._contents[place] = self.take(path)
         return self._contents[place]
+
+    def take(self, path: Path) -> bytes:
+        """A file's content, which is not held on to."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self.budget.spend("bytes of files", size)
+            return file.read(size)
 
     def _bytes_of(self, path: Path) -> bytes | None:
         try:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 
 from recon.pipeline.shapes.mesh import MeshError
-from recon.pipeline.shapes.meshfile.budget import BREAKS, MAX_FACES, MAX_VERTICES, Budget, check_count, check_vertices
+from recon.pipeline.shapes.meshfile.budget import (
+    BREAKS,
+    MAX_FACES,
+    MAX_VERTICES,
+    Budget,
+    check_count,
+    check_vertices,
+    count_words,
+)
 from recon.pipeline.shapes.meshfile.colours import plain_names
 
 MAX_HEADER_BYTES = 2**20
@@ -51,15 +58,14 @@ def guard_ply(content: bytes, budget: Budget) -> tuple[bytes, int]:
         content = head + content[start:]
         header, start = _header(content)
     elements = _elements(header[2:])
-    num_faces, num_rows = (elements[name].count if name in elements else 0 for name in ("face", "vertex"))
+    num_faces, num_vertices = (elements[name].count if name in elements else 0 for name in ("face", "vertex"))
     check_count(num_faces)
-    check_vertices(num_rows)
+    check_vertices(num_vertices)
     num_rows, num_bytes = sum(item.count for item in elements.values()), len(content) - start
     if num_rows > num_bytes:
         raise MeshError("unreadable", f"it promises {num_rows} rows in {num_bytes} bytes: cut off?")
     if len(header) > 1 and "ascii" in " ".join(header[1]).lower():
-        content = content[:start] + _guard_rows(content[start:], num_rows, budget)
-        _check_rows(content[start:], elements)
+        content = content[:start] + _guard_rows(content[start:], elements, budget)
     else:
         order = ">" if len(header) > 1 and "big" in " ".join(header[1]).lower() else "<"
         _check_lists(content, start, elements, order)
@@ -95,8 +101,9 @@ def _elements(lines: list[list[str]]) -> dict[str, _Element]:
     return found
 
 
-def _guard_rows(body: bytes, num_rows: int, budget: Budget) -> bytes:
-    """One line a row of a text."""
+def _guard_rows(body: bytes, elements: dict[str, _Element], budget: Budget) -> bytes:
+    """One line a row of a text. MeshError where there are fewer, or fewer words in them than there are properties."""
+    num_rows = sum(item.count for item in elements.values())
     if num_rows > MAX_ROWS:
         raise MeshError("unreadable", f"it promises {num_rows} rows; at most {MAX_ROWS} are read")
     if not body.isascii():
@@ -106,20 +113,19 @@ def _guard_rows(body: bytes, num_rows: int, budget: Budget) -> bytes:
     num_lines = body.count(b"\n") + (not body.endswith(b"\n"))
     if num_lines < num_rows:
         raise MeshError("unreadable", f"it promises {num_rows} rows and has {num_lines} lines: cut off?")
-    if num_lines > num_rows:
-        ends = (match.end() for match in re.finditer(rb"\n", body))
-        body = body[: next(islice(ends, num_rows - 1, None))] if num_rows else b""
-    return body
-
-
-def _check_rows(body: bytes, elements: dict[str, _Element]) -> None:
-    """Raise MeshError for more triangles than are drawn, in a text whose faces begin with their corners, as most do."""
-    before = 0
+    ends = np.append(np.flatnonzero(np.frombuffer(body, np.uint8) == ord("\n")) + 1, len(body))
+    start = last = 0
     for name, item in elements.items():
+        last += item.count
+        rows = body[start : int(ends[last - 1]) if last else 0]
+        start += len(rows)
+        num_words, width = count_words(rows), sum(len(types) == 1 for types in item.types.values())
+        if num_words < item.count * width:
+            words = f"{item.count} rows of {name!r} with {width} values each and has {num_words} values"
+            raise MeshError("unreadable", f"it promises {words}: cut off?")
         if name == "face" and item.corners() == next(iter(item.types), None):
-            rows = islice(LINE.finditer(body), before, before + item.count)
-            check_count(sum(_size(match[0]) for match in rows))
-        before += item.count
+            check_count(sum(_size(line[0]) for line in LINE.finditer(rows)))
+    return body[:start]
 
 
 def _size(row: bytes) -> int:

@@ -64,7 +64,7 @@ def import_readers(suffix: str) -> None:
 
 def read_scene(path: Path, files: ModelFiles) -> Reading:
     """Every placed piece of a mesh file that is there; MeshError, or whatever trimesh raises, when it is broken."""
-    suffix, content = path.suffix.lower(), files.read(path)
+    suffix, content = path.suffix.lower(), files.take(path)
     options: dict[str, Any] = {}
     up, promised = None, 0
     colours: Colours = None, None

@@ -37,7 +37,7 @@ def sidecars(path: Path, root: Path) -> tuple[str, ...]:
     """
     files = ModelFiles(path.parent, root)
     scan = _SCANS.get(path.suffix.lower())
-    if path.stat().st_size > MAX_FILE_BYTES:  # which is not read
+    if scan is not None and path.stat().st_size > MAX_FILE_BYTES:  # which is not read
         scan = None
     try:
         with fenced(MAX_MEMORY):

@@ -11,7 +11,6 @@ import numpy as np
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.shapes.meshfile.budget import (
     MAX_FACES,
-    MAX_PIECES,
     MAX_VERTICES,
     Budget,
     check_count,
@@ -69,8 +68,7 @@ def _count_obj(text: str) -> None:
     if text.count(" ") > MAX_FACES:
         corners = (len(line[1].split()) for line in re.finditer(r"(?m)^f (.*)$", text))
         check_count(sum(max(count - 2, 0) for count in corners))
-    if text.count("usemtl ") > MAX_PIECES:
-        check_pieces(len(set(re.findall(r"usemtl (.*)", text))), "materials")
+    check_pieces(len(set(re.findall(r"usemtl (.*)", text))), "materials")
 
 
 def _shares(text: str) -> str:
