@@ -93,6 +93,7 @@ class Run:
         from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
         from recon.pipeline.flow.report import key_change
         from recon.pipeline.flow.run import Flow, load_models, summary
+        from recon.pipeline.keeping.lacking import describe as describe_lacking
         from recon.pipeline.store.session import writing
 
         settings = load_manifest(self.manifest)
@@ -144,6 +145,8 @@ class Run:
             failed |= reasons
         say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
         say(again)
+        lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
+        say(describe_lacking(lacking) if lacking else [])
         if self.as_json:
             typer.echo(summary(results))
         raise typer.Exit(EXIT_QUARANTINE if failed else 0)
@@ -252,6 +255,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         from recon.pipeline.flow.report import describe, report
         from recon.pipeline.flow.run import Flow
         from recon.pipeline.keeping.copies import describe as describe_copies
+        from recon.pipeline.keeping.lacking import describe as describe_lacking
         from recon.pipeline.store import FeatureStore
 
         flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
@@ -264,6 +268,8 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
             answer(describe(shown) if shown else ["nothing to do"])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])
+            lacking = None if only_todo else flow.lacking()
+            answer(describe_lacking(lacking) if lacking else [])
         raise typer.Exit(EXIT_TODO if quiet and left else 0)
 
     app.command(name, help=doc)(command)
