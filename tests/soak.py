@@ -301,6 +301,7 @@ def main(
     flips: Annotated[int, typer.Option(help="How many bits to flip.")] = 0,
     trainings: Annotated[int, typer.Option(help="How many trainings to kill.")] = 0,
     cases: Annotated[int, typer.Option(help="How many cases to draw for the kernels.")] = 0,
+    meshes: Annotated[int, typer.Option(help="How many mesh files to damage and read.")] = 0,
     seed: Annotated[int, typer.Option(help="Draws the moments, files and bits.")] = 0,
     report: Annotated[Path | None, typer.Option("--json", help="Write the counts there.")] = None,
 ) -> None:
@@ -322,13 +323,15 @@ def main(
             results["flips"] = call(lambda: asdict(flip_bits(manifest, store, flips, seed)))
         if cases:
             results["kernels"] = call(lambda: asdict(importlib.import_module("tests.kernel_fuzz").fuzz(cases, seed)))
+        if meshes:
+            results["meshes"] = call(lambda: asdict(importlib.import_module("tests.fuzz_meshes").fuzz(meshes, seed)))
     text = json.dumps(results, indent=1)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
     say(text)
     failed = [
         line
-        for part in ("trainings", "kills", "flips", "kernels")
+        for part in ("trainings", "kills", "flips", "kernels", "meshes")
         if part in results
         for line in results[part]["failures"]
     ]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from recon.pipeline.procedural.geometry import box
-from recon.pipeline.shapes.meshfile import MeshError, load_mesh
-from recon.pipeline.shapes.meshfile import files as files_module
+from recon.pipeline.shapes.meshfile import MeshError, budget, load_mesh
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 QUAD = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
@@ -274,9 +273,9 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_first_bytes(tmp_path, mo
     parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
     put(tmp_path / "t.png", b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     assert "too large" in str(refusal(path))
-    monkeypatch.setattr(files_module, "MAX_TEXTURE_PIXELS", 100)
+    monkeypatch.setitem(budget.LIMITS, "texture pixels", 100)
     Image.new("L", (11, 10)).save(tmp_path / "t.png")
-    assert "pixels together" in str(refusal(path))
+    assert "110 texture pixels together" in str(refusal(path))
 
 
 def test_a_picture_of_sixteen_bits_is_not_clipped_to_white(tmp_path):

@@ -137,7 +137,7 @@ def test_no_material_library_is_overlooked(
     path.write_bytes(content)
     places = named(path, path.parent)
     files = ModelFiles(path.parent, path.parent)
-    for line in guard_obj(content)[2]:
+    for line in guard_obj(content, files.budget)[2]:
         files.find_libraries(line)
     assert {os.path.relpath(place, path.parent) for place in files.looked_at} <= places
 

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.limits import WITH_TORCH, check_limits
 from recon.pipeline.base.machine import use_allowed_cores
 from recon.trainer.commands import measuring, telling, training, transfer
 
@@ -27,6 +28,7 @@ def main() -> None:
     if "RANK" in os.environ:  # several pages from each of several processes when one of them ends
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
+        check_limits(WITH_TORCH)
         app()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -14,6 +14,7 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import shared_reason
+from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.wording import human
 from recon.pipeline.commands import store as store_cli
@@ -86,11 +87,13 @@ class Run:
 
     def stages(self, what: str, run: Callable[[Flow], list[StageResult]], teachers: bool) -> None:
         """Open what the options name, run the stages, say what was done; exits with the command's status."""
+        check_limits(WITHOUT_TORCH if what in ("ingest", "sample") else WITH_TORCH)
         set_thread_variables()  # before numpy and torch start their threads
         from recon.pipeline.execution.opening import open_executor
         from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
         from recon.pipeline.flow.report import key_change
         from recon.pipeline.flow.run import Flow, load_models, summary
+        from recon.pipeline.keeping.lacking import describe as describe_lacking
         from recon.pipeline.store.session import writing
 
         settings = load_manifest(self.manifest)
@@ -142,6 +145,8 @@ class Run:
             failed |= reasons
         say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
         say(again)
+        lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
+        say(describe_lacking(lacking) if lacking else [])
         if self.as_json:
             typer.echo(summary(results))
         raise typer.Exit(EXIT_QUARANTINE if failed else 0)
@@ -250,6 +255,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         from recon.pipeline.flow.report import describe, report
         from recon.pipeline.flow.run import Flow
         from recon.pipeline.keeping.copies import describe as describe_copies
+        from recon.pipeline.keeping.lacking import describe as describe_lacking
         from recon.pipeline.store import FeatureStore
 
         flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
@@ -262,6 +268,8 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
             answer(describe(shown) if shown else ["nothing to do"])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])
+            lacking = None if only_todo else flow.lacking()
+            answer(describe_lacking(lacking) if lacking else [])
         raise typer.Exit(EXIT_TODO if quiet and left else 0)
 
     app.command(name, help=doc)(command)
@@ -305,6 +313,7 @@ def doctor() -> None:
 def main() -> None:
     """Entry point: a UserError is one line on standard error, never a traceback."""
     try:
+        check_limits(WITHOUT_TORCH)
         app()
     except UserError as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)

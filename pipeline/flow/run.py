@@ -21,6 +21,7 @@ from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted,
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
 from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.copies import Copies, copies_of
+from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
@@ -144,6 +145,13 @@ class Flow:
         if not (self.store.has_registry and (self.store.path / "meshes" / key / "zarr.json").is_file()):
             return None
         return copies_of(self.store, key, self.store.listed_rows(self.manifest.name).tolist())
+
+    def lacking(self) -> Lacking | None:
+        """Which of the listed shapes are not quite what their files say; None where no mesh has been read."""
+        key = digest_of(Meshes(self.plan.origin).recipe)
+        if not (self.store.has_registry and (self.store.path / "meshes" / key / "zarr.json").is_file()):
+            return None
+        return lacking_of(self.store, key, self.store.listed_rows(self.manifest.name).tolist())
 
     # ---- their parts
 

@@ -59,11 +59,12 @@ class FolderSource(Source):
         ]
 
     def problems(self, root: Path) -> Lines:
-        """Classes without a mesh, and files that the listing passes over."""
+        """Classes without a mesh, and files that the listing passes over, links that lead nowhere among them."""
         listed = {shape.source for shape in self.shapes(root)}
         others = [path for path in _walk(root) if path not in listed]
         extra = [path for path in others if _is_mesh(path.rsplit("/", 1)[-1])]
         foreign = [path for path in others if path.lower().endswith(FOREIGN)]
+        lost = [path for path in others if not (root / path).exists()]
         lines = []
         if not self.list:
             held = {shape.split("/")[0] for shape in listed}
@@ -72,6 +73,8 @@ class FolderSource(Source):
         if extra:
             why = f"{self.list} does not name them" if self.list else "they do not lie in <class>/"
             lines.append(f"{len(extra)} mesh files are left out, {why}: {some(extra)}")
+        if lost:
+            lines.append(f"{len(lost)} links lead nowhere, or in a circle: {some(lost)}")
         if foreign:
             lines.append(f"{len(foreign)} files need converting, no reader takes them: {some(foreign)}")
         return lines
@@ -86,7 +89,7 @@ def list_folder(root: Path) -> list[tuple[str, str]]:
     paths = []
     for folder in _folders(root):
         with os.scandir(folder.path) as entries:
-            paths += [(folder.name, entry.name) for entry in entries if _is_mesh(entry.name) and entry.is_file()]
+            paths += [(folder.name, entry.name) for entry in entries if _is_mesh(entry.name) and _is_file(entry)]
     if not paths:
         with os.scandir(root) as entries:
             flat = any(_is_mesh(entry.name) for entry in entries)
@@ -137,7 +140,17 @@ def _is_mesh(name: str) -> bool:
 
 def _folders(root: Path) -> list[os.DirEntry[str]]:
     with os.scandir(root) as entries:
-        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return [entry for entry in entries if not entry.name.startswith(".") and not _is_lost(entry) and entry.is_dir()]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a shape's file; a link that leads nowhere is one that cannot be read, which a run tells of."""
+    return _is_lost(entry) or entry.is_file()
+
+
+def _is_lost(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads nowhere, or in a circle."""
+    return entry.is_symlink() and not Path(entry.path).exists()
 
 
 def _walk(root: Path) -> Lines:

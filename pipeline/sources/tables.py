@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import posixpath
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,21 +16,27 @@ from typing import Any
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import nearest
 
-MAX_LIST_BYTES = 1 << 30  # unpacked; the longest known list, Objaverse's, has 50 MB
+MAX_LIST_BYTES = 1 << 28  # unpacked; the longest known list, Objaverse's, has 50 MB
+MAX_UNPACKING = 100  # times a packed list's own size, beyond FEW_BYTES; lists of names unpack to ten times it
+FEW_BYTES = 1 << 23
 SPLITS = ("train", "val", "test")  # as most lists call them
 
 
 def read_text(path: Path) -> str:
     """A whole UTF-8 file, unpacked where its name ends in .gz. UserError when it is missing, too large or no text."""
+    packed, most = path.suffix == ".gz", MAX_LIST_BYTES
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(MAX_LIST_BYTES + 1)
+        if packed:
+            most = min(most, max(FEW_BYTES, MAX_UNPACKING * path.stat().st_size))
+        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+            content = file.read(most + 1)
     except FileNotFoundError:
         raise UserError(f"no list {path}: put it there; the manifest's `obtain` may say where it comes from") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-    if len(content) > MAX_LIST_BYTES:
-        raise UserError(f"{path}: larger than {MAX_LIST_BYTES >> 20} MB, which no list is")
+    if len(content) > most:
+        what = "unpacks to more than" if packed else "is larger than"
+        raise UserError(f"{path}: {what} {most >> 20} MB, which no list does")
     try:
         return content.decode("utf-8-sig")  # spreadsheets put a byte order mark in front
     except UnicodeDecodeError as error:

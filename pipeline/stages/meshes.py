@@ -13,6 +13,7 @@ from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code makes other numbers from the same recipe
+READER = 1  # raise it when the same file gives another mesh (0 had no number): colours, poses, places
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Meshes(SingleLane):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """How the source reads a mesh."""
-        return {"stage": "meshes", "version": VERSION, "origin": self.origin.recipe()}
+        """How the source reads a mesh; READER counts where that is from files."""
+        reader = {"reader": READER} if self.origin.source.reads_files else {}
+        return {"stage": "meshes", "version": VERSION, "origin": self.origin.recipe(), **reader}
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Reads and checks every mesh once: its digest, facts, parts and number of faces."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from recon.pipeline.base.digests import row_seed
 from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.copies import describe as describe_copies
+from recon.pipeline.keeping.lacking import Lacking, lacking_of
+from recon.pipeline.keeping.lacking import describe as describe_lacking
 from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
@@ -100,6 +102,7 @@ class Statistics:
     categories: dict[str, dict[str, int]]
     """Shapes by category and split."""
     copies: Copies | None
+    lacking: Lacking | None
     """Shapes of one mesh; None for a data set without meshes."""
     faces_median: float | None
     faces_max: int | None
@@ -137,6 +140,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
         splits=dict(sorted(Counter(registry.split[row] for row in mine).items())),
         categories={name: dict(sorted(counts.items())) for name, counts in sorted(by_category.items())},
         copies=copies_of(store, found.keys["meshes"], mine.tolist()) if "meshes" in found.keys else None,
+        lacking=lacking_of(store, found.keys["meshes"], mine.tolist()) if "meshes" in found.keys else None,
         faces_median=float(np.median(faces)) if len(faces) else None,
         faces_max=int(faces.max()) if len(faces) else None,
         keys=tuple(_key_statistics(store, name, key) for name, (_, key) in named_keys(found).items()),
@@ -156,6 +160,7 @@ def describe(found: Statistics) -> list[str]:
     if sizes:
         lines.append(f"  categories: {sizes[0][0]} ({sizes[0][1]}) to {sizes[-1][0]} ({sizes[-1][1]}) shapes")
     lines += [f"  {line}" for line in describe_copies(found.copies)] if found.copies else []
+    lines += [f"  {line}" for line in describe_lacking(found.lacking)] if found.lacking else []
     if found.faces_median is not None:
         lines.append(f"  faces a mesh: median {found.faces_median:.0f}, at most {found.faces_max}")
     for line in found.keys:

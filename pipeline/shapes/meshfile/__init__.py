@@ -5,6 +5,7 @@ A texture's v runs upwards (0 = bottom row of the picture), as in OBJ.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import replace
@@ -14,14 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.pipeline.base.faults import causes
+from recon.pipeline.base.limits import fenced
 from recon.pipeline.shapes.axes import axes
 from recon.pipeline.shapes.mesh import Floats, Ints, Mesh, Primitive
 from recon.pipeline.shapes.mesh import MeshError as MeshError  # where its users look for it
-from recon.pipeline.shapes.meshfile.files import MAX_FILE_BYTES, ModelFiles, check_count
-from recon.pipeline.shapes.meshfile.scene import Reading, read_scene
+from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES, MAX_MEMORY, check_count
+from recon.pipeline.shapes.meshfile.files import ModelFiles
+from recon.pipeline.shapes.meshfile.scene import Reading, import_readers, read_scene
 
 SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae")
 MAX_COORDINATE = 1e6
+FAR, LOST = 100.0, 1e9  # extents from the origin at which float32, and float64, no longer tell points apart
 MAX_PARTS = 256  # part labels are stored as bytes
 MIN_AREA = 1e-9  # as a share of the squared extent
 
@@ -33,26 +38,48 @@ def load_mesh(path: Path, root: Path, up: str = "+Y", front: str = "+Z") -> Mesh
     up and front: the file's own axes, such as "+Z" and "-Y"; a DAE that states another up axis is right about it. Units
     stay the file's. Colours become linear: glTF stores them so, the others in sRGB. Materials of no opacity are left
     out, textures' alpha cuts out, and anything else is opaque. `facts["missing_files"]` names what the file asks for
-    and lacks. Raises MeshError, its words starting with the file, for whatever cannot be read or drawn.
+    and lacks; a shape so far from the origin that float32 could not tell its points apart is moved there, by
+    `facts["moved"]` [3] in the project's axes. Raises MeshError, its words starting with the file, for whatever cannot
+    be read or drawn.
     """
-    rotation = axes(up, front)
+    turned = axes(up, front)
+    import_readers(path.suffix.lower())
+    with fenced(MAX_MEMORY) as closed:
+        try:
+            return _load(path, root, up, turned)
+        except MeshError as error:
+            raise MeshError(error.reason, f"{path}: {error.words}") from None
+        except Exception as error:  # trimesh raises whatever its parsers stumble over
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+            if closed and _lacks_memory(error):  # its own fault: so much was there for it
+                words = f"{path}: it needs more than {MAX_MEMORY >> 30} GB of memory to be read ({said})"
+                raise MeshError("unreadable", words) from None
+            raise MeshError("unreadable", f"{path}: {said}") from error
+
+
+def _load(path: Path, root: Path, up: str, rotation: Floats) -> Mesh:
     files = ModelFiles(path.parent, root)
-    try:
-        with np.errstate(all="ignore"):  # infinite coordinates, which check_mesh names better
-            reading = _read(path, files)
-            if reading.up not in (None, up.upper()):
-                rotation = axes(reading.up, "-Y" if reading.up == "+Z" else "+Z")
-            # a file that hides all of itself means opacity the other way round
-            primitives = _turned(reading.shown or reading.hidden, rotation)
-        missing = sorted(files.missing)
-        mesh = Mesh(primitives, {"missing_files": missing} if missing else {})
-        check_mesh(mesh)
-    except MeshError as error:
-        raise MeshError(error.reason, f"{path}: {error.words}") from None
-    except Exception as error:  # trimesh raises whatever its parsers stumble over
-        words = " ".join(str(error).split())[:200]
-        raise MeshError("unreadable", f"{path}: {type(error).__name__}: {words}") from error
+    with np.errstate(all="ignore"):  # infinite coordinates, which check_mesh names better
+        reading = _read(path, files)
+        if reading.up not in (None, up.upper()):
+            rotation = axes(reading.up, "-Y" if reading.up == "+Z" else "+Z")
+        # a file that hides all of itself means opacity the other way round
+        primitives = _turned(reading.shown or reading.hidden, rotation)
+    primitives, moved = _near(primitives)
+    facts: dict[str, Any] = {"missing_files": sorted(files.missing)} if files.missing else {}
+    mesh = Mesh(primitives, facts | ({"moved": moved} if moved else {}))
+    check_mesh(mesh)
     return mesh
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether memory was refused, as libraries tell it in C and in Python."""
+    return any(
+        isinstance(cause, MemoryError)
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        or (isinstance(cause, RuntimeError) and "allocat" in str(cause))
+        for cause in causes(error)
+    )
 
 
 def _read(path: Path, files: ModelFiles) -> Reading:
@@ -61,7 +88,7 @@ def _read(path: Path, files: ModelFiles) -> Reading:
         words = f"no reader for {suffix or 'a name without suffix'}; use {', '.join(SUFFIXES)}"
         raise MeshError("unreadable", words)
     if not path.is_file():
-        raise MeshError("unreadable", "no such file")
+        raise MeshError("unreadable", "a link that leads nowhere" if path.is_symlink() else "no such file")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise MeshError("unreadable", f"it is larger than {MAX_FILE_BYTES >> 20} MB")
     return read_scene(path, files)
@@ -76,6 +103,20 @@ def _turned(primitives: list[Primitive], rotation: Floats) -> tuple[Primitive, .
         for p in primitives
         if len(p.faces)
     )
+
+
+def _near(primitives: tuple[Primitive, ...]) -> tuple[tuple[Primitive, ...], list[float]]:
+    """Primitives of which float32 keeps what is to be seen, and by how much they were moved for it ([]: not at all)."""
+    corners = [p.vertices[p.faces] for p in primitives if p.faces.max(initial=0) < len(p.vertices)]
+    if not corners:
+        return primitives, []
+    low, high = (np.min([c.min((0, 1)) for c in corners], 0), np.max([c.max((0, 1)) for c in corners], 0))
+    extent = (high - low).max()
+    # float32 rounds by some 1e-7 of the largest coordinate, so that here it is 1e-5 of the shape
+    if not np.isfinite(extent) or not FAR * extent < np.abs([low, high]).max() < LOST * extent:
+        return primitives, []
+    by = -(low + high) / 2
+    return tuple(replace(p, vertices=p.vertices + by) for p in primitives), by.tolist()
 
 
 def check_mesh(mesh: Mesh) -> None:

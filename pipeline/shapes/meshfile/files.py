@@ -1,8 +1,11 @@
-"""What a mesh file asks for: other files under the root and pictures; and how much of anything is taken from it."""
+"""What a mesh file asks for: other files under the root and pictures; each opened once."""
 
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -14,12 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES, Budget, check_pieces
 from recon.pipeline.shapes.meshfile.pictures import check_picture, kind_of, read_picture, unreadable
 
-MAX_FACES = 2_000_000
-MAX_PIECES = 20_000  # placed pieces of a scene: a small file can name one geometry very often
-MAX_FILE_BYTES = 512 * 2**20
-MAX_TEXTURE_PIXELS = 2**27  # of all pictures of a file together: half a gigabyte in memory
 HELD = "picture"  # what a stand-in's text is called
 
 # MTL's options before a picture's name, and how many words follow each; o, s and t take one to three numbers.
@@ -38,6 +38,7 @@ class ModelFiles:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root.resolve()
+        self.budget = Budget()
         self.looked_at: dict[Path, None] = {}
         """Every place where a file was looked for, those that were asked for in vain too."""
         self.libraries: list[str] = []
@@ -45,10 +46,11 @@ class ModelFiles:
         self.missing: set[str] = set()
         self.outside: set[str] = set()
         self.refusal: Exception | None = None
+        self._found: dict[str, Path | None] = {}
+        self._contents: dict[Path, bytes] = {}
         self._held: list[tuple[str, bytes]] = []
-        self._stand_ins: dict[str, bytes] = {}
+        self._stand_ins: dict[int, bytes | None] = {}
         self._pictures: dict[str, NDArray[np.uint8] | None] = {}
-        self._pixels = 0
 
     def get(self, name: str) -> bytes:
         """The material libraries, a buffer's content, or a picture's stand-in; FileNotFoundError as `picture`."""
@@ -62,7 +64,8 @@ class ModelFiles:
 
     def content(self, name: str) -> bytes:
         """A file's content; FileNotFoundError when it is not there."""
-        content = self._read(file_name(name))
+        path = self.find(file_name(name))
+        content = None if path is None else self._bytes_of(path)
         if content is None:
             self.missing.add(name)
             raise FileNotFoundError(name)
@@ -70,18 +73,21 @@ class ModelFiles:
 
     def picture(self, name: str) -> bytes:
         """The stand-in of a picture in a file; FileNotFoundError when it is not there or is no picture."""
-        if name not in self._stand_ins:
-            content = self.content(name)
+        content = self.content(name)
+        if id(content) not in self._stand_ins:  # one object a file, which stays
             try:
                 check_picture(content)
+                self._stand_ins[id(content)] = self.stand_in(name, content)
             except (MeshError, MemoryError) as error:
                 self.refusal = error
                 raise
             except Exception:  # Pillow's readers raise many kinds; a broken picture is a missing one
-                self.missing.add(unreadable(name, kind_of(content)))
-                raise FileNotFoundError(name) from None
-            self._stand_ins[name] = self.stand_in(name, content)
-        return self._stand_ins[name]
+                self._stand_ins[id(content)] = None
+        found = self._stand_ins[id(content)]
+        if found is None:
+            self.missing.add(unreadable(name, kind_of(content)))
+            raise FileNotFoundError(name)
+        return found
 
     def stand_in(self, name: str, content: bytes) -> bytes:
         """A picture of one pixel, by which `pixels` finds what `content` holds."""
@@ -94,15 +100,25 @@ class ModelFiles:
 
     def _materials(self, lines: list[str]) -> bytes:
         """All material libraries as one, as trimesh reads the first alone: a line names one file, or several."""
-        found = []
+        found: dict[int, bytes] = {}
         for line in lines:
             contents = [None if path is None else self._bytes_of(path) for path in self.find_libraries(line)]
             if None in contents:
                 self.missing.add(line)
-            found += [content for content in contents if content is not None]
+            for content in contents:
+                if content is not None:
+                    found.pop(id(content), None)  # of a file that is named again the last place counts
+                    found[id(content)] = content
         if not found:
             raise FileNotFoundError(lines[0])
-        return b"\n".join(found)
+        text = b"\n".join(found.values())
+        try:
+            self.budget.spend_text(text)
+            check_pieces(text.lower().count(b"newmtl"), "materials")
+        except MeshError as error:
+            self.refusal = error
+            raise
+        return text
 
     def find_libraries(self, line: str) -> list[Path | None]:
         """The files that a line of an OBJ names: one, whose name may hold spaces, or several."""
@@ -111,8 +127,24 @@ class ModelFiles:
 
     def find(self, name: str) -> Path | None:
         """The file of a name, where the reader takes it from; None when it is not there."""
-        relative = name.strip().replace("\\", "/").removeprefix("file://")
-        for candidate in dict.fromkeys((relative, unquote(relative), relative.rsplit("/", 1)[-1])):
+        if name not in self._found:
+            self.budget.spend("names", 1)
+            self._found[name] = self._find(name)
+        return self._found[name]
+
+    def _find(self, name: str) -> Path | None:
+        relative = unquoted(name.strip()).replace("\\", "/").removeprefix("file://")
+        candidates = dict.fromkeys((relative, unquote(relative), relative.rsplit("/", 1)[-1]))
+        found = self._first(name, candidates)
+        if found is None and name not in self.outside:  # where names were written that have no case
+            known = (
+                in_any_case(self.folder, candidate) for candidate in candidates if not Path(candidate).is_absolute()
+            )
+            found = self._first(name, dict.fromkeys(spelt for spelt in known if spelt))
+        return found
+
+    def _first(self, name: str, candidates: Iterable[str]) -> Path | None:
+        for candidate in candidates:
             try:
                 place = self.folder / candidate
                 if not place.resolve().is_relative_to(self.root):
@@ -127,13 +159,23 @@ class ModelFiles:
                 self.refusal = self.refusal or machine_fault(error)
         return None
 
-    def _read(self, name: str) -> bytes | None:
-        path = self.find(name)
-        return None if path is None else self._bytes_of(path)
+    def read(self, path: Path) -> bytes:
+        """A file's content, read once and counted once by whatever names it is reached. Raises OSError as it comes."""
+        place = path.resolve()
+        if place not in self._contents:
+            self._contents[place] = self.take(path)
+        return self._contents[place]
+
+    def take(self, path: Path) -> bytes:
+        """A file's content, which is not held on to."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self.budget.spend("bytes of files", size)
+            return file.read(size)
 
     def _bytes_of(self, path: Path) -> bytes | None:
         try:
-            return path.read_bytes()
+            return self.read(path)
         except OSError as error:
             self.refusal = self.refusal or machine_fault(error)
             return None
@@ -159,10 +201,39 @@ class ModelFiles:
         return self._pictures[key]
 
     def _charge(self, pixels: int, _: int) -> None:
-        self._pixels += pixels
-        if self._pixels > MAX_TEXTURE_PIXELS:
-            words = f"its textures have more than {MAX_TEXTURE_PIXELS >> 20} Mi pixels together"
-            raise MeshError("unreadable", words)
+        self.budget.spend("texture pixels", pixels)
+
+
+def unquoted(name: str) -> str:
+    """A name without the quotes that some exporters put around it."""
+    return name[1:-1] if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" else name
+
+
+def in_any_case(folder: Path, name: str) -> str:
+    """The name of a file under a folder as the disk spells it, if that differs in the case of letters alone; else "".
+
+    Of several the first in the alphabet.
+    """
+    spelt: list[str] = []
+    for part in name.split("/"):
+        here = folder.joinpath(*spelt)
+        if part in (".", ".."):
+            spelt.append(part)
+            continue
+        try:
+            known = _spellings(here, here.stat().st_mtime_ns)
+        except (OSError, ValueError, RuntimeError):
+            return ""
+        if part.casefold() not in known:
+            return ""
+        spelt.append(part if (here / part).exists() else known[part.casefold()])
+    return "/".join(spelt)
+
+
+@lru_cache(maxsize=64)
+def _spellings(folder: Path, _: int) -> dict[str, str]:
+    """The names in a folder by their letters without case; the number is its time of change."""
+    return {name.casefold(): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
 
 
 def file_name(text: str) -> str:
@@ -201,15 +272,3 @@ def decode_text(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
-
-
-def check_count(num_faces: int) -> None:
-    """Raise MeshError for more triangles than are drawn."""
-    if num_faces > MAX_FACES:
-        raise MeshError("too-many-faces", f"it has {num_faces} triangles; simplify it to at most {MAX_FACES}")
-
-
-def check_pieces(num_pieces: int) -> None:
-    """Raise MeshError for a scene of more placed pieces than any shape has."""
-    if num_pieces > MAX_PIECES:
-        raise MeshError("too-many-parts", f"its scene places more than {MAX_PIECES} pieces")

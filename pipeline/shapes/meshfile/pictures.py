@@ -98,6 +98,10 @@ def read_picture(content: bytes, keep_alpha: bool, charge: Charge | None = None)
         if charge is not None:
             charge(max(width * height for width, height in sizes(image).values()), len(image.getbands()))
         mode = "RGBA" if keep_alpha and image.has_transparency_data else "RGB"
+        if image.mode == "F":  # shares of 1, or whatever its largest value tells
+            values = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
+            grey = values * (255 if values.max(initial=0.0) <= 1 else 1)
+            return np.array(Image.fromarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8)).convert("RGB"))
         if image.mode.startswith("I"):  # 16 bits, which conversion would clip to white
             return np.array(Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB"))
         return np.array(image.convert(mode), np.uint8)

@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, srgb_to_linear
-from recon.pipeline.shapes.meshfile.dae_guard import guard_dae
-from recon.pipeline.shapes.meshfile.files import ModelFiles, check_count, picture_options
+from recon.pipeline.shapes.meshfile.budget import check_count
+from recon.pipeline.shapes.meshfile.colours import Colours, dress
+from recon.pipeline.shapes.meshfile.dae_guard import guard_dae, without_controllers
+from recon.pipeline.shapes.meshfile.files import ModelFiles, picture_options
 from recon.pipeline.shapes.meshfile.gltf_guard import guard_gltf
-from recon.pipeline.shapes.meshfile.text_guard import guard_obj, guard_off, guard_stl, promised_faces
+from recon.pipeline.shapes.meshfile.ply_guard import guard_ply
+from recon.pipeline.shapes.meshfile.text_guard import guard_obj, guard_off, guard_stl
 
 PLAIN_GREY = Material("", (0.5, 0.5, 0.5))  # of files that say nothing of colour
 PLAIN_WHITE = Material("", (1.0, 1.0, 1.0))  # of vertex and face colours, which it multiplies
@@ -48,26 +51,39 @@ class _Finish:
     hidden: bool = False
 
 
+def import_readers(suffix: str) -> None:
+    """Import what reads such a file: a module whose import runs out of memory would stay half there."""
+    import trimesh  # noqa: F401  half a second that only mesh files pay for
+
+    with suppress(ImportError):  # of what is not installed the reader tells
+        if suffix == ".dae":
+            import collada  # noqa: F401
+        elif suffix in (".glb", ".gltf"):
+            import DracoPy  # noqa: F401
+
+
 def read_scene(path: Path, files: ModelFiles) -> Reading:
     """Every placed piece of a mesh file that is there; MeshError, or whatever trimesh raises, when it is broken."""
-    suffix, content = path.suffix.lower(), path.read_bytes()
+    suffix, content = path.suffix.lower(), files.take(path)
     options: dict[str, Any] = {}
     up, promised = None, 0
+    colours: Colours = None, None
     transforms: dict[int, Floats] | None = None
     if suffix == ".obj":
-        content, options, files.libraries = guard_obj(content)
+        content, options, files.libraries = guard_obj(content, files.budget)
     elif suffix == ".off":
-        content = guard_off(content)
+        content, colours = guard_off(content, files.budget)
     elif suffix == ".ply":
-        promised = promised_faces(content)
+        content, promised = guard_ply(content, files.budget)
     elif suffix == ".stl":
-        guard_stl(content)
+        guard_stl(content, files.budget)
     elif suffix == ".dae":
         # a file with a broken reference is refused: what it points to may be most of the shape
-        up, options = guard_dae(content), {"ignore_broken": False}
+        up, options = guard_dae(content, files.budget), {"ignore_broken": False}
+        content = without_controllers(content)
     else:
         content, transforms = guard_gltf(content, files)
-    import trimesh  # half a second that only mesh files pay for
+    import trimesh
 
     resolver: Any = files
     with _quiet():
@@ -78,6 +94,7 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
             raise MeshError("unreadable", f"it needs {str(error)!r}, which is not there") from None
         finally:
             _check_files(files)
+        dress(scene, suffix, content, colours)
         reading = _Builder(files, transforms, suffix == ".dae").read(scene)
     _check_files(files)
     found = sum(len(p.faces) for p in reading.shown)
@@ -106,8 +123,9 @@ def _check_files(files: ModelFiles) -> None:
     if files.outside:
         words = f"it names {min(files.outside)!r}, which lies outside {files.root}; choose a root above it"
         raise MeshError("unreadable", words)
-    if files.refusal is not None:
-        raise files.refusal
+    refusal = files.refusal or files.budget.overspent
+    if refusal is not None:
+        raise refusal
 
 
 class _Builder:
@@ -115,6 +133,7 @@ class _Builder:
 
     def __init__(self, files: ModelFiles, transforms: dict[int, Floats] | None, is_dae: bool) -> None:
         self.files, self.transforms, self.is_dae = files, transforms, is_dae
+        self._cut: dict[tuple[int, float], NDArray[np.uint8]] = {}
 
     def read(self, scene: Any) -> Reading:
         placed = [(*scene.graph[node], node) for node in scene.graph.nodes_geometry]
@@ -176,7 +195,7 @@ class _Builder:
         hidden = mode in ("MASK", "BLEND") and alpha < (_cutoff(cutoff) if mode == "MASK" else FAINTEST)
         texture = self.files.pixels(source.baseColorTexture, keep_alpha=mode in ("MASK", "BLEND"))
         if texture is not None and mode == "MASK":
-            texture = _cut(texture, alpha * 0.5 / max(_cutoff(cutoff), FAINTEST))
+            texture = self._cut_at(texture, alpha * 0.5 / max(_cutoff(cutoff), FAINTEST))
         # The format's default is bare metal, which files that leave it out hardly ever mean.
         metallic = 0.0 if source.metallicFactor is None else float(source.metallicFactor)
         roughness = PLAIN_GREY.roughness if source.roughnessFactor is None else float(source.roughnessFactor)
@@ -186,10 +205,27 @@ class _Builder:
             layout = np.column_stack([turned[:, :2], turned[:, 2] + [layout[0, 1], 1 - layout[1, 1]]])
         return _Finish(Material(name, base, metallic, roughness), texture, layout, hidden)
 
+    def _cut_at(self, picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+        """The picture with its alpha scaled so that one half, where the renderer cuts, is where the file cuts."""
+        if picture.shape[2] < 4 or abs(factor - 1) < 1e-3:
+            return picture
+        key = id(picture), factor  # which `files` holds on to
+        if key not in self._cut:
+            self.files.budget.spend("texture pixels", picture[..., 3].size)
+            cut = picture.copy()
+            cut[..., 3] = np.rint(np.minimum(picture[..., 3] * factor, 255)).astype(np.uint8)
+            self._cut[key] = cut
+        return self._cut[key]
+
     def _dae(self, source: Any) -> _Finish:
         base, alpha = _floats(source.baseColorFactor)
+        shine = np.zeros(3) if source.emissiveFactor is None else np.asarray(source.emissiveFactor, np.float64)[:3]
+        picture = source.baseColorTexture
+        if picture is None and max(base) < BLACK:
+            picture = source.emissiveTexture
+            base = (1.0, 1.0, 1.0) if picture is not None else tuple(np.maximum(base, shine).tolist())
         red, green, blue = (float(c) for c in srgb_to_linear(np.array(base)))
-        texture = self.files.pixels(source.baseColorTexture, keep_alpha=True)
+        texture = self.files.pixels(picture, keep_alpha=True)
         return _Finish(Material(str(source.name or ""), (red, green, blue)), texture, None, alpha < FAINTEST)
 
     def _simple(self, source: Any) -> _Finish:
@@ -203,6 +239,8 @@ class _Builder:
             _, scale, offset = picture_options(source.image.info.get("file_path", ""))
             if (scale, offset) != ((1.0, 1.0), (0.0, 0.0)):
                 layout = np.array([[scale[0], 0.0, offset[0]], [0.0, scale[1], offset[1]]])
+        elif base.max() < BLACK and max(shine := _words(source.kwargs, "ke")) > BLACK:
+            base = srgb_to_linear(np.minimum(shine, 1.0))  # its colour is its light
         elif self.files.missing and base.max() < BLACK:
             base = np.array(PLAIN_GREY.base_color)  # black because its texture, which is missing, gave the colour
         red, green, blue = (float(c) for c in base)
@@ -223,13 +261,12 @@ def _cutoff(value: Any) -> float:
     return 0.5 if value is None else float(value)
 
 
-def _cut(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """The picture with its alpha scaled so that one half, where the renderer cuts, is where the file cuts."""
-    if picture.shape[2] < 4 or abs(factor - 1) < 1e-3:
-        return picture
-    cut = picture.copy()
-    cut[..., 3] = np.rint(np.minimum(picture[..., 3] * factor, 255)).astype(np.uint8)
-    return cut
+def _words(words: dict[str, Any], name: str) -> Floats:
+    """Three numbers of an MTL's line; zeros where it has none."""
+    try:
+        return np.array([float(word) for word in words[name]], np.float64)[:3] + np.zeros(3)
+    except (KeyError, TypeError, ValueError):
+        return np.zeros(3)
 
 
 def _transparent(words: dict[str, Any]) -> bool:

@@ -17,13 +17,15 @@ from xml.parsers import expat
 
 from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.base.files import stamp
+from recon.pipeline.base.limits import fenced
 from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES, MAX_MEMORY
 from recon.pipeline.shapes.meshfile.files import ModelFiles, decode_text, file_name
-from recon.pipeline.shapes.meshfile.gltf_guard import BASE64, KTX2
+from recon.pipeline.shapes.meshfile.gltf_guard import BASE64, KTX2, read_header
+from recon.pipeline.shapes.meshfile.ply_guard import MAX_HEADER_BYTES
 from recon.pipeline.shapes.meshfile.text_guard import library_lines, tidied
 
 MAX_INDENT = 4096  # bytes before the word `mtllib` on its line
-MAX_HEADER_BYTES = 1 << 20  # of a PLY
 
 
 def sidecars(path: Path, root: Path) -> tuple[str, ...]:
@@ -35,9 +37,12 @@ def sidecars(path: Path, root: Path) -> tuple[str, ...]:
     """
     files = ModelFiles(path.parent, root)
     scan = _SCANS.get(path.suffix.lower())
+    if scan is not None and path.stat().st_size > MAX_FILE_BYTES:  # which is not read
+        scan = None
     try:
-        for name in scan(path, files) if scan else ():
-            files.find(file_name(name))
+        with fenced(MAX_MEMORY):
+            for name in scan(path, files) if scan else ():
+                files.find(file_name(name))
     except OSError:
         raise
     except Exception:  # whatever upsets a scan upsets the reader, who tells
@@ -99,8 +104,9 @@ def _of_obj(path: Path, files: ModelFiles) -> Iterator[str]:
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             lines = list(_library_lines(content))
-    for library in [found for line in lines for found in files.find_libraries(line) if found is not None]:
-        for line in decode_text(library.read_bytes()).splitlines():
+    found = [library for line in dict.fromkeys(lines) for library in files.find_libraries(line)]
+    for library in dict.fromkeys(path for path in found if path is not None):
+        for line in decode_text(files.read(library)).splitlines():
             words = line.split(None, 1)
             if len(words) == 2 and words[0].lower() == "map_kd":  # of other pictures the reader wants none
                 yield words[1]
@@ -128,13 +134,13 @@ def _of_ply(path: Path, _: ModelFiles) -> Iterator[str]:
 
 
 def _of_gltf(path: Path, _: ModelFiles) -> Iterator[str]:
-    return _uris(json.loads(decode_text(path.read_bytes())))
+    return _uris(read_header(path.read_bytes()))
 
 
 def _of_glb(path: Path, _: ModelFiles) -> Iterator[str]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(20)[12:16], "little")
-        return _uris(json.loads(decode_text(file.read(length))))
+        return _uris(read_header(file.read(length)))
 
 
 def _uris(header: dict[str, Any]) -> Iterator[str]:

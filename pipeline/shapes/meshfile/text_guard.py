@@ -1,38 +1,55 @@
-"""OBJ, OFF, PLY and STL files before trimesh reads them: promises are checked, and what it would misread is mended."""
+"""OBJ, OFF and STL files before trimesh reads them: promises are checked, and what it would misread is mended."""
 
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Any
 
-from recon.pipeline.shapes.mesh import MeshError
-from recon.pipeline.shapes.meshfile.files import check_count, decode_text
+import numpy as np
 
+from recon.pipeline.shapes.mesh import MeshError
+from recon.pipeline.shapes.meshfile.budget import (
+    MAX_FACES,
+    MAX_VERTICES,
+    Budget,
+    check_count,
+    check_pieces,
+    check_vertices,
+    count_lines,
+)
+from recon.pipeline.shapes.meshfile.colours import Colours, of_off
+from recon.pipeline.shapes.meshfile.files import decode_text
+
+MAX_LINES = 2 * (MAX_FACES + MAX_VERTICES)  # of an OFF, blank ones and comments among them
 MAX_NAMED = 256  # objects or groups, above which they are no parts: labels are bytes
 
 # The letters before it announce texture coordinates, colours or normals, which follow a vertex's position.
 OFF_MAGIC = re.compile(r"\s*(?:ST)?C?N?OFF(?![A-Z])", re.IGNORECASE)
-PLY_ELEMENT = re.compile(rb"^element\s+(\S+)\s+(\d+)", re.MULTILINE)
 STL_HEADER_BYTES, STL_FACE_BYTES = 84, 50
 
 
-def guard_obj(content: bytes) -> tuple[bytes, dict[str, Any], list[str]]:
+def guard_obj(content: bytes, budget: Budget) -> tuple[bytes, dict[str, Any], list[str]]:
     """An OBJ as trimesh understands it, the options to read it with, and its lines that name material libraries.
 
     trimesh counts negative indices from the end of the file instead of from where they stand, takes index 0 for the
-    first vertex, and knows no indented lines or comments behind numbers.
+    first vertex, and knows no indented lines or comments behind numbers. Raises MeshError for more vertices, triangles,
+    materials or numbers than a shape may have.
     """
     text = tidied(content)
+    budget.spend_text(text.encode())
     # each search of the whole text takes milliseconds, so it is made where a quick look finds a reason
     if text[:1] == " " or "\n " in text or "#" in text:
         text = re.sub(r"(?m)^ +|^#.*$", "", text)
     if "#" in text:
         text = re.sub(r"(?m)^((?:v|vt|vn|f) [^#\n]*)#.*$", r"\1", text)
+    _count_obj(text)
     faces = text[text.find("\nf ") :]
     if "-" in faces and re.search(r"(?m)^f [^\n]*[ /]-\d", faces):
         text = _absolute(text)
     if any(zero in faces for zero in (" 0 ", " 0/", " 0\n")) and re.search(r"(?m)^f [^\n]*(?<= )0(?=[/ \n])", faces):
         raise MeshError("bad-index", "a face names vertex 0, which does not exist: they are counted from 1")
+    text = _shares(text)
     options: dict[str, Any] = {}
     for letter, option in (("o", "split_objects"), ("g", "split_groups")):
         names = set(re.findall(rf"(?m)^{letter} +(.*)$", text)) if f"\n{letter} " in text else ()
@@ -40,6 +57,37 @@ def guard_obj(content: bytes) -> tuple[bytes, dict[str, Any], list[str]]:
             options = {option: True}
             break
     return text.encode(), options, library_lines(text)
+
+
+def _count_obj(text: str) -> None:
+    """Raise MeshError for what trimesh would take apart line by line, and is too much of it."""
+    check_vertices(max(text.count(f"\n{kind} ") for kind in ("v", "vt", "vn")))
+    lines = text.count("\nf ")
+    check_count(lines)
+    # so many triangles at most, were every other line short of words; a closer look takes a second
+    if text.count(" ") > MAX_FACES:
+        corners = (len(line[1].split()) for line in re.finditer(r"(?m)^f (.*)$", text))
+        check_count(sum(max(count - 2, 0) for count in corners))
+    check_pieces(len(set(re.findall(r"usemtl (.*)", text))), "materials")
+
+
+def _shares(text: str) -> str:
+    """The text with vertices' colours as shares of 1, as trimesh takes them, where they are bytes."""
+    first = re.search(r"(?m)^v +([^\n]*)$", text)
+    if first is None or len(first[1].split()) != 6:
+        return text
+    vertices = [match[1].split() for match in re.finditer(r"(?m)^v +([^\n]*)$", text)]
+    try:
+        if not 1 < max(float(word) for words in vertices for word in words[3:6]) <= 255:
+            return text
+    except ValueError:
+        return text
+
+    def scaled(match: re.Match[str]) -> str:
+        words = match[1].split()
+        return " ".join(["v", *words[:3], *(str(float(word) / 255) for word in words[3:6])])
+
+    return re.sub(r"(?m)^v +([^\n]*)$", scaled, text)
 
 
 def tidied(content: bytes) -> str:
@@ -73,11 +121,15 @@ def _absolute(text: str) -> str:
     return "\n".join(lines)
 
 
-def guard_off(content: bytes) -> bytes:
-    """An OFF with a magic word on a line of its own: ModelNet glues the counts to it.
+def guard_off(content: bytes, budget: Budget) -> tuple[bytes, Colours]:
+    """An OFF with a magic word on a line of its own, to which ModelNet glues the counts, and its colours.
 
-    Raises MeshError when it holds less than it promises, which trimesh takes for a smaller mesh.
+    Raises MeshError when it holds less than it promises, which trimesh takes for a smaller mesh, or too much.
     """
+    budget.spend_text(content)
+    num_lines = count_lines(content)
+    if num_lines > MAX_LINES:
+        raise MeshError("unreadable", f"it has {num_lines} lines; at most {MAX_LINES} are read")
     text = re.sub(r"#[^\n]*", "", decode_text(content))
     magic = OFF_MAGIC.match(text)
     lines = [line for line in (text[magic.end() :] if magic else text).splitlines() if line and not line.isspace()]
@@ -89,29 +141,38 @@ def guard_off(content: bytes) -> bytes:
     if num_vertices < 0 or num_faces < 0 or len(lines) - 1 < num_vertices + num_faces:
         words = f"it promises {num_vertices} vertices and {num_faces} faces and has {len(lines) - 1} lines: cut off?"
         raise MeshError("unreadable", words)
+    check_vertices(num_vertices)
     check_count(num_faces)
-    faces = [line.split() for line in lines[1 + num_vertices : 1 + num_vertices + num_faces]]
-    if any(len(face) <= int(face[0]) for face in faces):
-        raise MeshError("unreadable", "a face has fewer corners than its line says")
-    return "\n".join(["OFF", *lines]).encode()
+    del lines[1 + num_vertices + num_faces :]
+    num_triangles, coloured = 0, True
+    for line in islice(lines, 1 + num_vertices, None):
+        count, corners = int(line.split(None, 1)[0]), len(line.split()) - 1
+        if corners < count:
+            raise MeshError("unreadable", "a face has fewer corners than its line says")
+        num_triangles += max(count - 2, 0)
+        coloured = coloured and corners >= count + 3
+    check_count(num_triangles)
+    letters = magic[0].upper().replace("OFF", "") if magic else ""
+    faces = [line.split() for line in lines[1 + num_vertices :]] if coloured else []
+    of_vertices, of_faces = of_off(lines[1 : 1 + num_vertices], faces, letters)
+    if of_faces is not None:  # trimesh would sort polygons by their size
+        sizes = [max(int(face[0]) - 2, 0) for face in faces]
+        of_faces = np.repeat(of_faces, sizes, axis=0)
+        fans = (f"3 {face[1]} {face[i]} {face[i + 1]}" for face in faces for i in range(2, int(face[0])))
+        lines = [f"{num_vertices} {num_triangles} 0", *lines[1 : 1 + num_vertices], *fans]
+    return "\n".join(["OFF", *lines]).encode(), (of_vertices, of_faces)
 
 
-def promised_faces(content: bytes) -> int:
-    """Of a PLY. Raises MeshError for counts that so few bytes cannot hold."""
-    header, end, _ = content[: 1 << 16].partition(b"end_header")
-    counts = {name: int(count) for name, count in PLY_ELEMENT.findall(header.replace(b"\r", b"\n"))}
-    if end and sum(counts.values()) > len(content) - len(header):
-        raise MeshError("unreadable", f"it promises {max(counts.values())} rows in {len(content)} bytes: cut off?")
-    check_count(counts.get(b"face", 0))
-    return counts.get(b"face", 0)
-
-
-def guard_stl(content: bytes) -> None:
-    """Raise MeshError for an STL that is neither text nor as long as its header says."""
+def guard_stl(content: bytes, budget: Budget) -> None:
+    """Raise MeshError for an STL that is neither text nor as long as its header says, or holds too much."""
     promised = int.from_bytes(content[80:84], "little")
     whole = len(content) >= STL_HEADER_BYTES and len(content) == STL_HEADER_BYTES + promised * STL_FACE_BYTES
-    text = content.lstrip()[:5].lower() == b"solid"
     if whole:
         check_count(promised)
-    elif not text or b"endsolid" not in content[-4096:].lower():
+        return
+    if content.lstrip()[:5].lower() != b"solid" or b"endsolid" not in content[-4096:].lower():
         raise MeshError("unreadable", f"it is no whole STL file of {promised} triangles, nor a text one: cut off?")
+    budget.spend_text(content)
+    text = content.lower()
+    check_count(text.count(b"vertex") // 3)
+    check_pieces(text.count(b"endsolid"), "solids")

@@ -1,0 +1,121 @@
+"""Colours of vertices and faces that trimesh does not read, or reads in another range than the file's.
+
+Writers differ: shares of 1, bytes, or 16 bits, under several names. What a file means is told by its largest value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon.pipeline.shapes.mesh import Floats
+
+Bytes = NDArray[np.uint8]
+Colours = tuple["NDArray[Any] | None", "NDArray[Any] | None"]
+"""Of vertices and of faces, [N, 3]."""
+
+PLY_NAMES = {
+    "diffuse_red": "red",
+    "diffuse_green": "green",
+    "diffuse_blue": "blue",
+    "r": "red",
+    "g": "green",
+    "b": "blue",
+}
+STL_DEFAULT = re.compile(rb"COLOR=(....)", re.DOTALL)  # how Materialise's programs begin theirs
+OWN = 0x8000
+
+
+def as_bytes(colours: NDArray[Any]) -> Bytes:
+    """[N, 3] uint8 of colours [N, 3 or 4] in any range; uint8 stays as it is."""
+    colours = colours[:, :3]
+    if colours.dtype == np.uint8:
+        return colours
+    values = np.nan_to_num(colours.astype(np.float64), posinf=0.0, neginf=0.0)
+    most = values.max(initial=0.0)
+    scale = 255.0 if most <= 1 else 1.0 if most <= 255 else 1 / 257
+    return np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8)
+
+
+def plain_names(lines: list[list[str]]) -> dict[bytes, bytes]:
+    """Lines of a PLY's header, by what they are to be: colours under the names that trimesh knows."""
+    names = {words[-1] for words in lines if words and words[0] == "property"}
+    if "red" in names:
+        return {}
+    found = {}
+    for words in lines:
+        if len(words) == 3 and words[0] == "property" and words[2] in PLY_NAMES:
+            found[" ".join(words).encode()] = " ".join([*words[:2], PLY_NAMES[words[2]]]).encode()
+    return found if len(found) == 3 else {}
+
+
+def dress(scene: Any, suffix: str, content: bytes, given: Colours = (None, None)) -> None:
+    """Give the geometry of a scene the colours of its file.
+
+    given: of an OFF, whose colours trimesh leaves out; content: of an STL, whose programs disagree.
+    """
+    for geometry in scene.geometry.values():
+        faces = getattr(geometry, "faces", None)
+        if faces is None or geometry.visual.kind == "texture":
+            continue
+        vertex, face = given
+        if suffix == ".ply":
+            elements = geometry.metadata.get("_ply_raw", {})
+            vertex, face = (_of_element(elements.get(name)) for name in ("vertex", "face"))
+            vertex, face = (vertex, None) if vertex is not None else (None, face)
+        elif suffix == ".stl" and "stl" in geometry.face_attributes:
+            face = _of_stl(content[:80], np.asarray(geometry.face_attributes["stl"]).ravel())
+        if vertex is not None and len(vertex) == len(geometry.vertices):
+            geometry.visual.vertex_colors = as_bytes(vertex)
+        elif face is not None and len(face) == len(faces):
+            geometry.visual.face_colors = as_bytes(face)
+
+
+def _of_element(element: dict[str, Any] | None) -> NDArray[Any] | None:
+    """[N, 3] of a PLY's element, with the type that the file has."""
+    data = None if element is None else element.get("data")
+    try:
+        return None if data is None else np.column_stack([np.ravel(data[name]) for name in ("red", "green", "blue")])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _of_stl(header: bytes, words: NDArray[Any]) -> Bytes | None:
+    """[F, 3] of the two bytes behind each triangle; None where they are no colours.
+
+    VisCAM and SolidView set the highest bit of a triangle with a colour, blue in the lowest bits. Materialise says a
+    colour in the header and clears that bit where a triangle has its own, red in the lowest bits.
+    """
+    words = words.astype(np.uint16)
+    channels = np.stack([(words >> shift) & 31 for shift in (10, 5, 0)], 1)
+    common = STL_DEFAULT.search(header)
+    if common is not None:
+        own, channels, plain = (words & OWN) == 0, channels[:, ::-1], np.frombuffer(common[1][:3], np.uint8)
+    else:
+        own, plain = (words & OWN) != 0, np.full(3, 188, np.uint8)  # linear mid grey
+        if not own.all():  # some write other things there
+            return None
+    found: Bytes = np.where(own[:, None], np.rint(channels * (255 / 31)), plain).astype(np.uint8)
+    return found
+
+
+def of_off(vertex_lines: list[str], face_lines: list[list[str]], letters: str) -> Colours:
+    """What an OFF says behind its positions, if its letters hold a C, and behind its corners."""
+    vertex = face = None
+    at = 6 if "N" in letters else 3
+    if "C" in letters and vertex_lines and len(vertex_lines[0].split()) >= at + 3:
+        vertex = _numbers([line.split()[at : at + 3] for line in vertex_lines])
+    rests = [words[1 + int(words[0]) :] for words in face_lines]
+    if rests and all(len(rest) >= 3 for rest in rests):  # one number alone is a place in a table that files do not have
+        face = _numbers([rest[:3] for rest in rests])
+    return vertex, face
+
+
+def _numbers(rows: list[list[str]]) -> Floats | None:
+    try:
+        return np.array(rows, np.float64)
+    except ValueError:
+        return None
