@@ -81,8 +81,8 @@ def test_what_asked_for_gigabytes_takes_little_and_ends_in_a_line(
 
 SMALL: dict[Callable[[Path, float], Path], tuple[str, Any, Any]] = {
     hostile_files.one_image_often: ("", "texture pixels", 50_000),
-    hostile_files.one_view_often: ("", "bytes unpacked", MB),
-    hostile_files.one_buffer_often: ("", "bytes unpacked", MB),
+    hostile_files.one_view_often: ("", "bytes of buffer views", MB),
+    hostile_files.one_buffer_often: ("", "bytes of buffer views", MB),
     hostile_files.unbacked_array: ("", "numbers", 100_000),
     hostile_files.sparse_array: ("", "numbers", 100_000),
     hostile_files.draco_grid: ("MAX_FACES", budget, 1000),
