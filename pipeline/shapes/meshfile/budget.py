@@ -23,7 +23,7 @@ MAX_TEXTURE_PIXELS = 2**27  # half a gigabyte in memory
 LIMITS = {
     "names": MAX_NAMES,  # of files that are looked for
     "bytes of files": MAX_FILE_BYTES,  # each file counts once, however often it is named
-    "bytes unpacked": MAX_FILE_BYTES,  # of embedded buffers and pictures, and of views into buffers
+    "bytes of buffer views": MAX_FILE_BYTES,  # of a glTF, which may overlap
     "numbers": MAX_NUMBERS,  # words of text formats, values of arrays
     "texture pixels": MAX_TEXTURE_PIXELS,
 }

@@ -103,7 +103,7 @@ class _Buffers:
         self.entries: list[dict[str, Any]] = header.get("buffers", [])
         files.buffers = {entry["uri"] for entry in self.entries if "uri" in entry}
         # trimesh copies each out of its buffer, however many cover the same bytes
-        files.budget.spend("bytes unpacked", sum(max(v["byteLength"], 0) for v in header.get("bufferViews", [])))
+        files.budget.spend("bytes of buffer views", sum(max(v["byteLength"], 0) for v in header.get("bufferViews", [])))
 
     def view(self, number: int) -> bytes:
         """The bytes of a view; FileNotFoundError where its buffer lies in a file that is not there."""
@@ -117,7 +117,7 @@ class _Buffers:
         """A buffer's content, which a .glb may have in a chunk of its own."""
         uri = self.entries[number].get("uri")
         if uri is not None:
-            return self.decoded(uri) if BASE64 in uri else self.files.content(uri)
+            return _decoded(uri) if BASE64 in uri else self.files.content(uri)
         skipped, at = sum("uri" not in entry for entry in self.entries[:number]), 0
         while at + 8 <= len(self.chunks):
             length = int.from_bytes(self.chunks[at : at + 4], "little")
@@ -130,13 +130,12 @@ class _Buffers:
 
     def spend(self, num_bytes: int) -> None:
         """Count bytes that are about to be made. MeshError for too many."""
-        self.files.budget.spend("bytes unpacked", num_bytes)
+        self.files.budget.spend("bytes of buffer views", num_bytes)
 
-    def decoded(self, uri: str) -> bytes:
-        """What stands in the text itself."""
-        text = uri.partition(BASE64)[2]
-        self.files.budget.spend("bytes unpacked", len(text) * 3 // 4)
-        return base64.b64decode(text)
+
+def _decoded(uri: str) -> bytes:
+    """What stands in the text itself, so that the file's size bounds it."""
+    return base64.b64decode(uri.partition(BASE64)[2])
 
 
 def _take_pictures(header: dict[str, Any], buffers: _Buffers, files: ModelFiles) -> None:
@@ -155,7 +154,7 @@ def _take_pictures(header: dict[str, Any], buffers: _Buffers, files: ModelFiles)
                     of_views[view] = files.stand_in(EMBEDDED, buffers.view(view))
                 stand_in = of_views[view]
             elif uri is not None:
-                stand_in = files.stand_in(EMBEDDED, buffers.decoded(uri)) if BASE64 in uri else files.picture(uri)
+                stand_in = files.stand_in(EMBEDDED, _decoded(uri)) if BASE64 in uri else files.picture(uri)
             else:
                 continue
         except FileNotFoundError:  # a missing picture, or a missing buffer, which trimesh will want too

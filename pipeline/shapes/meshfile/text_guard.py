@@ -64,7 +64,7 @@ def _count_obj(text: str) -> None:
     check_vertices(max(text.count(f"\n{kind} ") for kind in ("v", "vt", "vn")))
     lines = text.count("\nf ")
     check_count(lines)
-    # so many triangles at most, were every other line short of words; a closer look takes a second
+    # a text of fewer words has no more triangles, and a closer look takes a second
     if text.count(" ") > MAX_FACES:
         corners = (len(line[1].split()) for line in re.finditer(r"(?m)^f (.*)$", text))
         check_count(sum(max(count - 2, 0) for count in corners))
