@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from recon.pipeline.base import provenance
+from recon.pipeline.base.code import code_digest
 from recon.pipeline.base.digests import canonical_json, digest_of
 from recon.pipeline.base.files import make_directory, write_atomically
 from recon.pipeline.execution.engine import run_stage
@@ -81,7 +82,8 @@ def test_provenance_says_what_the_work_used_and_only_that(store: FeatureStore) -
     key = run_stage(store, Drawn(), rows_of([str(number) for number in range(8)]), InProcess()).key
     first, second = (receipt_of(store, key, number).provenance[0] for number in (0, 1))
     assert first == second | {"opengl": "llvmpipe, 4.5"}
-    assert set(second) == {"host", "processor", "versions"}
+    assert set(second) == {"host", "processor", "code", "versions"}
+    assert second["code"] == code_digest()
     assert {"python", "torch", "torchvision", "pillow", "pyrender", "recon-pointcloud"} <= set(second["versions"])
     assert all(version != "-" for name, version in second["versions"].items() if name != "transformers")
 

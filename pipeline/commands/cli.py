@@ -127,7 +127,7 @@ class Run:
             except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
                 console.print("interrupted: finished shards are kept; the same command goes on from there")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
-        say([*flow.mended, *flow.notes])
+        say([*flow.mended, *flow.notes, *(f"left out: {line}" for line in executor.left_out)])
         failed: dict[str, str] = {}
         again: list[str] = []
         for result in results:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from recon.pipeline.base.provenance import peak_bytes, versions
+from recon.pipeline.base.code import versions
+from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.execution.executor import Executor
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
