@@ -104,7 +104,7 @@ class Run:
         with ExitStack() as stack:
             hosts = [host for host in self.hosts.split(",") if host]
             executor = stack.enter_context(open_executor(self.workers, self.scheduler, self.cluster, hosts))
-            store = stack.enter_context(writing(self.store, what))
+            store = stack.enter_context(writing(self.store, what, idle=what != "retry"))
             flow = Flow(settings, self.root, store, executor, self.limit, shard, self.row_seconds)
             check = self._size_check(flow, executor.workers)
 

@@ -57,6 +57,7 @@ def run_stage(
     if not plan.tasks:
         return StageResult(stage.kind, plan.key, plan.total, 0, plan.failed, time.monotonic() - started)
     begin(plan)
+    store.guard()
     group = store.require_key(stage.kind, plan.key, stage.recipe, stage.columns, stage.attributes)
     for column in stage.columns:
         store.require_column(group, column, rows[-1].index + 1, stage.lanes, stage.shard_rows)
