@@ -262,23 +262,6 @@ def test_a_worker_may_join_late_and_tasks_wait_for_it(
         late.join()
 
 
-def test_a_worker_of_another_version_is_refused(tmp_path: Path, serve: Callable[..., Any]) -> None:
-    other = tmp_path / "other" / "recon_pointcloud-9.9.dist-info"
-    other.mkdir(parents=True)
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: recon-pointcloud\nVersion: 9.9\n")
-    path = f"{other.parent}{os.pathsep}{ROOT}"
-    serve("scheduler", "--port", "0")
-    where = address(tmp_path)
-    with open_executor(None, scheduler=where) as early:
-        assert isinstance(early, Dask)
-        serve("worker", "--nthreads", "1", PYTHONPATH=path)
-        joined(early, 1)
-        with pytest.raises(UserError, match=r"^a dask worker has recon 9.9, this is "):
-            list(early.run(square, range(3)))
-    with pytest.raises(UserError, match=r"^tcp://.* has recon 9.9, this is .*: install the same everywhere$"):
-        open_executor(None, scheduler=where)
-
-
 def test_a_lost_scheduler_is_one_line_soon(tmp_path: Path, serve: Callable[..., Any]) -> None:
     scheduler = serve("scheduler", "--port", "0")
     serve("worker", "--nthreads", "1")
@@ -327,7 +310,8 @@ def test_a_node_at_fault_is_left_out_and_the_last_one_ends_the_run(
         assert isinstance(opened, Dask)
         joined(opened, 2)
         assert set(opened.run(on_node, ["127.0.0.2"] * 30)) == {"127.0.0.1"}
-        assert caplog.messages == ["127.0.0.2 gets no more tasks: headless OpenGL does not start"]
+        told = ["127.0.0.2 gets no more tasks: headless OpenGL does not start"]
+        assert caplog.messages == opened.left_out == told
         assert set(opened.run(on_node, [""] * 30)) == {"127.0.0.1", "127.0.0.2"}  # a run asks anew
         with pytest.raises(MachineError, match=r"^headless OpenGL does not start$"):
             list(opened.run(on_node, ["127.0.0.1 127.0.0.2"] * 30))

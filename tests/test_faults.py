@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +23,14 @@ from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.faults import LASTING, PASSING, bare, lacks_device_memory, machine_fault, shared_reason
 from recon.pipeline.execution.engine import StageResult, run_stage
 from recon.pipeline.execution.executor import Executor, InProcess, Processes
+from recon.pipeline.execution.jobs import attempt, fault_in
+from recon.pipeline.execution.planning import Task
 from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.execution.work import run_task
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.stages.targets import finite_block
 from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.shards import Shard
 from recon.pipeline.teachers import TeacherSpec
 from tests.test_engine import Squares, numbers, rows_of
 from tests.toy_stage import register
@@ -120,6 +126,14 @@ def test_a_fault_of_the_machine_stops_the_run_and_sets_nothing_aside(
         stage.flag.unlink()
         assert not run_stage(store, stage, rows, executor).failed
     assert numbers(store, key) == [number**2 for number in range(12)]
+
+
+def test_a_machine_that_does_not_have_the_store_is_at_fault(tmp_path: Path) -> None:
+    """A node without the mount: the others go on without it."""
+    stage = Squares()
+    shard = Shard(stage.kind, digest_of(stage.recipe), 0, 0, stage.shard_rows, stage.lanes)
+    reply = attempt(pickle.dumps((run_task, Task(stage, tmp_path / "s.zarr", shard, tuple(rows_of(["1"]))))))
+    assert fault_in(reply).startswith(f"{tmp_path / 's.zarr'}: not a store on {socket.gethostname()}: mount it there (")
 
 
 def test_too_little_device_memory_for_a_batch_is_met_by_halving(store: FeatureStore) -> None:

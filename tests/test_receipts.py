@@ -14,12 +14,15 @@ from typing import Any, cast
 import pytest
 
 from recon.pipeline.base import provenance
+from recon.pipeline.base.code import code_digest
 from recon.pipeline.base.digests import canonical_json, digest_of
 from recon.pipeline.base.files import make_directory, write_atomically
+from recon.pipeline.commands.store import ls
 from recon.pipeline.execution.engine import run_stage
 from recon.pipeline.execution.executor import InProcess
 from recon.pipeline.execution.planning import plan_stage
 from recon.pipeline.execution.stage import Block, Row
+from recon.pipeline.keeping.stats import list_store
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.receipts import DamagedReceipt, Entry, Failure, Receipt
 from tests.test_engine import Squares, rows_of
@@ -81,7 +84,8 @@ def test_provenance_says_what_the_work_used_and_only_that(store: FeatureStore) -
     key = run_stage(store, Drawn(), rows_of([str(number) for number in range(8)]), InProcess()).key
     first, second = (receipt_of(store, key, number).provenance[0] for number in (0, 1))
     assert first == second | {"opengl": "llvmpipe, 4.5"}
-    assert set(second) == {"host", "processor", "versions"}
+    assert set(second) == {"host", "processor", "code", "versions"}
+    assert second["code"] == code_digest()
     assert {"python", "torch", "torchvision", "pillow", "pyrender", "recon-pointcloud"} <= set(second["versions"])
     assert all(version != "-" for name, version in second["versions"].items() if name != "transformers")
 
@@ -94,6 +98,24 @@ def test_views_and_features_say_their_driver_and_device(small_store: Path) -> No
     assert all(made["opengl"] and "device" not in made for made in views)
     targets = receipt_of(opened, ref.targets["tiny"]).provenance
     assert all(made["device"] and "opengl" not in made for made in targets)
+
+
+def test_rows_of_one_key_tell_that_different_code_made_them(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The key says which recipe; that the code was another is told beside it, and changes neither key nor digest."""
+    key = run_stage(store, Squares(), rows_of([str(number) for number in range(6)]), InProcess()).key
+    before = store.digest(key)
+    (line,) = list_store(store)
+    assert line.codes == (code_digest(),)
+    monkeypatch.setattr(provenance, "code_digest", lambda: "fedcba9876543210")
+    store.receipt_path(key, 0, 1).unlink()
+    run_stage(store, Squares(), rows_of([str(number) for number in range(6)]), InProcess())
+    assert store.digest(key) == before
+    (line,) = list_store(store)
+    assert set(line.codes) == {code_digest(), "fedcba9876543210"}
+    ls(store.path)
+    assert ", made by 2 versions of the code\n" in capsys.readouterr().out
 
 
 # ---- the file

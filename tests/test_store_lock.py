@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -175,6 +176,72 @@ def test_another_machines_lock_counts_while_it_shows_signs_of_life(tmp_path: Pat
     assert lock.writer(tmp_path) is None
     with lock.hold(tmp_path, "sample"):
         assert (tmp_path / "lock.json").read_bytes() != foreign_lock
+
+
+@pytest.mark.parametrize("content", [None, b'{"host": "a"'])
+def test_a_lock_from_the_future_gets_old_from_when_it_is_first_seen(tmp_path: Path, content: bytes | None) -> None:
+    """Whether another machine's or unreadable: the disk's clock was set back, or the store copied."""
+    foreign(tmp_path, -86400)
+    path = tmp_path / "lock.json"
+    if content is not None:
+        path.write_bytes(content)
+        os.utime(path, (time.time() + 86400,) * 2)
+    with pytest.raises(UserError) as caught:
+        lock.hold(tmp_path, "sample").__enter__()
+    if content is None:
+        assert re.search(
+            r"last sign of life 86\d{3} s in the future by the disk's clock and counted", str(caught.value)
+        )
+    assert abs(path.stat().st_mtime - time.time()) < 60
+    with pytest.raises(UserError, match=r"last sign of life \d s ago|wait \d+ s"):
+        lock.hold(tmp_path, "sample").__enter__()
+    passed = time.time() - lock.STALE_SECONDS - 1
+    os.utime(path, (passed, passed))
+    with lock.hold(tmp_path, "sample"):
+        pass
+
+
+def test_another_machines_clock_says_nothing_of_its_lock(tmp_path: Path) -> None:
+    """Hours ahead or behind: what counts is when the disk says that it was touched."""
+    for hours in (-5, 5):
+        moved = {name: time.time() + 3600 * hours for name in ("started", "boot")}
+        foreign(tmp_path, 60, **moved, since="2030-01-01T00:00:00+00:00")
+        with pytest.raises(UserError, match=r"host other-host, process 4242, last sign of life 6\d s ago"):
+            lock.hold(tmp_path, "sample").__enter__()
+        touched = time.time() - 130
+        os.utime(tmp_path / "lock.json", (touched, touched))
+        with lock.hold(tmp_path, "sample"):
+            pass
+
+
+def test_a_claim_from_the_future_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign(tmp_path, 500)
+    path = tmp_path / "lock.json"
+    claim = tmp_path / f".lock.{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.claim"
+    claim.write_bytes(path.read_bytes())
+    os.utime(claim, (time.time() + 86400,) * 2)
+
+    def pass_by(_: float) -> None:
+        if claim.exists():
+            assert claim.stat().st_mtime < time.time() + 60
+            os.utime(claim, (1, 1))
+
+    monkeypatch.setattr(time, "sleep", pass_by)
+    with lock.hold(tmp_path, "sample"):
+        assert not claim.exists()
+
+
+def test_a_lock_that_is_a_link_is_not_touched_through(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("{}")
+    os.utime(other, (time.time() + 86400,) * 2)
+    before = other.stat().st_mtime_ns
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "lock.json").symlink_to(other)
+    with pytest.raises(UserError):
+        lock.hold(store, "sample").__enter__()
+    assert other.stat().st_mtime_ns == before
 
 
 def test_the_same_pid_in_another_container_is_another_machine(tmp_path: Path) -> None:

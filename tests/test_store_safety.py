@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -33,15 +34,18 @@ from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.nodes import Plan
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.merge import merge
+from recon.pipeline.keeping.stats import statistics
 from recon.pipeline.keeping.verify import verify_path
 from recon.pipeline.shapes.mesh import Mesh
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.stages.views import RenderedViews
+from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
 from recon.pipeline.store.session import writing
 from tests.abuse import cut_small, digests, receipts_in, shards_uncut
 from tests.conftest import FOLDER_MANIFEST
 from tests.test_store_kills import ROOT, soak
+from tests.toy_stage import files_of
 
 pytestmark = pytest.mark.slow  # whole stores are made
 
@@ -50,13 +54,15 @@ def words(manifest: Path, store: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "recon.pipeline", "all", "-m", str(manifest), "-s", str(store), *options]
 
 
-def run(manifest: Path, store: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """`recon-pipeline all` in this process."""
-    command, told = words(manifest, store, "--workers", "0", *options), io.StringIO()
+def run(
+    manifest: Path, store: Path, *options: str, command: tuple[str, ...] = ("all", "--workers", "0")
+) -> subprocess.CompletedProcess[str]:
+    """`recon-pipeline all`, or another of its commands, in this process."""
+    line, told = [*command, "-m", str(manifest), "-s", str(store), *options], io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(told), pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["recon-pipeline", *command[3:]])
+        patch.setattr(sys, "argv", ["recon-pipeline", *line])
         cli.main()
-    return subprocess.CompletedProcess(command, int(ended.value.code or 0), "", told.getvalue())
+    return subprocess.CompletedProcess(line, int(ended.value.code or 0), "", told.getvalue())
 
 
 @contextmanager
@@ -98,6 +104,24 @@ def mounted(*options: str, at: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+@contextmanager
+def read_only(folder: Path, at: Path) -> Iterator[Path]:
+    """A place where a folder's files can be read and not written to: root can do that wherever permissions count."""
+    if os.geteuid() == 0:
+        with mounted("--bind", "-o", "ro", str(folder), at=at):
+            yield at
+        return
+    places = [folder, *folder.rglob("*")]
+    modes = [place.stat().st_mode for place in places]
+    for place, mode in zip(places, modes, strict=True):
+        place.chmod(mode & ~0o222)
+    try:
+        yield folder
+    finally:
+        for place, mode in zip(places, modes, strict=True):
+            place.chmod(mode)
 
 
 # ---- bits
@@ -204,14 +228,25 @@ def test_a_full_disk(small_manifest: Path, small_store: Path, tmp_path: Path) ->
 
 
 def test_a_disk_that_cannot_be_written_to(small_manifest: Path, small_store: Path, tmp_path: Path) -> None:
-    with mounted("--bind", "-o", "ro", str(small_store.parent), at=tmp_path / "disk"):
-        store = tmp_path / "disk" / small_store.name
+    """What is finished can be asked again, by whoever may read it; what is not is one line."""
+    more = tmp_path / "more.toml"
+    more.write_text(small_manifest.read_text().replace("num_points = 256", "num_points = 128"))
+    before = files_of(small_store)
+    with read_only(small_store.parent, tmp_path / "disk") as disk:
+        store = disk / small_store.name
         done = run(small_manifest, store)
-        assert_one_line(done, store)
-        assert "Read-only file system" in done.stderr
-        fresh = run(small_manifest, tmp_path / "disk" / "new.zarr")
-        assert_one_line(fresh, tmp_path / "disk" / "new.zarr")
-        assert digests(store) == digests(small_store)  # reading needs no permission to write
+        assert (done.returncode, done.stderr.count(": up to date")) == (0, len(FeatureStore.open(store).list_keys()))
+        for command in ("status", "plan"):
+            assert run(small_manifest, store, command=(command, "-q")).returncode == 0
+        assert verify_path(store, full=True).damages == ()
+        assert statistics(FeatureStore.open(store)).shapes == 12
+        for manifest in (more, small_manifest):
+            where = store if manifest == more else disk / "new.zarr"
+            refused = run(manifest, where)
+            assert_one_line(refused, where)
+            assert re.search("Read-only file system|Permission denied", refused.stderr)
+        assert digests(store) == digests(small_store)
+    assert files_of(small_store) == before
 
 
 # ---- states that kills left, which took the soak to find

@@ -74,6 +74,29 @@ class Toy:
         return each_row(rows, [c.name for c in self.columns], one)
 
 
+@dataclass(frozen=True)
+class Drawn(Toy):
+    """A picture of a mug, which takes OpenGL, and the row's seed."""
+
+    shard_rows: int = 2
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return Column("rgb", (2, 32, 32, 3), "uint8"), Column("seed", (), "int64")
+
+    def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
+        from recon.pipeline.procedural import build
+        from recon.pipeline.rendering.render import RenderConfig
+        from recon.pipeline.stages import views
+
+        def one(row: Row) -> tuple[Any, ...]:
+            seed = row_seed(key, row.name)
+            renderer = views._renderer(RenderConfig(preset="ring2", resolution=32))
+            return renderer.render(build("mug", seed)).rgb, np.int64(seed)
+
+        return each_row(rows, ("rgb", "seed"), one)
+
+
 def register(path: Path, names: Sequence[str], dataset: str = "toy") -> FeatureStore:
     """The store at `path` with shapes of these uids added."""
     store = FeatureStore.create(path)

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from recon.pipeline.base.code import versions
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
-from recon.pipeline.base.provenance import peak_bytes, versions
+from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.checkpoint import (
     check_run,

@@ -6,23 +6,19 @@ import platform
 import resource
 import socket
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recon.pipeline.base.code import code_digest, versions
 from recon.pipeline.base.machine import processor
-
-PACKAGES = (
-    "recon-pointcloud", "torch", "torchvision", "numpy", "pillow", "zarr", "trimesh", "pyrender", "open_clip_torch",
-    "timm", "transformers",
-)  # fmt: skip
 
 _notes: dict[str, str] = {}
 
 
 def provenance() -> dict[str, Any]:
-    """Where and with what this process works: host, processor, versions, and what was noted of the work in hand."""
-    return {"host": socket.gethostname(), "processor": _processor(), "versions": versions(), **_notes}
+    """Where and with what this process works: host, processor, code, versions, what was noted of the work in hand."""
+    here = {"host": socket.gethostname(), "processor": _processor(), "code": code_digest()}
+    return {**here, "versions": versions(), **_notes}
 
 
 def note(name: str, value: str) -> None:
@@ -42,18 +38,6 @@ def peak_bytes() -> int:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on; "-" for one that is not there."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "-"
-    return found
 
 
 @lru_cache(maxsize=1)

@@ -107,7 +107,7 @@ class Run:
         with ExitStack() as stack:
             hosts = [host for host in self.hosts.split(",") if host]
             executor = stack.enter_context(open_executor(self.workers, self.scheduler, self.cluster, hosts))
-            store = stack.enter_context(writing(self.store, what))
+            store = stack.enter_context(writing(self.store, what, idle=what != "retry"))
             flow = Flow(settings, self.root, store, executor, self.limit, shard, self.row_seconds)
             check = self._size_check(flow, executor.workers)
 
@@ -130,7 +130,7 @@ class Run:
             except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
                 console.print("interrupted: finished shards are kept; the same command goes on from there")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
-        say([*flow.mended, *flow.notes])
+        say([*flow.mended, *flow.notes, *(f"left out: {line}" for line in executor.left_out)])
         failed: dict[str, str] = {}
         again: list[str] = []
         for result in results:

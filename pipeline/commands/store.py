@@ -65,7 +65,8 @@ def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
         refs = ", ".join(line.refs) or "no ref"
         aside = f", {line.failed} set aside" if line.failed else ""
         answer([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} rows{aside}, {human(line.bytes)}, {refs}"])
-        answer([f"{'':>8} {line.summary}"])
+        codes = f", made by {len(line.codes)} versions of the code" if len(line.codes) > 1 else ""
+        answer([f"{'':>8} {line.summary}{codes}"])
 
 
 def stats(

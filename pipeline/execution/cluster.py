@@ -1,10 +1,9 @@
-"""Runs shard tasks on the workers of a dask.distributed scheduler, or of a cluster it starts."""
+"""Runs shard tasks on the workers of a dask.distributed scheduler, or of a cluster that `starting` starts."""
 
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import socket
 import time
@@ -13,28 +12,26 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
-import dask
 import distributed
 from dask import annotate  # type: ignore[attr-defined]
 from distributed.client import ClosedClientError
 from distributed.comm.addressing import get_address_host, get_address_host_port
-from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
-from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.utils import sync
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.machine import set_thread_variables
-from recon.pipeline.base.wording import one_line
-from recon.pipeline.execution import jobs
-from recon.pipeline.execution.executor import Closing, default_workers, without_interrupts
+from recon.pipeline.base.wording import one_line, some
+from recon.pipeline.execution import jobs, starting
+from recon.pipeline.execution.admission import NAME, Admission
+from recon.pipeline.execution.executor import Closing
 from recon.pipeline.execution.jobs import Job, attempt, fault_in
+from recon.pipeline.execution.starting import DISTRIBUTION, SILENT
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,11 +40,9 @@ CONNECT_SECONDS = 10.0
 START_SECONDS = 60.0
 CLOSE_SECONDS = 10.0
 CENSUS_SECONDS = 2.0
+ALONE_SECONDS = 0.2  # between two looks for workers where there are none
+ANSWER_SECONDS = 1.0  # who takes longer to say what it computes with is asked on
 WARN_SECONDS = 30.0
-SILENT = logging.CRITICAL + 1
-SLURM_FILE = "~/.config/dask/jobqueue.yaml"
-NAME = "recon"
-DISTRIBUTION = "recon-pointcloud"
 log = logging.getLogger(__name__)
 
 
@@ -82,19 +77,7 @@ def _knock(address: str) -> None:
 def start_cluster(kind: Literal["local", "slurm", "ssh"] | None, workers: int | None, hosts: Sequence[str]) -> Dask:
     """The executor of a cluster of its own; see `open_executor`. UserError when it does not start."""
     _silence()
-    # A death comes to us at once: it is we who count them, a task.
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        try:
-            if kind == "slurm":
-                cluster = _slurm(workers)
-            elif kind == "ssh":
-                cluster = _ssh(workers, hosts)
-            else:
-                cluster = _local(workers or default_workers())
-        except UserError:
-            raise
-        except Exception as error:  # three libraries' worth of reasons
-            raise UserError(f"the {kind} cluster does not start: {one_line(error)}") from error
+    cluster = starting.start(kind, workers, hosts)
     return _adopt(distributed.Client(cluster, timeout=START_SECONDS, set_as_default=False), cluster)
 
 
@@ -104,70 +87,6 @@ def _adopt(client: Any, cluster: Any = None) -> Dask:
     except BaseException:
         _close(client, cluster)
         raise
-
-
-def _local(workers: int) -> Any:
-    with without_interrupts():  # which the cluster's thread passes on to every worker it ever starts
-        return distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,  # near it, dask gives a worker no tasks; one that waits never frees torch's memory
-            dashboard_address="127.0.0.1:0",  # given none, it takes port 8787 and warns when that is taken
-            scheduler_kwargs={"dashboard": False},
-            silence_logs=SILENT,
-        )
-
-
-def _slurm(workers: int | None) -> Any:
-    if importlib.util.find_spec("dask_jobqueue") is None:
-        raise UserError(f"--cluster slurm needs dask-jobqueue: pip install '{DISTRIBUTION}[slurm]'")
-    from dask_jobqueue.slurm import SLURMCluster  # its settings are known to dask from here on
-
-    settings = dask.config.get("jobqueue.slurm")
-    missing = [f"jobqueue.slurm.{name}" for name in ("cores", "memory") if not settings.get(name)]
-    if missing:
-        raise UserError(f"--cluster slurm lacks {' and '.join(missing)}, what one job asks for: set it in {SLURM_FILE}")
-    if workers is None:
-        raise UserError("--cluster slurm: say with --workers how many workers to ask for")
-    cluster = SLURMCluster(
-        processes=settings.get("processes") or settings["cores"],  # one thread a worker
-        scheduler_options={"dashboard_address": ":0", **(settings.get("scheduler-options") or {})},
-    )
-    cluster.scale(n=workers)
-    return cluster
-
-
-def _ssh(workers: int | None, hosts: Sequence[str]) -> Any:
-    if importlib.util.find_spec("asyncssh") is None:
-        raise UserError("--cluster ssh needs asyncssh: pip install asyncssh")
-    if len(hosts) < 2:
-        raise UserError(
-            "--cluster ssh needs --hosts: the scheduler's host and one worker's at least (or the same twice)"
-        )
-    return distributed.SSHCluster(
-        list(hosts),
-        worker_options={"nthreads": 1, "n_workers": workers or 1, "memory_limit": 0},
-        scheduler_options={"port": 0, "dashboard_address": ":0"},
-    )
-
-
-class OneThread(WorkerPlugin):
-    """Makes a dask worker one of ours: its tasks run in one thread, where models and GL contexts live."""
-
-    idempotent = True  # a second run on the same scheduler must not take the thread from under the first
-
-    def setup(self, worker: Any) -> None:
-        """Give the worker the one thread that tasks run in."""
-        set_thread_variables()
-        worker.executors[NAME] = ThreadPoolExecutor(1, thread_name_prefix=NAME)
-        worker.memory_manager.memory_pause_fraction = False  # see _local
-
-    def teardown(self, worker: Any) -> None:
-        """End that thread."""
-        thread = worker.executors.pop(NAME, None)
-        if thread is not None:
-            thread.shutdown(wait=False)
 
 
 def run_shard(payload: bytes, topic: str) -> bytes:
@@ -183,16 +102,20 @@ def run_shard(payload: bytes, topic: str) -> bytes:
     return reply
 
 
-def _checked(version: str, function: Callable[[T], R], task: T) -> R:
-    """A worker that joined later may be another installation."""
-    here = metadata.version(DISTRIBUTION)
-    if here != version:
-        raise UserError(f"a dask worker has recon {here}, this is {version}: install the same everywhere")
-    return function(task)
+@dataclass(eq=False)
+class _Flight:
+    """A job that dask has."""
+
+    job: Job
+    future: Any
+    where: frozenset[str]
+    """The workers that it may be given to."""
 
 
 class Dask(Closing):
     """Tasks run on dask's workers, one at a time on each.
+
+    Only workers that run what this process runs get any (`admission`); who is refused is told, and left alone.
 
     When a worker is lost, dask blames every task it had been given, and runs those again whose results it still held.
     Each task therefore announces its beginning and its result: only one that was between them counts a death.
@@ -209,7 +132,7 @@ class Dask(Closing):
         """Takes over the client, and the cluster where that is its own: both end with it.
 
         Raises:
-            UserError: the scheduler or a worker has no recon, or another version of it.
+            UserError: the scheduler has no recon or another version of it; there are workers, and all are refused.
         """
         self._client, self._cluster = client, cluster
         self._address = client.scheduler.address
@@ -218,49 +141,52 @@ class Dask(Closing):
         self._replies: dict[str, bytes] = {}
         self._nodes: dict[str, str] = {}
         self._futures: dict[str, Any] = {}  # those of which no reply was heard yet
-        self._left_out: set[str] = set()
         self._over: SimpleQueue[str] = SimpleQueue()
+        self.left_out: list[str] = []
+        self._at_fault: set[str] = set()  # nodes
+        self._admission = Admission(client)
         self._workers: dict[str, Any] = {}
+        self._refused: dict[str, str] = {}
+        self._admitted = False  # ever
         self._counted = float("-inf")
+        self._alone = float("inf")  # since when there is no worker
         self._warned = False
-        self._version = metadata.version(DISTRIBUTION)
         with self._connection():
-            self._check_versions()
-            client.register_plugin(OneThread(), name=NAME)
+            self._check_scheduler()
             client.subscribe_topic(self._topic, self._hear)
+        if not self._census(CONNECT_SECONDS) and self._refused:
+            raise self._all_refused()
 
     @property
     def workers(self) -> int:
-        """How many workers the scheduler has now (at least one: a cluster may have to be asked before it grows)."""
+        """How many workers are admitted now (at least one: a cluster may have to be asked before it grows)."""
         return max(1, len(self._census()))
 
     def close(self) -> None:
         """See `Executor.close`; a cluster that was started for the run ends with it."""
+        self._admission.close()
         _close(self._client, self._cluster)
 
     def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
         """See `Executor.run`."""
-        checked: Callable[[T], R] = partial(_checked, self._version, function)
-        source = (Job.of(checked, task) for task in tasks)
+        source = (Job.of(function, task) for task in tasks)
         waiting: deque[Job] = deque()
-        flying: dict[str, tuple[Job, Any]] = {}
+        flying: dict[str, _Flight] = {}
         lost: set[str] = set()  # workers that ended, one after the other, with nothing begun
         self._replies.clear()
-        self._left_out.clear()
+        self._at_fault.clear()
         try:
             while True:
                 waiting.extend(islice(source, max(0, 2 * self._hands(gpu) - len(flying) - len(waiting))))
-                while waiting:
-                    future = self._submit(waiting[0], gpu)
-                    flying[future.key] = waiting.popleft(), future
-                    self._futures[future.key] = future
-                    future.add_done_callback(self._done)
-                if not flying:
+                self._give_out(waiting, flying, gpu)
+                if not flying and not waiting:
                     return
                 key = self._next(gpu)
-                if key not in flying:  # of a run that was left
+                if key is None:
+                    waiting.extend(self._stranded(flying))
+                if key is None or key not in flying:  # of a run that was left, or taken back
                     continue
-                job, future = flying.pop(key)
+                job, future = flying[key].job, flying.pop(key).future
                 self._futures.pop(key, None)
                 reply, node = self._reply(job, future, lost), self._nodes.pop(key, "")
                 fault = fault_in(reply) if reply else ""
@@ -274,20 +200,49 @@ class Dask(Closing):
             flying.clear()  # dask drops what nobody waits for
             self._futures.clear()
 
-    def _submit(self, job: Job, gpu: bool) -> Any:
+    def _give_out(self, waiting: deque[Job], flying: dict[str, _Flight], gpu: bool) -> None:
+        """Hand the waiting jobs to dask, for the workers there are and no others; none where there are none."""
+        where = frozenset(self._able(gpu))
         needs = {"GPU": 1} if gpu and self._gpus() else None
-        where = sorted(self._able(gpu)) if self._left_out else None
-        with self._connection(), annotate(executor=NAME):
-            return self._client.submit(run_shard, job.payload, self._topic, pure=False, resources=needs, workers=where)
+        while waiting and where:
+            job = waiting[0]
+            with self._connection(), annotate(executor=NAME):
+                future = self._client.submit(
+                    run_shard, job.payload, self._topic, pure=False, resources=needs, workers=sorted(where)
+                )
+            waiting.popleft()
+            flying[future.key] = _Flight(job, future, where)
+            self._futures[future.key] = future
+            future.add_done_callback(self._done)
+
+    def _stranded(self, flying: dict[str, _Flight]) -> list[Job]:
+        """Take back what was given to workers of which none is left: dask would wait for them to return."""
+        there = self._census().keys()
+        keys = [key for key, flight in flying.items() if not flight.where & there and key not in self._replies]
+        back = []
+        for key in keys:
+            flight = flying.pop(key)
+            self._futures.pop(key, None)
+            self._nodes.pop(key, None)
+            flight.future.release()
+            flight.job.died("its worker is gone", self._begun.pop(key, 0))
+            back.append(flight.job)
+        return back
 
     def _leave_out(self, node: str, fault: str, gpu: bool) -> bool:
         """Give a node at fault no more tasks; False where it is the last one, or unknown."""
-        if not node or not self._able(gpu) - {node}:
+        if not node or not {get_address_host(where) for where in self._able(gpu)} - {node}:
             return False
-        if node not in self._left_out:
-            self._left_out.add(node)
-            log.warning("%s gets no more tasks: %s", node, fault)
+        if node not in self._at_fault:
+            self._at_fault.add(node)
+            self._tell(f"{node} gets no more tasks: {fault}")
         return True
+
+    def _tell(self, line: str) -> None:
+        """Of a machine that is left out: now, and for the end of the run."""
+        log.warning("%s", line)
+        if line not in self.left_out:
+            self.left_out.append(line)
 
     def _hear(self, event: tuple[float, list[Any]]) -> None:
         """In the client's thread: a task has begun, or has come to its end."""
@@ -306,15 +261,20 @@ class Dask(Closing):
         if future.key in self._replies:  # heard before the future was at hand
             future.release()
 
-    def _next(self, gpu: bool) -> str:
-        since = time.monotonic()
-        while True:
-            with suppress(Empty):
-                return self._over.get(timeout=CENSUS_SECONDS)
-            if not self._warned and time.monotonic() - since > WARN_SECONDS and not self._able(gpu):
+    def _next(self, gpu: bool) -> str | None:
+        """The key of a task that is over; None when it is time to look at the workers again."""
+        able = self._able(gpu)
+        with suppress(Empty):
+            return self._over.get(timeout=CENSUS_SECONDS if able else ALONE_SECONDS)
+        self._alone = float("inf") if able else min(self._alone, time.monotonic())
+        if time.monotonic() - self._alone > WARN_SECONDS:
+            if self._refused and not self._admitted:
+                raise self._all_refused()
+            if not self._warned:
                 self._warned = True
-                which = "only workers that are at fault" if self._left_out else "no workers yet"
+                which = "only workers that are at fault" if self._at_fault else "no workers yet"
                 log.warning("the scheduler at %s has %s: waiting for others", self._address, which)
+        return None
 
     def _reply(self, job: Job, future: Any, lost: set[str]) -> bytes | None:
         """What the worker said; None when it was lost and the task has to be given out again."""
@@ -332,20 +292,31 @@ class Dask(Closing):
             raise UserError(f"{len(lost)} dask workers ended before they began a task")
         return None
 
-    def _census(self) -> dict[str, Any]:
-        """The scheduler's workers by address, a moment old at most."""
+    def _census(self, patience: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """The workers that are admitted, by address, a moment old at most; waits so long for new ones to answer."""
         now = time.monotonic()
-        if now - self._counted > CENSUS_SECONDS:
+        if now - self._counted > (CENSUS_SECONDS if self._workers else ALONE_SECONDS):
             with self._connection():
-                self._workers = dict(self._client.scheduler_info(n_workers=-1)["workers"])
-            self._counted = now
+                there = dict(self._client.scheduler_info(n_workers=-1)["workers"])
+                found = self._admission.look(there, patience)
+            for where, why in found.items():
+                if why and where not in self._refused:
+                    self._refused[where] = f"{where.partition('://')[2]} {why}"
+                    self._tell(self._refused[where])
+            self._workers = {where: there[where] for where, why in found.items() if not why}
+            self._admitted |= bool(self._workers)
+            self._counted = time.monotonic()
         return self._workers
 
+    def _all_refused(self) -> UserError:
+        lines = some(sorted(set(self._refused.values())))
+        return UserError(f"no worker of the scheduler at {self._address} can be given tasks: {lines}")
+
     def _able(self, gpu: bool) -> set[str]:
-        """The nodes, by what dask calls their hosts, that tasks of this kind can be given to."""
+        """The workers that tasks of this kind can be given to."""
         census = self._census()
         having = {where for where, worker in census.items() if worker["resources"].get("GPU")} if gpu else set()
-        return {get_address_host(where) for where in having or census} - self._left_out
+        return {where for where in having or census if get_address_host(where) not in self._at_fault}
 
     def _gpus(self) -> int:
         return sum(bool(worker["resources"].get("GPU")) for worker in self._census().values())
@@ -354,16 +325,14 @@ class Dask(Closing):
         """How many tasks of this kind run at a time."""
         return (gpu and self._gpus()) or self.workers
 
-    def _check_versions(self) -> None:
-        """By a function of Python's own, which a worker without this package can unpickle too."""
-        found = self._client.run(metadata.version, DISTRIBUTION, on_error="return")
+    def _check_scheduler(self) -> None:
+        """It unpickles tasks. Asked by a function of Python's own, which it has without this package."""
+        here, version = metadata.version(DISTRIBUTION), None
         with suppress(metadata.PackageNotFoundError):
-            found["the scheduler"] = self._client.run_on_scheduler(metadata.version, DISTRIBUTION)
-        found.setdefault("the scheduler", None)
-        for where, version in found.items():
-            if version != self._version:
-                has = f"recon {version}" if isinstance(version, str) else "no recon"
-                raise UserError(f"{where} has {has}, this is {self._version}: install the same everywhere")
+            version = self._client.run_on_scheduler(metadata.version, DISTRIBUTION)
+        if version != here:
+            has = f"recon {version}" if version else "no recon"
+            raise UserError(f"the scheduler has {has}, this is {here}: install the same everywhere")
 
     @contextmanager
     def _connection(self) -> Generator[None, None, None]:

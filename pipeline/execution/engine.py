@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from recon.pipeline.base.provenance import peak_bytes, versions
+from recon.pipeline.base.code import versions
+from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.execution.executor import Executor
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
@@ -56,6 +57,7 @@ def run_stage(
     if not plan.tasks:
         return StageResult(stage.kind, plan.key, plan.total, 0, plan.failed, time.monotonic() - started)
     begin(plan)
+    store.guard()
     group = store.require_key(stage.kind, plan.key, stage.recipe, stage.columns, stage.attributes)
     for column in stage.columns:
         store.require_column(group, column, rows[-1].index + 1, stage.lanes, stage.shard_rows)

@@ -13,7 +13,7 @@ import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import connection, resource_tracker
@@ -51,6 +51,11 @@ class Executor(Protocol):
         """Whether tasks run in processes whose death, or suicide, does not end this one."""
         ...
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """A line on each machine that got no tasks, or no more, and why."""
+        ...
+
     def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
         """Yield `function(task)` for every task, in order of completion.
 
@@ -76,7 +81,9 @@ class Executor(Protocol):
 
 
 class Closing:
-    """Closed on leaving a `with`."""
+    """Closed on leaving a `with`; this machine is the only one."""
+
+    left_out: Sequence[str] = ()
 
     def close(self) -> None:
         """Nothing is held."""

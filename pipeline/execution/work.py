@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,10 @@ def run_task(task: Task) -> TaskResult:
     """
     started = time.monotonic()
     forget_notes()
-    store = FeatureStore.open(task.store, write=True)
+    try:
+        store = FeatureStore.open(task.store, write=True)
+    except UserError as error:  # whoever gave the task has it open
+        raise MachineError(f"{task.store}: not a store on {socket.gethostname()}: mount it there ({error})") from error
     shard = task.shard
     path = store.receipt_path(shard.key, shard.lane, shard.number)
     if (done := _done_before(task, Receipt.read(path))) is not None:

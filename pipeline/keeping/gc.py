@@ -79,6 +79,8 @@ def plan_gc(store: FeatureStore, grace_days: float, now: float | None = None) ->
         for kind, key in store.list_keys()
         if all(_is_inside(store.path, folder, skipped) for folder in (f"{kind}/{key}", f"receipts/{key}"))
     ]
+    if (store.path / "cache").is_symlink():
+        _is_inside(store.path, "cache", skipped)
     found = [
         *_retired(store),
         *_keys(store, keys),

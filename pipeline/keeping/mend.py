@@ -26,7 +26,7 @@ def mend(path: Path, damages: Iterable[Damage]) -> list[str]:
     store = FeatureStore.open(path)
     shards = sorted({(d.key, d.lane, d.shard) for d in found if d.key and d.lane is not None and d.shard is not None})
     done += [_withdraw(store, *shard) for shard in shards]
-    for name in sorted({d.path for d in found if d.path.startswith("cache/")}):
+    for name in sorted({d.path for d in found if d.path.startswith("cache/") and d.by_retry}):
         shutil.rmtree(path / name, ignore_errors=True)
         done.append(f"{name}: deleted; the trainer makes it again")
     if any(d.path == "log.jsonl" for d in found):

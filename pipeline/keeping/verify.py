@@ -264,9 +264,14 @@ class _Check:
                 self.add(part, f"cannot be read: {one_line(error)}", _BACKUP)
 
     def caches(self) -> None:
-        for name in names_in(self.path / "cache"):
+        names = [name for name in names_in(self.path / "cache") if not name.startswith(".")]
+        places = ["cache", *(f"cache/{name}" for name in names)]
+        links = [place for place in places if (self.path / place).is_symlink()]
+        for place in links:
+            self.add(place, "is a link: nothing behind it is read or deleted", "delete the link")
+        for name in names if "cache" not in links else ():
             folder = self.path / "cache" / name
-            if name.startswith(".") or not folder.is_dir():
+            if f"cache/{name}" in links or not folder.is_dir():
                 continue
             try:
                 sums = json.loads((folder / "sums.json").read_text("utf-8"))

@@ -68,6 +68,7 @@ class FeatureStore(StoreReader):
 
     def append_registry(self, columns: dict[str, list[str]]) -> None:
         """Add rows; they count once the group's `rows` attribute names them, which is written last."""
+        self.guard()
         group = self.group.require_group("registry")
         rows = int(cast(int, group.attrs.get("rows", 0)))
         append_text(group, {name: columns[name] for name in REGISTRY_COLUMNS}, rows)
@@ -76,6 +77,7 @@ class FeatureStore(StoreReader):
 
     def update_registry(self, column: str, changed: dict[int, str]) -> None:
         """Replace a column's value in some rows: a source that looks different now, another split."""
+        self.guard()
         array = cast("zarr.Array[Any]", cast(zarr.Group, self.group["registry"])[column])
         values: Any = array[:]
         for row, value in changed.items():
@@ -91,6 +93,7 @@ class FeatureStore(StoreReader):
         held = set(known)
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in held]
         if fresh:
+            self.guard()
             append_text(group, {"prompt": fresh}, len(known))
             self._save_twins(f"text/{key}/prompt")
             twins.save(self.path, [f"text/{key}/zarr.json"])
@@ -110,10 +113,13 @@ class FeatureStore(StoreReader):
         there with other columns, which a recipe that says too little could let happen.
         """
         listed = [[column.name, list(column.shape), column.dtype] for column in columns]
+        there = (self.path / kind / key / "zarr.json").is_file()
+        if not there:
+            self.guard()
         # Before the key's, or Zarr would write it along with that, and a kill in between leave it without a twin.
         self.group.require_group(kind)
         twins.save(self.path, [f"{kind}/zarr.json"])
-        if (self.path / kind / key / "zarr.json").is_file():
+        if there:
             held = cast(list[Any], self.kind_group(kind, key).attrs["columns"])
             if held != listed:
                 pairs = [pair for pair in zip_longest(held, listed) if pair[0] != pair[1]]
@@ -125,6 +131,7 @@ class FeatureStore(StoreReader):
             group = self.kind_group(kind, key)
             fresh = {name: value for name, value in (attributes or {}).items() if name not in group.attrs}
             if fresh:
+                self.guard()
                 group.attrs.update(fresh)
                 twins.save(self.path, [f"{kind}/{key}/zarr.json"])
         else:
@@ -227,6 +234,7 @@ class FeatureStore(StoreReader):
         before = json.dumps(data)
         yield data
         if json.dumps(data) != before:
+            self.guard()
             write_atomically(path, json.dumps(data, indent=1) + "\n")
             twins.save(self.path, [f"refs/{name}.json"])
 

@@ -2,7 +2,9 @@
 
 `lock.json` is written beside its place and linked into it, which fails when one is there, so nobody sees half a lock.
 Its owner touches it every ten seconds. It is stale when its process is gone (on the same machine, at once) or when
-nobody touched it for two minutes (another machine); ages are taken from the file system's own clock.
+nobody touched it for two minutes (another machine); ages are taken from the file system's own clock, which machines
+share whatever theirs say. A lock from the future (that clock was set back, or the store copied) would not get old for
+long: who is refused for it touches it once, so that its age counts from then.
 
 Two that find the same stale lock: whoever links a claim named after the very bytes judged stale may remove it, after
 looking again, so a late comer cannot remove the lock of the one who was faster. A claim is a lock itself and gets
@@ -34,6 +36,7 @@ from recon.pipeline.base.errors import UserError
 FILE = "lock.json"
 TOUCH_SECONDS = 10.0
 STALE_SECONDS = 120.0
+AHEAD_SECONDS = 5.0  # a file system may round its times, or have several servers
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -147,7 +150,9 @@ def _acquire(path: Path, what: str) -> int:
                 continue
             now = _clock(own)
             if not _is_stale(path, owner, now):
-                raise UserError(_refusal(path, owner, now))
+                refusal = _refusal(path, owner, now)
+                _bring_back(path, now)
+                raise UserError(refusal)
             _remove_stale(path, own, content)
     except OSError as error:
         raise UserError(f"{path}: cannot lock the store to write to it: {error.strerror or error}") from error
@@ -180,9 +185,11 @@ def _remove_stale(path: Path, own: Path, content: bytes) -> None:
     claim = path.with_name(f".lock.{hashlib.sha256(content).hexdigest()[:16]}.claim")
     handle = _place(own, claim)
     if handle is None:
-        if _is_stale(claim, _read(claim)[1], _clock(own)):
+        now = _clock(own)
+        if _is_stale(claim, _read(claim)[1], now):
             with suppress(FileNotFoundError):
                 claim.unlink()
+        _bring_back(claim, now)
         time.sleep(0.01)
         return
     try:
@@ -244,8 +251,19 @@ def _age(path: Path, now: float) -> float:
         return 0.0
 
 
+def _bring_back(path: Path, now: float) -> None:
+    """Touch a lock from the future: its owner does so every ten seconds, so this makes none look alive for longer."""
+    if _age(path, now) < -AHEAD_SECONDS:
+        with suppress(OSError):
+            os.utime(path, follow_symlinks=False)
+
+
 def _refusal(path: Path, owner: Owner | None, now: float) -> str:
-    age = max(_age(path, now), 0.0)
+    age = _age(path, now)
+    sign = f"{max(age, 0.0):.0f} s ago"
+    if age < -AHEAD_SECONDS:
+        sign = f"{-age:.0f} s in the future by the disk's clock and counted from now on"
+    age = max(age, 0.0)
     if owner is None:
         return (
             f"{path}: unreadable; another program may be writing to the store: "
@@ -253,7 +271,7 @@ def _refusal(path: Path, owner: Owner | None, now: float) -> str:
         )
     return (
         f"{path.parent}: `{owner.what}` is writing to it since {owner.since} (host {owner.host}, process {owner.pid}, "
-        f"last sign of life {age:.0f} s ago); wait for it or stop it, then run the command again"
+        f"last sign of life {sign}); wait for it or stop it, then run the command again"
     )
 
 

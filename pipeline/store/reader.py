@@ -36,7 +36,7 @@ class StoreReader:
         self.path = path
         self.group = group
         self.guard: Callable[[], None] = lambda: None
-        """Raises UserError once the store is no longer this process's to write to; see `session.writing`."""
+        """Asked before what is written; UserError when the store is not this process's to write: `session.writing`."""
 
     @classmethod
     def open(cls, path: Path | str, write: bool = False) -> Self:

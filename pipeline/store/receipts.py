@@ -110,6 +110,12 @@ class Receipt:
         """Where its rows were made, each host once, sorted."""
         return tuple(sorted({str(made.get("host", "")) for made in self.provenance}))
 
+    @property
+    def codes(self) -> set[str]:
+        """Digests of the code that made its finished rows (`base.code`); "" of a row whose maker did not tell."""
+        makers = {made for made, ok in zip(self.made, self.ok, strict=True) if ok}
+        return {str(self.provenance[made].get("code", "")) for made in makers}
+
     @classmethod
     def read(cls, path: Path) -> Receipt | None:
         """The receipt at `path`, or None. DamagedReceipt for a file that is no receipt, or not as it was written."""

@@ -5,28 +5,36 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from recon.pipeline.base.errors import MachineError
+from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.lock import hold
+from recon.pipeline.store.lock import Lock, hold
 
+NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 # What waiting does not mend.
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG} | NOT_ALLOWED
 
 
 @contextmanager
-def writing(path: Path, what: str) -> Iterator[FeatureStore]:
+def writing(path: Path, what: str, idle: bool = False) -> Iterator[FeatureStore]:
     """The store at `path`, made if there is none, with its lock held by this process.
 
     Small files that a kill left between two states go back to the last whole one; notes of workers that are gone are
     dropped. UserError for a store that another run holds, for what is no store, and for a disk that refuses.
+
+    idle: a store that may not be written to is opened too, for a run that may find nothing to do: its `guard`, which
+        is asked before anything is written, raises the UserError.
     """
     if not (path / "twins" / "zarr.json").is_file():  # then it is new, or not ours to put a lock into
         FeatureStore.create(path)
-    with hold(path, what) as lock:
+    with ExitStack() as stack:
+        lock = _hold(stack, path, what, idle)
+        if isinstance(lock, OSError):
+            yield _to_read(path, lock)
+            return
         twins.settle(path)
         shutil.rmtree(path / "running", ignore_errors=True)
         store = FeatureStore.create(path)
@@ -37,6 +45,26 @@ def writing(path: Path, what: str) -> Iterator[FeatureStore]:
             if error.errno not in REFUSALS:
                 raise
             raise cannot_write(path, error) from error
+
+
+def _hold(stack: ExitStack, path: Path, what: str, idle: bool) -> Lock | OSError:
+    """The store's lock; or why none can be put there, where the run is `idle`."""
+    try:
+        return stack.enter_context(hold(path, what))
+    except UserError as error:
+        cause = error.__cause__
+        if idle and isinstance(cause, OSError) and cause.errno in NOT_ALLOWED:
+            return cause
+        raise
+
+
+def _to_read(path: Path, refusal: OSError) -> FeatureStore:
+    def refuse() -> None:
+        raise cannot_write(path, refusal)
+
+    store = FeatureStore.open(path)
+    store.guard = refuse
+    return store
 
 
 def cannot_write(store: Path, error: OSError) -> MachineError:

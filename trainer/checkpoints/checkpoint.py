@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from recon.pipeline.base.code import versions
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
-from recon.pipeline.base.provenance import versions
 from recon.trainer.checkpoints import earlier
 from recon.trainer.checkpoints.released import load_weights
 from recon.trainer.checkpoints.weights_file import EMA, FORMAT, STATE, WEIGHTS

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     import zarr
 
 CACHE_VERSION = 2
-FILE, LOCK = "rows.npy", ".lock"
+FILE, SUMS, LOCK = "rows.npy", "sums.json", ".lock"
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+log = logging.getLogger(__name__)
 
 
 def cached_array(
@@ -34,9 +38,14 @@ def cached_array(
     """Map rows of a store's column, [N, ...] or behind its axis of lanes, copied unless a sound copy is there.
 
     `held` says what the copy is of: its digest names the folder. Of several processes that find none, one makes it and
-    the others wait for it. UserError where the store cannot be read, or `root` not be written to.
+    the others wait for it. Where `root` may not be written to, each process maps one of its own, which is deleted at
+    once and lasts as long as the map. UserError where the store cannot be read, a disk is full, or a link stands in
+    the way: nothing is read or written behind one.
     """
     folder = root / digest_of([CACHE_VERSION, held])
+    for path in (root, root / LOCK, folder, folder / FILE, folder / SUMS):
+        if path.is_symlink():
+            raise UserError(f"{path}: a link, and copies of rows stay in the store: delete the link")
     if not _is_sound(folder):
         try:
             root.mkdir(exist_ok=True)
@@ -44,10 +53,38 @@ def cached_array(
                 if not _is_sound(folder):
                     _write_cache(folder, array, rows, what, lanes)
         except OSError as error:
+            if error.errno in _NOT_ALLOWED:
+                _tell_once(root, error.strerror)
+                return _passing_copy(array, rows, what, lanes)
             raise UserError(f"{folder}: cannot write a copy of the store's rows: {error.strerror or error}") from error
-    # A copy-on-write map: torch wants memory it could write to, and the file stays as it is.
-    mapped: NDArray[Any] = np.load(folder / FILE, mmap_mode="c")
+    return _mapped(folder / FILE)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """A copy-on-write map: torch wants memory it could write to, and the file stays as it is."""
+    mapped: NDArray[Any] = np.load(path, mmap_mode="c")
     return mapped
+
+
+def _passing_copy(array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lanes: int) -> NDArray[Any]:
+    """Rows mapped from a temporary file that has no name any more."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="recon-rows-") as folder:
+            _copy_rows(Path(folder) / FILE, array, rows, what, lanes)
+            return _mapped(Path(folder) / FILE)
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}: cannot write a copy of the store's rows: {error.strerror or error}; name a "
+            'larger folder in TMPDIR, or read the store as it is with data.loader = "stream"'
+        ) from error
+
+
+@lru_cache
+def _tell_once(root: Path, why: str | None) -> None:
+    log.warning(
+        "%s: cannot be written to (%s); copies of its rows lie in %s for as long as this run",
+        root, why, tempfile.gettempdir(),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -69,16 +106,9 @@ def _only_builder(root: Path) -> Iterator[None]:
 def _write_cache(folder: Path, array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lanes: int) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     try:
-        shape = (*array.shape[:lanes], len(rows), *array.shape[lanes + 1 :])
-        dtype = array.dtype.newbyteorder("<")
-        copy = np.lib.format.open_memmap(temporary / FILE, mode="w+", dtype=dtype, shape=shape)
-        for lane in range(array.shape[0]) if lanes else (None,):
-            target = copy if lane is None else copy[lane]
-            for part, values in iterate_rows(array, rows, what, lane):
-                target[part] = values
-        copy.flush()
+        _copy_rows(temporary / FILE, array, rows, what, lanes)
         sums = {path.name: crc32(path) for path in sorted(temporary.iterdir())}
-        (temporary / "sums.json").write_text(json.dumps(sums), "utf-8")
+        (temporary / SUMS).write_text(json.dumps(sums), "utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync_directory(path)  # on a file it does the same
         # What stands in the way failed its check; a run that wrote the same copy meanwhile is as good as this one.
@@ -91,9 +121,19 @@ def _write_cache(folder: Path, array: zarr.Array[Any], rows: NDArray[np.int64], 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _copy_rows(path: Path, array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lanes: int) -> None:
+    shape = (*array.shape[:lanes], len(rows), *array.shape[lanes + 1 :])
+    copy = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype.newbyteorder("<"), shape=shape)
+    for lane in range(array.shape[0]) if lanes else (None,):
+        target = copy if lane is None else copy[lane]
+        for part, values in iterate_rows(array, rows, what, lane):
+            target[part] = values
+    copy.flush()
+
+
 def _is_sound(folder: Path) -> bool:
     try:
-        sums = json.loads((folder / "sums.json").read_text("utf-8"))
+        sums = json.loads((folder / SUMS).read_text("utf-8"))
         return set(sums) == {FILE} and all(crc32(folder / n) == s for n, s in sums.items())
     except (OSError, ValueError):
         return False

@@ -35,6 +35,8 @@ class KeyLine:
     oldest: str | None
     newest: str | None
     """When its first and its last receipt were written, UTC."""
+    codes: tuple[str, ...]
+    """Digests of the code that made its finished rows; "" of rows whose maker did not tell."""
 
 
 def list_store(store: FeatureStore) -> list[KeyLine]:
@@ -66,6 +68,7 @@ def list_store(store: FeatureStore) -> list[KeyLine]:
                 measure(store.path / kind / key)[0],
                 _moment(times[0]) if times else None,
                 _moment(times[-1]) if times else None,
+                tuple(sorted({code for _, _, receipt in receipts for code in receipt.codes})),
             )
         )
     return lines

@@ -1,0 +1,118 @@
+"""Workers that die, have other code, or lack OpenGL, all in one run: what they would have spoilt, and who is told."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recon.pipeline.base.code import code_digest
+from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.errors import UserError
+from recon.pipeline.execution import cluster
+from recon.pipeline.execution.cluster import Dask
+from recon.pipeline.execution.engine import run_stage
+from recon.pipeline.execution.executor import InProcess
+from recon.pipeline.execution.opening import open_executor
+from recon.pipeline.execution.stage import Row
+from tests.test_cluster import address, joined, serve  # noqa: F401 (a fixture)
+from tests.test_executor import ROOT, Task, square, until, work
+from tests.toy_stage import Drawn, register
+
+pytestmark = pytest.mark.slow  # schedulers and workers are processes
+
+
+def test_one_worker_dies_one_has_other_code_and_one_has_no_opengl(
+    tmp_path: Path,
+    serve: Callable[..., Any],  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = shutil.copytree(ROOT / "recon", tmp_path / "other" / "recon", ignore=shutil.ignore_patterns("demo"))
+    for module, before, after in (
+        ("base/digests.py", ">> 1", ">> 2"),
+        ("stages/points.py", "VERSION = ", "VERSION = 1"),
+    ):
+        path = other / "pipeline" / module
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+
+    serve("scheduler", "--port", "0", "--host", "127.0.0.1")
+    where = address(tmp_path)
+    # Addresses of this machine stand for nodes.
+    dying, *_ = (
+        serve("worker", "--nthreads", "1", "--no-nanny", "--host", f"127.0.0.{node}", **more)
+        for node, more in enumerate(
+            ({}, {}, {"EGL_DEVICE_ID": "99"}, {"PYTHONPATH": f"{other.parent}{os.pathsep}{ROOT}"}), start=1
+        )
+    )
+    names = [f"s{number}" for number in range(24)]
+    rows = [Row(index, name, digest_of(name)) for index, name in enumerate(names)]
+    here, there = register(tmp_path / "here.zarr", names), register(tmp_path / "there.zarr", names)
+    with open_executor(None, scheduler=where) as opened:
+        assert isinstance(opened, Dask)
+        joined(opened, 4)
+        result = run_stage(there, Drawn(), rows, opened, progress=lambda done, *_: dying.kill() if done else None)
+    assert (result.computed, result.failed) == (24, {})
+    assert there.digest(result.key) == here.digest(run_stage(here, Drawn(), rows, InProcess()).key)
+    assert {made["code"] for _, _, receipt in there.receipts(result.key) for made in receipt.provenance} == {
+        code_digest()
+    }
+    refused, faulty = sorted(opened.left_out, reverse=True)
+    assert refused.startswith("127.0.0.4:")
+    assert f" runs other code of the stages (digest {code_digest()[:8]} here, " in refused
+    assert faulty.startswith("127.0.0.3 gets no more tasks: headless OpenGL does not start (ValueError: Invalid device")
+    assert set(caplog.messages) == {refused, faulty}
+
+
+def test_a_scheduler_whose_workers_are_all_refused_is_one_line(
+    tmp_path: Path,
+    serve: Callable[..., Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "WARN_SECONDS", 1.0)
+    other = tmp_path / "other" / "recon_pointcloud-9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: recon-pointcloud\nVersion: 9.9\n")
+    path = f"{other.parent}{os.pathsep}{ROOT}"
+    serve("scheduler", "--port", "0")
+    where = address(tmp_path)
+    line = r"^no worker of the scheduler at tcp://\S+ can be given tasks: \S+ has recon-pointcloud 9.9 \(\S+ here\): "
+    with open_executor(None, scheduler=where) as early:
+        assert isinstance(early, Dask)
+        serve("worker", "--nthreads", "1", "--host", "127.0.0.1", PYTHONPATH=path)
+        with pytest.raises(UserError, match=line):
+            list(early.run(square, range(3)))
+        assert "\n" not in early.left_out[0]
+    with pytest.raises(UserError, match=line):
+        open_executor(None, scheduler=where)
+
+
+def test_tasks_of_workers_that_are_gone_go_to_those_that_join(
+    tmp_path: Path,
+    serve: Callable[..., Any],  # noqa: F811
+) -> None:
+    """On a scheduler that forgives deaths, and would wait for the address to come back."""
+    serve("scheduler", "--port", "0", DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="9")
+    where, folder = address(tmp_path), tmp_path / "tasks"
+    folder.mkdir()
+    first = serve("worker", "--nthreads", "1", "--no-nanny")
+    with open_executor(None, scheduler=where) as opened:
+        assert isinstance(opened, Dask)
+        joined(opened, 1)
+
+        def replace() -> None:
+            until((folder / "0-1").exists)
+            first.kill()
+            serve("worker", "--nthreads", "1", "--no-nanny")
+
+        other = threading.Thread(target=replace)
+        other.start()
+        tasks = [Task(0, folder, "sleep", times=1), Task(1, folder)]
+        assert sorted(opened.run(work, tasks)) == [0, 10]
+        other.join()
+    assert [task.starts for task in tasks] == [2, 1]
