@@ -18,6 +18,7 @@ from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
 from recon.pipeline.keeping.stats.listing import list_store as list_store
+from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import named_keys
 from recon.pipeline.store.prompts import class_prompts
@@ -257,7 +258,7 @@ def _in_blocks(array: zarr.Array[Any], rows: NDArray[np.int64], lane: int | None
 
 def _gather(group: zarr.Group, name: str, rows: NDArray[np.int64], measure: Callable[..., NDArray[Any]]) -> Any:
     """`measure` of every block of a column's rows, joined."""
-    parts = [measure(block) for block in _in_blocks(cast("zarr.Array[Any]", group[name]), rows)]
+    parts = [measure(block) for block in _in_blocks(open_column(group, name), rows)]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
