@@ -7,6 +7,7 @@ document comes from whoever sent the folder, so it may be of any size, depth and
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -74,6 +75,11 @@ def parse_document(content: bytes, form: TypeAdapter[T], where: object, mend: st
         raise BadDocument(f"{where}: {told(error)}; {mend}") from None
 
 
+def check_value(value: Any, form: TypeAdapter[T], where: object, mend: str) -> T:
+    """The same of plain values that were made of a document, such as an earlier version's brought up to date."""
+    return parse_document(json.dumps(value).encode(), form, where, mend)
+
+
 def read_toml(path: Path, mend: str) -> dict[str, Any]:
     """The TOML document in a file. MissingDocument and BadDocument as for JSON."""
     try:
@@ -97,7 +103,7 @@ def read_bounded(path: Path, mend: str) -> bytes:
         finally:
             os.close(handle)
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingDocument(f"{path}: is not there; {mend}") from None
+        raise MissingDocument(f"{path}: cannot be read: there is no such file; {mend}") from None
     except OSError as error:
         raise BadDocument(f"{path}: cannot be read ({error.strerror or error}); {mend}") from error
     if len(content) > MAX_BYTES:

@@ -146,7 +146,7 @@ def _past_speeds(store: FeatureStore) -> dict[str, float]:
     for line in bounded_lines(path, VERIFY) if path.is_file() else ():
         try:
             entry = parse_document(line, LOG, path, VERIFY)
-            speed = entry["seconds"] * max(entry["workers"], 1) / max(entry["rows"], 1)
+            speed = entry["seconds"] * max(entry.get("workers", 1), 1) / max(entry["rows"], 1)
             speeds[entry["key"]] = speed
             if entry["stage"] != "captions":  # of which some take no time and some a model's
                 speeds[entry["stage"]] = speed

@@ -237,7 +237,8 @@ def _plan_key(stores: Sequence[FeatureStore], kind: str, key: str, uids: list[st
     cuts: set[tuple[int, bool]] = set()
     lanes = rows = 0
     for part, store in holders:
-        store.recipe(kind, key)  # or it is not the key's
+        if digest_of(store.recipe(kind, key)) != key:
+            raise UserError(f"{store.path}: {kind}/{key} does not match its recipe; run `recon-pipeline verify`")
         places = origin.places(part)
         for array, column in _arrays(store, kind, key):
             axis = array.ndim - len(column.shape) - 1

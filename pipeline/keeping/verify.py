@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import crc32
@@ -135,7 +136,8 @@ class _Check:
             self.notes.append(f"{folder}: its shards can be checked when the files named above are mended")
             return None
         try:
-            self.store.recipe(kind, key)
+            if digest_of(self.store.recipe(kind, key)) != key:
+                raise ValueError("the recipe in it is not the key's")
             layout = read_layout(self.store, kind, key)
         except MissingColumn as error:
             if names_in(self.path / "receipts" / key):

@@ -89,10 +89,20 @@ class RefForm(TypedDict):
 
 
 @with_config(_OPEN)
+class RecipeForm(TypedDict, total=False):
+    """What of a recipe is looked into besides comparing it."""
+
+    origin: dict[str, Any]
+    clouds: dict[str, Any]
+    render: dict[str, Any]
+    teacher: dict[str, Any]
+
+
+@with_config(_OPEN)
 class AttributesForm(TypedDict, total=False):
     """What is read of the attributes of the registry and of keys; each group has some of them."""
 
-    recipe: dict[str, Any]
+    recipe: RecipeForm
     columns: list[tuple[Name, list[Count], str]]
     rows: Row
     camera_to_world: list[Annotated[list[Annotated[list[float], Field(min_length=4, max_length=4)]],
@@ -157,8 +167,9 @@ class LogForm(TypedDict):
     stage: str
     key: str
     rows: Count
-    workers: Count
     seconds: Annotated[float, Field(ge=0)]
+    workers: NotRequired[Count]
+    peak_memory_gb: NotRequired[float]
 
 
 RECEIPT = TypeAdapter(ReceiptForm)

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import crc32, sync_directory
+from recon.pipeline.store.forms import SUMS
 from recon.trainer.data.reading import iterate_rows
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def _write_cache(folder: Path, array: zarr.Array[Any], rows: NDArray[np.int64], 
 
 def _is_sound(folder: Path) -> bool:
     try:
-        sums = json.loads((folder / "sums.json").read_text("utf-8"))
+        sums = read_document(folder / "sums.json", SUMS, "")
         return set(sums) == {FILE} and all(crc32(folder / n) == s for n, s in sums.items())
-    except (OSError, ValueError):
+    except (OSError, BadDocument):
         return False
