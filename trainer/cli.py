@@ -9,6 +9,7 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import use_allowed_cores
+from recon.pipeline.base.wording import shown
 from recon.trainer.commands import measuring, telling, training, transfer
 
 app = typer.Typer(
@@ -29,5 +30,5 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {shown(str(error))}\n")
         sys.exit(1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.wording import one_line
+from recon.pipeline.base.wording import near_paths, one_line
 from recon.pipeline.store.captions import Tables, caption_records, joined_captions
 from recon.pipeline.store.columns import VERIFY, open_column, parsed, read_column, read_rows
 from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, GROUP, NAMES, REF, AttributesForm, RefForm
@@ -44,10 +44,8 @@ class StoreReader:
     def open(cls, path: Path | str, write: bool = False) -> Self:
         """UserError when there is no store at `path`, or one of another format or newer version."""
         path = Path(path)
-        if not (path / "zarr.json").is_file():
-            raise UserError(
-                f"no feature store at {path}; make one with `recon-pipeline all --manifest M --store {path}`"
-            )
+        if not is_store(path):
+            raise no_store(path)
         try:
             attributes = read_document(path / "zarr.json", FOREIGN_GROUP, VERIFY).get("attributes", {})
             group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
@@ -345,3 +343,16 @@ class StoreReader:
             if found == key:
                 return kind
         raise UserError(f"{self.path}: no key {key!r}; `recon-pipeline status` lists them")
+
+
+def is_store(path: Path) -> bool:
+    """Whether something that may be a store lies there."""
+    return (path / "zarr.json").is_file()
+
+
+def no_store(path: Path) -> UserError:
+    """What is said of a path where no store lies."""
+    near = near_paths(path, is_store)
+    return UserError(
+        f"no feature store at {path}{near}; make one with `recon-pipeline all --manifest M --store {path}`"
+    )

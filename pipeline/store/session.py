@@ -12,9 +12,16 @@ from recon.pipeline.base.errors import MachineError
 from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.lock import hold
+from recon.pipeline.store.reader import is_store, no_store
 
 # What waiting does not mend.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
+
+
+def require_store(path: Path) -> None:
+    """UserError where neither a store nor the second copies of one lie: `writing` would make one of a mistyped path."""
+    if not is_store(path) and not is_store(path / twins.FOLDER):
+        raise no_store(path)
 
 
 @contextmanager
