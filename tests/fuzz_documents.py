@@ -19,6 +19,7 @@ from rich.console import Console
 from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.base.errors import UserError
 from tests import trainer_store as tiny
+from tests.toy_stage import Toy, fill, register
 
 DEEP = 100_000
 ODD: tuple[Any, ...] = (
@@ -53,6 +54,12 @@ class Documents:
         from recon.trainer.training.pretraining import choose_device, pretrain
 
         self.folder, self.store, self.run = folder, folder / "tiny.zarr", folder / "run"
+        self.kept = folder / "toy.zarr"
+        toy = register(self.kept, [f"shape {row}" for row in range(6)])
+        for stage in (Toy("meshes"), Toy("points"), Toy("captions"), Toy("targets", draws=2)):
+            fill(toy, stage, teacher="toy")
+        fill(toy, Toy("text"), ["a", "b"], teacher="toy")
+        toy.list_rows("toy", [0, 1, 2, 5], whole=True)
         opened = tiny.make_store(self.store, text_dim=tiny.IMAGE_DIM)
         opened.list_rows("tiny", range(tiny.NUM_ROWS), whole=True)
         opened.log({"stage": "points", "key": "points-key", "rows": 1, "workers": 1, "seconds": 1.0})
@@ -63,11 +70,11 @@ class Documents:
         run_svm(self.run, self.store, device)
         run_zero_shot(self.run, self.store, device)
         write_report(self.run, self.store)
-        places = (*self.store.rglob("*.json"), *self.run.rglob("*.json*"), self.store / "log.jsonl")
+        places = [path for place in (self.store, self.kept, self.run) for path in place.rglob("*.json*")]
         self.files = sorted({path for path in places if "/twins/" not in path.as_posix()})
 
-    def readers(self, of_store: bool) -> Iterator[Callable[[], Any]]:
-        """Everything that reads a store, or a run."""
+    def readers(self, path: Path) -> Iterator[Callable[[], Any]]:
+        """Everything that reads a store, or a run, whichever a file is of."""
         from recon.pipeline.flow.report import _past_speeds
         from recon.pipeline.keeping.gc import plan_gc
         from recon.pipeline.keeping.stats import list_store, statistics
@@ -83,23 +90,24 @@ class Documents:
         from recon.trainer.show.report import stage_log, write_report
         from recon.trainer.show.table import make_table
 
-        store, run = self.store, self.run
+        run, store = self.run, self.kept if path.is_relative_to(self.kept) else self.store
 
         def opened() -> FeatureStore:
             return FeatureStore.open(store)
 
-        if of_store:
+        if not path.is_relative_to(run):
             yield lambda: verify_path(store, full=True)
             yield lambda: list_store(opened())
             yield lambda: statistics(opened(), None, 8, 0)
             yield lambda: [opened().digest(key) for _, key in opened().list_keys()]
             yield lambda: [opened().retired(ref) for ref in list_refs(opened())]
             yield lambda: plan_gc(opened(), 0.0)
-            yield lambda: (opened().points(), opened().targets(), opened().text(), opened().caption_records())
             yield lambda: _past_speeds(opened())
             yield lambda: stage_log(opened(), opened().ref())
             yield lambda: lock.writer(store)
-            yield lambda: load_dataset(opened(), DataConfig(num_points=32))
+            if store == self.store:
+                yield lambda: (opened().points(), opened().targets(), opened().text(), opened().caption_records())
+                yield lambda: load_dataset(opened(), DataConfig(num_points=32))
         else:
             yield lambda: load_checkpoint(run)
             yield lambda: load_model(run)
@@ -116,7 +124,7 @@ class Documents:
         try:
             path.write_bytes(changed(path, before, draw))
             refused, failures = 0, []
-            for reader in self.readers(path.is_relative_to(self.store)):
+            for reader in self.readers(path):
                 try:
                     reader()
                 except UserError as error:
@@ -125,14 +133,14 @@ class Documents:
                         failures.append(f"{seed}:{number} {path.name}: not one line that names a file: {error}")
                 except Exception:
                     lines = traceback.format_exc().splitlines()
-                    failures.append(f"{seed}:{number} {path.relative_to(self.folder)}: {' | '.join(lines[-5:])}")
+                    failures.append(f"{seed}:{number} {path.relative_to(self.folder)}: {' | '.join(lines[-6:])}")
         finally:
             path.write_bytes(before)
         return path.relative_to(self.folder).as_posix(), refused, failures
 
 
 def changed(path: Path, content: bytes, draw: random.Random) -> bytes:
-    """A document with something wrong with it: cut off, foreign, or one field or more missing, added or of another type.
+    """A document with something wrong with it: cut off, foreign, or with fields missing, added or of other types.
 
     A receipt is sealed again half of the time: whoever edits one by hand may know how.
     """
@@ -145,11 +153,12 @@ def changed(path: Path, content: bytes, draw: random.Random) -> bytes:
         value = _edited(value, draw)
     lines[at] = json.dumps(value).encode() + b"\n"
     if "receipts" in path.parts and isinstance(value, dict) and draw.random() < 0.7:
-        lines[at] = _sealed(value)
+        lines[at] = sealed(value)
     return b"".join(lines)
 
 
-def _sealed(fields: dict[str, Any]) -> bytes:
+def sealed(fields: dict[str, Any]) -> bytes:
+    """A receipt's text with the sum that its fields have."""
     try:
         rest = canonical_json({name: value for name, value in fields.items() if name != "sum"})[1:]
     except ValueError:  # NaN

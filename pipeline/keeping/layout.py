@@ -13,7 +13,7 @@ import zarr
 
 from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.wording import one_line
-from recon.pipeline.store.columns import open_column
+from recon.pipeline.store.columns import has_column, open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.shards import Shard, block_of, shard_file
@@ -49,7 +49,7 @@ def read_layout(store: FeatureStore, kind: str, key: str) -> Layout:
     group = store.kind_group(kind, key)
     arrays, cuts = [], set()
     for column in store.columns(kind, key):
-        if column.name not in group:
+        if not has_column(group, column.name):
             raise MissingColumn(f"no column {column.name!r}")
         array = open_column(group, column.name)
         lead = array.ndim - 1 - len(column.shape)

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from recon.pipeline.store.columns import open_column, read_rows
+from recon.pipeline.store.columns import has_column, open_column, read_rows
 from recon.pipeline.store.forms import AttributesForm
 from recon.pipeline.store.records import Caption
 
@@ -67,4 +67,4 @@ def _texts(group: zarr.Group, finished: NDArray[np.int64]) -> list[list[str]]:
 
 def _values(group: zarr.Group, name: str, finished: NDArray[np.int64]) -> NDArray[Any] | None:
     """[finished, C] of a column; None where these captions have no such thing."""
-    return read_rows(open_column(group, name), finished) if name in group else None
+    return read_rows(open_column(group, name), finished) if has_column(group, name) else None

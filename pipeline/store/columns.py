@@ -71,12 +71,25 @@ def _read_run(array: zarr.Array[Any], start: int, stop: int, lane: int | None, m
         raise DamagedStore(f"{path}: cannot be read ({one_line(error)}); {mend}") from error
 
 
+def has_column(group: zarr.Group, name: str) -> bool:
+    """Whether a key has a column, damaged or not."""
+    return _document_of(group, name).is_file()
+
+
+def column_names(group: zarr.Group) -> list[str]:
+    """Of a key, all there are, sorted."""
+    return sorted(path.parent.name for path in _document_of(group, "*").parents[1].glob("*/zarr.json"))
+
+
+def _document_of(group: zarr.Group, name: str) -> Path:
+    return Path(cast("LocalStore", group.store).root) / group.path / name / "zarr.json"
+
+
 def open_column(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """A column of a key. DamagedStore where it is missing or its zarr.json cannot be read."""
     where = f"{group.store_path}/{name}"
     try:
-        document = Path(cast("LocalStore", group.store).root) / group.path / name / "zarr.json"
-        if (size := document.stat().st_size) > MAX_BYTES:
+        if (size := _document_of(group, name).stat().st_size) > MAX_BYTES:
             raise ValueError(f"{size} bytes")
         array = group[name]
     except Exception as error:  # Zarr raises what it likes of damaged metadata
@@ -94,7 +107,7 @@ def block_file(array: zarr.Array[Any], lane: int | None, number: int) -> str:
 
 def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
     """The first `rows` entries of a text column as Python lists; blank where it has fewer."""
-    if name not in group:
+    if not has_column(group, name):
         return [""] * rows
     try:
         values = cast(list[Any], np.asarray(open_column(group, name)[:rows]).tolist())
@@ -116,7 +129,7 @@ def append_text(group: zarr.Group, columns: dict[str, Sequence[str]], rows: int)
     """Append text columns after `rows` and commit by raising the group's `rows` attribute last."""
     count = len(next(iter(columns.values())))
     for name, values in columns.items():
-        if name in group:
+        if has_column(group, name):
             array = open_column(group, name)
             array.resize((rows + count,))
         else:

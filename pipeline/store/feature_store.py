@@ -29,7 +29,7 @@ from recon.pipeline.base.documents import MissingDocument
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.store import twins
-from recon.pipeline.store.columns import COMPRESSORS, VERIFY, append_text, open_column
+from recon.pipeline.store.columns import COMPRESSORS, VERIFY, append_text, has_column, open_column
 from recon.pipeline.store.listed import relist
 from recon.pipeline.store.prompts import CLASS_PROMPTS
 from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
@@ -146,7 +146,7 @@ class FeatureStore(StoreReader):
     ) -> zarr.Array[Any]:
         """The column's array, made or grown to `rows` (and `lanes`; 0: no such axis). Data already there stays."""
         shape = ((lanes,) if lanes else ()) + (rows, *column.shape)
-        if column.name in group:
+        if has_column(group, column.name):
             array = open_column(group, column.name)
             wanted = tuple(max(a, b) for a, b in zip(array.shape, shape, strict=True))
             if wanted != array.shape:

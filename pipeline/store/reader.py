@@ -18,7 +18,7 @@ from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import near_paths, one_line
 from recon.pipeline.store.captions import Tables, caption_records, joined_captions
-from recon.pipeline.store.columns import VERIFY, open_column, parsed, read_column, read_rows
+from recon.pipeline.store.columns import VERIFY, has_column, open_column, parsed, read_column, read_rows
 from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, GROUP, NAMES, REF, AttributesForm, RefForm
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
@@ -129,7 +129,7 @@ class StoreReader:
         ref = self.ref(ref)
         key, group = self._of_ref("views", ref, "render")
         rgb, alpha, depth, frame = (open_column(group, name) for name in ("rgb", "alpha", "depth", "frame"))
-        normal = open_column(group, "normal") if "normal" in group else None
+        normal = open_column(group, "normal") if has_column(group, "normal") else None
         held = self.attributes("views", key)
         try:
             poses, intrinsics, angles = (
@@ -247,7 +247,7 @@ class StoreReader:
             start, stop = receipt.rows
             if stop > len(names):
                 raise DamagedStore(
-                    f"{self.path}/receipts/{key}: speak of {stop} rows, there are {len(names)}; {VERIFY}"
+                    f"{self.path}/receipts/{key}: one speaks of {stop} rows, there are {len(names)}; {VERIFY}"
                 )
             lines += [f"{names[start + i]}:{lane}:{d}" for i, d in enumerate(receipt.digests) if receipt.ok[i]]
         return hashlib.sha256("\n".join([key, *sorted(lines)]).encode()).hexdigest()
@@ -280,6 +280,10 @@ class StoreReader:
         """The group of one key. UserError offers the keys there are."""
         self._require_key(kind, key)
         return self._group(f"{kind}/{key}")
+
+    def column(self, kind: str, key: str, name: str) -> zarr.Array[Any]:
+        """A column of a key. UserError as for `kind_group`; DamagedStore where it is missing or unreadable."""
+        return open_column(self.kind_group(kind, key), name)
 
     def _require_key(self, kind: str, key: str) -> None:
         if not (self.path / kind / key / "zarr.json").is_file():

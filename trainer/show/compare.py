@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from recon.pipeline.base.errors import UserError
@@ -141,7 +141,7 @@ def _seen(text: str) -> Text:
 
 def for_terminal(names: list[str], tables: dict[str, list[Row]]) -> Table:
     """What `write_comparison` returns, for people."""
-    table = Table("", *map(_seen, names), box=None, pad_edge=False)
+    table = Table("", *(Column(_seen(name)) for name in names), box=None, pad_edge=False)
     for title, rows in tables.items():
         if rows:
             table.add_row(Text(title, style="bold"))

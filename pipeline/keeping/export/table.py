@@ -7,10 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import row_digest
@@ -191,7 +190,7 @@ def _load_words(
 def _digests(store: FeatureStore, kind: str, key: str) -> list[list[str]]:
     """[lanes][rows] what each row's receipt says of its values; "" for a row it does not know."""
     rows = len(store.prompts(key)) if kind == "text" else len(store.registry)
-    lanes = cast("zarr.Array[Any]", store.kind_group(kind, key)["feat"]).shape[0] if kind == "targets" else 1
+    lanes = store.column(kind, key, "feat").shape[0] if kind == "targets" else 1
     found = [[""] * rows for _ in range(lanes)]
     for lane, _, receipt in store.receipts(key):
         if lane < lanes:

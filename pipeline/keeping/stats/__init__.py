@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -210,7 +210,7 @@ def _describe_features(kind: str, f: FeatureStatistics) -> list[str]:
 
 def _faces(store: FeatureStore, key: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Triangles of every finished mesh among some rows."""
-    column = cast("zarr.Array[Any]", store.kind_group("meshes", key)["faces"])
+    column = store.column("meshes", key, "faces")
     return read_rows(column, np.flatnonzero(_of_rows(store, key, rows)))
 
 
@@ -312,7 +312,7 @@ def _target_statistics(
     """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token."""
     if not len(rows):
         return None
-    feat = cast("zarr.Array[Any]", store.kind_group("targets", key)["feat"])
+    feat = store.column("targets", key, "feat")
     blocks = _in_blocks(feat, rows, lane=0)
     views = [block.mean(axis=2, dtype=np.float32) if block.ndim == 4 else block for block in blocks]
     return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows])
@@ -334,6 +334,6 @@ def _text_statistics(store: FeatureStore, ref: Ref, teacher: str, sample: int, s
     rows = _sample(used, prompts, sample, seed)
     if not len(rows):
         return None
-    feat = read_rows(cast("zarr.Array[Any]", store.kind_group("text", key)["feat"]), rows)
+    feat = read_rows(store.column("text", key, "feat"), rows)
     classes = np.array([class_of[prompts[row]] for row in rows], dtype=np.int64)
     return feature_statistics(teacher, feat[:, None], classes)
