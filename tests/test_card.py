@@ -148,7 +148,7 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     plain = make_card(make_run(tmp_path / "run", settings()))
     run = make_run(tmp_path / "a`|\n# b<i>", settings(), HOSTILE, versions={HOSTILE: HOSTILE}, git_commit=HOSTILE)
     teacher = dict.fromkeys(("kind", "teacher", "key", "digest"), HOSTILE) | {"recipe": {"weights": HOSTILE}}
-    record_data(run, teachers={HOSTILE: teacher}, splits=[HOSTILE], num_rows=HOSTILE, category_names=[HOSTILE])
+    record_data(run, teachers={HOSTILE: teacher}, splits=[HOSTILE], category_names=[HOSTILE])
     card = make_card(run)
     assert re.findall(r"^#+ ", card, re.MULTILINE) == re.findall(r"^#+ ", plain, re.MULTILINE)
     prose = re.sub(r"^```.*?^```$", "", card, flags=re.DOTALL | re.MULTILINE)

@@ -15,7 +15,6 @@ import io
 import json
 import re
 import statistics
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 
+from recon.pipeline.base.documents import read_document, read_toml
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.machine import cores, processor
@@ -39,6 +39,7 @@ from recon.trainer.evaluate.labelled import check_taught, load_labelled
 from recon.trainer.evaluate.results import read_results, summarize
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot, spaces_shared
+from recon.trainer.forms import TRAINING
 from recon.trainer.recipe import config_to_dict, load_config, with_teachers
 from recon.trainer.show.ablation import ablation_figure, ablation_table
 from recon.trainer.training.peers import launched
@@ -127,12 +128,10 @@ def load_ablation(name: str, arms: Sequence[str] = ()) -> Ablation:
     if path.parent == ABLATIONS and not path.is_file():
         raise UserError(f"ablate {name}: unknown; {_nearest(name, list_ablations())}")
     try:
-        ablation = Ablation.model_validate(tomllib.loads(path.read_text("utf-8")))
+        ablation = Ablation.model_validate(read_toml(path, "name a shipped ablation or a TOML file"))
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
     folders = [arm.folder for arm in ablation.arms]
     if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
         raise UserError(f"{path}: two arms are called {twice[0]!r}; give them names that differ")
@@ -297,7 +296,7 @@ def gather(
             for probe, measure in MEASURES.items()
             if all(probe in results for results in found.values())
         }
-        seconds = [json.loads((run / "training.json").read_text("utf-8"))["seconds"] for run in runs.values()]
+        seconds = [read_document(run / "training.json", TRAINING, "train it again")["seconds"] for run in runs.values()]
         arms[arm.name] = {
             "settings": arm.settings,
             "x": arm.x,

@@ -10,6 +10,7 @@ import typer
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.limits import WITH_TORCH, check_limits
 from recon.pipeline.base.machine import use_allowed_cores
+from recon.pipeline.base.wording import shown
 from recon.trainer.commands import measuring, telling, training, transfer
 
 app = typer.Typer(
@@ -31,5 +32,5 @@ def main() -> None:
         check_limits(WITH_TORCH)
         app()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {shown(str(error))}\n")
         sys.exit(1)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from recon.pipeline.base.documents import read_toml
 from recon.pipeline.base.errors import UserError
 from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig, TaskConfig
 from recon.trainer.model.settings import SIZES, ModelConfig
@@ -48,10 +49,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, 
     neighbour, or the field whose value does not fit.
     """
     path = _recipe_path(recipe)
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
+    data = read_toml(path, "mend it")
     _check_names(data, str(path))
     for section, values in read_overrides(overrides).items():
         data.setdefault(section, {}).update(values)

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from recon.pipeline.base.errors import UserError
+
+# C0 and C1, among them what begins a terminal's commands; what turns or hides the text around it; halves of pairs.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def shown(text: str, lines: bool = False) -> str:
+    """A text for a terminal, in which what cannot be seen is spelt out as JSON does; `lines`: of several lines."""
+    return _UNSEEN.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _spelt(found[0]), text)
+
+
+def _spelt(character: str) -> str:
+    return _SHORT.get(character, f"\\u{ord(character):04x}")
 
 
 def one_line(error: Exception) -> str:
@@ -25,6 +40,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" for a near miss, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def near_paths(path: Path, is_one: Callable[[Path], bool]) -> str:
+    """ " (did you mean x?)" for what lies beside a path that does not serve, else " (beside it: x, y)" or nothing."""
+    try:
+        beside = sorted(entry.name for entry in path.parent.iterdir() if entry.name != path.name and is_one(entry))
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    if close:
+        return f" (did you mean {path.parent / close[0]}?)"
+    return f" (beside it: {some(beside)})" if beside else ""
 
 
 def some(names: Sequence[str], total: int | None = None, most: int = 3) -> str:

@@ -146,7 +146,7 @@ class ModelCaptions(CaptionStage):
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """A view's first caption is a beam search's, further ones are drawn."""
         recipe = self.recipe
-        rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
+        rgb = store.column("views", recipe["views"], "rgb")
         pictures = read_rows(rgb, [row.index for row in rows])[:, list(self.chosen)]
         flat = pictures.reshape(-1, *pictures.shape[2:])
         captioner = self._checked(store, key)

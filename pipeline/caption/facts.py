@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,8 +13,9 @@ from recon.pipeline.caption.texts import VERSION, filled
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.origin import Origin
-from recon.pipeline.store.columns import read_column
+from recon.pipeline.store.columns import parsed, read_column
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.forms import FACTS
 from recon.pipeline.store.records import Column
 
 NUM_FACTS = 4  # `describe` writes no more
@@ -57,8 +57,8 @@ class FactCaptions(CaptionStage):
         facts = read_column(group, "facts", rows[-1].index + 1)
 
         def one(row: Row) -> tuple[list[str]]:
-            lines = describe(json.loads(facts[row.index]) if facts[row.index] else {})
-            return (filled(lines, NUM_FACTS),)
+            known = parsed(facts[row.index] or "{}", FACTS, f"{group.store_path}/facts: row {row.index}")
+            return (filled(describe(known), NUM_FACTS),)
 
         return each_row(rows, ["caption"], one)
 

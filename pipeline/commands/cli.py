@@ -16,7 +16,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import shared_reason
 from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
-from recon.pipeline.base.wording import human
+from recon.pipeline.base.wording import human, shown
 from recon.pipeline.commands import store as store_cli
 from recon.pipeline.commands import teachers as teachers_cli
 from recon.pipeline.commands.terminal import (
@@ -94,8 +94,10 @@ class Run:
         from recon.pipeline.flow.report import key_change
         from recon.pipeline.flow.run import Flow, load_models, summary
         from recon.pipeline.keeping.lacking import describe as describe_lacking
-        from recon.pipeline.store.session import writing
+        from recon.pipeline.store.session import require_store, writing
 
+        if what == "retry":
+            require_store(self.store)
         settings = load_manifest(self.manifest)
         list_shapes(settings, self.root)  # a wrong root must not leave an empty store behind
         shard = parse_shard(self.shard)
@@ -115,9 +117,9 @@ class Run:
                 changed = key_change(flow, stage, plan.tasks[0].stage)
                 if changed:  # what is there of the other key stays, and may be what was wanted
                     more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
-                    console.print(f"{stage}: a new key: {changed[0]}{more}", markup=False)
+                    console.print(f"{stage}: a new key: {changed[0]}{more}")
                 more = human(plan.todo * plan.bytes_a_row)
-                console.print(f"{stage}: {plan.todo} of {plan.total} rows to do, about {more}", markup=False)
+                console.print(f"{stage}: {plan.todo} of {plan.total} rows to do, about {more}")
 
             def note(stage: str, done: int, total: int, written: int) -> None:
                 check(stage, written)
@@ -261,11 +263,11 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
         lines = report(flow, default_workers() if workers is None else workers)
         left = any(line.todo for line in lines)
-        shown = [line for line in lines if line.todo] if only_todo else lines
+        listed = [line for line in lines if line.todo] if only_todo else lines
         if as_json:
-            emit([{**vars(line), "todo": line.todo} for line in shown])
+            emit([{**vars(line), "todo": line.todo} for line in listed])
         elif not quiet:
-            answer(describe(shown) if shown else ["nothing to do"])
+            answer(describe(listed) if listed else ["nothing to do"])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])
             lacking = None if only_todo else flow.lacking()
@@ -304,9 +306,10 @@ def doctor() -> None:
     for check in checks:
         if check.ok:
             mark = typer.style("note", fg="yellow") if check.mend else typer.style("ok  ", fg="green")
-            answer([f"{mark} {check.name}: {check.detail}{f'; {check.mend}' if check.mend else ''}"])
+            answer([f" {check.name}: {check.detail}{f'; {check.mend}' if check.mend else ''}"], mark)
         else:
-            answer([f"{typer.style('FAIL', fg='red')} {check.name}: {check.detail}", f"     mend: {check.mend}"])
+            answer([f" {check.name}: {check.detail}"], typer.style("FAIL", fg="red"))
+            answer([f"     mend: {check.mend}"])
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
@@ -316,5 +319,5 @@ def main() -> None:
         check_limits(WITHOUT_TORCH)
         app()
     except UserError as error:
-        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"error: {shown(str(error))}", style="bold red", soft_wrap=True)
         sys.exit(1)

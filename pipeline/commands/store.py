@@ -201,9 +201,10 @@ def gc(
     """Find (and with --delete drop) keys that no ref reaches, caches and leftovers."""
     from recon.pipeline.keeping.gc import collect, plan_gc
     from recon.pipeline.store import FeatureStore
-    from recon.pipeline.store.session import writing
+    from recon.pipeline.store.session import require_store, writing
 
     if delete:
+        require_store(store)
         with writing(store, "gc") as opened:
             plan = plan_gc(opened, grace_days)
             dropped = collect(opened, plan)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from recon.pipeline.base.wording import brief
+from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.wording import brief, shown
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+console = Terminal(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 ManifestOption = Annotated[
     Path, typer.Option("--manifest", "-m", help="The data set's TOML file, or a shipped one's name.")
@@ -70,13 +70,13 @@ class StageProgress:
 def say(lines: Sequence[str]) -> None:
     """What a run has to tell, line by line: on standard error."""
     for line in lines:
-        console.print(line, markup=False)
+        console.print(shown(line))
 
 
-def answer(lines: Sequence[str]) -> None:
-    """What a command was asked for, line by line: on standard output."""
+def answer(lines: Sequence[str], mark: str = "") -> None:
+    """What a command was asked for, line by line: on standard output, each behind a mark that may be coloured."""
     for line in lines:
-        typer.echo(line)
+        typer.echo(mark + shown(line))
 
 
 def emit(value: Any) -> None:

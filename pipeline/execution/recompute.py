@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.execution.stage import spare
+from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.shards import read_rows
 
@@ -74,7 +75,7 @@ def recompute(store: FeatureStore, stage: Stage, rows: Sequence[Row], count: int
                 where = row.name, row.index, lane, column.name
                 found.append(Recomputed(*where, False, "different", np.nan, None, failure))
                 continue
-            array = cast(Any, group[column.name])
+            array = open_column(group, column.name)
             stored = np.asarray(read_rows(array, [row.index], lane if stage.lanes else None)[0])
             equal, error, cosine = _compare(stored, np.asarray(values[column.name]))
             verdict: Verdict = "equal" if equal else "different"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from recon.pipeline.base.provenance import forget_notes, peak_bytes, provenance
 from recon.pipeline.execution.hazards import Watch, in_hand, read_deaths, split_by
 from recon.pipeline.execution.planning import Task
 from recon.pipeline.execution.stage import Row, failure_of, spare
+from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Diagnosis, Entry, Failure, Receipt
 from recon.pipeline.store.session import REFUSALS, cannot_write
@@ -191,7 +192,7 @@ def _copied(store: FeatureStore, task: Task) -> dict[int, tuple[list[Any], dict[
         return {}
     shard = task.shard
     group = store.kind_group(shard.kind, shard.key)
-    columns = [cast(Any, group[column.name]) for column in task.stage.columns]
+    columns = [open_column(group, column.name) for column in task.stage.columns]
     lane = shard.lane if shard.lanes else None
     copied = {}
     for row in task.rows:

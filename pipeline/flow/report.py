@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.documents import BadDocument, bounded_lines, parse_document
 from recon.pipeline.base.wording import human
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Stage
 from recon.pipeline.flow.run import Flow, StageRows
 from recon.pipeline.keeping.recipes import Resolve, recipe_diff_expanded
+from recon.pipeline.store.columns import VERIFY
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.forms import LOG
 from recon.pipeline.store.names import named_keys
 
 
@@ -141,14 +143,14 @@ def _past_speeds(store: FeatureStore) -> dict[str, float]:
     """Worker seconds a row of each key and each kind in the last run that the log tells of."""
     speeds: dict[str, float] = {}
     path = store.path / "log.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in bounded_lines(path, VERIFY) if path.is_file() else ():
         try:
-            entry = json.loads(line)
-            speed = entry["seconds"] * max(entry["workers"], 1) / max(entry["rows"], 1)
+            entry = parse_document(line, LOG, path, VERIFY)
+            speed = entry["seconds"] * max(entry.get("workers", 1), 1) / max(entry["rows"], 1)
             speeds[entry["key"]] = speed
             if entry["stage"] != "captions":  # of which some take no time and some a model's
                 speeds[entry["stage"]] = speed
-        except (ValueError, KeyError, TypeError):
+        except BadDocument:
             continue  # the log is for people; `verify` tells of damage in it
     return speeds
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.keeping.recipes import explain as explain
 from recon.pipeline.keeping.recipes import recipe_diff as recipe_diff
 from recon.pipeline.keeping.recipes import recipe_diff_expanded as recipe_diff_expanded
+from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
 from recon.pipeline.store.names import resolve_key as resolve_key
@@ -330,6 +330,6 @@ def _cosine(x: Floats, y: Floats) -> Floats:
 
 def _read(side: Side, column: Column, rows: NDArray[np.int64]) -> Floats:
     """[rows, ...] of a column, of draw 0 if there are draws. DamagedStore for a shard that is damaged or not there."""
-    array = cast("zarr.Array[Any]", side.store.kind_group(side.kind, side.key)[column.name])
+    array = open_column(side.store.kind_group(side.kind, side.key), column.name)
     ascending, places = np.unique(rows, return_inverse=True)
     return read_rows(array, ascending, 0 if array.ndim > len(column.shape) + 1 else None).astype(np.float64)[places]

@@ -13,6 +13,7 @@ import zarr
 
 from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.wording import one_line
+from recon.pipeline.store.columns import has_column, open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.shards import Shard, block_of, shard_file
@@ -48,11 +49,9 @@ def read_layout(store: FeatureStore, kind: str, key: str) -> Layout:
     group = store.kind_group(kind, key)
     arrays, cuts = [], set()
     for column in store.columns(kind, key):
-        if column.name not in group:
+        if not has_column(group, column.name):
             raise MissingColumn(f"no column {column.name!r}")
-        array = group[column.name]
-        if not isinstance(array, zarr.Array):
-            raise ValueError(f"{column.name!r} is not an array")
+        array = open_column(group, column.name)
         lead = array.ndim - 1 - len(column.shape)
         text = array.dtype.kind in "UOT"
         fits = text if column.dtype == "str" else array.dtype == np.dtype(column.dtype)
@@ -75,8 +74,6 @@ def misfit(layout: Layout, shard: Shard, receipt: Receipt) -> str:
         return f"speaks of rows {start} to {stop} under the name of shard {shard.number}"
     if stop > layout.rows or shard.lane >= max(layout.lanes, 1):
         return f"speaks of rows {start} to {stop} of draw {shard.lane}, which the key's columns do not have"
-    if not count == len(receipt.inputs) == len(receipt.digests) == len(receipt.ok) == len(receipt.made):
-        return f"does not say the same number of things of each of its {count} rows"
     if any(bool(digest) != ok for digest, ok in zip(receipt.digests, receipt.ok, strict=True)):
         return "has a finished row without a digest, or a digest of another"
     return ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from recon.pipeline.base.digests import canonical_json, digest_of
+from recon.pipeline.base.documents import ANY, is_cut_off, parse_document
 from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.keeping.layout import read_layout
 from recon.pipeline.store import twins
@@ -44,7 +44,7 @@ def log_lines(store: Path) -> tuple[list[tuple[str, bool]], bool]:
         return [], False
     *whole, rest = content.split(b"\n")
     lines = [(line.decode(errors="replace"), _is_sound(line)) for line in whole]
-    if rest and not _is_cut_off(rest):
+    if rest and not is_cut_off(rest):
         lines.append((rest.decode(errors="replace"), False))
         rest = b""
     return lines, bool(rest)
@@ -52,21 +52,10 @@ def log_lines(store: Path) -> tuple[list[tuple[str, bool]], bool]:
 
 def _is_sound(line: bytes) -> bool:
     try:
-        data = json.loads(line)
-        stated = data.pop("sum")
+        data = parse_document(line, ANY, "log.jsonl", "")
+        stated = data.pop("sum", None)
         return stated == digest_of(data) and line.decode() == canonical_json(data | {"sum": stated})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return False
-
-
-def _is_cut_off(line: bytes) -> bool:
-    """Whether a line without an end is the beginning of a sound one: a flipped newline makes it longer than that."""
-    try:
-        json.loads(line)
-        return True
-    except json.JSONDecodeError as error:
-        return error.pos >= len(error.doc) or error.msg.startswith("Unterminated")
-    except ValueError:
+    except ValueError:  # of a document, of text that is no UTF-8, of a number that is none
         return False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -15,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import digest_of, row_digest
+from recon.pipeline.base.documents import ANY, bounded_lines, parse_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory
 from recon.pipeline.keeping.recipes import explain
 from recon.pipeline.store import twins
+from recon.pipeline.store.columns import VERIFY, has_column, open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
@@ -201,7 +202,7 @@ def _merge_registry(stores: Sequence[FeatureStore]) -> tuple[dict[str, list[str]
     turns: dict[str, list[tuple[int, int, int]]] = {}  # data set -> (number in the part's share of it, part, row)
     holder: dict[tuple[str, str], int] = {}
     for part, store in enumerate(stores):
-        if "registry" not in store.group:
+        if not store.has_registry:
             columns.append({name: [] for name in REGISTRY_COLUMNS})
             continue
         registry = store.registry
@@ -253,7 +254,11 @@ def _plan_key(stores: Sequence[FeatureStore], kind: str, key: str, uids: list[st
 def _arrays(store: FeatureStore, kind: str, key: str) -> list[tuple[Any, Column]]:
     """The arrays of a key; a run that was cut off may not have made them yet."""
     group = store.kind_group(kind, key)
-    return [(group[column.name], column) for column in store.columns(kind, key) if column.name in group]
+    return [
+        (open_column(group, column.name), column)
+        for column in store.columns(kind, key)
+        if has_column(group, column.name)
+    ]
 
 
 def _merge_prompts(stores: Sequence[FeatureStore], key: str) -> tuple[list[str], _Origin]:
@@ -381,11 +386,11 @@ def _carry_log(merged: FeatureStore, stores: Sequence[FeatureStore]) -> None:
     """The parts' logs one after another: what the rows have cost, and where."""
     for store in stores:
         path = store.path / "log.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        for line in bounded_lines(path, VERIFY) if path.is_file() else ():
             try:
-                entry = json.loads(line)
-                whole = entry.pop("sum") == digest_of(entry)
-            except (ValueError, KeyError, AttributeError):
+                entry = parse_document(line, ANY, path, VERIFY)
+                whole = entry.pop("sum", None) == digest_of(entry)
+            except ValueError:
                 continue  # torn or damaged: `verify` tells of it in the part
             if whole:
                 merged.log(entry)

@@ -6,13 +6,13 @@ It only reads, also while others write: what looks damaged is looked at again if
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import crc32
 from recon.pipeline.base.wording import one_line
@@ -21,6 +21,7 @@ from recon.pipeline.keeping.mend import log_lines
 from recon.pipeline.keeping.mend import mend as mend
 from recon.pipeline.store import lock, twins
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.forms import SUMS
 from recon.pipeline.store.names import named_keys
 from recon.pipeline.store.reader import KINDS, RECEIPT_NAME
 from recon.pipeline.store.receipts import MEND, DamagedReceipt, Receipt
@@ -184,8 +185,6 @@ class _Check:
             wrong = misfit(layout, shard, receipt) if receipt else "is gone"
         except DamagedReceipt as error:
             return None, [(name, str(error).removeprefix(f"{path}: ").removesuffix(f"; {MEND}"))]
-        except (TypeError, ValueError) as error:  # soundly sealed, but not by this program
-            return None, [(name, f"not a receipt: {one_line(error)}")]
         if receipt is None or wrong:
             return None, [(name, wrong)]
         sizes = {file: _size(self.path / file) for file in layout.files(shard)}
@@ -274,10 +273,10 @@ class _Check:
             if f"cache/{name}" in links or not folder.is_dir():
                 continue
             try:
-                sums = json.loads((folder / "sums.json").read_text("utf-8"))
+                sums = read_document(folder / "sums.json", SUMS, "")
                 held = {path.name for path in folder.glob("*.npy")}
                 sound = set(sums) == held and all(crc32(folder / n) == s for n, s in sums.items())
-            except (OSError, ValueError, TypeError, AttributeError):
+            except (OSError, BadDocument):
                 sound = False
             self.bytes += measure(folder)[0]
             if not sound and folder.is_dir():

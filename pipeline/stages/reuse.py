@@ -95,7 +95,7 @@ class Donors:
 
     def _read(self, key: str, name: str, row: int, lane: int | None = None) -> Any:
         """All views of a finished row of a donor's column."""
-        return read_rows(cast(Any, self.store.kind_group(self.kind, key)[name]), [row], lane)[0]
+        return read_rows(self.store.column(self.kind, key, name), [row], lane)[0]
 
     def _read_receipt(self, key: str, lane: int, shard: int) -> Receipt | None:
         return Receipt.read(self.store.receipt_path(key, lane, shard))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ class ImageTargets:
         recipe = self.recipe
         views = store.recipe("views", recipe["views"])
         donors = reuse.donors(store, "targets", recipe, self.shard_rows, lane)
-        rgb = cast(Any, store.kind_group("views", recipe["views"])["rgb"])
+        rgb = store.column("views", recipe["views"], "rgb")
         pictures = read_rows(rgb, [row.index for row in rows])
         feat = np.zeros((len(rows), pictures.shape[1], *self.shape), np.float32)
         cells = []
@@ -133,5 +133,5 @@ def finite_block(spec: TeacherSpec, feat: np.ndarray) -> Block:
 
 def clean_features(store: FeatureStore, key: str, rows: Sequence[Row]) -> NDArray[Any]:
     """[R, V, D] what a teacher saw in the clean views of finished rows."""
-    feat = cast(Any, store.kind_group("targets", key)["feat"])
+    feat = store.column("targets", key, "feat")
     return read_rows(feat, [row.index for row in rows], 0)

@@ -9,7 +9,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from recon.pipeline.store.columns import read_rows
+from recon.pipeline.store.columns import has_column, open_column, read_rows
+from recon.pipeline.store.forms import AttributesForm
 from recon.pipeline.store.records import Caption
 
 Tables = Mapping[str, tuple[zarr.Group, NDArray[np.int64]]]
@@ -36,7 +37,8 @@ def caption_records(tables: Tables, rows: int) -> list[list[Caption]]:
     """Every stored caption of each of the first `rows`, in order of the tables and in each table's own order."""
     records: list[list[Caption]] = [[] for _ in range(rows)]
     for table, (group, finished) in tables.items():
-        source, model, seed = (cast(Any, group.attrs.get(name)) for name in ("source", "model", "seed"))
+        held = cast("AttributesForm", group.attrs.asdict())  # of its form, or there would be no group
+        source, model, seed = held.get("source"), held.get("model"), held.get("seed")
         texts = _texts(group, finished)
         views, scores, kept = (_values(group, name, finished) for name in ("view", "score", "kept"))
         for number, row in enumerate(finished):
@@ -65,4 +67,4 @@ def _texts(group: zarr.Group, finished: NDArray[np.int64]) -> list[list[str]]:
 
 def _values(group: zarr.Group, name: str, finished: NDArray[np.int64]) -> NDArray[Any] | None:
     """[finished, C] of a column; None where these captions have no such thing."""
-    return read_rows(cast("zarr.Array[Any]", group[name]), finished) if name in group else None
+    return read_rows(open_column(group, name), finished) if has_column(group, name) else None

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from recon.pipeline.base.documents import MAX_BYTES, BadDocument, parse_document
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.store.receipts import MEND, DamagedStore
 
 if TYPE_CHECKING:
     from zarr.storage import LocalStore
+
+T = TypeVar("T")
 
 COMPRESSORS = [ZstdCodec(level=1), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
 VERIFY = "`recon-pipeline verify` says what is damaged"
@@ -67,6 +71,34 @@ def _read_run(array: zarr.Array[Any], start: int, stop: int, lane: int | None, m
         raise DamagedStore(f"{path}: cannot be read ({one_line(error)}); {mend}") from error
 
 
+def has_column(group: zarr.Group, name: str) -> bool:
+    """Whether a key has a column, damaged or not."""
+    return _document_of(group, name).is_file()
+
+
+def column_names(group: zarr.Group) -> list[str]:
+    """Of a key, all there are, sorted."""
+    return sorted(path.parent.name for path in _document_of(group, "*").parents[1].glob("*/zarr.json"))
+
+
+def _document_of(group: zarr.Group, name: str) -> Path:
+    return Path(cast("LocalStore", group.store).root) / group.path / name / "zarr.json"
+
+
+def open_column(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """A column of a key. DamagedStore where it is missing or its zarr.json cannot be read."""
+    where = f"{group.store_path}/{name}"
+    try:
+        if (size := _document_of(group, name).stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{size} bytes")
+        array = group[name]
+    except Exception as error:  # Zarr raises what it likes of damaged metadata
+        raise DamagedStore(f"{where}: unreadable ({one_line(error)}); {VERIFY}") from error
+    if not isinstance(array, zarr.Array):
+        raise DamagedStore(f"{where}: is no array; {VERIFY}")
+    return array
+
+
 def block_file(array: zarr.Array[Any], lane: int | None, number: int) -> str:
     """The one file a shard of a column lies in, relative to the store; `lane` as in `read_rows`."""
     grid = (() if lane is None else (lane,)) + (number,)
@@ -75,23 +107,30 @@ def block_file(array: zarr.Array[Any], lane: int | None, number: int) -> str:
 
 def read_column(group: zarr.Group, name: str, rows: int) -> list[Any]:
     """The first `rows` entries of a text column as Python lists; blank where it has fewer."""
-    if name not in group:
+    if not has_column(group, name):
         return [""] * rows
     try:
-        array = cast("zarr.Array[Any]", group[name])
-        values = cast(list[Any], np.asarray(array[:rows]).tolist())
+        values = cast(list[Any], np.asarray(open_column(group, name)[:rows]).tolist())
     except Exception as error:  # so do codecs of damaged data
         raise DamagedStore(f"{group.store_path}/{name}: unreadable ({error}); {VERIFY}") from error
-    blank: list[Any] = np.full((rows - len(values), *array.shape[1:]), "").tolist()
-    return values + blank
+    shape = np.shape(values)[1:]
+    return values + [np.full(shape, "").tolist() if shape else ""] * (rows - len(values))
+
+
+def parsed(text: str, form: TypeAdapter[T], where: object) -> T:
+    """What a cell of a column holds as JSON. DamagedStore where it is not of the form."""
+    try:
+        return parse_document(text.encode(), form, where, VERIFY)
+    except BadDocument as error:
+        raise DamagedStore(str(error)) from None
 
 
 def append_text(group: zarr.Group, columns: dict[str, Sequence[str]], rows: int) -> None:
     """Append text columns after `rows` and commit by raising the group's `rows` attribute last."""
     count = len(next(iter(columns.values())))
     for name, values in columns.items():
-        if name in group:
-            array = cast("zarr.Array[Any]", group[name])
+        if has_column(group, name):
+            array = open_column(group, name)
             array.resize((rows + count,))
         else:
             array = group.create_array(name, shape=(rows + count,), chunks=(4096,), dtype=str, compressors=COMPRESSORS)

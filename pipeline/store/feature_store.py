@@ -25,14 +25,15 @@ import numpy as np
 import zarr
 
 from recon.pipeline.base.digests import canonical_json, digest_of
+from recon.pipeline.base.documents import MissingDocument
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.store import twins
-from recon.pipeline.store.columns import COMPRESSORS, append_text
+from recon.pipeline.store.columns import COMPRESSORS, VERIFY, append_text, has_column, open_column
 from recon.pipeline.store.listed import relist
 from recon.pipeline.store.prompts import CLASS_PROMPTS
 from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
-from recon.pipeline.store.receipts import Entry
+from recon.pipeline.store.receipts import DamagedStore, Entry
 from recon.pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
@@ -78,7 +79,7 @@ class FeatureStore(StoreReader):
     def update_registry(self, column: str, changed: dict[int, str]) -> None:
         """Replace a column's value in some rows: a source that looks different now, another split."""
         self.guard()
-        array = cast("zarr.Array[Any]", cast(zarr.Group, self.group["registry"])[column])
+        array = open_column(self._group("registry"), column)
         values: Any = array[:]
         for row, value in changed.items():
             values[row] = value
@@ -120,7 +121,7 @@ class FeatureStore(StoreReader):
         self.group.require_group(kind)
         twins.save(self.path, [f"{kind}/zarr.json"])
         if there:
-            held = cast(list[Any], self.kind_group(kind, key).attrs["columns"])
+            held = [[column.name, list(column.shape), column.dtype] for column in self.columns(kind, key)]
             if held != listed:
                 pairs = [pair for pair in zip_longest(held, listed) if pair[0] != pair[1]]
                 has, comes = (" of ".join(map(str, column[:2])) if column else "none" for column in pairs[0])
@@ -142,7 +143,9 @@ class FeatureStore(StoreReader):
 
     def columns(self, kind: str, key: str) -> tuple[Column, ...]:
         """The columns of a key, in the order its rows' digests are taken in."""
-        listed = cast(list[Any], self.kind_group(kind, key).attrs["columns"])
+        listed = self.attributes(kind, key).get("columns")
+        if listed is None:
+            raise DamagedStore(f"{self.path}/{kind}/{key}/zarr.json: columns: is missing; {VERIFY}")
         return tuple(Column(name, tuple(shape), dtype) for name, shape, dtype in listed)
 
     def require_column(
@@ -150,8 +153,8 @@ class FeatureStore(StoreReader):
     ) -> zarr.Array[Any]:
         """The column's array, made or grown to `rows` (and `lanes`; 0: no such axis). Data already there stays."""
         shape = ((lanes,) if lanes else ()) + (rows, *column.shape)
-        if column.name in group:
-            array = cast("zarr.Array[Any]", group[column.name])
+        if has_column(group, column.name):
+            array = open_column(group, column.name)
             wanted = tuple(max(a, b) for a, b in zip(array.shape, shape, strict=True))
             if wanted != array.shape:
                 array.resize(wanted)
@@ -227,10 +230,11 @@ class FeatureStore(StoreReader):
     def _editing(self, name: str) -> Iterator[dict[str, Any]]:
         """A ref's document, written if it is another afterwards."""
         path = self.path / "refs" / f"{name}.json"
-        data: dict[str, Any] = {"dataset": name, "keys": {}, "targets": {}, "text": {}, "captions": {}}
-        data["templates"] = list(CLASS_PROMPTS)
-        if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            data = cast(dict[str, Any], self._ref_document(name))
+        except MissingDocument:
+            data = {"dataset": name, "keys": {}, "targets": {}, "text": {}, "captions": {}}
+            data["templates"] = list(CLASS_PROMPTS)
         before = json.dumps(data)
         yield data
         if json.dumps(data) != before:

@@ -27,11 +27,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from recon.pipeline.base.documents import BadDocument, parse_document
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.store.forms import OWNER
 
 FILE = "lock.json"
 TOUCH_SECONDS = 10.0
@@ -209,11 +210,8 @@ def _read(path: Path) -> tuple[bytes | None, Owner | None]:
     except FileNotFoundError:
         return None, None
     try:
-        data: dict[str, Any] = json.loads(content)
-        known = Owner(**data)
-        number = isinstance(known.pid, int) and isinstance(known.started, float) and isinstance(known.boot, float)
-        return content, known if number else None
-    except (ValueError, TypeError):
+        return content, Owner(**parse_document(content, OWNER, path, ""))
+    except BadDocument:
         return content, None
 
 

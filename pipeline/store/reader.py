@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import near_paths, one_line
 from recon.pipeline.store.captions import Tables, caption_records, joined_captions
-from recon.pipeline.store.columns import VERIFY, read_column, read_rows
+from recon.pipeline.store.columns import VERIFY, has_column, open_column, parsed, read_column, read_rows
+from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, GROUP, NAMES, REF, AttributesForm, RefForm
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure, Receipt
@@ -42,15 +44,13 @@ class StoreReader:
     def open(cls, path: Path | str, write: bool = False) -> Self:
         """UserError when there is no store at `path`, or one of another format or newer version."""
         path = Path(path)
-        if not (path / "zarr.json").is_file():
-            raise UserError(
-                f"no feature store at {path}; make one with `recon-pipeline all --manifest M --store {path}`"
-            )
+        if not is_store(path):
+            raise no_store(path)
         try:
+            attributes = read_document(path / "zarr.json", FOREIGN_GROUP, VERIFY).get("attributes", {})
             group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
         except Exception as error:  # zarr raises many kinds for a foreign or damaged zarr.json
-            raise UserError(f"{path}: not a Zarr v3 group ({error}); name another store") from error
-        attributes = dict(group.attrs)
+            raise UserError(f"{path}: not a Zarr v3 group ({one_line(error)}); name another store") from error
         if attributes.get("format") != FORMAT["format"]:
             raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
         if attributes.get("version") != FORMAT["version"]:
@@ -69,7 +69,7 @@ class StoreReader:
             )
         group = self._group("registry")
         # Columns may be longer, or not there: an ingest that was cut off before it committed.
-        rows = int(cast(int, group.attrs.get("rows", 0)))
+        rows = self._attributes("registry").get("rows", 0)
         columns = {name: read_column(group, name, rows) for name in REGISTRY_COLUMNS}
         categories = sorted(set(columns["category"]))
         index = {name: i for i, name in enumerate(categories)}
@@ -90,16 +90,14 @@ class StoreReader:
                 else f"holds {', '.join(names)}: choose one"
             )
             raise UserError(f"{self.path}: {asked}" + (f" (no ref {name!r})" if name else ""))
-        path = self.path / "refs" / f"{name}.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            targets, text, captions = (dict(data[kind]) for kind in ("targets", "text", "captions"))
-            templates = tuple(data.get("templates", EARLIER_PROMPTS))
-            listed = data.get("listed")
-            ranges = None if listed is None else tuple((int(start), int(stop)) for start, stop in listed)
-            return Ref(name, data["dataset"], data["keys"], targets, text, captions, templates, ranges)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: unreadable ({error}); {VERIFY}") from error
+        data = self._ref_document(name)
+        several = data["targets"], data["text"], data["captions"]
+        templates = tuple(data.get("templates", EARLIER_PROMPTS))
+        listed = tuple(data["listed"]) if "listed" in data else None
+        return Ref(name, data["dataset"], data["keys"], *several, templates, listed)
+
+    def _ref_document(self, name: str) -> RefForm:
+        return read_document(self.path / "refs" / f"{name}.json", REF, VERIFY)
 
     def rows(self, ref: Ref | str | None = None) -> NDArray[np.int64]:
         """Registry rows of the shapes that the ref's manifest listed when it last ran, ascending."""
@@ -109,8 +107,7 @@ class StoreReader:
 
     def retired(self, ref: Ref | str | None = None) -> dict[str, NDArray[np.int64]]:
         """Rows that the ref's manifest listed once, by the time (ISO 8601) when it listed them no more."""
-        path = self.path / "refs" / f"{self.ref(ref).name}.json"
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("retired", {})
+        held = self._ref_document(self.ref(ref).name).get("retired", {})
         return {when: of_ranges(ranges) for when, ranges in held.items()}
 
     def listed_rows(self, dataset: str) -> NDArray[np.int64]:
@@ -124,18 +121,23 @@ class StoreReader:
         ref = self.ref(ref)
         key, group = self._of_ref("points", ref, "sample")
         names = ("xyz", "normal", "color", "part", "order", "frame")
-        arrays = {name: cast("zarr.Array[Any]", group[name]) for name in names}
+        arrays = {name: open_column(group, name) for name in names}
         return Points(key, **arrays, ok=self._finished(ref, key))
 
     def views(self, ref: Ref | str | None = None) -> Views:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
         ref = self.ref(ref)
         key, group = self._of_ref("views", ref, "render")
-        rgb, alpha, depth, frame = (cast("zarr.Array[Any]", group[name]) for name in ("rgb", "alpha", "depth", "frame"))
-        normal = cast("zarr.Array[Any]", group["normal"]) if "normal" in group else None
-        attributes = cast("dict[str, Any]", group.attrs.asdict())
-        poses, intrinsics, angles = (np.array(attributes[n]) for n in ("camera_to_world", "intrinsics", "angles"))
-        planes = attributes["near"], attributes["far"]
+        rgb, alpha, depth, frame = (open_column(group, name) for name in ("rgb", "alpha", "depth", "frame"))
+        normal = open_column(group, "normal") if has_column(group, "normal") else None
+        held = self.attributes("views", key)
+        try:
+            poses, intrinsics, angles = (
+                np.array(x) for x in (held["camera_to_world"], held["intrinsics"], held["angles"])
+            )
+            planes = held["near"], held["far"]
+        except KeyError as error:
+            raise DamagedStore(f"{self.path}/views/{key}/zarr.json: {error.args[0]}: is missing; {VERIFY}") from None
         recipe, ok = self.recipe("views", key), self._finished(ref, key)
         return Views(key, recipe, rgb, alpha, depth, normal, frame, poses, intrinsics, angles, *planes, ok)
 
@@ -143,7 +145,7 @@ class StoreReader:
         """Features of `teacher` (a name of the manifest); without a name the first one listed."""
         ref = self.ref(ref)
         name, key = self._teacher(ref.targets, teacher)
-        feat = cast("zarr.Array[Any]", self.kind_group("targets", key)["feat"])
+        feat = open_column(self.kind_group("targets", key), "feat")
         ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
         return Targets(key, name, self.recipe("targets", key), feat, ok)
 
@@ -158,7 +160,7 @@ class StoreReader:
             raise UserError(
                 f"{self.path}: {int((~done).sum())} prompts not embedded by {name!r}; run `recon-pipeline features`"
             )
-        feat = read_rows(cast("zarr.Array[Any]", group["feat"]), range(len(prompts)))
+        feat = read_rows(open_column(group, "feat"), range(len(prompts)))
         row = {prompt: i for i, prompt in enumerate(prompts)}
         row[""] = -1
         used = set(self.registry.category[self.rows(ref)].tolist())
@@ -196,8 +198,9 @@ class StoreReader:
         key, group = self._of_ref("meshes", ref, "ingest")
         facts: list[dict[str, Any]] = [{} for _ in self.registry.uid]
         done = self._done(key)
-        for row, text in zip(done, read_rows(cast("zarr.Array[Any]", group["facts"]), done), strict=True):
-            facts[row] = json.loads(text) if text else {}
+        for row, text in zip(done, read_rows(open_column(group, "facts"), done), strict=True):
+            known = parsed(text, FACTS, f"{group.store_path}/facts: row {row}") if text else {}
+            facts[row] = dict(known)
         return facts
 
     def part_names(self, ref: Ref | str | None = None) -> list[tuple[str, ...]]:
@@ -206,8 +209,9 @@ class StoreReader:
         key, group = self._of_ref("meshes", ref, "ingest")
         names: list[tuple[str, ...]] = [() for _ in self.registry.uid]
         done = self._done(key)
-        for row, text in zip(done, read_rows(cast("zarr.Array[Any]", group["parts"]), done), strict=True):
-            names[row] = tuple(json.loads(text)) if text else ()
+        for row, text in zip(done, read_rows(open_column(group, "parts"), done), strict=True):
+            its = parsed(text or "[]", NAMES, f"{group.store_path}/parts: row {row}")
+            names[row] = tuple(its)
         return names
 
     def ok(self, key: str, rows: int, lane: int = 0) -> NDArray[np.bool_]:
@@ -240,7 +244,11 @@ class StoreReader:
         names = self.names(key)
         lines = []
         for lane, _, receipt in self.receipts(key):
-            start = receipt.rows[0]
+            start, stop = receipt.rows
+            if stop > len(names):
+                raise DamagedStore(
+                    f"{self.path}/receipts/{key}: one speaks of {stop} rows, there are {len(names)}; {VERIFY}"
+                )
             lines += [f"{names[start + i]}:{lane}:{d}" for i, d in enumerate(receipt.digests) if receipt.ok[i]]
         return hashlib.sha256("\n".join([key, *sorted(lines)]).encode()).hexdigest()
 
@@ -252,20 +260,35 @@ class StoreReader:
         return found
 
     def recipe(self, kind: str, key: str) -> dict[str, Any]:
-        """What the key is a digest of."""
-        return cast(dict[str, Any], dict(self.kind_group(kind, key).attrs)["recipe"])
+        """What the key is a digest of. DamagedStore where it is missing."""
+        held = self.attributes(kind, key)
+        if "recipe" not in held:
+            raise DamagedStore(f"{self.path}/{kind}/{key}/zarr.json: recipe: is missing; {VERIFY}")
+        return cast(dict[str, Any], held["recipe"])
+
+    def attributes(self, kind: str, key: str) -> AttributesForm:
+        """What is noted of a key: its recipe, columns, and what else its stage says of it."""
+        self._require_key(kind, key)
+        return self._attributes(f"{kind}/{key}")
 
     def prompts(self, key: str) -> list[str]:
         """The distinct prompts of a `text` key, in row order."""
         group = self.kind_group("text", key)
-        return cast(list[str], read_column(group, "prompt", int(cast(int, group.attrs.get("rows", 0)))))
+        return cast(list[str], read_column(group, "prompt", self._attributes(f"text/{key}").get("rows", 0)))
 
     def kind_group(self, kind: str, key: str) -> zarr.Group:
         """The group of one key. UserError offers the keys there are."""
+        self._require_key(kind, key)
+        return self._group(f"{kind}/{key}")
+
+    def column(self, kind: str, key: str, name: str) -> zarr.Array[Any]:
+        """A column of a key. UserError as for `kind_group`; DamagedStore where it is missing or unreadable."""
+        return open_column(self.kind_group(kind, key), name)
+
+    def _require_key(self, kind: str, key: str) -> None:
         if not (self.path / kind / key / "zarr.json").is_file():
             there = [k for found, k in self.list_keys() if found == kind]
             raise UserError(f"{self.path}: no {kind} under key {key!r}; it holds {', '.join(there) or 'none'}")
-        return self._group(f"{kind}/{key}")
 
     @property
     def has_registry(self) -> bool:
@@ -273,10 +296,17 @@ class StoreReader:
         return (self.path / "registry" / "zarr.json").is_file()
 
     def _group(self, name: str) -> zarr.Group:
+        self._attributes(name)  # held to its form before Zarr sees it
         try:
             return cast(zarr.Group, self.group[name])
-        except Exception as error:  # zarr and json raise what they like of damaged metadata
-            raise DamagedStore(f"{self.path}/{name}: unreadable ({error}); {VERIFY}") from error
+        except Exception as error:  # Zarr raises what it likes of damaged metadata
+            raise DamagedStore(f"{self.path}/{name}: unreadable ({one_line(error)}); {VERIFY}") from error
+
+    def _attributes(self, name: str) -> AttributesForm:
+        try:
+            return read_document(self.path / name / "zarr.json", GROUP, VERIFY).get("attributes", {})
+        except BadDocument as error:
+            raise DamagedStore(str(error)) from None
 
     def receipt_path(self, key: str, lane: int, shard: int) -> Path:
         """Where the receipt of a shard lies, whether there is one or not."""
@@ -317,3 +347,16 @@ class StoreReader:
             if found == key:
                 return kind
         raise UserError(f"{self.path}: no key {key!r}; `recon-pipeline status` lists them")
+
+
+def is_store(path: Path) -> bool:
+    """Whether something that may be a store lies there."""
+    return (path / "zarr.json").is_file()
+
+
+def no_store(path: Path) -> UserError:
+    """What is said of a path where no store lies."""
+    near = near_paths(path, is_store)
+    return UserError(
+        f"no feature store at {path}{near}; make one with `recon-pipeline all --manifest M --store {path}`"
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recon.pipeline.base.digests import canonical_json
+from recon.pipeline.base.documents import BadDocument, MissingDocument, parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
+from recon.pipeline.store.forms import RECEIPT, ReceiptForm
 
 MEND = "`recon-pipeline retry` has its shard computed again"
 
@@ -120,55 +121,78 @@ class Receipt:
     def read(cls, path: Path) -> Receipt | None:
         """The receipt at `path`, or None. DamagedReceipt for a file that is no receipt, or not as it was written."""
         try:
-            text = path.read_text(encoding="utf-8")
-            data = json.loads(text)
-        except FileNotFoundError:
+            content = read_bounded(path, MEND)
+            data = parse_document(content, RECEIPT, f"{path}: unreadable receipt", MEND)
+        except MissingDocument:
             return None
-        except (OSError, ValueError) as error:
-            raise DamagedReceipt(f"{path}: unreadable receipt ({error}); {MEND}") from error
-        try:
-            if text != _sealed(text[_SEAL:-1]) or not data.pop("sum"):
-                raise DamagedReceipt(f"{path}: a receipt that does not match its own sum; {MEND}")
-            _number_failures(data)
-            _spread_provenance(data)
-            for name in ("rows", "inputs", "digests", "ok", "made", "provenance"):
-                data[name] = tuple(data[name])
-            return cls(**data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DamagedReceipt(f"{path}: not a receipt ({error}); {MEND}") from error
+        except BadDocument as error:
+            raise DamagedReceipt(str(error)) from None
+        if content != _sealed(content[_SEAL:-1]):
+            raise DamagedReceipt(f"{path}: a receipt that does not match its own sum; {MEND}")
+        made, provenance = _provenance(data)
+        if wrong := _contradiction(data, made, len(provenance)):
+            raise DamagedReceipt(f"{path}: not a receipt: {wrong}; {MEND}")
+        inputs, failed = _failures(data)
+        return cls(
+            rows=data["rows"],
+            inputs=tuple(inputs),
+            digests=tuple(data["digests"]),
+            ok=tuple(data["ok"]),
+            failed=failed,
+            nonfinite=data["nonfinite"],
+            bytes=data["bytes"],
+            seconds=data["seconds"],
+            made=tuple(made),
+            provenance=tuple(provenance),
+        )
 
     def write(self, path: Path) -> None:
         """The file's first field, "sum", digests the text after it, so that a flipped bit shows."""
         fields = {**vars(self), "failed": {str(row): vars(failure) for row, failure in self.failed.items()}}
-        write_atomically(path, _sealed(canonical_json(fields)[1:]))
+        write_atomically(path, _sealed(canonical_json(fields)[1:].encode()))
 
 
 _SEAL = len('{"sum":"0123456789abcdef",')
 
 
-def _number_failures(data: dict[str, Any]) -> None:
-    """Make a receipt's failures what `Receipt` says they are.
+def _failures(data: ReceiptForm) -> tuple[list[str], dict[int, Failure]]:
+    """A receipt's inputs, and its failures by row.
 
     They were kept by uid once. Whose uid that was cannot be told here, so the rows count as not begun.
     """
-    if not data["failed"]:
-        return
-    rows, inputs = range(*data["rows"]), data["inputs"]
-    aside = {str(row): row for row, i, ok in zip(rows, inputs, data["ok"], strict=False) if i and not ok}
-    if set(data["failed"]) == set(aside):
-        data["failed"] = {aside[row]: Failure(**value) for row, value in data["failed"].items()}
-        return
-    data["inputs"] = tuple(i if ok else "" for i, ok in zip(inputs, data["ok"], strict=False))
-    data["failed"] = {}
+    inputs, failed = data["inputs"], data["failed"]
+    if not failed:
+        return inputs, {}
+    aside = {str(row): row for row, i, ok in zip(range(*data["rows"]), inputs, data["ok"], strict=True) if i and not ok}
+    if set(failed) == set(aside):
+        return inputs, {aside[row]: Failure(**value) for row, value in failed.items()}
+    return [i if ok else "" for i, ok in zip(inputs, data["ok"], strict=True)], {}
 
 
-def _spread_provenance(data: dict[str, Any]) -> None:
-    """Earlier receipts have one host and its versions, of whoever wrote last to the shard."""
+def _provenance(data: ReceiptForm) -> tuple[list[int], list[dict[str, Any]]]:
+    """`made` and `provenance`; earlier receipts have one host and its versions, of whoever wrote last to the shard."""
     if "host" in data:
-        data["provenance"] = [{"host": data.pop("host"), "versions": data.pop("versions")}]
-        data["made"] = [0 if inputs else -1 for inputs in data["inputs"]]
+        one = {"host": data["host"], "versions": data.get("versions", {})}
+        return [0 if inputs else -1 for inputs in data["inputs"]], [one]
+    return data.get("made", []), data.get("provenance", [])
 
 
-def _sealed(rest: str) -> str:
+def _contradiction(data: ReceiptForm, made: list[int], num_provenance: int) -> str:
+    """What of a receipt's fields cannot be true of one another; empty where they can."""
+    count = data["rows"][1] - data["rows"][0]
+    if count < 1:
+        return "rows: holds none"
+    for name, values in _a_row(data, made).items():
+        if len(values) != count:
+            return f"{name}: has {len(values)} entries of {count} rows"
+    return "made: names a provenance that is not there" if max(made) >= num_provenance else ""
+
+
+def _a_row(data: ReceiptForm, made: list[int]) -> dict[str, Sequence[object]]:
+    """The fields that hold an entry a row."""
+    return {"inputs": data["inputs"], "digests": data["digests"], "ok": data["ok"], "made": made}
+
+
+def _sealed(rest: bytes) -> bytes:
     """A receipt's text: a digest of `rest`, all but its opening brace, goes in front."""
-    return f'{{"sum":"{hashlib.sha256(rest.encode()).hexdigest()[:16]}",{rest}\n'
+    return b'{"sum":"%s",%s\n' % (hashlib.sha256(rest).hexdigest()[:16].encode(), rest)

@@ -12,10 +12,17 @@ from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.store import twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.lock import Lock, hold
+from recon.pipeline.store.reader import is_store, no_store
 
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 # What waiting does not mend.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG} | NOT_ALLOWED
+
+
+def require_store(path: Path) -> None:
+    """UserError where neither a store nor the second copies of one lie: `writing` would make one of a mistyped path."""
+    if not is_store(path) and not is_store(path / twins.FOLDER):
+        raise no_store(path)
 
 
 @contextmanager

@@ -9,14 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.files import sync_directory
-from recon.pipeline.store.columns import block_file
+from recon.pipeline.store.columns import block_file, open_column
 from recon.pipeline.store.columns import read_rows as read_rows
 from recon.pipeline.store.columns import shard_rows as shard_rows
 from recon.pipeline.store.feature_store import FeatureStore
@@ -59,7 +59,7 @@ def write_shard(
     written = 0
     for position, column in enumerate(columns):
         # Not a property of the array on disk: opened plainly, it would skip a shard of zeros, which is then no shard.
-        array = cast(Any, group[column.name]).with_config({"write_empty_chunks": True})
+        array = open_column(group, column.name).with_config({"write_empty_chunks": True})
         stop = min(shard.start + shard.shard_rows, array.shape[1 if shard.lanes else 0])
         where = block_of(shard, stop)
         values = _empty(column, stop - shard.start)

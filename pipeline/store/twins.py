@@ -9,7 +9,6 @@ original that differs from a sound twin: it is damaged, or an update of it was c
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from recon.pipeline.base.documents import ANY, BadDocument, parse_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory
 
@@ -182,10 +182,10 @@ def _parses(relative: str, content: bytes) -> bool:
     if not relative.endswith(".json"):
         return bool(content)
     try:
-        data = json.loads(content)
-    except ValueError:
+        data = parse_document(content, ANY, relative, "")
+    except BadDocument:
         return False
-    return isinstance(data, dict) and (not relative.endswith("zarr.json") or data.get("zarr_format") == 3)
+    return not relative.endswith("zarr.json") or data.get("zarr_format") == 3
 
 
 def _sources(store: Path) -> Iterator[str]:

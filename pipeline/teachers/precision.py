@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.precision import computes_bfloat16, emulation
+from recon.pipeline.store.forms import GROUP, REF
 from recon.pipeline.teachers import TeacherSpec, device_of
 from recon.pipeline.teachers.published import gelu_notes
 
@@ -71,21 +74,21 @@ def _held(spec: TeacherSpec, device: str, store: Path, dataset: str) -> str | No
     found: dict[tuple[str, str], str] = {}
     for kind in ("targets", "text"):
         for path in sorted((store / kind).glob("*/zarr.json")):
-            label = _document(path).get("attributes", {}).get("teacher", {})
-            if _identity(label) == wanted:
-                found[kind, path.parent.name] = label["precision"]
-    ref = _document(store / "refs" / f"{dataset}.json")
+            label = _document(path, GROUP).get("attributes", {}).get("teacher", {})
+            if _identity(label) == wanted and isinstance(held := label.get("precision"), str):
+                found[kind, path.parent.name] = held
+    ref = _document(store / "refs" / f"{dataset}.json", REF)
     own = [found.get((kind, ref.get(kind, {}).get(spec.name, ""))) for kind in ("targets", "text")]
     here = _suited(device)
     return next(filter(None, own), None) or (here if here in found.values() else next(iter(found.values()), None))
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, form: TypeAdapter[Any]) -> dict[str, Any]:
     """A JSON file of the store; empty where it is missing or damaged, which others tell and mend."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = read_document(path, form, "")
         return document
-    except (OSError, ValueError):
+    except BadDocument:
         return {}
 
 

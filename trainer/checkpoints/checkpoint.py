@@ -24,20 +24,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from recon.pipeline.base.code import versions
+from recon.pipeline.base.documents import MissingDocument, check_value, parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.trainer.checkpoints import earlier
 from recon.trainer.checkpoints.released import load_weights
+from recon.trainer.checkpoints.tensors import read_tensors
 from recon.trainer.checkpoints.weights_file import EMA, FORMAT, STATE, WEIGHTS
 from recon.trainer.config import Config
+from recon.trainer.forms import POINTER, RAW_RECORD, RECORD
 from recon.trainer.recipe import config_from_dict, config_to_dict
 from recon.trainer.training.distributed import world_size
 from recon.trainer.training.ema import Ema
+
+RESTORE = "restore it, or start over with --overwrite"
 
 
 def check_run(run: Path, resume: bool, overwrite: bool) -> None:
@@ -86,20 +91,20 @@ def begin_run(run: Path, config: Config, data: dict[str, Any], precision: Decisi
 
 def read_record(run: Path) -> dict[str, Any]:
     """A run's config.json: config, precision, threads, data, versions, git_commit. UserError if it cannot be read."""
-    record = _read_json(run / "config.json")
+    path = run / "config.json"
+    record = _read_json(path)
     try:
-        return earlier.upgrade_record(record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{run / 'config.json'}: cannot be read: {error!r}") from error
+        record = earlier.upgrade_record(record)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as an earlier version's: {error!r}; {RESTORE}") from error
+    check_value(record, RECORD, f"{path}: cannot be read", RESTORE)
+    return record
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A run's config.json as it lies there."""
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        return {**record, "config": dict(record["config"]), "data": dict(record["data"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    record = parse_document(read_bounded(path, RESTORE), RAW_RECORD, f"{path}: cannot be read", RESTORE)
+    return {**record}
 
 
 def choose_precision(config: Config, device: str) -> Decision:
@@ -276,15 +281,15 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     files = {suffix: folder / f"step-{pointer.step:08d}{suffix}" for suffix in (WEIGHTS, EMA, STATE)}
     optimizer: dict[str, dict[str, Tensor]] = {}
     extra: dict[str, Tensor] = {}
-    for path, tensor in load_file(files[STATE]).items():
+    for path, tensor in read_tensors(files[STATE]).items():
         kind, _, name = path.partition("/")
         if kind == "extra":
             extra[name] = tensor
         else:
             parameter, _, key = name.rpartition("/")
             optimizer.setdefault(parameter, {})[key] = tensor
-    ema = load_file(files[EMA]) if files[EMA].name in pointer.files else None
-    return Checkpoint(pointer, load_file(files[WEIGHTS]), ema, optimizer, extra)
+    ema = read_tensors(files[EMA]) if files[EMA].name in pointer.files else None
+    return Checkpoint(pointer, read_tensors(files[WEIGHTS]), ema, optimizer, extra)
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> None:
@@ -326,13 +331,12 @@ def read_pointer(folder: Path) -> Pointer | None:
     """RUN/checkpoints/last.json, or None where there is none yet. UserError if it cannot be read."""
     path = folder / "last.json"
     try:
-        data = json.loads(path.read_text("utf-8"))
-        best = Best(**data["best"]) if data.get("best") else None  # runs of before there was one do not say
-        return Pointer(int(data["step"]), {str(name): str(sum_) for name, sum_ in data["files"].items()}, best)
-    except FileNotFoundError:
+        content = read_bounded(path, RESTORE)
+    except MissingDocument:
         return None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); restore it, or start over with --overwrite") from error
+    data = parse_document(content, POINTER, f"{path}: unreadable", RESTORE)
+    best = data.get("best")  # runs of before there was one do not say
+    return Pointer(data["step"], data["files"], Best(**best) if best else None)
 
 
 def _is_temporary(path: Path) -> bool:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recon.pipeline.base.errors import UserError
+from recon.trainer.checkpoints.tensors import read_tensors
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import RELEASED_TEACHERS
@@ -252,6 +254,7 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> Model:
     The numbers of classes, or of parts and categories, are read off the head. ValueError names tensors that are
     missing, unknown or misshapen.
     """
+    _check_sizes(config, state)
     kind = kind_of(state)
     model: Model
     if kind is Segmenter:
@@ -267,6 +270,17 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> Model:
         model = ReCon(config)
     load_weights(model, state)
     return model
+
+
+def _check_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """ValueError for settings that ask for a far larger model than the weights are, before memory is taken for it."""
+    values = sum(tensor.numel() for tensor in state.values())
+    # Only pretraining has a projection to each teacher's features.
+    dims = [teacher.dim for teacher in config.teachers] if kind_of(state) is ReCon else []
+    widths = [config.width, config.patch_width, *dims]
+    deepest = max(len(state), ModelConfig.depth)
+    if max(config.depth, config.decoder_depth) > deepest or config.width * max(widths) > values:
+        raise ValueError(f"the settings ask for a larger model than its {values} values are of")
 
 
 def _size(state: Mapping[str, Tensor], name: str, dim: int) -> int:
@@ -299,13 +313,10 @@ def _count_blocks(state: Mapping[str, Tensor], stack: str) -> int:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot be read as safetensors ({error})") from error
+        return read_tensors(path)
+    except UserError as error:
+        raise ValueError(f"cannot be read as safetensors ({str(error).removeprefix(f'{path}: ')})") from error
 
 
 # The release keeps accuracies in its checkpoints as NumPy scalars, which the weights-only reader does not know; they

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from recon.pipeline.base.documents import ANY, parse_document
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints import earlier
 from recon.trainer.checkpoints.released import infer_sizes, load_released
+from recon.trainer.checkpoints.tensors import read_metadata, read_tensors
 from recon.trainer.config import Config
 from recon.trainer.model.teaching import Teacher
 from recon.trainer.recipe import config_from_dict
@@ -37,18 +37,19 @@ def read_weights(path: Path, settings: Settings) -> tuple[Config, dict[str, Tens
 def _read_own(path: Path, settings: Settings) -> tuple[Config, dict[str, Tensor]] | None:
     if path.suffix != ".safetensors":
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    metadata = read_metadata(path)
     if metadata.get("format") not in (FORMAT, earlier.FORMAT):
         return None
     if path.name.endswith(STATE):
         raise UserError(f"{path}: the optimiser's state; the weights are in the file without .state beside it")
-    config, tensors = json.loads(metadata["config"]), load_file(path)
+    again = "take another of the run's checkpoints"
+    config = parse_document(metadata.get("config", "").encode(), ANY, f"{path}: config", again)
+    tensors = read_tensors(path)
     if metadata["format"] == earlier.FORMAT:
-        config, tensors = earlier.upgrade_config(config), earlier.upgrade_weights(tensors)
+        try:
+            config, tensors = earlier.upgrade_config(config), earlier.upgrade_weights(tensors)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: config: not an earlier version's ({error!r}); {again}") from error
     return _overrule(config, settings, path), tensors
 
 
@@ -65,6 +66,9 @@ def _read_released(path: Path, settings: Settings) -> tuple[Config, dict[str, Te
 
 def _overrule(config: dict[str, Any], settings: Settings, path: Path) -> Config:
     """Settings read from `path`, with those that were given in place of its own."""
+    for section in config:
+        if not isinstance(config[section], dict):
+            raise UserError(f"{path}: config: {section}: should be an object")
     own = {section: {**config.get(section, {}), **settings.get(section, {})} for section in {**config, **settings}}
     return config_from_dict(json.loads(json.dumps(own, default=_as_json)), str(path))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from recon.pipeline.base.console import Terminal
 from recon.pipeline.base.precision import Decision, decide
 from recon.trainer.commands.options import (
     DeviceChoice,
@@ -87,10 +87,10 @@ def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None
 
     metrics = write_report(run, store)
     answer(metrics if json else headlines(metrics))
-    console = Console(stderr=True, soft_wrap=True)
+    console = Terminal(stderr=True, soft_wrap=True)
     for name in metrics["left_out"]:
-        console.print(f"left out, as other weights than the newest were measured: {name}", markup=False)
-    console.print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}", markup=False)
+        console.print(f"left out, as other weights than the newest were measured: {name}")
+    console.print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}")
 
 
 Measure = Callable[[Path, Path, "torch.device", str | None, Decision], dict[str, Any]]
@@ -111,7 +111,7 @@ def _measure(
     target = choose_device(device.value)
     decision = decide(precision.value, target.type, "--precision auto")
     if decision.note:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(decision.note, markup=False)
+        Terminal(stderr=True, highlight=False, soft_wrap=True).print(decision.note)
     found = probe(run, store, target, ref, decision)
     # Which words a file's student is held against is its user's word: it is said where it was taken.
     words = [f"{'words of':>30} {found['text_teacher']}"] if "model" in found and "text_teacher" in found else []

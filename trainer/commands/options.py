@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import shown
 
 
 class DeviceChoice(StrEnum):
@@ -68,8 +69,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 
 def answer(found: Sequence[str] | dict[str, Any]) -> None:
     """What a command was asked for, on standard output: lines for people, or a document for programs."""
-    for line in (json.dumps(found, indent=1),) if isinstance(found, dict) else found:
-        typer.echo(line)
+    if isinstance(found, dict):
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for line in found:
+        typer.echo(shown(line, lines=True))
 
 
 def numbers(option: str, text: str, least: int = 0) -> list[int]:

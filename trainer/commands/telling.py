@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from recon.pipeline.base.console import Terminal
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import shown
 from recon.trainer.commands.options import EmaOption, JsonOption, OverrideOption, answer
 
 
@@ -26,7 +27,7 @@ def export(
     settings = write(source, output, ema)
     untold = ", ".join(f"{name}={value}" for name, value in settings.items())
     note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}", markup=False)
+    Terminal(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}")
     if json:
         answer({"output": str(output), "not_in_the_file": settings})
 
@@ -47,7 +48,7 @@ def config(
     """Print every setting of a run as a recipe: what is not given, with its default."""
     from recon.trainer.recipe import config_to_toml, load_config
 
-    sys.stdout.write(config_to_toml(load_config(recipe, overrides or [])))
+    sys.stdout.write(shown(config_to_toml(load_config(recipe, overrides or [])), lines=True))
 
 
 def sizes(json: JsonOption = False) -> None:
@@ -73,8 +74,8 @@ def compare(
         }
         answer(told)
     else:
-        Console(soft_wrap=True).print(for_terminal(names, tables))
-    Console(stderr=True, soft_wrap=True).print(f"wrote {output}", markup=False)
+        Terminal(soft_wrap=True).print(for_terminal(names, tables))
+    Terminal(stderr=True, soft_wrap=True).print(f"wrote {output}")
 
 
 class TableFormat(StrEnum):
@@ -98,7 +99,7 @@ def table(
 
     text, notes = make_table(runs, form.value)
     for note in notes:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(note, markup=False)
+        Terminal(stderr=True, soft_wrap=True, highlight=False).print(note)
     _tell(text, output, {"rows": [row.named() for row in find_rows(runs)[0]], "notes": notes} if json else {})
 
 
@@ -120,13 +121,13 @@ def _tell(text: str, output: Path | None, document: dict[str, Any]) -> None:
     if document:
         answer(document)
     if output is None:
-        sys.stdout.write("" if document else text)
+        sys.stdout.write("" if document else shown(text, lines=True))
         return
     try:
         write_atomically(output, text)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror or error}") from error
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}", markup=False)
+    Terminal(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}")
 
 
 COMMANDS = (export, recipes, config, sizes, compare, table, card)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from recon.pipeline.base.console import Terminal
 from recon.trainer.commands.options import DeviceChoice, JsonOption, OverrideOption, answer, numbers
 
 
@@ -45,7 +45,7 @@ def pretrain(
 
     online = [f"data.online={str(teachers == TeachersChoice.online).lower()}"] if teachers else []
     with joined(device.value):
-        console = Console(stderr=True) if rank() == 0 else Console(quiet=True, force_terminal=False)
+        console = Terminal(stderr=True) if rank() == 0 else Terminal(quiet=True, force_terminal=False)
         settings = [*(overrides or []), *online]
         status = train(console, store, run, recipe, settings, resume, overwrite, device.value, profile)
     raise typer.Exit(status)
@@ -74,7 +74,7 @@ def ablate(
 
     chosen, settings = numbers("--seeds", seeds), overrides or []
     named = [arm.strip() for arm in arms.split(",") if arm.strip()]
-    console = Console(stderr=True, soft_wrap=True)
+    console = Terminal(stderr=True, soft_wrap=True)
     if status := measure(console, store, run, name, recipe, settings, chosen, device.value, named):
         raise typer.Exit(status)
     result = gather(run, name, recipe, settings, chosen, named)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from recon.pipeline.base.console import Terminal
 from recon.trainer.commands.options import (
     DeviceChoice,
     JsonOption,
@@ -200,7 +200,7 @@ def _transfer(store: Path, run: Path, jobs: list[Job], device: DeviceChoice, jso
     from recon.trainer.training.distributed import rank
     from recon.trainer.transfer import summary, summary_lines, transfer
 
-    console = Console(stderr=True) if rank() == 0 else Console(quiet=True, force_terminal=False)
+    console = Terminal(stderr=True) if rank() == 0 else Terminal(quiet=True, force_terminal=False)
     if status := transfer(console, store, jobs, device.value):
         raise typer.Exit(status)
     if rank() == 0:

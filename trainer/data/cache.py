@@ -18,15 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import crc32, sync_directory
+from recon.pipeline.store.forms import SUMS
 from recon.trainer.data.reading import iterate_rows
 
 if TYPE_CHECKING:
     import zarr
 
 CACHE_VERSION = 2
-FILE, SUMS, LOCK = "rows.npy", "sums.json", ".lock"
+FILE, SUMS_FILE, LOCK = "rows.npy", "sums.json", ".lock"
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def cached_array(
     the way: nothing is read or written behind one.
     """
     folder = root / digest_of([CACHE_VERSION, held])
-    for path in (root, root / LOCK, folder, folder / FILE, folder / SUMS):
+    for path in (root, root / LOCK, folder, folder / FILE, folder / SUMS_FILE):
         if path.is_symlink():
             raise UserError(f"{path}: a link, and copies of rows stay in the store: delete the link")
     if not _is_sound(folder):
@@ -108,7 +110,7 @@ def _write_cache(folder: Path, array: zarr.Array[Any], rows: NDArray[np.int64], 
     try:
         _copy_rows(temporary / FILE, array, rows, what, lanes)
         sums = {path.name: crc32(path) for path in sorted(temporary.iterdir())}
-        (temporary / SUMS).write_text(json.dumps(sums), "utf-8")
+        (temporary / SUMS_FILE).write_text(json.dumps(sums), "utf-8")
         for path in (*temporary.iterdir(), temporary):
             sync_directory(path)  # on a file it does the same
         # What stands in the way failed its check; a run that wrote the same copy meanwhile is as good as this one.
@@ -133,7 +135,7 @@ def _copy_rows(path: Path, array: zarr.Array[Any], rows: NDArray[np.int64], what
 
 def _is_sound(folder: Path) -> bool:
     try:
-        sums = json.loads((folder / SUMS).read_text("utf-8"))
+        sums = read_document(folder / SUMS_FILE, SUMS, "")
         return set(sums) == {FILE} and all(crc32(folder / n) == s for n, s in sums.items())
-    except (OSError, ValueError):
+    except (OSError, BadDocument):
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -202,7 +202,7 @@ def online_teacher(
                 f"data.online: {store.path} lacks pictures that {asked.teacher!r} was shown (views {views}): make them "
                 "with `recon-pipeline render`, or train on the stored features with --teachers stored"
             )
-        inputs = cast("zarr.Array[Any]", store.kind_group("views", views)["rgb"])
+        inputs = store.column("views", views, "rgb")
     else:
         inputs = stored.prompts
     attributes = dict(store.kind_group(kind, stored.key).attrs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision, Precision, decide
 from recon.pipeline.base.provenance import peak_bytes
+from recon.pipeline.base.wording import near_paths
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.names import list_refs
 from recon.pipeline.store.records import Ref
@@ -133,7 +134,8 @@ def newest_checkpoint(run: Path, ema: bool = False) -> dict[str, Any]:
     if (run / "summary.json").is_file() and not (run / "config.json").is_file():
         raise UserError(f"--run {run}: holds several runs; name one, as {run}/pretrained/seed-0")
     if not (run / "config.json").is_file():
-        raise UserError(f"--run {run}: no run there; make one with `recon-train pretrain --run {run} --store S`")
+        near = near_paths(run, lambda path: (path / "config.json").is_file())
+        raise UserError(f"--run {run}: no run there{near}; make one with `recon-train pretrain --run {run} --store S`")
     pointer = read_pointer(run / "checkpoints")
     if pointer is None:
         raise UserError(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.documents import parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.store import FeatureStore
+from recon.trainer.forms import RESULT
 
 FOLDER = "results"
 FORMER = ("svm", "zeroshot")
@@ -66,7 +68,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
     found = [_read(path) for path in paths]
     for name in FORMER:
         if (run / f"{name}.json").is_file():
-            former = {"protocol": name, "store": "", **_read(run / f"{name}.json")}
+            former = _read(run / f"{name}.json")
             found += [former] if not any(_same_data(former, result) for result in found) else []
     return sorted(found, key=lambda result: str(result["protocol"]))
 
@@ -77,13 +79,10 @@ def _same_data(former: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = {"split": "test", "seed": 0} | json.loads(path.read_text("utf-8"))  # earlier ones tell neither
-        found["checkpoint"]["sha256"], found["digests"]["points"], found["ref"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); delete it and measure again") from error
-    result: dict[str, Any] = found
-    return result
+    again = "delete it and measure again"
+    found = parse_document(read_bounded(path, again), RESULT, f"{path}: unreadable", again)
+    # Earlier ones do not tell.
+    return {"split": "test", "seed": 0, "store": "", "protocol": path.stem.partition("-")[0], **found}
 
 
 def summarize(values: Mapping[int, float]) -> dict[str, Any]:

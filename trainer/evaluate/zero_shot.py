@@ -229,7 +229,7 @@ def words_of_file(source: Path, probe: Probe, reading: str, name: str | None) ->
 
 
 def _width(probe: Probe, key: str) -> int:
-    feat: Any = probe.store.kind_group("text", key)["feat"]
+    feat: Any = probe.store.column("text", key, "feat")
     return int(feat.shape[-1])
 
 

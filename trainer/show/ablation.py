@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recon.trainer.show.figures import plain
+from recon.trainer.show.figures import as_png, plain
 
 mpl.use("Agg")
 
@@ -81,9 +80,7 @@ def ablation_figure(result: dict[str, Any]) -> bytes:
             text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
-    return out.getvalue()
+    return as_png(figure, 120, metadata={"Software": None})
 
 
 def _curves(axes: Axes, arms: dict[str, dict[str, Any]], measure: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import tomllib
@@ -11,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
+from recon.trainer.forms import TRAINING
 from recon.trainer.recipe import config_to_toml
 from recon.trainer.show.formats import markdown, one_line, write_table
 from recon.trainer.show.measured import SVM, ZERO_SHOT, model_words
@@ -66,6 +67,8 @@ def _of_files(run: Path, make: Callable[[Told], Card]) -> Card:
         raise UserError(f"{run}: no run there (it has no config.json){inner}")
     try:
         return make(read_told(run))
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{run / 'config.json'}: cannot be read: {error!r}") from error
 
@@ -276,10 +279,10 @@ def _made_with(told: Told) -> Iterator[str]:
 def _training(run: Path) -> dict[str, Any]:
     """What training took; empty where it has not ended or cannot be read."""
     try:
-        spent = json.loads((run / "training.json").read_text("utf-8"))
-        return {name: float(spent[name]) for name in ("seconds", "peak_memory_gb")}
-    except (OSError, ValueError, KeyError, TypeError):
+        spent = read_document(run / "training.json", TRAINING, "")
+    except BadDocument:
         return {}
+    return {**spent}
 
 
 def _limits(told: Told) -> Iterator[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.wording import shown
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.results import read_results
 from recon.trainer.show.figures import overlaid_curves
@@ -133,13 +135,17 @@ def _said(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _seen(text: str) -> Text:
+    return Text(shown(text))
+
+
 def for_terminal(names: list[str], tables: dict[str, list[Row]]) -> Table:
     """What `write_comparison` returns, for people."""
-    table = Table("", *names, box=None, pad_edge=False)
+    table = Table("", *(Column(_seen(name)) for name in names), box=None, pad_edge=False)
     for title, rows in tables.items():
         if rows:
-            table.add_row(f"[bold]{title}[/bold]")
+            table.add_row(Text(title, style="bold"))
             for name, values in rows:
-                table.add_row(name, *values)
+                table.add_row(_seen(name), *map(_seen, values))
             table.add_row()
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,14 +14,15 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from recon.pipeline.base.wording import shown
 from recon.trainer.training.metrics import OTHER_FIELDS
 
 mpl.use("Agg")
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib writes it as it stands: a `$` would begin mathematics."""
-    return name.replace("$", r"\$")
+    """A name as matplotlib writes it as it stands, on one line: a `$` would begin mathematics."""
+    return shown(name).replace("$", r"\$")
 
 
 def loss_curves(lines: Sequence[dict[str, Any]], teachers: Sequence[str]) -> bytes:
@@ -94,6 +96,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], categories: Sequence[str])
 def contact_sheet(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], tile: int = 96, blocks: int = 2) -> bytes:
     """One line a label with its pictures [H, W, 3] beside it, the lines set in `blocks` columns."""
     font = ImageFont.load_default(13)
+    rows = [(shown(name), pictures) for name, pictures in rows]
     label, per_block = 24 + round(max(font.getlength(name) for name, _ in rows)), -(-len(rows) // blocks)
     across = max(len(pictures) for _, pictures in rows)
     width = label + across * tile
@@ -119,13 +122,20 @@ def dots(groups: Mapping[str, Sequence[float]], label: str) -> bytes:
         axes.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color="#1a202c", linewidth=2)
     axes.set_yticks(range(len(groups)), [plain(name) for name in groups], fontsize=8)
     axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlabel(label, fontsize=8)
+    axes.set_xlabel(plain(label), fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     axes.grid(axis="x", alpha=0.3)
     return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:
+    return as_png(figure, 130)
+
+
+def as_png(figure: Figure, dpi: int, **options: Any) -> bytes:
+    """The picture of a figure; a letter that its font lacks is a box, and no more said of it."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(out, format="png", dpi=dpi, **options)
     return out.getvalue()

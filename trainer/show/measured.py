@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.documents import parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record
 from recon.trainer.evaluate.results import read_results, summarize
+from recon.trainer.forms import SUMMARY
 from recon.trainer.model.settings import SIZES, ModelConfig
 
 CLASSIFICATION, SVM, ZERO_SHOT, PARTS = "classification", "linear SVM", "zero-shot", "part segmentation"
@@ -204,13 +205,14 @@ def _voted(told: Measured, voting: Mapping[str, Any]) -> Iterator[Measured]:
 def of_summary(folder: Path, only: str = "") -> Iterator[Measured]:
     """Each arm of a folder that finetune, fewshot or partseg wrote, or `only` one. UserError if it cannot be read."""
     path = folder / "summary.json"
+    again = "give the command that wrote it again"
+    found = parse_document(read_bounded(path, again), SUMMARY, f"{path}: unreadable", again)
     try:
-        found = json.loads(path.read_text("utf-8"))
         for arm, values in found["arms"].items():
             if not only or arm == only:
                 yield from _of_arm(folder, found, str(arm), values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: unreadable ({error!r}); give the command that wrote it again") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: unreadable ({error!r}); {again}") from error
 
 
 def _of_arm(folder: Path, found: Mapping[str, Any], arm: str, values: Mapping[str, Any]) -> Iterator[Measured]:

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from recon.pipeline.base.documents import BadDocument, bounded_lines, parse_document, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.machine import cores, processor
 from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.columns import VERIFY
+from recon.pipeline.store.forms import LOG
 from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.results import read_results
+from recon.trainer.forms import TRAINING
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 from recon.trainer.training.metrics import read_lines
 
@@ -163,13 +167,16 @@ def stage_log(store: FeatureStore, ref: Ref) -> dict[str, dict[str, Any]]:
     keys = {*ref.keys.values(), *ref.captions.values(), *ref.targets.values(), *ref.text.values()}
     total: dict[str, dict[str, Any]] = {}
     path = store.path / "log.jsonl"
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        entry = json.loads(line)
+    for line in bounded_lines(path, VERIFY) if path.is_file() else ():
+        try:
+            entry = parse_document(line, LOG, path, VERIFY)
+        except BadDocument:
+            continue  # `verify` tells of it
         if entry["key"] in keys:
             sum_ = total.setdefault(entry["stage"], {"seconds": 0.0, "rows": 0, "peak_memory_gb": 0.0})
             sum_["seconds"] = round(sum_["seconds"] + entry["seconds"], 2)
             sum_["rows"] += entry["rows"]
-            sum_["peak_memory_gb"] = max(sum_["peak_memory_gb"], entry["peak_memory_gb"])
+            sum_["peak_memory_gb"] = max(sum_["peak_memory_gb"], entry.get("peak_memory_gb", 0.0))
     return {stage: total[stage] for stage in PIPELINE_STAGES if stage in total}
 
 
@@ -183,19 +190,14 @@ def _read_training(run: Path) -> dict[str, Any]:
     but no account of itself.
     """
     path, mend = run / "training.json", f"`recon-train pretrain --run {run} --store S --resume`"
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; run {mend} first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); run {mend} again") from error
+    content = read_document(path, TRAINING, f"run {mend}")
     newest = newest_checkpoint(run)["step"]
     if content.get("step") != newest:
         raise UserError(
             f"{path}: ends at step {content.get('step')}, before the newest checkpoint (step {newest}); finish the run "
             f"with {mend}"
         )
-    return content
+    return {**content}
 
 
 def _read_lines(run: Path) -> list[dict[str, Any]]:

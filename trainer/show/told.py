@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity, weights_name
+from recon.trainer.checkpoints.tensors import read_shapes
 from recon.trainer.config import Config
 from recon.trainer.recipe import config_from_dict
 from recon.trainer.show.measured import Measured, of_run, of_summary
@@ -56,11 +55,10 @@ def _weights(run: Path, config: Config) -> dict[str, Any]:
     name = weights_name(run, files, False)
     told = {"step": step, "sha256": files[name]}
     try:
-        with safe_open(run / "checkpoints" / name, framework="numpy") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    except (OSError, SafetensorError):
+        shapes = read_shapes(run / "checkpoints" / name)
+    except UserError:
         return told
-    return told | {"values": sum(map(math.prod, shapes))}
+    return told | {"values": sum(map(math.prod, shapes.values()))}
 
 
 def _base(config: Config, record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.documents import bounded_lines, parse_document
+from recon.pipeline.base.documents import read_lines as read_documents
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.provenance import peak_bytes
+from recon.trainer.forms import LINE
 from recon.trainer.training.distributed import mean_of_ranks, rank
 from recon.trainer.training.writers import Writer
 
@@ -24,6 +26,9 @@ TIMING_FIELDS = ("samples_per_second", "data_wait", "mfu", "peak_memory_gb", "se
 """The fields of a line of metrics in which two runs with one seed differ: the machine's, not the run's."""
 OTHER_FIELDS = ("step", "epoch", "lr", "total", "grad_norm", *TIMING_FIELDS)
 """The fields of a line besides the parts of the loss."""
+
+
+ANEW = "train anew with --overwrite"
 
 
 class Metrics:
@@ -43,10 +48,13 @@ class Metrics:
 
     def begin(self, step: int) -> None:
         """Take up a run at a step: lines from after it are about to be written again."""
-        lines = self.path.read_text("utf-8").splitlines(keepends=True) if step and self.path.exists() else []
-        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_atomically(self.path, "".join(whole))  # a kill must not cost the lines that stay
+        lines = bounded_lines(self.path, ANEW) if step and self.path.exists() else ()
+        whole = [line for line in lines if line.endswith(b"\n") and self._step_of(line) <= step]
+        write_atomically(self.path, b"".join(whole))  # a kill must not cost the lines that stay
         self._reset(step)
+
+    def _step_of(self, line: bytes) -> float:
+        return parse_document(line, LINE, f"{self.path}: unreadable line", ANEW)["step"] or 0
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches; the wall time until each is there counts as waiting for data."""
@@ -138,11 +146,7 @@ class Metrics:
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
     """All lines of RUN/metrics.jsonl: training's have "total", a probe's do not. UserError if it cannot be read."""
-    path = run / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); train anew with --overwrite") from error
+    return list(read_documents(run / "metrics.jsonl", LINE, ANEW))
 
 
 def peak_memory(device: torch.device) -> int:

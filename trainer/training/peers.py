@@ -29,6 +29,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.wording import shown
 from recon.trainer.training.distributed import rank, world_size
 
 T = TypeVar("T")
@@ -269,6 +270,6 @@ def _has_ended(pid: int) -> bool:
 
 
 def _end(text: str) -> None:
-    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.write(f"error: {shown(text)}\n")
     sys.stderr.flush()
     os._exit(1)

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from recon.pipeline.base.wording import brief
+from recon.pipeline.base.wording import brief, shown
 
 Clock = Callable[[], float]
 
@@ -91,7 +91,7 @@ class TrainingProgress:
         told = f"{describe()}, {brief(self._pace.rate * self._batch_size)} samples/s"
         left = f"{timedelta(seconds=round((self._total - step) / max(self._pace.rate, 1e-9)))} left"
         if shows:
-            self._bar.details = details()
+            self._bar.details = shown(details())
             self._bar.update(self._task, completed=step, description=told, left=left)
         else:
             line = f"step {step}/{self._total}, {told}, {left}, {details()}"

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from recon.pipeline.base.documents import read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
+from recon.trainer.forms import WANDB
 
 
 class Writer(Protocol):
@@ -74,7 +76,7 @@ class WeightsAndBiases:
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "recon"), name=run.resolve().name, dir=str(run),
-                config=config, id=json.loads(kept.read_text("utf-8"))["id"], resume="allow",
+                config=config, id=read_document(kept, WANDB, "delete it: the run gets another")["id"], resume="allow",
             )  # fmt: skip
         except wandb.Error as error:
             raise UserError(f"run.log_to: wandb does not start: {error}") from error

@@ -122,7 +122,7 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
     columns = {}
     for name, (kind, key, column, lanes) in table.columns().items():
         spec = next(c for c in store.columns(kind, key) if c.name == column)
-        draws = [table.store.kind_group(kind, key)[column].shape[0]] if lanes else []  # type: ignore[union-attr]
+        draws = [table.store.column(kind, key, column).shape[0]] if lanes else []
         axes = "[draw, view, token, dim]" if len(spec.shape) == 3 else "[draw, view, dim]"
         meaning = MEANINGS.get(name, f"raw features {axes}; draw 0 is the clean picture")
         columns[name] = {"shape": [*draws, *spec.shape], "dtype": spec.dtype, "meaning": meaning}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.store.columns import open_column, parsed
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.forms import NAMES
 from recon.pipeline.store.records import Ref
 from recon.pipeline.store.shards import read_rows
 
@@ -154,8 +154,8 @@ def _parts(store: FeatureStore, ref: Ref, rows: NDArray[np.int64]) -> list[list[
     clouds = store.recipe("points", ref.keys["points"]).get("clouds")
     if clouds is not None:
         return [clouds.get("parts", [])] * len(rows)
-    column = cast("zarr.Array[Any]", store.kind_group("meshes", ref.keys["meshes"])["parts"])
-    return [json.loads(text or "[]") for text in read_rows(column, rows)]
+    column = open_column(store.kind_group("meshes", ref.keys["meshes"]), "parts")
+    return [parsed(text or "[]", NAMES, column.store_path) for text in read_rows(column, rows)]
 
 
 def _load_words(
@@ -190,7 +190,7 @@ def _load_words(
 def _digests(store: FeatureStore, kind: str, key: str) -> list[list[str]]:
     """[lanes][rows] what each row's receipt says of its values; "" for a row it does not know."""
     rows = len(store.prompts(key)) if kind == "text" else len(store.registry)
-    lanes = cast("zarr.Array[Any]", store.kind_group(kind, key)["feat"]).shape[0] if kind == "targets" else 1
+    lanes = store.column(kind, key, "feat").shape[0] if kind == "targets" else 1
     found = [[""] * rows for _ in range(lanes)]
     for lane, _, receipt in store.receipts(key):
         if lane < lanes:
@@ -209,7 +209,7 @@ def _checked(
     lanes: list[int | None] = [None] if kind != "targets" else list(range(len(digests)))
     read = []
     for lane in lanes:
-        values = [read_rows(cast("zarr.Array[Any]", group[name]), rows, lane) for name in names]
+        values = [read_rows(open_column(group, name), rows, lane) for name in names]
         for i, row in enumerate(rows):
             _compare(
                 store, kind, key, store.registry.uid[row], row_digest(v[i] for v in values), digests[lane or 0][row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -20,6 +20,7 @@ from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
 from recon.pipeline.keeping.stats.listing import list_store as list_store
+from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import named_keys
 from recon.pipeline.store.prompts import class_prompts
@@ -214,7 +215,7 @@ def _describe_features(kind: str, f: FeatureStatistics) -> list[str]:
 
 def _faces(store: FeatureStore, key: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Triangles of every finished mesh among some rows."""
-    column = cast("zarr.Array[Any]", store.kind_group("meshes", key)["faces"])
+    column = store.column("meshes", key, "faces")
     return read_rows(column, np.flatnonzero(_of_rows(store, key, rows)))
 
 
@@ -262,7 +263,7 @@ def _in_blocks(array: zarr.Array[Any], rows: NDArray[np.int64], lane: int | None
 
 def _gather(group: zarr.Group, name: str, rows: NDArray[np.int64], measure: Callable[..., NDArray[Any]]) -> Any:
     """`measure` of every block of a column's rows, joined."""
-    parts = [measure(block) for block in _in_blocks(cast("zarr.Array[Any]", group[name]), rows)]
+    parts = [measure(block) for block in _in_blocks(open_column(group, name), rows)]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -316,7 +317,7 @@ def _target_statistics(
     """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token."""
     if not len(rows):
         return None
-    feat = cast("zarr.Array[Any]", store.kind_group("targets", key)["feat"])
+    feat = store.column("targets", key, "feat")
     blocks = _in_blocks(feat, rows, lane=0)
     views = [block.mean(axis=2, dtype=np.float32) if block.ndim == 4 else block for block in blocks]
     return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows])
@@ -338,6 +339,6 @@ def _text_statistics(store: FeatureStore, ref: Ref, teacher: str, sample: int, s
     rows = _sample(used, prompts, sample, seed)
     if not len(rows):
         return None
-    feat = read_rows(cast("zarr.Array[Any]", store.kind_group("text", key)["feat"]), rows)
+    feat = read_rows(store.column("text", key, "feat"), rows)
     classes = np.array([class_of[prompts[row]] for row in rows], dtype=np.int64)
     return feature_statistics(teacher, feat[:, None], classes)

@@ -9,6 +9,7 @@ from typing import Any
 import zarr
 
 from recon.pipeline.keeping.layout import measure
+from recon.pipeline.store.columns import column_names, open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import list_refs, named_keys
 
@@ -42,16 +43,16 @@ class KeyLine:
 def list_store(store: FeatureStore) -> list[KeyLine]:
     """One line a key, kind by kind."""
     refs = list_refs(store)
-    shapes = {ref.name: len(store.rows(ref)) if "registry" in store.group else 0 for ref in refs}
+    shapes = {ref.name: len(store.rows(ref)) if store.has_registry else 0 for ref in refs}
     lines = []
     for kind, key in store.list_keys():
         group = store.kind_group(kind, key)
-        arrays = dict(sorted(group.arrays()))
+        arrays = {name: open_column(group, name) for name in column_names(group)}
         lanes = arrays["feat"].shape[0] if kind == "targets" and "feat" in arrays else 1
         lead = 2 if kind == "targets" else 1
         receipts = list(store.receipts(key))
         reached = [ref for ref in refs if (kind, key) in named_keys(ref).values()]
-        room = max((array.shape[lead - 1] for array in arrays.values()), default=0)
+        room = max((array.shape[lead - 1] for array in arrays.values() if array.ndim >= lead), default=0)
         rows = sum({ref.dataset: shapes[ref.name] for ref in reached}.values()) if reached and kind != "text" else room
         times = sorted(store.receipt_path(key, *place).stat().st_mtime for *place, _ in receipts)
         lines.append(
