@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trimesh
 
 from recon.pipeline.base import limits
 from recon.pipeline.base.errors import UserError
@@ -19,7 +21,7 @@ from recon.pipeline.base.limits import check_limits, fenced
 from recon.pipeline.shapes import meshfile
 from recon.pipeline.shapes.meshfile import MeshError, load_mesh
 from recon.pipeline.shapes.meshfile.files import ModelFiles
-from tests.hostile_files import FACE, PLATE
+from tests.hostile_files import FACE, PLATE, draco_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,6 +47,53 @@ def test_what_slips_through_costs_one_shape_and_says_so(tmp_path: Path, monkeypa
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     monkeypatch.setattr(meshfile, "read_scene", read_scene)
     load_mesh(tmp_path / "a.obj", tmp_path)
+
+
+def test_what_trimesh_would_leave_out_for_lack_of_memory_is_no_mesh_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.mtl").write_text("newmtl m\nKd 1 0 0\n")
+    (tmp_path / "a.obj").write_text("mtllib m.mtl\n" + PLATE + "usemtl m\n" + FACE)
+
+    def lacking(self: ModelFiles, path: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(ModelFiles, "read", lacking)  # of the library: trimesh takes it for one that is not there
+    with pytest.raises(MeshError, match=r"more than 3 GB of memory to be read \(MemoryError\)"):
+        load_mesh(tmp_path / "a.obj", tmp_path)
+    log = logging.getLogger("trimesh")
+    assert (log.level, log.propagate) == (logging.NOTSET, True)
+
+
+# Reads files in turn under fences of so many MB: none may end the process.
+NARROW = """
+import sys
+from pathlib import Path
+from recon.pipeline.shapes import meshfile
+for size in range(8, 80, 12):
+    meshfile.MAX_MEMORY = size << 20
+    for name in sys.argv[1:]:
+        try:
+            meshfile.load_mesh(Path(name), Path(name).parent)
+        except meshfile.MeshError as error:
+            assert "to be read (" in str(error), error
+            print(Path(name).suffix)
+"""
+
+
+@pytest.mark.slow
+def test_no_reader_ends_the_process_for_lack_of_memory(tmp_path: Path) -> None:
+    solid = trimesh.creation.icosphere(subdivisions=5)
+    paths = [tmp_path / f"a{suffix}" for suffix in (".ply", ".stl", ".off", ".obj", ".glb", ".dae")]
+    for path in paths:
+        solid.export(path)
+    paths.append(draco_grid(tmp_path, 0.02))
+    for order in (paths, paths[::-1]):  # whichever is the first to multiply
+        done = subprocess.run(
+            [sys.executable, "-c", NARROW, *map(str, order)], cwd=ROOT, check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout, "some were too narrow"
 
 
 def test_fences_end_with_the_last_one_whatever_happens_within() -> None:

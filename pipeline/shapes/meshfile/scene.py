@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,7 @@ def import_readers(suffix: str) -> None:
     """Import what reads such a file: a module whose import runs out of memory would stay half there."""
     import trimesh  # noqa: F401  half a second that only mesh files pay for
 
+    np.ones((1000, 3)) @ np.ones((3, 3))  # OpenBLAS takes its memory at the first product, and ends a process without
     with suppress(ImportError):  # of what is not installed the reader tells
         if suffix == ".dae":
             import collada  # noqa: F401
@@ -104,18 +106,38 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
     return reading
 
 
+class _Hearing(logging.Handler):
+    """Hears what trimesh passes over: `lack` is the last refusal of memory, without which it just leaves things out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lack: MemoryError | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, MemoryError):
+            self.lack = MemoryError(str(error))  # without what its traceback holds on to
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the libraries say of a broken file, tracebacks among it: `check_mesh` judges it, in a line."""
-    log = logging.getLogger("trimesh")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    """Without what the libraries say of a broken file, tracebacks among it: `check_mesh` judges it, in a line.
+
+    MemoryError at the end where trimesh went on without what there was no memory for.
+    """
+    log, heard = logging.getLogger("trimesh"), _Hearing()
+    before = log.level, log.handlers, log.propagate
+    log.setLevel(logging.DEBUG)
+    log.handlers, log.propagate = [heard], False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        level, log.handlers, log.propagate = before
         log.setLevel(level)
+    if heard.lack is not None:
+        raise heard.lack
 
 
 def _check_files(files: ModelFiles) -> None:
