@@ -69,27 +69,35 @@ def test_one_worker_dies_one_has_other_code_and_one_has_no_opengl(
     assert set(caplog.messages) == {refused, faulty}
 
 
+@pytest.mark.parametrize("lacks", ["the version", "the package"])
 def test_a_scheduler_whose_workers_are_all_refused_is_one_line(
+    lacks: str,
     tmp_path: Path,
     serve: Callable[..., Any],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster, "WARN_SECONDS", 1.0)
-    other = tmp_path / "other" / "recon_pointcloud-9.9.dist-info"
-    other.mkdir(parents=True)
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: recon-pointcloud\nVersion: 9.9\n")
-    path = f"{other.parent}{os.pathsep}{ROOT}"
+    other = tmp_path / "other"
+    if lacks == "the version":
+        (info := other / "recon_pointcloud-9.9.dist-info").mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: recon-pointcloud\nVersion: 9.9\n")
+        why = r"has recon-pointcloud 9\.9 \(\S+ here\): install the same versions there"
+    else:
+        (other / "recon").mkdir(parents=True)
+        (other / "recon" / "__init__.py").write_text("raise ModuleNotFoundError('no recon')")
+        why = r"cannot say which code it has \(.*no recon.*\): install the same recon there"
     serve("scheduler", "--port", "0")
     where = address(tmp_path)
-    line = r"^no worker of the scheduler at tcp://\S+ can be given tasks: \S+ has recon-pointcloud 9.9 \(\S+ here\): "
+    line = rf"^no worker of the scheduler at tcp://\S+ can be given tasks: 127\.0\.0\.1:\d+ {why}$"
     with open_executor(None, scheduler=where) as early:
         assert isinstance(early, Dask)
-        serve("worker", "--nthreads", "1", "--host", "127.0.0.1", PYTHONPATH=path)
+        node = serve("worker", "--nthreads", "1", "--host", "127.0.0.1", PYTHONPATH=f"{other}{os.pathsep}{ROOT}")
         with pytest.raises(UserError, match=line):
             list(early.run(square, range(3)))
-        assert "\n" not in early.left_out[0]
+        assert len(early.left_out) == 1
     with pytest.raises(UserError, match=line):
         open_executor(None, scheduler=where)
+    assert node.poll() is None  # others may use it
 
 
 def test_tasks_of_workers_that_are_gone_go_to_those_that_join(
