@@ -8,6 +8,7 @@ import sys
 import typer
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import refused
 from recon.pipeline.base.machine import use_allowed_cores
 from recon.pipeline.base.wording import shown
 from recon.trainer.commands import measuring, telling, training, transfer
@@ -29,6 +30,9 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
-    except UserError as error:
-        sys.stderr.write(f"error: {shown(str(error))}\n")
+    except (UserError, OSError) as error:
+        line = error if isinstance(error, UserError) else refused(error)
+        if line is None:
+            raise
+        sys.stderr.write(f"error: {shown(str(line))}\n")
         sys.exit(1)

@@ -14,6 +14,7 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import shared_reason
+from recon.pipeline.base.files import refused
 from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.wording import human, shown
 from recon.pipeline.commands import store as store_cli
@@ -309,6 +310,9 @@ def main() -> None:
     """Entry point: a UserError is one line on standard error, never a traceback."""
     try:
         app()
-    except UserError as error:
-        console.print(f"error: {shown(str(error))}", style="bold red", soft_wrap=True)
+    except (UserError, OSError) as error:
+        line = error if isinstance(error, UserError) else refused(error)
+        if line is None:
+            raise
+        console.print(f"error: {shown(str(line))}", style="bold red", soft_wrap=True)
         sys.exit(1)
