@@ -69,8 +69,8 @@ test: $(READY)  ## the whole suite, on every core
 test-fast: $(READY)  ## without the slow tests
 	$(PYTEST) -m "not slow"
 
-soak: $(READY)  ## kill runs 1000 times and trainings 500 times, flip 1000 bits, draw 5000 kernel cases, damage 60000 mesh files: nothing may be lost (about 50 minutes on one core)
-	$(BIN)/python -m tests.soak --kills 1000 --flips 1000 --trainings 500 --cases 5000 --meshes 60000 --seed 1
+soak: $(READY)  ## kill 1000 runs and 500 trainings, flip 1000 bits, draw 5000 kernel cases, damage 60000 mesh files, change kept JSON for ten minutes: nothing may be lost (about an hour on one core)
+	$(BIN)/python -m tests.soak --kills 1000 --flips 1000 --trainings 500 --cases 5000 --meshes 60000 --documents 600 --seed 1
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -296,12 +296,19 @@ def load_all(folder: Path) -> Any:
     return manifest
 
 
+def _change_documents(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
+    fuzzing = importlib.import_module("tests.fuzz_documents")
+    folder.mkdir()
+    return asdict(fuzzing.fuzz(fuzzing.Documents(folder), sys.maxsize, seed, seconds))
+
+
 def main(
     kills: Annotated[int, typer.Option(help="How many runs to kill.")] = 0,
     flips: Annotated[int, typer.Option(help="How many bits to flip.")] = 0,
     trainings: Annotated[int, typer.Option(help="How many trainings to kill.")] = 0,
     cases: Annotated[int, typer.Option(help="How many cases to draw for the kernels.")] = 0,
     meshes: Annotated[int, typer.Option(help="How many mesh files to damage and read.")] = 0,
+    documents: Annotated[float, typer.Option(help="For how many seconds to change the JSON that is kept.")] = 0,
     seed: Annotated[int, typer.Option(help="Draws the moments, files and bits.")] = 0,
     report: Annotated[Path | None, typer.Option("--json", help="Write the counts there.")] = None,
 ) -> None:
@@ -325,13 +332,15 @@ def main(
             results["kernels"] = call(lambda: asdict(importlib.import_module("tests.kernel_fuzz").fuzz(cases, seed)))
         if meshes:
             results["meshes"] = call(lambda: asdict(importlib.import_module("tests.fuzz_meshes").fuzz(meshes, seed)))
+        if documents:
+            results["documents"] = call(lambda: _change_documents(folder / "documents", documents, seed))
     text = json.dumps(results, indent=1)
     if report is not None:
         report.write_text(text + "\n", encoding="utf-8")
     say(text)
     failed = [
         line
-        for part in ("trainings", "kills", "flips", "kernels", "meshes")
+        for part in ("trainings", "kills", "flips", "kernels", "meshes", "documents")
         if part in results
         for line in results[part]["failures"]
     ]

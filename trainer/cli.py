@@ -8,6 +8,7 @@ import sys
 import typer
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, check_limits
 from recon.pipeline.base.machine import use_allowed_cores
 from recon.pipeline.base.wording import shown
@@ -31,6 +32,9 @@ def main() -> None:
     try:
         check_limits(WITH_TORCH)
         app()
-    except UserError as error:
-        sys.stderr.write(f"error: {shown(str(error))}\n")
+    except (UserError, OSError) as error:
+        line = error if isinstance(error, UserError) else refused(error)
+        if line is None:
+            raise
+        sys.stderr.write(f"error: {shown(str(line))}\n")
         sys.exit(1)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import zlib
 from pathlib import Path
 
+from recon.pipeline.base.errors import MachineError
+
 _BLOCK = 1 << 24
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+"""What a disk says that takes nothing more."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write, fsync, rename: a reader sees the old file or the whole new one."""
+    """Write, fsync, rename: a reader sees the old file or the whole new one. An OSError names the file."""
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -20,10 +25,40 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _named(error, path) from error
         raise
     sync_directory(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, whole or, where the disk refuses, not at all. An OSError names the file."""
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(content := f"{line}\n".encode()) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(before)
+            raise _named(error, path) from error
+
+
+def refused(error: OSError) -> MachineError | None:
+    """What a full or read-only disk is told as; None for what may be something else."""
+    if error.errno not in REFUSALS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return MachineError(
+        f"{where}cannot be written ({error.strerror}); what was there is whole: make room, or name another place, and "
+        "give the same command again"
+    )
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error with the file's own name, where it has none, or that of the half beside it."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def make_directory(path: Path) -> None:

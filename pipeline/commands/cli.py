@@ -14,6 +14,7 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import shared_reason
+from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.wording import human, shown
@@ -318,6 +319,9 @@ def main() -> None:
     try:
         check_limits(WITHOUT_TORCH)
         app()
-    except UserError as error:
-        console.print(f"error: {shown(str(error))}", style="bold red", soft_wrap=True)
+    except (UserError, OSError) as error:
+        line = error if isinstance(error, UserError) else refused(error)
+        if line is None:
+            raise
+        console.print(f"error: {shown(str(line))}", style="bold red", soft_wrap=True)
         sys.exit(1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recon.pipeline.base.digests import digest_of
-from recon.pipeline.base.documents import BadDocument, read_document
+from recon.pipeline.base.documents import BadDocument, MissingDocument, read_bounded, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import crc32
 from recon.pipeline.base.wording import one_line
@@ -288,10 +288,13 @@ class _Check:
 
 
 def _contents(path: Path) -> bytes | None:
+    """By which a change of a receipt shows; None where there is none."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
+        return read_bounded(path, "")
+    except MissingDocument:
         return None
+    except BadDocument as error:  # which its reader tells
+        return str(error).encode()
 
 
 def _size(path: Path) -> int | None:

@@ -40,6 +40,7 @@ def _of_slots(template: str) -> str:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[\w+-][\w.+-]*$", max_length=255)]
 """A single name of a path: never "..", nothing with a slash."""
+Dtype = Annotated[str, StringConstraints(pattern=r"^(str|bool|u?int(8|16|32|64)|float(16|32|64))$")]
 Row = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 Ranges = Annotated[list[tuple[Row, Row]], FailFast(), AfterValidator(_of_ranges)]
 Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -103,7 +104,7 @@ class AttributesForm(TypedDict, total=False):
     """What is read of the attributes of the registry and of keys; each group has some of them."""
 
     recipe: RecipeForm
-    columns: list[tuple[Name, list[Count], str]]
+    columns: list[tuple[Name, list[Count], Dtype]]
     rows: Row
     camera_to_world: list[Annotated[list[Annotated[list[float], Field(min_length=4, max_length=4)]],
                                     Field(min_length=4, max_length=4)]]  # fmt: skip

@@ -24,6 +24,7 @@ from recon.pipeline.base.files import sync_directory
 FOLDER = "twins"
 RETRY = "`recon-pipeline retry`"
 _RECOMPUTED = ("receipts", "running", "cache", FOLDER)  # folders of the store without files to keep twice
+_MOST = 1 << 28  # bytes of a file with a twin; what is larger is no such file
 _LINE = 65  # 64 hex digits and a newline
 
 Fault = Literal["original damaged", "original missing", "twin damaged", "twin missing", "unfinished", "lost", "linked"]
@@ -245,12 +246,13 @@ def _header(content: bytes) -> bytes:
 
 
 def _read(path: Path) -> bytes | None:
-    """A regular file's bytes, not through a link; None when there is none."""
+    """A regular file's bytes, not through a link; None when there is none, or one that is too large."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123 - a descriptor
-            return file.read()
+            content = file.read(_MOST + 1)
     except OSError:
         return None
+    return content if len(content) <= _MOST else None
 
 
 def _inside(store: Path, path: Path) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from recon.pipeline.base.code import versions
 from recon.pipeline.base.documents import MissingDocument, check_value, parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.files import sync_directory, write_atomically
+from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.precision import Decision, computes_bfloat16, decide, emulation
 from recon.trainer.checkpoints import earlier
 from recon.trainer.checkpoints.released import load_weights
@@ -357,16 +356,7 @@ def _git_commit() -> str | None:
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """Write, fsync, rename; the file's SHA-256."""
     data = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

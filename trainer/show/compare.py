@@ -144,7 +144,7 @@ def for_terminal(names: list[str], tables: dict[str, list[Row]]) -> Table:
     table = Table("", *(Column(_seen(name)) for name in names), box=None, pad_edge=False)
     for title, rows in tables.items():
         if rows:
-            table.add_row(Text(title, style="bold"))
+            table.add_row(Text(shown(title), style="bold"))
             for name, values in rows:
                 table.add_row(_seen(name), *map(_seen, values))
             table.add_row()

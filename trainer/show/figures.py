@@ -19,6 +19,9 @@ from recon.trainer.training.metrics import OTHER_FIELDS
 
 mpl.use("Agg")
 
+LONGEST = 40
+"""Letters of a category's name beside a matrix."""
+
 
 def plain(name: str) -> str:
     """A name as matplotlib writes it as it stands, on one line: a `$` would begin mathematics."""
@@ -78,11 +81,11 @@ def confusion_matrix(counts: Sequence[Sequence[int]], categories: Sequence[str])
     """Rows are true classes, columns predicted ones, shaded by the share of the row."""
     matrix = np.asarray(counts, dtype=np.float64)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    size = 2.2 + 0.24 * len(categories)
+    names = [plain(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…") for name in categories]
+    size = 2.2 + 0.24 * len(names) + 0.06 * max(0, *(len(name) - 14 for name in names))
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    names = [plain(name) for name in categories]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel("predicted", fontsize=8)

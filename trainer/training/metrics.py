@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recon.pipeline.base.documents import bounded_lines, parse_document
 from recon.pipeline.base.documents import read_lines as read_documents
-from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.files import append_line, write_atomically
 from recon.pipeline.base.provenance import peak_bytes
 from recon.trainer.forms import LINE
 from recon.trainer.training.distributed import mean_of_ranks, rank
@@ -101,8 +101,7 @@ class Metrics:
         """Append a line to metrics.jsonl, and to what `run.log_to` names; rank 0 alone does."""
         if rank():
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))
         for writer in self.writers:
             writer.write(line)
 
