@@ -133,14 +133,14 @@ def test_a_disk_that_fails_under_a_texture_leaves_no_grey_shape(
     (tmp_path / "a.obj").write_text("mtllib a.mtl\nusemtl m\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     (tmp_path / "a.mtl").write_text("newmtl m\nKd 1 0 0\n")
     load_mesh(tmp_path / "a.obj", tmp_path)
-    read = Path.read_bytes
+    opened = Path.open
 
-    def failing(path: Path) -> bytes:
+    def failing(path: Path, *how: Any, **more: Any) -> Any:
         if path.suffix == ".mtl":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return read(path)
+        return opened(path, *how, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(Path, "open", failing)
     assert blame(tmp_path / "a.obj").startswith(f"{tmp_path / 'a.mtl'}: the disk or mount refuses (Input/output error)")
 
 

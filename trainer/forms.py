@@ -34,7 +34,7 @@ class TeacherForm(TypedDict):
     kind: str
     teacher: str
     key: str
-    digest: str
+    digest: NotRequired[str]
     recipe: NotRequired[dict[str, Any]]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recon.pipeline.base.wording import some
-from recon.pipeline.store.columns import read_column
+from recon.pipeline.store.columns import parsed, read_column
+from recon.pipeline.store.forms import FACTS
 from recon.pipeline.store.reader import StoreReader
 
 EXAMPLES = 3
@@ -31,15 +31,16 @@ def lacking_of(store: StoreReader, key: str, rows: Sequence[int]) -> Lacking:
     """Of the meshes under a key that are finished and among some registry rows."""
     registry = store.registry
     ok = store.ok(key, len(registry))
-    texts = read_column(store.kind_group("meshes", key), "facts", len(registry))
+    group = store.kind_group("meshes", key)
+    texts = read_column(group, "facts", len(registry))
     missing: dict[int, list[str]] = {}
     moved = 0
     for row in rows:
         if ok[row] and ("missing_files" in texts[row] or "moved" in texts[row]):
-            facts = json.loads(texts[row])
+            facts = parsed(texts[row], FACTS, f"{group.store_path}/facts: row {row}")
             moved += "moved" in facts
-            if facts.get("missing_files"):
-                missing[row] = facts["missing_files"]
+            if names := facts.get("missing_files"):
+                missing[row] = names
     first = list(missing.items())[:EXAMPLES]
     examples = tuple(f"{registry.uid[row]}: {some(names, len(names), most=1)}" for row, names in first)
     return Lacking(len(missing), sum(map(len, missing.values())), examples, moved)

@@ -142,10 +142,12 @@ class ForeignGroupForm(TypedDict):
 
 @with_config(_OPEN)
 class FactsForm(TypedDict, total=False):
-    """What a source knows of a shape; two of its fields are looked into."""
+    """What a source knows of a shape, and what its file lacks; these of its fields are looked into."""
 
     phrases: list[Any]
     materials: dict[str, Any]
+    missing_files: list[str]
+    moved: list[float]
 
 
 @with_config(_OPEN)

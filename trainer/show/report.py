@@ -74,7 +74,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         "pretrain_splits": data["splits"],
         "digests": {
             "points": data["points"]["digest"],
-            **{name: teacher["digest"] for name, teacher in data["teachers"].items()},
+            **{name: teacher.get("digest", "") for name, teacher in data["teachers"].items()},
         },
         "ref": data["ref"],
         "probe_ref": (zero_shot or svm).get("ref"),
