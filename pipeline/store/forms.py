@@ -6,6 +6,7 @@ shapes) is an object of plain values. Names that become part of a path are singl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NotRequired
@@ -90,20 +91,10 @@ class RefForm(TypedDict):
 
 
 @with_config(_OPEN)
-class RecipeForm(TypedDict, total=False):
-    """What of a recipe is looked into besides comparing it."""
-
-    origin: dict[str, Any]
-    clouds: dict[str, Any]
-    render: dict[str, Any]
-    teacher: dict[str, Any]
-
-
-@with_config(_OPEN)
 class AttributesForm(TypedDict, total=False):
     """What is read of the attributes of the registry and of keys; each group has some of them."""
 
-    recipe: RecipeForm
+    recipe: dict[str, Any]
     columns: list[tuple[Name, list[Count], Dtype]]
     rows: Row
     camera_to_world: list[Annotated[list[Annotated[list[float], Field(min_length=4, max_length=4)]],
@@ -187,3 +178,9 @@ FACTS = TypeAdapter(FactsForm)
 """What a source knows of a shape."""
 NAMES = TypeAdapter(Annotated[list[str], FailFast()])
 """What a shape's parts are called."""
+
+
+def part_of(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object within a recipe, whose fields are whatever its stage wrote; empty where there is none."""
+    part = recipe.get(name)
+    return part if isinstance(part, dict) else {}

@@ -264,7 +264,7 @@ class StoreReader:
         held = self.attributes(kind, key)
         if "recipe" not in held:
             raise DamagedStore(f"{self.path}/{kind}/{key}/zarr.json: recipe: is missing; {VERIFY}")
-        return cast(dict[str, Any], held["recipe"])
+        return held["recipe"]
 
     def attributes(self, kind: str, key: str) -> AttributesForm:
         """What is noted of a key: its recipe, columns, and what else its stage says of it."""

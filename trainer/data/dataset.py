@@ -15,6 +15,7 @@ from torch import Tensor
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Points, Ref, Targets, Text
 from recon.trainer.config import DataConfig
 from recon.trainer.data.cache import cached_array
@@ -157,7 +158,7 @@ def load_dataset(store: FeatureStore, config: DataConfig, parts: bool = False) -
         teachers.append(Teacher(asked.teacher, asked.kind, int(each.feat.shape[-1]), asked.loss, asked.weight))
         told = {"kind": asked.kind, "teacher": each.teacher, "key": each.key, "digest": store.digest(each.key)}
         # A student is measured on other stores too, which need not hold what it was taught with.
-        record["teachers"][asked.teacher] = told | {"recipe": each.recipe.get("teacher", {})}
+        record["teachers"][asked.teacher] = told | {"recipe": part_of(each.recipe, "teacher")}
         if isinstance(each, Targets) and config.online:
             targets.append(ViewTargets(each.feat.shape[2], config.views))
         elif isinstance(each, Targets):

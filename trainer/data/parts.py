@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Points, Ref
 from recon.trainer.data.reading import iterate_rows
 
@@ -48,9 +49,9 @@ def load_parts(store: FeatureStore, ref: Ref, categories: list[str], numbers: ND
     category has two parts.
     """
     points = store.points(ref)
-    clouds = store.recipe("points", points.key).get("clouds")
-    if clouds is not None:
-        names = tuple(clouds.get("parts", ()))
+    recipe = store.recipe("points", points.key)
+    if "clouds" in recipe:
+        names = tuple(map(str, part_of(recipe, "clouds").get("parts") or ()))
         of_category = np.array([[part.rpartition(" ")[0] == name for part in names] for name in categories], np.bool_)
         labels = PartLabels(names, of_category.reshape(len(categories), len(names)), points, {})
     else:

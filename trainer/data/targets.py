@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
+from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Ref, Targets, Text
 from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data.points import draw_points
@@ -206,7 +207,7 @@ def online_teacher(
     else:
         inputs = stored.prompts
     attributes = dict(store.kind_group(kind, stored.key).attrs)
-    recipe = stored.recipe.get("teacher", {})
+    recipe = part_of(stored.recipe, "teacher")
     return OnlineTeacher(asked.teacher, stored.teacher, f"{kind}/{stored.key}", recipe, attributes, inputs)
 
 

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize as unit
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.precision import Decision
+from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Targets, Text
 from recon.pipeline.store.spaces import one_space
 from recon.trainer.data.reading import iterate_rows
@@ -242,10 +243,10 @@ def _learnt_teachers(run: Path, probe: Probe) -> dict[str, Any]:
 
 def towers_pictures(probe: Probe, text: Text) -> Targets | None:
     """Features of pictures in the words' space, where the ref has such: what the teacher itself makes of the shapes."""
-    reading = text.recipe.get("teacher", {})
+    reading = part_of(text.recipe, "teacher")
     for name in probe.ref.targets:
         targets = probe.store.targets(name, probe.ref)
-        if one_space(targets.recipe.get("teacher", {}), reading, targets.dim, text.feat.shape[1]):
+        if one_space(part_of(targets.recipe, "teacher"), reading, targets.dim, text.feat.shape[1]):
             return targets
     return None
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.keeping.export.table import Arrays, Progress, Table, Words, safe_names
+from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.spaces import one_space
 
 NOTES = {
@@ -68,8 +69,8 @@ def _shared_space(table: Table) -> tuple[str, str, Words, NDArray[np.float16]]:
     for teacher, column in zip(ref.targets, safe_names(list(ref.targets)), strict=True):
         targets = store.targets(teacher, ref)
         for reader, feat in table.words.feat.items() if table.words else ():
-            reading = store.recipe("text", ref.text[reader]).get("teacher", {})
-            if table.words and one_space(targets.recipe.get("teacher", {}), reading, targets.dim, feat.shape[1]):
+            reading = part_of(store.recipe("text", ref.text[reader]), "teacher")
+            if table.words and one_space(part_of(targets.recipe, "teacher"), reading, targets.dim, feat.shape[1]):
                 return teacher, f"targets-{column}", table.words, feat
     names = ", ".join(table.ref.targets) or "none"
     raise UserError(

@@ -16,7 +16,7 @@ from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.columns import open_column, parsed
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.forms import NAMES
+from recon.pipeline.store.forms import NAMES, part_of
 from recon.pipeline.store.records import Ref
 from recon.pipeline.store.shards import read_rows
 
@@ -151,9 +151,9 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
 
 def _parts(store: FeatureStore, ref: Ref, rows: NDArray[np.int64]) -> list[list[str]]:
     """[N] names of a shape's parts: of its mesh, or of the data set where clouds came ready-made."""
-    clouds = store.recipe("points", ref.keys["points"]).get("clouds")
-    if clouds is not None:
-        return [clouds.get("parts", [])] * len(rows)
+    recipe = store.recipe("points", ref.keys["points"])
+    if "clouds" in recipe:
+        return [part_of(recipe, "clouds").get("parts", [])] * len(rows)
     column = open_column(store.kind_group("meshes", ref.keys["meshes"]), "parts")
     return [parsed(text or "[]", NAMES, column.store_path) for text in read_rows(column, rows)]
 

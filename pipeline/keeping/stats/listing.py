@@ -11,6 +11,7 @@ import zarr
 from recon.pipeline.keeping.layout import measure
 from recon.pipeline.store.columns import column_names, open_column
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.names import list_refs, named_keys
 
 
@@ -79,16 +80,17 @@ def summarize(kind: str, attributes: dict[str, Any]) -> str:
     """A recipe in a few words: "ring6 128px", "demo open_clip pooled fp32"."""
     recipe = attributes.get("recipe", {})
     if kind == "meshes":
-        return _source(recipe.get("origin", {}))
+        return _source(part_of(recipe, "origin"))
     if kind == "points":
-        of = f" of {_source(recipe['clouds'])}" if "clouds" in recipe else ""
+        of = f" of {_source(part_of(recipe, 'clouds'))}" if "clouds" in recipe else ""
         return f"{recipe.get('num_points')} points{of}, seed {recipe.get('seed')}"
     if kind == "views":
-        render = recipe.get("render", {})
-        preset = attributes.get("preset") or f"{len(render.get('cameras', ()))} views"
+        render = part_of(recipe, "render")
+        cameras = render.get("cameras")
+        preset = attributes.get("preset") or f"{len(cameras) if isinstance(cameras, list) else 0} views"
         return f"{preset} {render.get('resolution')}px"
     if kind in ("targets", "text"):
-        spec, teacher = attributes.get("teacher", {}), recipe.get("teacher", {})
+        spec, teacher = part_of(attributes, "teacher"), part_of(recipe, "teacher")
         tap = (teacher.get("tap"),) if kind == "targets" else ()
         words = (spec.get("name"), teacher.get("kind"), *tap, teacher.get("precision"))
         return " ".join(str(word) for word in words if word)
