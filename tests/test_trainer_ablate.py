@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
@@ -26,7 +24,6 @@ from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
 from recon.trainer.recipe import load_config
-from recon.trainer.show.ablation import _curves, ablation_figure, ablation_table
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.results_files import result_of
@@ -377,46 +374,3 @@ def test_differences_are_taken_seed_by_seed() -> None:
     # A shape more from every seed has no spread, and shows nothing either.
     assert difference({"0": 0.5, "1": 0.6}, {"0": 0.4, "1": 0.5}, 10)["within"] is True
     assert difference({"0": 0.6, "1": 0.7}, {"0": 0.4, "1": 0.5}, 10)["within"] is False
-
-
-def result(axis: str) -> dict[str, Any]:
-    def arm(x: float | None, *values: float) -> dict[str, Any]:
-        told = {"values": {str(seed): value for seed, value in enumerate(values)}, "n": len(values)}
-        told |= {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
-        return {"x": x, "curve": "", "svm_accuracy": told, "seconds": 60.4, "settings": []}
-
-    arms = {"a$b": arm(None, 0.5, 0.7), "two|three": arm(2.0, 0.8, 0.8), "four": arm(4.0, 0.9, 0.7)}
-    arms["four"]["difference"] = {"svm_accuracy": {"mean": 0.2, "std": 0.3, "within": True}}
-    return {
-        "ablation": "x", "description": "Y.", "axis": axis, "arms": arms, "seeds": [0, 1], "recipe": "demo",
-        "overrides": ["data.views=1"], "num_test": 200, "num_categories": 4, "svm_accuracy_random_init": 0.3,
-        "teacher_zero_shot_accuracy": None, "config": {"optim": {"epochs": 3, "batch_size": 16}},
-        "precision": {"used": "float32"}, "data": {"num_rows": 100}, "machine": {"processor": "P"},
-    }  # fmt: skip
-
-
-def test_values_over_more_than_a_decade_lie_on_a_logarithmic_axis() -> None:
-    def scale(*places: float) -> tuple[str, list[str]]:
-        told = {"values": {"0": 0.5}, "n": 1, "mean": 0.5, "std": 0.0}
-        axes = Figure().subplots()
-        _curves(axes, {str(x): {"x": x, "curve": "", "svm_accuracy": told} for x in places}, "svm_accuracy")
-        return axes.get_xscale(), [text.get_text() for text in axes.get_xticklabels()]
-
-    assert scale(0.05, 0.25, 1.0) == ("log", ["0.05", "0.25", "1"])
-    assert scale(1, 2, 4, 8)[0] == scale(0.0, 1.0, 20.0)[0] == "linear"
-
-
-def test_the_table_gives_mean_spread_and_difference() -> None:
-    table = ablation_table(result(""))
-    assert "| a$b | 60.0 ± 14.1 |  | 60 |" in table
-    assert "| four | 80.0 ± 14.1 | +20.0 ± 30.0, within the spread | 60 |" in table
-    assert "--set data.views=1" in table and "zero-shot" not in table
-    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {5}
-
-
-@pytest.mark.parametrize("axis", ["", "d$raws"])
-def test_the_figure_is_one_for_the_same_numbers(axis: str) -> None:
-    figure = ablation_figure(result(axis))
-    assert figure == ablation_figure(result(axis))
-    picture = Image.open(io.BytesIO(figure))
-    assert picture.width > 400 and len(np.unique(np.asarray(picture.convert("L")))) > 10

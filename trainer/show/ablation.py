@@ -65,10 +65,11 @@ def ablation_figure(result: dict[str, Any]) -> bytes:
     arms = result["arms"]
     height = 3.6 if result["axis"] else 1.3 + 0.34 * len(arms)
     figure = Figure(figsize=(4.6 * len(measures), height), layout="constrained")
+    colours = _colours(arms)
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         shown = {name: arm for name, arm in arms.items() if measure in arm}
         if result["axis"]:
-            _curves(axes, shown, measure)
+            _curves(axes, shown, measure, colours)
             axes.set_xlabel(plain(result["axis"]), fontsize=9)
         else:
             _dots(axes, shown, measure)
@@ -83,20 +84,32 @@ def ablation_figure(result: dict[str, Any]) -> bytes:
     return as_png(figure, 120, metadata={"Software": None})
 
 
-def _curves(axes: Axes, arms: dict[str, dict[str, Any]], measure: str) -> None:
+def _colours(arms: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Of each curve, and of each arm that stands beside the axis: one colour in every panel."""
+    lines = dict.fromkeys(_line(name, arm) for name, arm in arms.items())
+    return {name: f"C{place % 10}" for place, name in enumerate(lines)}
+
+
+def _line(name: str, arm: dict[str, Any]) -> str:
+    """Which line of the figure an arm belongs to."""
+    return name if arm["x"] is None else arm["curve"] or "mean and spread"
+
+
+def _curves(axes: Axes, arms: dict[str, dict[str, Any]], measure: str, colours: dict[str, str]) -> None:
     curves: dict[str, list[dict[str, Any]]] = {}
-    for place, (name, arm) in enumerate(arms.items()):
+    for name, arm in arms.items():
         if arm["x"] is None:  # a line to hold the curve against
-            axes.axhline(100 * arm[measure]["mean"], ls=":", color=f"C{place + 5}", label=plain(name))
+            axes.axhline(100 * arm[measure]["mean"], ls=":", color=colours[name], label=plain(name))
         else:
-            curves.setdefault(arm["curve"] or "mean and spread", []).append(arm)
-    for index, (name, found) in enumerate(curves.items()):
+            curves.setdefault(_line(name, arm), []).append(arm)
+    for name, found in curves.items():
+        color = colours[name]
         x = [arm["x"] for arm in found]
         mean, spread = ([100 * arm[measure][key] for arm in found] for key in ("mean", "std"))
-        axes.errorbar(x, mean, spread, marker="o", capsize=3, color=f"C{index}", label=plain(name))
+        axes.errorbar(x, mean, spread, marker="o", capsize=3, color=color, label=plain(name))
         for arm in found:
             values = [100 * value for value in arm[measure]["values"].values()]
-            axes.plot([arm["x"]] * len(values), values, ls="", marker="_", color=f"C{index}", alpha=0.5)
+            axes.plot([arm["x"]] * len(values), values, ls="", marker="_", color=color, alpha=0.5)
     places = sorted({arm["x"] for found in curves.values() for arm in found})
     if places and 0 < DECADE * places[0] <= places[-1]:
         axes.set_xscale("log")
