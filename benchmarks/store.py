@@ -50,7 +50,7 @@ from recon.pipeline.procedural import CATEGORIES
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows
 from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.store import FeatureStore, receipts
-from recon.pipeline.store.receipts import Receipt
+from recon.pipeline.store.receipts import Entry, Receipt
 from recon.pipeline.teachers.loaded import teacher_of
 
 REPEATS = 5
@@ -108,9 +108,9 @@ def fabricate(flow: Flow) -> None:
             flow.store.write_ref(flow.manifest.name, stage.kind, key, teacher)
 
 
-def _write_plainly(path: Path, text: str) -> None:
+def _write_plainly(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(content)
 
 
 def _fill(store: FeatureStore, stage: Stage, group: zarr.Group, num_rows: int) -> None:
@@ -127,9 +127,8 @@ def _sign(store: FeatureStore, stage: Stage, key: str, rows: Sequence[Row]) -> N
     for lane in range(max(stage.lanes, 1)):
         for at in range(0, len(rows), stage.shard_rows):
             part = rows[at : at + stage.shard_rows]
-            inputs = tuple(row.inputs for row in part)
-            span, good = (part[0].index, part[-1].index + 1), (True,) * len(part)
-            made = Receipt(span, inputs, inputs, good, {}, 0, 1000, 1.0, "fabricated", {})
+            entries = {row.index: Entry(row.inputs, row.inputs, True, {"host": "fabricated"}) for row in part}
+            made = Receipt.of(part[0].index, entries, {}, nonfinite=0, bytes=1000, seconds=1.0)
             made.write(store.receipt_path(key, lane, at // stage.shard_rows))
 
 

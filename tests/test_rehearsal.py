@@ -145,7 +145,7 @@ def test_the_whole_store_after_its_part(place: Path, capsys: pytest.CaptureFixtu
          "'camera' asked for, 0 are finished; see `recon-pipeline stats`"),
         (("partseg", "--recipe", "partseg", *FINETUNE[3:], "whole.zarr", "--run", "runs/parts", *small),
          "name those there are (--set 'data.splits=[\"train\"]', or --split)"),
-        (("svm", "--run", "runs/vit", "--store", "whole"), "no feature store at whole; make one with"),
+        (("svm", "--run", "runs/vit", "--store", "whole"), "no feature store at whole (did you mean whole.zarr?)"),
     ):  # fmt: skip
         capsys.readouterr()
         succeeds("recon-train", *words, status=1)

@@ -96,7 +96,7 @@ def test_what_is_no_run_is_named(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no line of metrics yet"):
         write_comparison([*runs, tmp_path / "run"], page)
     (tmp_path / "run" / "metrics.jsonl").write_text("{")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: unreadable"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1: not valid JSON"):
         write_comparison([*runs, tmp_path / "run"], page)
     with pytest.raises(UserError, match="cannot be written"):
         write_comparison(runs, tmp_path)

@@ -85,7 +85,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with no_file_larger_than(size - 1), pytest.raises(UserError) as raised:
         pretrain(QUIET, store, run, None, resume=True)
     assert str(raised.value) == (
-        f"{run}: File too large; mend that (is the disk full?) and go on with --resume (newest checkpoint: step 5)"
+        f"{run / 'checkpoints' / fails}: File too large; mend that (is the disk full?) and go on with --resume "
+        "(newest checkpoint: step 5)"
     )
     checkpoint = load_checkpoint(run)  # which checks the sums
     assert checkpoint is not None and checkpoint.step == 5
@@ -98,7 +99,10 @@ def test_a_disk_without_room_for_a_line_of_metrics(store: Path, whole: Path, rec
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints")
-    with no_file_larger_than(100), pytest.raises(UserError, match=r"File too large.*newest checkpoint: step none"):
+    with (
+        no_file_larger_than(100),
+        pytest.raises(UserError, match=r"metrics\.jsonl: No space left.*checkpoint: step none"),
+    ):
         pretrain(QUIET, store, run, None, resume=True)
     assert pretrain(QUIET, store, run, None, resume=True) == 0
     assert_same_run(whole, run)
@@ -110,17 +114,17 @@ def test_a_second_signal_while_saving(
 ) -> None:
     """A scheduler and a launcher may both pass on SIGTERM: the save goes on. Ctrl-C cuts it off."""
     run, written = tmp_path / "run", list[Path]()
-    original = saving.sync_directory
+    original = saving.write_atomically
 
-    def signalled(folder: Path) -> None:
-        original(folder)
-        written.append(folder)
+    def signalled(path: Path, content: str | bytes) -> None:
+        original(path, content)
+        written.extend([path] * (path.suffix == ".safetensors"))
         if len(written) == 2:  # two of the three files are there
             os.kill(os.getpid(), second)
 
     with monkeypatch.context() as patch:
         stop_after(patch, 3, signal.SIGTERM)
-        patch.setattr(saving, "sync_directory", signalled)
+        patch.setattr(saving, "write_atomically", signalled)
         if second == signal.SIGTERM:
             assert pretrain(QUIET, store, run, recipe) == 143
         else:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.tensors import read_tensors
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import RELEASED_TEACHERS
@@ -313,6 +312,8 @@ def _count_blocks(state: Mapping[str, Tensor], stack: str) -> int:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from recon.trainer.checkpoints.tensors import read_tensors  # the model alone needs torch and NumPy, and no more
+
     try:
         return read_tensors(path)
     except UserError as error:
