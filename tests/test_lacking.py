@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import FOLDER_MANIFEST
 from tests.test_store_cli import Shell, shell  # noqa: F401 (a fixture)
 
@@ -9,6 +11,7 @@ BOX = "".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1)
 BOX += "f 1 2 4 3\nf 5 7 8 6\nf 1 5 6 2\nf 3 4 8 7\nf 1 3 7 5\nf 2 6 8 4\n"
 
 
+@pytest.mark.slow
 def test_missing_and_moved_are_said_by_every_command(tmp_path: Path, shell: Shell) -> None:  # noqa: F811
     folder = tmp_path / "root" / "chair"
     folder.mkdir(parents=True)

@@ -62,6 +62,7 @@ def test_a_console_takes_no_markup_and_no_commands_from_names() -> None:
     assert not steers(re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()))  # rich's own
 
 
+@pytest.mark.slow
 def test_pictures_of_any_names() -> None:
     counts = np.eye(len(NAMES), dtype=int).tolist()
     assert confusion_matrix(counts, NAMES)
