@@ -165,6 +165,17 @@ def test_a_limit_that_is_too_low_is_told_in_a_line(limit: str, words: str) -> No
     assert (done.returncode, done.stderr.strip(), done.stdout) == (1, words, "")
 
 
+@pytest.mark.parametrize("program", ["recon-pipeline", "recon-train"])
+def test_an_interpreter_without_assertions_is_told_in_a_line(program: str) -> None:
+    """Zarr would take every store for damaged, and `verify` say so."""
+    environment = {**os.environ, "PYTHONOPTIMIZE": "2"}
+    main = f"from recon.{'pipeline.commands' if program == 'recon-pipeline' else 'trainer'}.cli import main; main()"
+    command = [sys.executable, "-c", main, "ls", "s"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "PYTHONOPTIMIZE" in done.stderr
+
+
 def test_low_limits_are_raised_where_that_is_allowed() -> None:
     code = "from recon.pipeline.base.limits import check_limits; check_limits(1); import resource as r, threading; "
     code += "print(r.getrlimit(r.RLIMIT_STACK)[0], r.getrlimit(r.RLIMIT_NOFILE)[0], threading.stack_size())"

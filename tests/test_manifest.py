@@ -47,6 +47,7 @@ def test_every_shipped_manifest_is_valid(path: Path) -> None:
         (('name = "x"', 'name = "x"\nlicense = "MIT"'), "did you mean 'licence'"),
         (('name = "x"', 'name = "../x"'), "name"),
         (('name = "x"', "name = "), "not valid TOML"),
+        (('{ name = "t"', '{ name = "a/b"'), "features.teachers.0.name"),
         (("}]", '}, { name = "t", kind = "timm", model = "m" }]'), "share a name"),
     ],
 )

@@ -187,6 +187,20 @@ def test_one_mesh_in_several_splits_and_classes_is_told(copy: Path) -> None:
     assert all(part in line for part in pair.split(" and "))
 
 
+def test_a_caption_that_is_not_embedded_yet_is_told(copy: Path) -> None:
+    """It was -1, as if the shape had none."""
+    _, ref, _ = opened(copy)
+    key = next(iter(ref["captions"].values()))
+    captions: Any = zarr.open_group(str(copy), mode="r+")[f"captions/{key}/caption"]
+    values = captions[:]
+    values[0, 0] = "said since"
+    captions[:] = values
+    with pytest.raises(
+        UserError, match=r"copy\.zarr: 1 captions not embedded by 'tiny'; run `recon-pipeline features`"
+    ):
+        FeatureStore.open(copy).text()
+
+
 def test_black_points_and_blank_views_are_seen(copy: Path) -> None:
     _, ref, _ = opened(copy)
     group: Any = zarr.open_group(str(copy), mode="r+")

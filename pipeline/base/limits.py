@@ -23,12 +23,19 @@ _outside = 0  # the process's own limit, which the last one restores
 _statm: tuple[int, int] | None = None  # whose, and the open file: a shape's reading is to open none but the shape's
 
 
+def check_interpreter() -> None:
+    """UserError where Python leaves assertions out: Zarr's do work, and any store would seem damaged."""
+    if not __debug__:
+        raise UserError("Python leaves assertions out (-O, or PYTHONOPTIMIZE), which Zarr needs: unset that")
+
+
 def check_limits(address_space: int) -> None:
     """To be called as a command starts: short stacks and few open files are mended where the system lets this process.
 
     address_space: bytes of it that the command needs. UserError for limits below what is needed, which would end it
-    anywhere, by a crash.
+    anywhere, by a crash; and what `check_interpreter` raises.
     """
+    check_interpreter()
     for kind, flag, what, least, mend in (
         (resource.RLIMIT_AS, "v", "address space", address_space, False),  # who sets it means it
         (resource.RLIMIT_STACK, "s", "stack", STACK_BYTES, True),

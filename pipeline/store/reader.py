@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.limits import check_interpreter
 from recon.pipeline.base.wording import near_paths, one_line
 from recon.pipeline.store.captions import Tables, caption_records, joined_captions
 from recon.pipeline.store.columns import VERIFY, has_column, open_column, parsed, read_column, read_rows
@@ -44,6 +45,7 @@ class StoreReader:
     def open(cls, path: Path | str, write: bool = False) -> Self:
         """UserError when there is no store at `path`, or one of another format or newer version."""
         path = Path(path)
+        check_interpreter()
         if not is_store(path):
             raise no_store(path)
         try:
@@ -171,6 +173,11 @@ class StoreReader:
                 raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
         classes = np.array([[row[p] if n in used else -1 for p in lines] for n, lines in enumerate(wanted)], np.int64)
         captions = self.captions(ref)
+        absent = {caption for number in self.rows(ref) for caption in captions[number]} - row.keys()
+        if absent:
+            raise UserError(
+                f"{self.path}: {len(absent)} captions not embedded by {name!r}; run `recon-pipeline features`"
+            )
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
         return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
 

@@ -28,7 +28,7 @@ class TeacherSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: str = Field(min_length=1)  # what refs and recipes call it
+    name: str = Field(pattern=r"^[^/\x00-\x1f\x7f]+$")  # what refs and recipes call it, and files are named by
     kind: Literal["open_clip", "timm", "python"]
     # open_clip: a built-in name, "hf-hub:owner/name", the path of a JSON model config, or "demo" (the shipped one).
     # timm: a registry name with or without ".tag", "hf-hub:owner/name", or the folder of a saved model.
