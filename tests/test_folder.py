@@ -274,3 +274,21 @@ def test_meshes_without_a_class_say_what_to_do(tmp_path):
     fill(tmp_path, "a.obj")
     with pytest.raises(UserError, match="one folder a class"):
         list_folder(tmp_path)
+
+
+def test_a_name_that_is_no_utf_8_is_spelt_and_found_again(tmp_path):
+    """Such names come with old archives; text that is stored cannot hold them."""
+    for name in (b"chair/plain.obj", b"chair/caf\xe9.obj", b"t\xfcr/x.obj", b"chair/50%E9.obj"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nf 1 2 3\n")
+    source = FolderSource(layout="folder")
+    shapes = source.shapes(tmp_path)
+    uids = ["chair/50%E9.obj", "chair/caf%E9.obj", "chair/plain.obj", "t%FCr/x.obj"]
+    assert [shape.uid for shape in shapes] == uids
+    assert [shape.category for shape in shapes] == ["chair", "chair", "chair", "t%FCr"]
+    for shape in shapes:
+        assert shape.fingerprint != "missing"
+        assert source.split_of(shape.uid, 0.5) in ("train", "test")
+        assert len(source.mesh(tmp_path, shape.source).primitives) == 1
+    assert source.problems(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from recon.pipeline.base.errors import MachineError
 
 _BLOCK = 1 << 24
+_ODD_BYTE = re.compile("%([89A-F][0-9A-F])")
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 """What a disk says that takes nothing more."""
 
@@ -85,6 +87,20 @@ def crc32(path: Path) -> int:
         while block := file.read(_BLOCK):
             crc = zlib.crc32(block, crc)
     return crc
+
+
+def spelt(name: str) -> str:
+    """A file's name as text that can be stored: of names that are no UTF-8 each odd byte as in an address, "%E9"."""
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)
+
+
+def spelt_path(root: Path, name: str) -> Path:
+    """The file under a folder that `spelt` gave this name, if there is none of just this name."""
+    path = root / name
+    if "%" in name and not path.exists():
+        odd = root / _ODD_BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), name)
+        return odd if odd.exists() else path
+    return path
 
 
 def stamp(path: Path | str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.files import spelt, spelt_path
 from recon.pipeline.base.wording import nearest, some
 from recon.pipeline.sources.source import Listed, Source, stamp
 from recon.pipeline.sources.tables import SPLITS, inside, read_csv
@@ -46,29 +47,33 @@ class FolderSource(Source):
     def shapes(self, root: Path) -> Listing:
         """Sorted by path, or in the CSV file's order.
 
-        The uid is the path, whatever lies beside the file. Without a CSV file, hidden files and folders, other files
-        and deeper folders are left out.
+        The uid is the path, whatever lies beside the file; bytes of it that are no UTF-8 stand there as "%E9". Without
+        a CSV file, hidden files and folders, other files and deeper folders are left out.
         """
         if self.list:
             if not root.is_dir():
                 raise UserError(f"no folder {root}: the data set's root must hold the files that {self.list} names")
             return _read_list(root / self.list, root)
         return [
-            Listed(path, category, None, path, stamp(root / path), earlier=_stem(path))
+            Listed(spelt(path), spelt(category), None, spelt(path), stamp(root / path), earlier=_stem(spelt(path)))
             for category, path in list_folder(root)
         ]
+
+    def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path]:
+        """The file of that path, whose name may be no UTF-8."""
+        return spelt_path(root, reference), root
 
     def problems(self, root: Path) -> Lines:
         """Classes without a mesh, and files that the listing passes over, links that lead nowhere among them."""
         listed = {shape.source for shape in self.shapes(root)}
-        others = [path for path in _walk(root) if path not in listed]
+        others = [path for path in _walk(root) if spelt(path) not in listed]
         extra = [path for path in others if _is_mesh(path.rsplit("/", 1)[-1])]
         foreign = [path for path in others if path.lower().endswith(FOREIGN)]
         lost = [path for path in others if not (root / path).exists()]
         lines = []
         if not self.list:
             held = {shape.split("/")[0] for shape in listed}
-            empty = sorted({entry.name for entry in _folders(root)} - held)
+            empty = sorted({spelt(entry.name) for entry in _folders(root)} - held)
             lines += [f"class {name!r} holds no mesh file of its own" for name in empty]
         if extra:
             why = f"{self.list} does not name them" if self.list else "they do not lie in <class>/"

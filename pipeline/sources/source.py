@@ -109,7 +109,8 @@ class Source(Strict):
             load_mesh,  # trimesh takes half a second to import; listing does without
         )
 
-        return load_mesh(root / reference, root, up=self.up, front=self.front)
+        path, _ = self.mesh_file(root, reference) or (root / reference, root)
+        return load_mesh(path, root, up=self.up, front=self.front)
 
     def cloud(self, root: Path, reference: str) -> Cloud:
         """The ready-made points of one shape, where `has_clouds`."""
