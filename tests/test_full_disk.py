@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +13,9 @@ import pytest
 from recon.pipeline.base.files import append_line, refused, write_atomically
 from recon.trainer.training.metrics import read_lines
 from tests import trainer_store as tiny
+from tests.disks import no_file_larger_than
 from tests.test_trainer_cli import run_main
 from tests.toy_stage import files_of
-
-
-@contextmanager
-def no_file_beyond(size: int) -> Iterator[None]:
-    """No file of this process grows beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
@@ -44,7 +33,7 @@ def no_space() -> Iterator[None]:
 def test_a_file_is_replaced_as_a_whole_or_not(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_atomically(path, "before")
-    for refusing in (no_file_beyond(100), no_space()):
+    for refusing in (no_file_larger_than(100), no_space()):
         with refusing, pytest.raises(OSError) as caught:
             write_atomically(path, "after" * 100)
         assert caught.value.filename == str(path)
@@ -56,7 +45,7 @@ def test_a_file_is_replaced_as_a_whole_or_not(tmp_path: Path) -> None:
 def test_a_line_is_added_as_a_whole_or_not(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     append_line(path, "first")
-    with no_file_beyond(100), pytest.raises(OSError, match=r"a\.jsonl"):
+    with no_file_larger_than(100), pytest.raises(OSError, match=r"a\.jsonl"):
         append_line(path, "second" * 100)
     append_line(path, "third")
     assert path.read_text() == "first\nthird\n"
@@ -81,7 +70,7 @@ def test_training_on_a_full_disk(
     line = ("pretrain", "--store", store, "--recipe", str(run.parent / "tiny.toml"))
     capsys.readouterr()
     before = files_of(run)
-    with no_file_beyond(8000) if fault == "size" else no_space():
+    with no_file_larger_than(8000) if fault == "size" else no_space():
         assert run_main(monkeypatch, *line, "--run", fresh) == 1
     told = capsys.readouterr().err
     assert "Traceback" not in told
@@ -104,7 +93,7 @@ def test_measuring_on_a_full_disk(
     before = files_of(run)
     for command in (("svm", *store), ("report", *store)):
         capsys.readouterr()
-        with no_file_beyond(100):
+        with no_file_larger_than(100):
             assert run_main(monkeypatch, command[0], "--run", str(run), *command[1:]) == 1
         told = capsys.readouterr().err
         assert "Traceback" not in told

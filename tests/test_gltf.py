@@ -142,6 +142,7 @@ def promise(builder: Builder, index: int, **change: Any) -> None:
         (lambda b: promise(b, 1, count=10**30), "too-many-faces"),
         (lambda b: promise(b, 0, count=-1), "too-many-faces"),
         (lambda b: promise(b, 0, count=10**7), "unreadable"),
+        (lambda b: promise(b, 0, sparse={}), "unreadable"),
         (lambda b: promise(b, 0, sparse={"count": 1}), "unreadable"),
         (lambda b: (b.header["accessors"][0].pop("bufferView"), promise(b, 0, count=4 * 10**9)), "too-many-faces"),
         (lambda b: promise(b, 0, byteOffset=40), "unreadable"),

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import resource
 import signal
 import struct
 import subprocess
@@ -44,6 +43,7 @@ from recon.pipeline.store.reader import REGISTRY_COLUMNS
 from recon.pipeline.store.session import writing
 from tests.abuse import cut_small, digests, receipts_in, shards_uncut
 from tests.conftest import FOLDER_MANIFEST
+from tests.disks import no_file_larger_than
 from tests.test_store_kills import ROOT, soak
 from tests.toy_stage import files_of
 
@@ -63,17 +63,6 @@ def run(
         patch.setattr(sys, "argv", ["recon-pipeline", *line])
         cli.main()
     return subprocess.CompletedProcess(line, int(ended.value.code or 0), "", told.getvalue())
-
-
-@contextmanager
-def limited_files(size: int) -> Iterator[None]:
-    """No file of this process, or of one it starts, may grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], store: Path) -> None:
@@ -200,7 +189,7 @@ def test_files_that_may_not_grow(small_manifest: Path, small_store: Path, tmp_pa
     """A limit on the size of any file stops the run at ever later places; what is left is whole."""
     store = tmp_path / "small.zarr"
     for limit, workers in ((600, 0), (2500, 0), (6000, 2), (20000, 0)):
-        with limited_files(limit):
+        with no_file_larger_than(limit):
             done = run(small_manifest, store, "--workers", str(workers))
         assert_one_line(done, store)
         assert "File too large" in done.stderr

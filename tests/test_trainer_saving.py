@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.training.loop import Trainer
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
+from tests.disks import no_file_larger_than
 from tests.test_trainer_loop import CONFIG, QUIET, assert_same_run, stop_after, trainer_of
 
 pytestmark = pytest.mark.slow
@@ -56,17 +54,6 @@ def whole(store: Path, recipe: str, tmp_path_factory: pytest.TempPathFactory) ->
     run = tmp_path_factory.mktemp("whole") / "run"
     assert pretrain(QUIET, store, run, recipe) == 0
     return run
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """A disk that is full for large files: the system refuses what would make one grow past `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def left(run: Path) -> list[str]:

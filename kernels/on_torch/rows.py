@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-FEW = 2**10
-"""Rows up to which the calls of `take` are what it costs."""
+FEW = 2**12
+"""Values up to which the calls of `take` are what it costs; of 512 rows of 32, a gather took 1.6 times as long."""
 
 
 def flat_rows(rows: Tensor, num_rows: int) -> Tensor:
@@ -21,7 +21,7 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 
 def taken(x: Tensor, rows: Tensor) -> Tensor:
     """`take` of values alone, which few calls gather where rows are few."""
-    if x.device.type != "cpu" or rows.numel() > FEW:
+    if x.device.type != "cpu" or rows.numel() * x.shape[2] > FEW:
         return take(x, rows)
     return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
 

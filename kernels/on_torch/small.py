@@ -14,7 +14,7 @@ PAIRS = 2**13
 """Pairs up to which calls, more than arithmetic, are what a search costs."""
 
 ROWS = 2**11
-"""Rows up to which that is so of a gradient."""
+"""Rows up to which that is so of a gradient: 250 microseconds to 468 of torch; with twice as many 428 to 514."""
 
 
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:

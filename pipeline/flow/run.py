@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
@@ -31,6 +31,8 @@ from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.teachers.loaded import teacher_of
+
+T = TypeVar("T")
 
 Progress = Callable[[str, int, int, int], None]
 
@@ -141,19 +143,20 @@ class Flow:
 
     def copies(self) -> Copies | None:
         """Which of the listed shapes share a mesh; None where no mesh has been read."""
-        key = digest_of(Meshes(self.plan.origin).recipe)
-        if not (self.store.has_registry and (self.store.path / "meshes" / key / "zarr.json").is_file()):
-            return None
-        return copies_of(self.store, key, self.store.listed_rows(self.manifest.name).tolist())
+        return self._of_meshes(copies_of)
 
     def lacking(self) -> Lacking | None:
         """Which of the listed shapes are not quite what their files say; None where no mesh has been read."""
+        return self._of_meshes(lacking_of)
+
+    # ---- their parts
+
+    def _of_meshes(self, found: Callable[[FeatureStore, str, Sequence[int]], T]) -> T | None:
+        """What is found in the meshes of the listed shapes; None where none has been read."""
         key = digest_of(Meshes(self.plan.origin).recipe)
         if not (self.store.has_registry and (self.store.path / "meshes" / key / "zarr.json").is_file()):
             return None
-        return lacking_of(self.store, key, self.store.listed_rows(self.manifest.name).tolist())
-
-    # ---- their parts
+        return found(self.store, key, self.store.listed_rows(self.manifest.name).tolist())
 
     @cached_property
     def plan(self) -> Plan:

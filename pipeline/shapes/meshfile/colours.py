@@ -90,16 +90,11 @@ def _of_stl(header: bytes, words: NDArray[Any]) -> Bytes | None:
     colour in the header and clears that bit where a triangle has its own, red in the lowest bits.
     """
     words = words.astype(np.uint16)
-    channels = np.stack([(words >> shift) & 31 for shift in (10, 5, 0)], 1)
-    common = STL_DEFAULT.search(header)
+    colours = np.rint(np.stack([(words >> shift) & 31 for shift in (10, 5, 0)], 1) * (255 / 31)).astype(np.uint8)
+    marked, common = (words & OWN) != 0, STL_DEFAULT.search(header)
     if common is not None:
-        own, channels, plain = (words & OWN) == 0, channels[:, ::-1], np.frombuffer(common[1][:3], np.uint8)
-    else:
-        own, plain = (words & OWN) != 0, np.full(3, 188, np.uint8)  # linear mid grey
-        if not own.all():  # some write other things there
-            return None
-    found: Bytes = np.where(own[:, None], np.rint(channels * (255 / 31)), plain).astype(np.uint8)
-    return found
+        return np.where(marked[:, None], np.frombuffer(common[1][:3], np.uint8), colours[:, ::-1])
+    return colours if marked.all() else None  # some write other things there
 
 
 def of_off(vertex_lines: list[str], face_lines: list[list[str]], letters: str) -> Colours:

@@ -52,6 +52,7 @@ class _Arrays:
         self.nodes: list[dict[str, Any]] = header.get("nodes", [])
         self.meshes: list[dict[str, Any]] = header.get("meshes", [])
         self._plain: dict[int, int] = {}
+        self._white: int | None = None
 
     def mend(self) -> None:
         self._hide()
@@ -73,7 +74,7 @@ class _Arrays:
         if item.get("mode", 4) == FAN:
             self._unfold(item)
         if "COLOR_0" in attributes and "material" not in item:  # whose colours trimesh makes bytes of, unscaled
-            item["material"] = self._white()
+            item["material"] = self._white_material()
 
     def _again(self, index: int) -> int:
         """The number of an array with the values of array `index` as floats."""
@@ -88,12 +89,13 @@ class _Arrays:
         around = np.stack([np.broadcast_to(fan[:1], max(len(fan) - 2, 0)), fan[1:-1], fan[2:]], 1)
         item["indices"], item["mode"] = self._add(around.reshape(-1, 1).astype("<u4")), 4
 
-    def _white(self) -> int:
-        """A material for colours of vertices alone."""
-        materials = self.header.setdefault("materials", [])
-        if not materials or not materials[-1].get("plain"):
-            materials.append({"plain": True})
-        return len(materials) - 1
+    def _white_material(self) -> int:
+        """The number of a material for colours of vertices alone."""
+        if self._white is None:
+            materials = self.header.setdefault("materials", [])
+            materials.append({})
+            self._white = len(materials) - 1
+        return self._white
 
     def values(self, index: int) -> Floats:
         """[count, width] of an array, normalised integers as the shares they mean."""
@@ -105,7 +107,7 @@ class _Arrays:
         else:
             found = np.zeros((count, width), dtype)
         sparse = accessor.get("sparse")
-        if sparse:
+        if sparse is not None:
             at, new, number = sparse["indices"], sparse["values"], sparse["count"]
             places = self._rows(
                 at["bufferView"], at.get("byteOffset", 0), np.dtype(TYPES[at["componentType"]]), number, 1
