@@ -18,13 +18,12 @@ from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.store import FeatureStore
 from tests.conftest import MANIFEST
-from tests.test_docs import ROOT, commands, succeeds
+from tests.test_docs import EXTENDING, ROOT, commands, succeeds
 
 pytestmark = pytest.mark.slow
 
-PAGE = ROOT / "docs" / "extending.md"
 BLOCKS = dict(
-    re.findall(r'^```\w+ title="(.*?)"\n(.*?)^```$', PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    re.findall(r'^```\w+ title="(.*?)"\n(.*?)^```$', EXTENDING.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 )
 
 
@@ -54,7 +53,7 @@ def test_a_source_of_ones_own(tmp_path: Path) -> None:
         np.save(path, clouds[f"{place}.npy"])
     (tmp_path / "clouds" / "test" / "mug" / "bad.npy").write_bytes(b"\x93NUMPY")
 
-    (command,) = [words for words in commands(PAGE) if "npy.toml" in words]
+    (command,) = [words for words in commands(EXTENDING) if "npy.toml" in words]
     assert command[0] == "recon-pipeline"
     again = [sys.executable, "-m", "recon.pipeline", *command[1:], "--workers", "0"]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
