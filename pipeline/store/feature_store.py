@@ -43,6 +43,8 @@ CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's
 class FeatureStore(StoreReader):
     """A store to read, and for the stages to write through.
 
+    What a teacher says of the first eight shapes:
+
         store = FeatureStore.open("stores/demo.zarr")
         targets = store.targets("demo")
         targets.feat[0, :8].shape  # (8, 6, 256)
