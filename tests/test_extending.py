@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -18,7 +19,7 @@ from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.store import FeatureStore
 from tests.conftest import MANIFEST
-from tests.test_docs import EXTENDING, ROOT, commands, succeeds
+from tests.test_docs import EXTENDING, ROOT, commands, small_settings, succeeds
 
 pytestmark = pytest.mark.slow
 
@@ -81,21 +82,26 @@ def test_a_source_of_ones_own(tmp_path: Path) -> None:
 def test_a_stage_of_ones_own(
     small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = tmp_path / "store.zarr"
-    shutil.copytree(small_store, store)
-    monkeypatch.setattr(sys, "argv", ["distances.py", str(store)])
+    """The script fills a store, does nothing the second time, and a student learns from what it wrote."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_store, "stores/demo.zarr")
     script = put(tmp_path, "distances.py")
+    (ran,) = [words for words in commands(EXTENDING) if words[1] == "distances.py"]
+    (pretrain,) = [words for words in commands(EXTENDING) if words[1] == "pretrain"]
+    monkeypatch.setattr(sys, "argv", ran[1:])
     runpy.run_path(str(script))
     assert capsys.readouterr().out.startswith("12 of 12 computed, 0 set aside")
-    opened = FeatureStore.open(store)
-    found = opened.targets("d2")
+    store = FeatureStore.open("stores/demo.zarr")
+    found = store.targets("d2")
     assert found.feat.shape == (1, 12, 1, 64)
     assert found.ok.all()
     assert np.abs(np.asarray(found.feat[0, :, 0], np.float32).sum(axis=1) - 1).max() < 0.01
     assert len({found.feat[0, row].tobytes() for row in range(12)}) == 12
-    assert not verify(opened, full=True).damages
+    assert not verify(store, full=True).damages
     runpy.run_path(str(script))
     assert capsys.readouterr().out.startswith("0 of 12 computed")
+    succeeds(*pretrain, *small_settings())
+    assert "image:d2" in json.loads(Path("runs/d2/metrics.jsonl").read_text().splitlines()[-1])
 
 
 def test_a_teacher_of_ones_own(clip_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +125,17 @@ def test_a_probe_of_ones_own(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["neighbours.py", str(own_run), str(small_store)])
-    runpy.run_path(str(put(tmp_path, "neighbours.py")))
+    """The script, then the report and the table, which have its result."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_store, "stores/demo.zarr")
+    shutil.copytree(own_run, "runs/demo")
+    own, report, table = list(commands(EXTENDING))[-3:]
+    monkeypatch.setattr(sys, "argv", own[1:])
+    runpy.run_path(str(put(tmp_path, own[1])))
     said = capsys.readouterr().out
-    succeeds("recon-train", "report", "--run", str(own_run), "--store", str(small_store))
-    assert "neighbours on small.zarr/small, test" in (own_run / "report.html").read_text()
+    succeeds(*report)
+    assert "neighbours on demo.zarr/small, test" in Path("runs/demo/report.html").read_text()
     capsys.readouterr()
-    succeeds("recon-train", "table", str(own_run))
+    succeeds(*table)
     row = next(line for line in capsys.readouterr().out.splitlines() if "neighbours" in line)
     assert said.partition(" %")[0] in row
