@@ -75,7 +75,7 @@ def test_axes_are_turned(tmp_path: Path) -> None:
 
 
 def test_points_in_a_country_s_coordinates_stay_apart(tmp_path: Path) -> None:
-    np.save(tmp_path / "far.npy", XYZ.astype(np.float64) + [4.5e5, 5.4e6, 300])
+    np.save(tmp_path / "far.npy", XYZ.astype(np.float64) + np.array([4.5e5, 5.4e6, 300]))
     middle = (XYZ.min(0) + XYZ.max(0)) / 2
     np.testing.assert_allclose(load_cloud(tmp_path / "far.npy", tmp_path).xyz, XYZ - middle, atol=1e-6)
 

@@ -105,7 +105,9 @@ def _pcd(path: Path, _: Path) -> Floats:
         rows = np.frombuffer(body, each, num_points)
         columns = [rows[f"{names.index(axis)}"][:, 0] for axis in "xyz"]
     else:  # one field after another
-        ends = np.cumsum([0, *(np.dtype(kind).itemsize * count * num_points for kind, count in zip(types, counts))])
+        ends = np.cumsum(
+            [0, *(np.dtype(kind).itemsize * count * num_points for kind, count in zip(types, counts, strict=True))]
+        )
         places = [names.index(axis) for axis in "xyz"]
         columns = [np.frombuffer(body, types[i], num_points * counts[i], ends[i])[:: counts[i]] for i in places]
     return _present(np.stack(columns, axis=1).astype(np.float64), num_points)
