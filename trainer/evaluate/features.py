@@ -91,15 +91,11 @@ def load_probe(
     missing run, checkpoint, average, store or ref, and for settings that are not a file's to be given.
     """
     opened = FeatureStore.open(store)
-    own = load_student(source, device, ema, overrides)
-    measured_on = probed_ref(opened, own.config, ref)
-    probe = Probe(
-        own.model, None, own.config, opened, measured_on, device, precision, own.checkpoint, tested, own.learnt
-    )
+    probe = load_student(source, device, ema, overrides).on(opened, ref, precision, tested)
     if probe.of_file:
         return probe
-    torch.manual_seed(stream(own.config.run.seed, "weights"))
-    random_init = ReCon(own.config.model).eval()
+    torch.manual_seed(stream(probe.config.run.seed, "weights"))
+    random_init = ReCon(probe.config.model).eval()
     return replace(probe, random_init=random_init.to(device))
 
 
@@ -116,6 +112,16 @@ class Student:
     learnt: dict[str, Any]
     """As of `Probe`"""
     device: torch.device
+
+    def on(
+        self, store: FeatureStore, ref: str | None = None, precision: Decision = FLOAT32, tested: str = "test"
+    ) -> Probe:
+        """The student beside a store, without its random start. UserError for a ref that is not there."""
+        measured_on = probed_ref(store, self.config, ref)
+        return Probe(
+            self.model, None, self.config, store, measured_on, self.device, precision, self.checkpoint, tested,
+            self.learnt,
+        )  # fmt: skip
 
 
 def load_student(source: Path, device: torch.device, ema: bool = False, overrides: Sequence[str] = ()) -> Student:

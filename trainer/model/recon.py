@@ -101,7 +101,7 @@ class Student(nn.Module):
 
 
 def pooled(queries: Tensor, tokens: Tensor) -> Tensor:
-    """Clouds' feature `[B, 2C]`: the largest of `queries [B, Q, C]`; of `tokens [B, G, C]` the largest plus the mean."""
+    """A feature `[B, 2C]`: the largest of `queries [B, Q, C]`; of `tokens [B, G, C]` the largest plus the mean."""
     return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
 
 
@@ -208,9 +208,9 @@ class ReCon(Student):
     ) -> Tensor:
         """Feature in the teachers' shared space, `[B, D]`, raw: text_weight * text projection + image projection.
 
-        Of clouds `[B, N, 3]` in any frame and scale. `image` and `text` name two of the model's teachers; without a name,
-        the first of that kind. Raises ValueError where there is none, and when the two spaces differ in width, which
-        then cannot be one space.
+        Of clouds `[B, N, 3]` in any frame and scale. `image` and `text` name two of the model's teachers; without a
+        name, the first of that kind. Raises ValueError where there is none, and when the two spaces differ in width,
+        which then cannot be one space.
         """
         seeing, reading = self._place("image", image), self._place("text", text)
         widths = [self.config.teachers[place].dim for place in (seeing, reading)]
