@@ -1,5 +1,8 @@
 """`recon::neighbourhoods` in ONNX: a Loop over the centres, and TopK, whose ties go to the lower index as ours do."""
 
+# onnxscript reads this source as ONNX, not as Python.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 from typing import Any
