@@ -48,7 +48,7 @@ load_once = lru_cache(load_teacher)  # it takes a second
 
 @pytest.fixture(autouse=True)
 def _teachers_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recon.trainer.data.online.load_teacher", load_once)
+    monkeypatch.setattr("recon.trainer.data.frozen.load_teacher", load_once)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_one_teacher_of_both_is_loaded_once(store: Path, data: DataConfig, monke
         asked.append(spec)
         return load_once(spec, device)
 
-    monkeypatch.setattr("recon.trainer.data.online.load_teacher", load)
+    monkeypatch.setattr("recon.trainer.data.frozen.load_teacher", load)
     taught(store, data)
     assert [spec.name for spec in asked] == ["tiny"]
 

@@ -190,6 +190,20 @@ class SummaryForm(TypedDict):
 
 
 @with_config(_OPEN)
+class IndexForm(TypedDict):
+    """index/NAME/index.json."""
+
+    format: str
+    version: int
+    checkpoint: dict[str, Any]
+    points: dict[str, str]
+    num_points: Step
+    rows: Step
+    queries: list[str]
+    faiss: list[str]
+
+
+@with_config(_OPEN)
 class WandbForm(TypedDict):
     """wandb.json."""
 
@@ -209,6 +223,7 @@ POINTER = TypeAdapter(PointerForm)
 TRAINING = TypeAdapter(TrainingForm)
 RESULT = TypeAdapter(Annotated[ResultForm, AfterValidator(_fits)])
 SUMMARY = TypeAdapter(SummaryForm)
+INDEX = TypeAdapter(IndexForm)
 WANDB = TypeAdapter(WandbForm)
 LINE = TypeAdapter(Annotated[dict[str, int | float | None], AfterValidator(_of_step)])
 """A line of metrics.jsonl: numbers by name, "step" among them."""

@@ -1,38 +1,34 @@
 """Teachers that run on every step, as the release's do: the honest baseline of features that were computed once.
 
-The only part of the trainer that loads teachers. They are those of the store's keys, compared with them as the
-pipeline compares its own, and see the store's pictures and prompts.
+They are those of the store's keys (`trainer.data.frozen`), and see the store's pictures and prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
-from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import cores
 from recon.pipeline.store.shards import read_rows
-from recon.pipeline.teachers import TeacherSpec, load_teacher
+from recon.pipeline.teachers import TeacherSpec
 from recon.pipeline.teachers.batches import BatchSize
-from recon.pipeline.teachers.loaded import DRAWN, PROBE, LoadedTeacher, check_probe, check_recipe
+from recon.pipeline.teachers.loaded import LoadedTeacher
 from recon.trainer.config import DataConfig
 from recon.trainer.data.batches import Samples, in_threads, pinned
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.targets import CLEAN, OnlineTeacher
+from recon.trainer.data.frozen import ONLINE, check_frozen, load_frozen, spec_of
+from recon.trainer.data.targets import CLEAN
 
 if TYPE_CHECKING:
     import zarr
-
-STORED = "or train on the stored features with --teachers stored"
 
 
 class OnlineTeachers:
@@ -51,10 +47,10 @@ class OnlineTeachers:
         loaded: dict[TeacherSpec, LoadedTeacher] = {}
         self._models: list[LoadedTeacher] = []
         for teacher in self._teachers:
-            spec = _spec(teacher, Path(config.weights))
+            spec = spec_of(teacher, Path(config.weights), ONLINE)
             if spec not in loaded:  # one that reads words too is loaded once
-                loaded[spec] = _load(teacher, spec, device)
-            _check(teacher, loaded[spec], augmented=any(config.draws or [1]))
+                loaded[spec] = load_frozen(teacher, spec, device, ONLINE)
+            check_frozen(teacher, loaded[spec], any(config.draws or [1]), ONLINE)
             self._models.append(loaded[spec])
         views = max((target.width // 2 for target in dataset.targets), default=0)
         self._together = BatchSize(device).rows // max(views, 1)
@@ -88,52 +84,14 @@ class OnlineTeachers:
             else:
                 found = _of_views(model, teacher.inputs, rows, given)
             if not np.isfinite(found).all():
-                raise UserError(f"data.online: {model.name} gives features that are not finite; mend it, {STORED}")
+                raise UserError(
+                    f"data.online: {model.name} gives features that are not finite; mend it, {ONLINE.otherwise}"
+                )
             features.append(torch.split(torch.from_numpy(found), lengths))
         return [
             pinned(replace(each, targets=tuple(part[number] for part in features)), self._device)
             for number, each in enumerate(group)
         ]
-
-
-def _spec(teacher: OnlineTeacher, folder: Path) -> TeacherSpec:
-    """The teacher by what its key's manifest said of it; its files are looked for in FOLDER/NAME, else in FOLDER."""
-    label = teacher.attributes.get("teacher")
-    try:
-        spec = TeacherSpec.model_validate(label)
-    except ValidationError as error:
-        raise UserError(
-            f"data.online: {teacher.key} does not say how to load {teacher.name!r} ({label}); run "
-            f"`recon-pipeline features` again, {STORED}"
-        ) from error
-    own = folder / teacher.stored_name
-    return spec.resolved(own if own.is_dir() else folder)
-
-
-def _load(teacher: OnlineTeacher, spec: TeacherSpec, device: torch.device) -> LoadedTeacher:
-    try:
-        return LoadedTeacher(spec, load_teacher(spec, str(device)))
-    except MachineError:
-        raise
-    except UserError as error:
-        raise UserError(
-            f"data.online: {teacher.name!r} is not at hand: {error}. Name the folder of its files with data.weights, "
-            f"{STORED}"
-        ) from error
-
-
-def _check(teacher: OnlineTeacher, model: LoadedTeacher, augmented: bool) -> None:
-    """MachineError unless the teacher is the key's, and does with fixed inputs what that did."""
-    whose, attributes, precision = f"data.online: {model.name} of {teacher.key}", teacher.attributes, model.precision
-    mend = f"name the folder of the files it was made with by data.weights, {STORED}"
-    if isinstance(teacher.inputs, list):
-        check_recipe(whose, model.reader.text_recipe(), teacher.recipe, mend)
-        check_probe(whose, teacher.key, attributes.get(PROBE), lambda: model.text_probe, precision)
-        return
-    check_recipe(whose, model.teacher.recipe(), teacher.recipe, mend)
-    size = teacher.inputs.shape[2]
-    for name, drawn in {PROBE: False, **({DRAWN: True} if augmented else {})}.items():
-        check_probe(whose, teacher.key, attributes.get(name), partial(model.image_probe, size, drawn), precision)
 
 
 def _of_prompts(model: LoadedTeacher, prompts: list[str], numbers: NDArray[np.int64]) -> NDArray[np.float32]:

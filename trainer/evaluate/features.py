@@ -23,7 +23,7 @@ from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity, weights_name
 from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.config import Config
-from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
+from recon.trainer.data.transforms import random_bits, random_subset, stream
 from recon.trainer.evaluate import results
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.results import per_class
@@ -91,6 +91,41 @@ def load_probe(
     missing run, checkpoint, average, store or ref, and for settings that are not a file's to be given.
     """
     opened = FeatureStore.open(store)
+    probe = load_student(source, device, ema, overrides).on(opened, ref, precision, tested)
+    if probe.of_file:
+        return probe
+    torch.manual_seed(stream(probe.config.run.seed, "weights"))
+    random_init = ReCon(probe.config.model).eval()
+    return replace(probe, random_init=random_init.to(device))
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained student, in eval mode on its device, and where it comes from."""
+
+    source: Path
+    """The run's folder or the checkpoint file"""
+    model: ReCon
+    config: Config
+    checkpoint: dict[str, Any]
+    """As of `Probe`"""
+    learnt: dict[str, Any]
+    """As of `Probe`"""
+    device: torch.device
+
+    def on(
+        self, store: FeatureStore, ref: str | None = None, precision: Decision = FLOAT32, tested: str = "test"
+    ) -> Probe:
+        """The student beside a store, without its random start. UserError for a ref that is not there."""
+        measured_on = probed_ref(store, self.config, ref)
+        return Probe(
+            self.model, None, self.config, store, measured_on, self.device, precision, self.checkpoint, tested,
+            self.learnt,
+        )  # fmt: skip
+
+
+def load_student(source: Path, device: torch.device, ema: bool = False, overrides: Sequence[str] = ()) -> Student:
+    """The newest checkpoint of a run, or a checkpoint file's weights; arguments and UserError as for `load_probe`."""
     of_file = source.is_file()
     for override in overrides:
         if not of_file:
@@ -98,16 +133,11 @@ def load_probe(
         if override.partition("=")[0].strip() not in UNTOLD:
             raise UserError(f"--set {override}: a checkpoint file is given {', '.join(UNTOLD)} alone; leave it out")
     checkpoint = weights_identity(source) if of_file else newest_checkpoint(source, ema)
-    student, config = read_model(source, ema, settings=read_overrides(overrides))
+    model, config = read_model(source, ema, settings=read_overrides(overrides))
     if of_file:
-        check_points(student, config.data.num_points, source)
-    measured_on = probed_ref(opened, config, ref)
-    probe = Probe(student.to(device), None, config, opened, measured_on, device, precision, checkpoint, tested)
-    if of_file:
-        return probe
-    torch.manual_seed(stream(config.run.seed, "weights"))
-    random_init = ReCon(config.model).eval()
-    return replace(probe, random_init=random_init.to(device), learnt=read_record(source)["data"])
+        check_points(model, config.data.num_points, source)
+    learnt = {} if of_file else read_record(source)["data"]
+    return Student(source, model.to(device), config, checkpoint, learnt, device)
 
 
 def check_points(model: Model, num_points: int, source: Path) -> None:
@@ -161,8 +191,8 @@ def random_points(points: Tensor, rows: NDArray[np.int64], config: Config) -> Te
 def encode(
     function: Callable[[Tensor], Tensor], points: Tensor, device: torch.device, precision: Precision = "float32"
 ) -> NDArray[np.float32]:
-    """`function` over normalised clouds [N, P, 3], a batch at a time on the device: [N, D] float32."""
-    batches = (normalize(points[start : start + BATCH].to(device)) for start in range(0, len(points), BATCH))
+    """`function`, which takes clouds in any frame, over clouds [N, P, 3], a batch at a time on the device: [N, D]."""
+    batches = (points[start : start + BATCH].to(device) for start in range(0, len(points), BATCH))
     parts = []
     for batch in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):

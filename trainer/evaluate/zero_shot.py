@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -141,8 +141,8 @@ def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
 
     UserError where no pair does.
     """
-    learnt, teachers = _learnt_teachers(run, probe), probe.config.model.teachers
-    if pair := next(_pairs(learnt, teachers), None):
+    learnt, teachers = learnt_teachers(run, probe), probe.config.model.teachers
+    if pair := first_pair(learnt, teachers):
         return pair
     had = [
         f"{learnt[each.name]['teacher']!r} ({each.kind}, tap {learnt[each.name]['recipe'].get('tap')!r})"
@@ -156,15 +156,17 @@ def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
 
 def spaces_shared(data: Mapping[str, Any], teachers: Sequence[Teacher]) -> bool:
     """Whether a student of these teachers can be measured so; `data` is the record of what it is trained on."""
-    return any(_pairs(data["teachers"], teachers))
+    return first_pair(data["teachers"], teachers) is not None
 
 
-def _pairs(learnt: Mapping[str, Any], teachers: Sequence[Teacher]) -> Iterator[tuple[str, str]]:
+def first_pair(learnt: Mapping[str, Any], teachers: Sequence[Teacher]) -> tuple[str, str] | None:
+    """The first image and text teacher of one space, by what a run's record says of its teachers."""
     kinds = [[teacher for teacher in teachers if teacher.kind == kind] for kind in ("image", "text")]
     for seeing, reading in itertools.product(*kinds):
         recipes = learnt[seeing.name]["recipe"], learnt[reading.name]["recipe"]
         if one_space(*recipes, seeing.dim, reading.dim):
-            yield seeing.name, reading.name
+            return seeing.name, reading.name
+    return None
 
 
 def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:
@@ -173,7 +175,7 @@ def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:
     A key of text depends on the teacher alone, not on the data set: equal keys are one encoder in any store. UserError
     where the ref has none of it.
     """
-    learnt = _learnt_teachers(run, probe)[teacher]
+    learnt = learnt_teachers(run, probe)[teacher]
     for name, key in probe.ref.text.items():
         if key == learnt["key"]:
             return probe.store.text(name, probe.ref)
@@ -234,7 +236,8 @@ def _width(probe: Probe, key: str) -> int:
     return int(feat.shape[-1])
 
 
-def _learnt_teachers(run: Path, probe: Probe) -> dict[str, Any]:
+def learnt_teachers(run: Path, probe: Probe) -> dict[str, Any]:
+    """What the run's record says of each of the student's teachers; UserError for one of an older version."""
     learnt = probe.learnt.get("teachers", {})
     if any("recipe" not in teacher for teacher in learnt.values()):
         raise UserError(f"{run / 'config.json'}: of an older version, does not say what its teachers were; train anew")

@@ -110,6 +110,11 @@ class Attention(nn.Module):
         projected: Tensor = self.proj(_attend(q, k, v, self.heads))
         return projected
 
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each of `x [B, L, C]` takes of each, by head: `[B, heads, L, L]`, every row adding up to 1."""
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        return _weights(q, k, self.heads)
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention of queries `[B, Q, C]` over tokens `[B, L, C]`."""
@@ -128,6 +133,10 @@ class CrossAttention(nn.Module):
         k, v = self.kv(tokens).chunk(2, dim=-1)
         projected: Tensor = self.proj(_attend(self.q(queries), k, v, self.heads))
         return projected
+
+    def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """How much each of `queries [B, Q, C]` takes of each of `tokens [B, L, C]`, by head: `[B, heads, Q, L]`."""
+        return _weights(self.q(queries), self.kv(tokens).chunk(2, dim=-1)[0], self.heads)
 
     def _of_few(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """As `forward`, without a key or a value of any token.
@@ -290,6 +299,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of `q [B, Q, C]` over `k, v [B, L, C]`, each head on its share of the channels: `[B, Q, C]`."""
     q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """What `_attend` weighs values by: `q [B, Q, C]`, `k [B, L, C]` -> `[B, heads, Q, L]`."""
+    q, k = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k))
+    weights: Tensor = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return weights
 
 
 def _constant(module: nn.Module, *inputs: Tensor) -> bool:

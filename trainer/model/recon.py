@@ -81,7 +81,8 @@ class Student(nn.Module):
     def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`.
 
-        Of two towers queries `[B, T, C]`, without cls, and tokens `[B, G, 2C]`.
+        The clouds are taken as they are: centred and scaled to the unit sphere, as `forward` takes them. Of two towers
+        queries `[B, T, C]`, without cls, and tokens `[B, G, 2C]`.
         """
         groups, centers = self.group(points)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers)
@@ -90,14 +91,18 @@ class Student(nn.Module):
     def svm_feature(self, points: Tensor) -> Tensor:
         """Feature of the linear SVM probe, `[B, 2C]`: max over the queries; max plus mean over the local tokens.
 
-        Of two towers `[B, 3C]`.
+        Of clouds `[B, N, 3]` in any frame and scale. Of two towers `[B, 3C]`.
         """
-        queries, tokens = self.forward_features(points)
-        return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
+        return pooled(*self.forward_features(normalize(points)))
 
     def embed(self, points: Tensor) -> Tensor:
         """Describe clouds `[B, N, 3]` in any frame and scale by `svm_feature`, `[B, 2C]`."""
-        return self.svm_feature(normalize(points))
+        return self.svm_feature(points)
+
+
+def pooled(queries: Tensor, tokens: Tensor) -> Tensor:
+    """A feature `[B, 2C]`: the largest of `queries [B, Q, C]`; of `tokens [B, G, C]` the largest plus the mean."""
+    return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
 
 
 class ReCon(Student):
@@ -203,8 +208,9 @@ class ReCon(Student):
     ) -> Tensor:
         """Feature in the teachers' shared space, `[B, D]`, raw: text_weight * text projection + image projection.
 
-        `image` and `text` name two of the model's teachers; without a name, the first of that kind. Raises ValueError
-        where there is none, and when the two spaces differ in width, which then cannot be one space.
+        Of clouds `[B, N, 3]` in any frame and scale. `image` and `text` name two of the model's teachers; without a
+        name, the first of that kind. Raises ValueError where there is none, and when the two spaces differ in width,
+        which then cannot be one space.
         """
         seeing, reading = self._place("image", image), self._place("text", text)
         widths = [self.config.teachers[place].dim for place in (seeing, reading)]
@@ -213,10 +219,18 @@ class ReCon(Student):
                 f"zero-shot needs image and text features of one space; this model was trained on "
                 f"{widths[0]}-d images and {widths[1]}-d text"
             )
-        queries, _ = self.forward_features(points)
+        queries, _ = self.forward_features(normalize(points))
         predicted = [self.teachers[place](queries[:, self.first + place]) for place in (seeing, reading)]
         feature: Tensor = text_weight * predicted[1] + predicted[0]
         return feature
+
+    def describe(self, points: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """All that one pass says of clouds `[B, N, 3]` in any frame and scale: `embed`'s feature `[B, 2C]`, and each
+        teacher's raw feature as its query predicts it, `[B, D]`, in the order of `config.teachers`.
+        """
+        queries, tokens = self.forward_features(normalize(points))
+        predicted = [head(queries[:, self.first + place]) for place, head in enumerate(self.teachers)]
+        return pooled(queries, tokens), predicted
 
     def image_feature(self, points: Tensor, teacher: str | None = None) -> Tensor:
         """Predict an image teacher's raw feature of clouds `[B, N, 3]` in any frame and scale: `[B, D]`.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, srgb_to_linear
-from recon.pipeline.shapes.meshfile.budget import check_count
+from recon.pipeline.shapes.meshfile.budget import check_count, check_vertices
 from recon.pipeline.shapes.meshfile.colours import Colours, dress
 from recon.pipeline.shapes.meshfile.dae_guard import guard_dae, without_controllers
 from recon.pipeline.shapes.meshfile.files import ModelFiles, picture_options
@@ -52,6 +52,20 @@ class _Finish:
     hidden: bool = False
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """trimesh's scene, the content it was read from, and what the guards found out: colours, a glTF's transforms of
+    textures, the axis that the file states to be up, and how many faces it promises.
+    """
+
+    scene: Any
+    content: bytes
+    colours: Colours
+    transforms: dict[int, Floats] | None
+    up: str | None
+    promised: int
+
+
 def import_readers(suffix: str) -> None:
     """Import what reads such a file: a module whose import runs out of memory would stay half there."""
     import trimesh  # noqa: F401  half a second that only mesh files pay for
@@ -67,6 +81,31 @@ def import_readers(suffix: str) -> None:
 
 def read_scene(path: Path, files: ModelFiles) -> Reading:
     """Every placed piece of a mesh file that is there; MeshError, or whatever trimesh raises, when it is broken."""
+    with _opened(path, files) as opened:
+        dress(opened.scene, path.suffix.lower(), opened.content, opened.colours)
+        reading = _Builder(files, opened.transforms, path.suffix.lower() == ".dae").read(opened.scene)
+    _check_files(files)
+    found = sum(len(p.faces) for p in reading.shown)
+    if 0 < found < opened.promised:
+        raise MeshError("unreadable", f"it promises {opened.promised} faces and holds {found}: cut off?")
+    reading.up = opened.up
+    return reading
+
+
+def read_vertices(path: Path, files: ModelFiles) -> Floats:
+    """The placed points [P, 3] of a file's point clouds, in its own axes; raises as `read_scene`."""
+    with _opened(path, files) as opened:
+        placed = [(*opened.scene.graph[node], node) for node in opened.scene.graph.nodes_geometry]
+        clouds = [(t, opened.scene.geometry[name]) for t, name, _ in placed]
+        clouds = [(t, cloud) for t, cloud in clouds if len(getattr(cloud, "faces", ())) == 0]
+        check_vertices(sum(len(cloud.vertices) for _, cloud in clouds))
+        points = [np.asarray(cloud.vertices, np.float64) @ t[:3, :3].T + t[:3, 3] for t, cloud in clouds]
+    return np.concatenate([np.empty((0, 3)), *points])
+
+
+@contextmanager
+def _opened(path: Path, files: ModelFiles) -> Iterator[_Opened]:
+    """A file as trimesh reads it, once the guard of its format let it through."""
     suffix, content = path.suffix.lower(), files.take(path)
     options: dict[str, Any] = {}
     up, promised = None, 0
@@ -97,14 +136,7 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
             raise MeshError("unreadable", f"it needs {str(error)!r}, which is not there") from None
         finally:
             _check_files(files)
-        dress(scene, suffix, content, colours)
-        reading = _Builder(files, transforms, suffix == ".dae").read(scene)
-    _check_files(files)
-    found = sum(len(p.faces) for p in reading.shown)
-    if 0 < found < promised:
-        raise MeshError("unreadable", f"it promises {promised} faces and holds {found}: cut off?")
-    reading.up = up
-    return reading
+        yield _Opened(scene, content, colours, transforms, up, promised)
 
 
 class _Hearing(logging.Handler):

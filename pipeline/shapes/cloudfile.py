@@ -1,0 +1,195 @@
+"""Files of points: PLY, OBJ, GLB, NPY, PCD, XYZ and LAS. Nothing in them is run, and what they promise is checked."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon.pipeline.base.limits import fenced
+from recon.pipeline.shapes.axes import axes
+from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.mesh import Floats, MeshError
+from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES, MAX_MEMORY, MAX_VERTICES, check_vertices
+from recon.pipeline.shapes.meshfile.files import ModelFiles
+from recon.pipeline.shapes.meshfile.scene import import_readers, read_vertices
+
+PCD_TYPES = {"F4": "f4", "F8": "f8"} | {f"{kind}{size}": f"{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4)}
+MAX_HEADER_BYTES = 1 << 16
+
+
+def load_cloud(path: Path, root: Path, up: str = "+Y", front: str = "+Z") -> Cloud:
+    """Read a file of points into the project's axes (+Y up, +Z front), about the middle of their box.
+
+    path: one of `SUFFIXES`; of a PLY, OBJ, GLB or glTF the vertices that belong to no faces. root, up and front as for
+    `load_mesh`. Of other columns than x, y and z nothing is kept. Points that a PCD or LAS marks as missing, by
+    coordinates that are no numbers, are left out. Raises MeshError, its words starting with the file, for what is no
+    such file, and for one without points.
+    """
+    rotation = axes(up, front)
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        words = f"{path}: no reader for {path.suffix or 'a name without suffix'}; use {', '.join(SUFFIXES)}"
+        raise MeshError("unreadable", words)
+    import_readers(path.suffix.lower())
+    with fenced(MAX_MEMORY):
+        try:
+            if not path.is_file():
+                raise MeshError("unreadable", "a link that leads nowhere" if path.is_symlink() else "no such file")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise MeshError("unreadable", f"it is larger than {MAX_FILE_BYTES >> 20} MB")
+            xyz = read(path, root)
+        except MeshError as error:
+            raise MeshError(error.reason, f"{path}: {error.words}") from None
+        except Exception as error:  # readers raise whatever they stumble over
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+            raise MeshError("unreadable", f"{path}: {said}") from error
+    if len(xyz) == 0:
+        raise MeshError("no-points", f"{path}: the cloud is empty")
+    if not np.isfinite(xyz).all():
+        raise MeshError("non-finite", f"{path}: the cloud has values that are not finite")
+    # In double precision, as float32 could not tell apart the points of a cloud in a country's coordinates.
+    middle = (xyz.min(0) + xyz.max(0)) / 2
+    return Cloud(((xyz - middle) @ rotation.T).astype(np.float32))
+
+
+def _scene(path: Path, root: Path) -> Floats:
+    return read_vertices(path, ModelFiles(path.parent, root))
+
+
+def _npy(path: Path, _: Path) -> Floats:
+    # Mapped: a header may promise more than there is, and no object is ever unpickled.
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _columns(values)
+
+
+def _text(path: Path, _: Path) -> Floats:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        first = next((line for line in lines if line.strip() and not line.lstrip().startswith(("#", "//"))), "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is told of better
+        comma = "," if "," in first else None
+        values = np.loadtxt(path, np.float64, comments=("#", "//"), delimiter=comma, ndmin=2, max_rows=MAX_VERTICES + 1)
+    return _columns(values) if values.size else np.empty((0, 3))
+
+
+def _pcd(path: Path, _: Path) -> Floats:
+    """Point Cloud Library's format, version 0.7: ascii, binary and binary_compressed."""
+    content = path.read_bytes()
+    header, start = _pcd_header(content)
+    sizes, kinds = [int(word) for word in header["SIZE"]], header["TYPE"]
+    counts = [int(word) for word in header.get("COUNT", ["1"] * len(sizes))]
+    names, num_points, data = header["FIELDS"], int(header["POINTS"][0]), header["DATA"][0].lower()
+    if num_points < 1:
+        return np.empty((0, 3))
+    check_vertices(num_points)
+    if not len(names) == len(sizes) == len(kinds) == len(counts) or not {"x", "y", "z"} <= {*names}:
+        raise MeshError("unreadable", "its header does not say where x, y and z lie")
+    types = [f"<{PCD_TYPES[f'{kind}{size}']}" for kind, size in zip(kinds, sizes, strict=True)]
+    if data == "ascii":
+        first = np.cumsum([0, *counts])[[names.index(axis) for axis in "xyz"]]
+        lines = content[start:].decode("ascii").split("\n")
+        found = np.loadtxt(lines, np.float64, usecols=first, ndmin=2, max_rows=num_points)
+        return _present(found, num_points)
+    fields = [(f"{number}", each, (count,)) for number, (each, count) in enumerate(zip(types, counts, strict=True))]
+    each = np.dtype(fields)
+    body = content[start:] if data == "binary" else _unpacked(content[start:], num_points * each.itemsize)
+    if len(body) < num_points * each.itemsize:
+        raise MeshError("unreadable", f"it promises {num_points} points and holds fewer: cut off?")
+    if data == "binary":
+        rows = np.frombuffer(body, each, num_points)
+        columns = [rows[f"{names.index(axis)}"][:, 0] for axis in "xyz"]
+    else:  # one field after another
+        ends = np.cumsum(
+            [0, *(np.dtype(kind).itemsize * count * num_points for kind, count in zip(types, counts, strict=True))]
+        )
+        places = [names.index(axis) for axis in "xyz"]
+        columns = [np.frombuffer(body, types[i], num_points * counts[i], ends[i])[:: counts[i]] for i in places]
+    return _present(np.stack(columns, axis=1).astype(np.float64), num_points)
+
+
+def _pcd_header(content: bytes) -> tuple[dict[str, list[str]], int]:
+    """The words behind each name of a header, and where what follows it begins."""
+    found: dict[str, list[str]] = {}
+    start = 0
+    for line in content[:MAX_HEADER_BYTES].split(b"\n"):
+        start += len(line) + 1
+        name, *words = line.decode("ascii", "replace").partition("#")[0].split() or [""]
+        if name:
+            found[name] = words
+        if name == "DATA":
+            break
+    if lacking := {"FIELDS", "SIZE", "TYPE", "POINTS", "DATA"} - {name for name, words in found.items() if words}:
+        raise MeshError("unreadable", f"it is no PCD file: its header lacks {', '.join(sorted(lacking))}")
+    if found["DATA"][0].lower() not in ("ascii", "binary", "binary_compressed"):
+        raise MeshError("unreadable", f"its DATA is {found['DATA'][0]!r}; read are ascii, binary and binary_compressed")
+    return found, start
+
+
+def _unpacked(body: bytes, size: int) -> bytes:
+    """`size` bytes out of LZF's form (Lehmann's liblzf): literals, and copies of what was already written."""
+    packed, promised = struct.unpack_from("<II", body)
+    if promised != size or packed > len(body) - 8:
+        raise MeshError("unreadable", f"it promises {size} bytes of points and packs {promised}: cut off?")
+    source, out, at = body[8 : 8 + packed], bytearray(), 0
+    while at < packed:
+        control = source[at]
+        at += 1
+        if control < 32:
+            out += source[at : at + control + 1]
+            at += control + 1
+            continue
+        length = control >> 5
+        if length == 7:
+            length += source[at]
+            at += 1
+        back = ((control & 31) << 8 | source[at]) + 1
+        at += 1
+        if back > len(out) or len(out) > size:
+            raise MeshError("unreadable", "its packed points are damaged")
+        piece = out[len(out) - back : len(out) - back + length + 2]  # shorter where the copy runs into itself
+        out += (piece * (-(-(length + 2) // len(piece))))[: length + 2]
+    return bytes(out[:size])
+
+
+def _present(xyz: Floats, promised: int) -> Floats:
+    if len(xyz) < promised:
+        raise MeshError("unreadable", f"it promises {promised} points and holds {len(xyz)}: cut off?")
+    return xyz[np.isfinite(xyz).all(axis=1)]
+
+
+def _las(path: Path, _: Path) -> Floats:
+    try:
+        import laspy
+    except ImportError:
+        raise MeshError("unreadable", "LAS files need laspy: pip install 'recon-pointcloud[las]'") from None
+    with laspy.open(path) as file:
+        check_vertices(file.header.point_count)
+        found: Floats = np.asarray(file.read().xyz, np.float64)
+    return _present(found, file.header.point_count)
+
+
+def _columns(values: NDArray[Any]) -> Floats:
+    """The first three columns of [points, columns]."""
+    if values.ndim != 2 or values.shape[1] < 3:
+        raise MeshError("wrong-shape", f"holds {list(values.shape)}, not [points, 3] or more columns")
+    if values.dtype.kind not in "fiu":
+        raise MeshError("wrong-shape", f"holds {values.dtype}, not numbers")
+    check_vertices(len(values))
+    return np.asarray(values[:, :3], np.float64)
+
+
+READERS: dict[str, Callable[[Path, Path], Floats]] = {
+    **dict.fromkeys((".ply", ".obj", ".glb", ".gltf"), _scene),
+    ".npy": _npy,
+    ".xyz": _text,
+    ".txt": _text,
+    ".pcd": _pcd,
+    ".las": _las,
+}
+SUFFIXES = tuple(READERS)

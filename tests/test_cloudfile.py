@@ -1,0 +1,139 @@
+"""Files of points: every format gives the same cloud, and what is no such file is one line."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recon.pipeline.shapes.cloudfile import SUFFIXES, _unpacked, load_cloud
+from recon.pipeline.shapes.mesh import MeshError
+
+XYZ = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+HEADER = "VERSION 0.7\nFIELDS rgb x y z\nSIZE 4 4 4 4\nTYPE U F F F\nCOUNT 1 1 1 1\nPOINTS {points}\nDATA {data}\n"
+
+
+def packed(body: bytes) -> bytes:
+    """LZF without a copy: literals of 32 bytes."""
+    out = b"".join(bytes([len(part) - 1]) + part for part in (body[i : i + 32] for i in range(0, len(body), 32)))
+    return struct.pack("<II", len(out), len(body)) + out
+
+
+def written(folder: Path, name: str) -> Path:
+    """The cloud in a format, the file's name saying which."""
+    path = folder / name
+    rows = np.zeros(len(XYZ), [("rgb", "<u4"), ("x", "<f4"), ("y", "<f4"), ("z", "<f4")])
+    rows["x"], rows["y"], rows["z"] = XYZ.T
+    if name.endswith(".npy"):
+        np.save(path, np.concatenate([XYZ, np.ones_like(XYZ)], axis=1))
+    elif name.endswith((".xyz", ".txt")):
+        comma = "," if name == "comma.xyz" else " "
+        path.write_text("# x y z\n" + "".join(comma.join(f"{v:.9g}" for v in (*point, 7)) + "\n" for point in XYZ))
+    elif name.endswith(".pcd"):
+        data = name.removesuffix(".pcd")
+        text = "".join("0 " + " ".join(f"{v:.9g}" for v in point) + "\n" for point in XYZ).encode()
+        columns = b"".join(rows[field].tobytes() for field in ("rgb", "x", "y", "z"))
+        body = {"ascii": text, "binary": rows.tobytes(), "binary_compressed": packed(columns)}[data]
+        path.write_bytes(HEADER.format(points=len(XYZ), data=data).encode() + body)
+    elif name.endswith(".obj"):
+        path.write_text("".join("v " + " ".join(f"{v:.9g}" for v in point) + "\n" for point in XYZ))
+    elif name.endswith(".las"):
+        laspy = pytest.importorskip("laspy")
+        las = laspy.create()
+        las.header.scales, las.header.offsets = [1e-6] * 3, [0, 0, 0]
+        las.x, las.y, las.z = XYZ.astype(np.float64).T
+        las.write(path)
+    else:
+        trimesh.Scene(trimesh.PointCloud(XYZ)).export(path) if name == "a.glb" else trimesh.PointCloud(XYZ).export(path)
+    return path
+
+
+FILES = ("a.npy", "a.xyz", "comma.xyz", "a.txt", "ascii.pcd", "binary.pcd", "binary_compressed.pcd", "a.obj", "a.ply",
+         "a.glb", "a.las")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_the_same_points(tmp_path: Path, name: str) -> None:
+    found = load_cloud(written(tmp_path, name), tmp_path).xyz
+    middle = (XYZ.min(0) + XYZ.max(0)) / 2
+    np.testing.assert_allclose(found, XYZ - middle, atol=3e-6)
+
+
+def test_every_suffix_is_tried() -> None:
+    assert {Path(name).suffix for name in FILES} | {".gltf"} == {*SUFFIXES}
+
+
+def test_axes_are_turned(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.npy")
+    plain, turned = load_cloud(path, tmp_path).xyz, load_cloud(path, tmp_path, "+Z", "-Y").xyz
+    np.testing.assert_allclose(turned, plain[:, [0, 2, 1]] * [1, 1, -1], atol=1e-6)
+
+
+def test_points_in_a_country_s_coordinates_stay_apart(tmp_path: Path) -> None:
+    np.save(tmp_path / "far.npy", XYZ.astype(np.float64) + np.array([4.5e5, 5.4e6, 300]))
+    middle = (XYZ.min(0) + XYZ.max(0)) / 2
+    np.testing.assert_allclose(load_cloud(tmp_path / "far.npy", tmp_path).xyz, XYZ - middle, atol=1e-6)
+
+
+def test_missing_points_of_a_pcd_are_left_out(tmp_path: Path) -> None:
+    rows = np.concatenate([XYZ, np.full((3, 3), np.nan, np.float32)])
+    body = np.concatenate([np.zeros((len(rows), 1), np.float32), rows], axis=1).tobytes()
+    (tmp_path / "a.pcd").write_bytes(HEADER.format(points=len(rows), data="binary").encode() + body)
+    assert len(load_cloud(tmp_path / "a.pcd", tmp_path).xyz) == len(XYZ)
+
+
+BAD: dict[str, tuple[str, bytes, str]] = {
+    "empty text": ("a.xyz", b"", "no-points"),
+    "two columns": ("a.xyz", b"1 2\n", "not \\[points, 3\\]"),
+    "words": ("a.xyz", b"hello there you\n", "could not convert"),
+    "no npy": ("a.npy", b"hello", "unreadable"),
+    "a pickle": ("a.npy", b"\x93NUMPY\x01\x00\x46\x00{'descr': '|O', 'fortran_order': False, 'shape': (1, 3), }" + b" " * 14 + b"\n\x80\x04N.", "unreadable"),  # noqa: E501
+    "more than there is": ("a.npy", b"\x93NUMPY\x01\x00\x46\x00{'descr': '<f8', 'fortran_order': False, 'shape': (999999999, 3), }", "unreadable"),  # noqa: E501
+    "no pcd": ("a.pcd", b"x", "lacks DATA, FIELDS"),
+    "a pcd cut off": ("a.pcd", HEADER.format(points=40, data="binary").encode() + b"x" * 100, "cut off"),
+    "a pcd of nothing": ("a.pcd", HEADER.format(points=0, data="ascii").encode(), "no-points"),
+    "a pcd of less than nothing": ("a.pcd", HEADER.format(points=-4, data="binary").encode(), "no-points"),
+    "a pcd's packing": ("a.pcd", HEADER.format(points=4, data="binary_compressed").encode() + struct.pack("<IIBBB", 3, 64, 255, 255, 255), "damaged|IndexError|cut off"),  # noqa: E501
+    "an empty ply": ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\nproperty float z\nend_header\n", "no-points"),  # noqa: E501
+    "no las": ("a.las", b"LASF", "unreadable"),
+    "another suffix": ("a.jpg", b"", "no reader for .jpg"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_cloud_is_one_line(tmp_path: Path, case: str) -> None:
+    name, content, said = BAD[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MeshError, match=said) as refused:
+        load_cloud(tmp_path / name, tmp_path)
+    assert "\n" not in str(refused.value) and str(tmp_path / name) in str(refused.value)
+
+
+def test_values_that_are_no_numbers(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.where(XYZ > 1, np.nan, XYZ))
+    with pytest.raises(MeshError, match="non-finite"):
+        load_cloud(tmp_path / "a.npy", tmp_path)
+
+
+def test_copies_that_run_into_themselves_are_unpacked() -> None:
+    # "ab", then 3 + 2 bytes from two back: "abababa"
+    source = bytes([1]) + b"ab" + bytes([3 << 5, 1])
+    assert _unpacked(struct.pack("<II", len(source), 7) + source, 7) == b"abababa"
+
+
+@given(st.sampled_from([name for name in FILES if name != "a.las"]), st.integers(0, 10**6), st.binary(max_size=6))
+def test_damaged_files_are_one_line(tmp_path_factory: pytest.TempPathFactory, name: str, at: int, put: bytes) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    path = written(folder, name)
+    content = path.read_bytes()
+    at %= len(content)
+    path.write_bytes(content[:at] + put + content[at + (len(put) or len(content)) :])
+    try:
+        assert load_cloud(path, folder).xyz.shape[1] == 3
+    except MeshError as error:
+        assert "\n" not in str(error)
