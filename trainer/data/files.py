@@ -45,6 +45,10 @@ class Axes:
     front: str
     why: str
 
+    def told(self) -> str:
+        """In words."""
+        return f"{self.up} is up and {self.front} front, {self.why}"
+
 
 @dataclass(frozen=True)
 class OwnShape:
@@ -60,10 +64,7 @@ class OwnShape:
 
     def told(self) -> str:
         """What was taken for granted, in a line."""
-        return (
-            f"{self.what}; {self.axes.up} is up and {self.axes.front} front, {self.axes.why}; "
-            f"{self.extent:.3g} units long, scaled to the unit sphere"
-        )
+        return f"{self.what}; {self.axes.told()}; {self.extent:.3g} units long, centred and scaled to the unit sphere"
 
 
 def find_files(paths: Sequence[Path]) -> list[tuple[str, Path]]:

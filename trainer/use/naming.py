@@ -47,6 +47,13 @@ class Calibration:
     num_shapes: int
     num_categories: int
 
+    def told(self) -> str:
+        """In a line."""
+        return (
+            f"calibrated on {self.num_shapes} test shapes of {self.num_categories} categories: lists with and without "
+            f"a shape's name are told apart with an AUROC of {self.auroc:.2f}"
+        )
+
     def probabilities(self, cosines: Floats) -> tuple[Floats, float]:
         """Of K names by their cosines [K]: their probabilities [K], and that of none; all add up to 1."""
         odds = float(np.array(self.weights) @ _evidence(cosines[None])[0])
