@@ -139,7 +139,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        pixels = read_picture(content, keep_alpha=True).astype(np.float32)
+        pixels = read_picture(content, keep_alpha=True).astype(np.float64)
     except MeshError as error:
         raise UserError(f"{path}: {error.words}") from None
     except Exception as error:  # Pillow's readers raise many kinds

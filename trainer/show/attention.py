@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.model.blocks import Attention, CrossAttention
-from recon.trainer.model.encoder import Encoder, TwoTowers
+from recon.trainer.model.encoder import TwoTowers
 from recon.trainer.model.recon import ReCon
 from recon.trainer.show.clouds import STOPS, draw_cloud, grid, heat, plain
 
@@ -75,14 +75,15 @@ def attend(model: ReCon, names: Sequence[str], points: Tensor) -> list[Attended]
     def keep(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         taken[module] = given
 
+    looking = [module for module in encoder.modules() if isinstance(module, Attention)]  # in the blocks' order
+    reading = [module for module in encoder.modules() if isinstance(module, CrossAttention)]
     with ExitStack() as hooks:
-        for module in encoder.modules():
-            if isinstance(module, (Attention, CrossAttention)):
-                hooks.callback(module.register_forward_pre_hook(keep).remove)
+        for module in (*looking, *reading):
+            hooks.callback(module.register_forward_pre_hook(keep).remove)
         model.forward_features(points)
-    local = _stacked(block.attention.weights(*taken[block.attention][:1]) for block in encoder.blocks)
-    if isinstance(encoder, Encoder):
-        cross = _stacked(block.cross_attention.weights(*taken[block.cross_attention]) for block in encoder.blocks)
+    local = _stacked(module.weights(*taken[module]) for module in looking)
+    if reading:
+        cross = _stacked(module.weights(*taken[module]) for module in reading)
     else:  # one stream: queries and tokens side by side
         count = encoder.num_queries
         cross, local = local[..., :count, count:], local[..., count:, count:]

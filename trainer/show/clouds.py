@@ -32,7 +32,8 @@ def turned(points: NDArray[np.float32]) -> Floats:
     azimuth, elevation = np.radians([AZIMUTH, ELEVATION])
     right = np.array([np.cos(azimuth), 0, -np.sin(azimuth)])
     back = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
-    return np.asarray(points, np.float64) @ np.stack([right, np.cross(back, right), back], axis=1)
+    seen: Floats = np.asarray(points, np.float64) @ np.stack([right, np.cross(back, right), back], axis=1)
+    return seen
 
 
 def draw_cloud(points: NDArray[np.float32], colors: Pixels, size: int, radius: float = 0.021) -> Pixels:
@@ -55,7 +56,8 @@ def draw_cloud(points: NDArray[np.float32], colors: Pixels, size: int, radius: f
 def heat(values: NDArray[np.floating]) -> Pixels:
     """Colours [N, 3] of values [N], the largest of which is the darkest."""
     share = np.asarray(values, np.float64) / max(float(np.max(values)), 1e-12)
-    return np.rint(HEAT(share)[:, :3] * 255).astype(np.uint8)
+    colors: Pixels = np.rint(np.asarray(HEAT(share))[:, :3] * 255).astype(np.uint8)
+    return colors
 
 
 def plain(count: int, color: Sequence[int] = PLAIN) -> Pixels:
