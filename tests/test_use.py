@@ -317,6 +317,11 @@ def test_a_graph_finds_the_same_in_a_small_store(own_run: Path, small_store: Pat
     )
     np.testing.assert_array_equal(exact[0], by_graph[0])
     np.testing.assert_allclose(exact[1], by_graph[1], rtol=1e-5)
+    (index.folder / "hnsw-shapes.faiss").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"hnsw-shapes\.faiss: cannot be read"):
+        indexing.nearest_by_graph(index, "shapes", query, 4)
+    with pytest.raises(UserError, match=r"hnsw-words.faiss: cannot be read \(RuntimeError: it is of other vectors\)"):
+        indexing.nearest_by_graph(index, "words", query[:3], 4)
 
 
 # ---- words, pictures and meshes

@@ -58,7 +58,7 @@ def attention(
     names = [probe.store.registry.uid[row] for row in rows]
     attended = attend(probe.student, names, clouds_of(probe, rows))
     document = page(f"Attention of {run.resolve().name}", attended)
-    written = {"attention.png": overview(attended, tokens), "attention.html": document}
+    written: dict[str, str | bytes] = {"attention.png": overview(attended, tokens), "attention.html": document}
     for number, each in enumerate(attended, 1):
         written[f"shape-{number}.png"] = heads_and_blocks(each, tokens)
     for name, content in written.items():

@@ -81,7 +81,7 @@ def attend(model: ReCon, names: Sequence[str], points: Tensor) -> list[Attended]
         for module in (*looking, *reading):
             hooks.callback(module.register_forward_pre_hook(keep).remove)
         model.forward_features(points)
-    local = _stacked(module.weights(*taken[module]) for module in looking)
+    local = _stacked(module.weights(taken[module][0]) for module in looking)
     if reading:
         cross = _stacked(module.weights(*taken[module]) for module in reading)
     else:  # one stream: queries and tokens side by side

@@ -179,4 +179,5 @@ def _features(student: Student, data: Labelled, chosen: NDArray[np.int64], space
         points = data.farthest_points(student.config.data.num_points)[chosen]
         return space.feature(describe(student, points))
     where: Any = np.searchsorted(index.row, data.row[chosen])
-    return space.feature(index.described)[where]
+    found: Floats = space.feature(index.described)[where]
+    return found
