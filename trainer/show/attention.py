@@ -19,7 +19,7 @@ from recon.pipeline.base.errors import UserError
 from recon.trainer.model.blocks import Attention, CrossAttention
 from recon.trainer.model.encoder import TwoTowers
 from recon.trainer.model.recon import ReCon
-from recon.trainer.show.clouds import STOPS, draw_cloud, grid, heat, plain
+from recon.trainer.show.clouds import STOPS, STOPS_ON_DARK, draw_cloud, grid, heat, plain
 
 MAX_PAGE_BYTES = 5_000_000
 NEIGHBOURS = 3  # centres whose attention a point's is interpolated from, as in segmentation
@@ -154,7 +154,7 @@ def page(title: str, shapes: Sequence[Attended]) -> str:
     loader = Environment(loader=PackageLoader("recon.trainer", "show"), autoescape=select_autoescape())
     document: str = loader.get_template("attention.html").render(
         title=title,
-        stops=STOPS,
+        stops=(STOPS, STOPS_ON_DARK),
         data=_for_script({"queries": shapes[0].queries, "shapes": [_packed(shape) for shape in shapes]}),
     )
     size = len(document.encode())

@@ -21,6 +21,7 @@ FINER = 2  # times as large as it is drawn first
 PLAIN = (122, 138, 158)
 STOPS = ("#d5dae1", "#f2c14e", "#e8702a", "#a3123f", "#3d0a33")
 """From no attention to the most: light grey on white, so that the shape is seen where nothing looks"""
+STOPS_ON_DARK = ("#3a4453", "#7d3c5c", "#cf4a5a", "#f29e4c", "#fff4c2")
 HEAT = LinearSegmentedColormap.from_list("attention", STOPS)
 MARGIN = 12
 LETTER, SMALL = 13, 11
