@@ -28,4 +28,4 @@ def test_every_part_runs(tmp_path: Path) -> None:
     again = run(tmp_path, "search")
     assert [*again] == [*found] and again["cold"] == found["cold"] and again["search"] != found["search"]
     page = (tmp_path / "use.md").read_text()
-    assert page.count("\n| ") == 2 + 7 and "exact search over 2000 shapes" in page
+    assert page.count("\n| ") == 2 + 8 and "exact search over 2000 shapes" in page

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from recon.trainer.data.files import read_shape
 from recon.trainer.data.points import farthest_points
 from recon.trainer.evaluate.features import Probe, Student, load_student
 from recon.trainer.model.recon import ReCon
+from recon.trainer.show.answers import answers_png, thumbnails
 from recon.trainer.use import index as indexing
 from recon.trainer.use import search
 from recon.trainer.use.embedding import Described, describe
@@ -304,6 +307,17 @@ def test_a_shape_finds_itself(
     assert "own.npy" in page
 
 
+def test_shapes_without_views_are_drawn_by_their_points(beside: Probe) -> None:
+    found = [search.Found(row, f"shape {row}", "chair", "test", 0.5) for row in range(8)]
+    keys = {kind: key for kind, key in beside.ref.keys.items() if kind != "views"}
+    drawn = thumbnails(replace(beside, ref=replace(beside.ref, keys=keys)), found[:1])
+    seen = thumbnails(beside, found)
+    assert {picture.shape for picture in (*drawn, *seen)} == {(160, 160, 3)}
+    assert 0.01 < (drawn[0] < 200).all(axis=2).mean() < 0.5 and not np.array_equal(drawn[0], seen[0])
+    with Image.open(io.BytesIO(answers_png("a title", found, seen))) as sheet:  # six, and two below
+        assert 6 * 160 < sheet.width < 6 * 160 + 200 and 2 * 160 < sheet.height < 2 * 160 + 120
+
+
 def test_a_run_of_other_teachers_is_told_so(
     own_run: Path, small_store: Path, box: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,8 +334,6 @@ def test_a_run_of_other_teachers_is_told_so(
 
 
 def test_words_asked_of_a_run_without_a_text_teacher(beside: Probe, probed_run: Path) -> None:
-    from dataclasses import replace
-
     teachers = tuple(each for each in beside.config.model.teachers if each.kind == "image")
     wordless = replace(beside, config=replace(beside.config, model=replace(beside.config.model, teachers=teachers)))
     with pytest.raises(

@@ -50,17 +50,13 @@ def widths(config: Config) -> dict[str, int]:
 
 @torch.inference_mode()
 def describe(student: Student, points: Tensor) -> Described:
-    """Of clouds [N, P, 3] in any frame and scale, P being `data.num_points` as in training; N may be 0."""
+    """Of clouds [N, P, 3] in any frame and scale, one at the least, P being `data.num_points` as in training."""
     parts: list[list[Tensor]] = []
-    for batch in torch.split(points, BATCH) if len(points) else ():
+    for batch in torch.split(points, BATCH):
         embedding, predicted = student.model.describe(batch.to(student.device))
         parts.append([each.float().cpu() for each in (embedding, *predicted)])
-    if not parts:
-        empty = {name: np.empty((0, width), np.float32) for name, width in widths(student.config).items()}
-        return Described(np.empty((0, 0), np.float32), empty)
-    embedding, *predicted = [torch.cat(column) for column in zip(*parts, strict=True)]
-    named = zip(widths(student.config), (each.numpy() for each in predicted), strict=True)
-    return Described(embedding.numpy(), dict(named))
+    whole, *queries = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Described(whole, dict(zip(widths(student.config), queries, strict=True)))
 
 
 def describe_rows(student: Student, probe: Probe, rows: NDArray[np.int64], told: Progress) -> Iterator[Described]:
