@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recon.pipeline.base.watch import Watch, getting_on, in_hand, unhurried
 from recon.pipeline.execution.engine import run_stage
 from recon.pipeline.execution.executor import Processes
-from recon.pipeline.execution.hazards import Death, Watch, in_hand, read_deaths, split_by
+from recon.pipeline.execution.hazards import Death, read_deaths, split_by
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.store import FeatureStore
 from tests.test_engine import Squares, numbers, rows_of, store  # noqa: F401 (a fixture)

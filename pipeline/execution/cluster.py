@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice
+from itertools import islice, takewhile
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
@@ -167,9 +167,20 @@ class Dask(Closing):
         self._admission.close()
         _close(self._client, self._cluster)
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
-        """See `Executor.run`."""
-        source = (Job.of(function, task) for task in tasks)
+    @property
+    def gpu_workers(self) -> int:
+        """How many of them have a GPU; all, where none has."""
+        return self._hands(True)
+
+    def run(
+        self, function: Callable[[T], R], tasks: Iterable[T | None], *, on_gpu: Iterable[T | None] = ()
+    ) -> Iterator[R]:
+        """See `Executor.run`; tasks for a GPU begin when the others are done."""
+        yield from self._run(function, tasks, False)
+        yield from self._run(function, on_gpu, True)
+
+    def _run(self, function: Callable[[T], R], tasks: Iterable[T | None], gpu: bool) -> Iterator[R]:
+        source = (None if task is None else Job.of(function, task) for task in tasks)
         waiting: deque[Job] = deque()
         flying: dict[str, _Flight] = {}
         lost: set[str] = set()  # workers that ended, one after the other, with nothing begun
@@ -177,7 +188,8 @@ class Dask(Closing):
         self._at_fault.clear()
         try:
             while True:
-                waiting.extend(islice(source, max(0, 2 * self._hands(gpu) - len(flying) - len(waiting))))
+                more = islice(source, max(0, 2 * self._hands(gpu) - len(flying) - len(waiting)))
+                waiting.extend(takewhile(lambda job: job is not None, more))
                 self._give_out(waiting, flying, gpu)
                 if not flying and not waiting:
                     return
