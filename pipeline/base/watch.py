@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 START, OVER = "\x01start ", "\x01over"  # control characters: no traceback holds them
+PATIENCE = 10
+"""How often the time of the last part the next may take, where that is more than the limit: some models are slow."""
 LOAD_SECONDS = 3600.0
 """What a model may take to be read, moved and tried, which is no row's doing."""
 
@@ -73,10 +75,10 @@ def in_hand(rows: Sequence[int]) -> None:
         _watch.note(rows)
 
 
-def getting_on(seconds: float = 0.0) -> None:
-    """The rows in hand get on: their time begins anew. `seconds`: how much is known to be in order, if that is more."""
+def getting_on(last: float = 0.0) -> None:
+    """A part of the rows in hand is done, and took `last` seconds: the time of the next one begins."""
     if _watch is not None:
-        _watch.allow(max(_watch.limit, seconds))
+        _watch.allow(max(_watch.limit, PATIENCE * last))
 
 
 @contextmanager

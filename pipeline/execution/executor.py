@@ -158,7 +158,7 @@ class Processes(Closing):
     """Tasks run in spawned processes (a fork after a GL context or a thread pool hangs).
 
     They start on the first run, one by one as there is work, and stay for the next: importing torch takes seconds.
-    Where there are GPUs to deal out, tasks that want one have workers of their own, each kept to one GPU, and the others
+    Where there are GPUs to deal out, tasks that want one have workers of their own, each kept to one GPU. The others
     see none.
     """
 

@@ -52,8 +52,17 @@ def open_executor(
         return connect(scheduler) if scheduler is not None else start_cluster(cluster, workers, hosts)
     if workers == 0:
         return InProcess()
-    gpus = visible_gpus() if models else ()
-    if gpu_workers and models and not gpus:
-        raise UserError(f"--gpu-workers {gpu_workers}: torch sees no GPU here (`recon-pipeline doctor`): leave it out")
-    gpu_workers = (gpu_workers or len(gpus)) if gpus else 0
-    return Processes(workers or default_workers(gpu_workers), gpu_workers, gpus)
+    on_cpu, on_gpu, gpus = shares(workers, gpu_workers) if models else (workers or default_workers(), 0, ())
+    return Processes(on_cpu, on_gpu, gpus)
+
+
+def shares(workers: int | None, gpu_workers: int | None) -> tuple[int, int, tuple[str, ...]]:
+    """Worker processes without a GPU, those with one, and the GPUs, for options as `open_executor` takes them.
+
+    UserError for workers with a GPU where there is none.
+    """
+    gpus = visible_gpus() if workers != 0 else ()
+    if gpu_workers and not gpus:
+        raise UserError(f"--gpu-workers {gpu_workers}: there is no GPU for them (see `recon-pipeline doctor`)")
+    on_gpu = gpu_workers or len(gpus)
+    return default_workers(on_gpu) if workers is None else workers, on_gpu, gpus

@@ -67,11 +67,7 @@ class Donors:
     """Where single views of a row can be copied from."""
 
     def __init__(
-        self,
-        store: FeatureStore,
-        kind: str,
-        found: list[tuple[str, list[list[float]]]],
-        cameras: list[list[float]],
+        self, store: FeatureStore, kind: str, found: list[tuple[str, list[list[float]]]], cameras: list[list[float]]
     ) -> None:
         self.store, self.kind = store, kind
         # (donor, [(own view, the donor's view)])

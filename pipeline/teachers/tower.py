@@ -10,7 +10,7 @@ import torch
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import TAPS, Floats, Pictures, Tap, TeacherSpec, trouble
-from recon.pipeline.teachers.batches import BatchSize, Encode, embed_pictures
+from recon.pipeline.teachers.batches import BatchSize, Encode, Read, embed_pictures, embed_read
 from recon.pipeline.teachers.images import Preprocess
 from recon.pipeline.teachers.weights import DTYPES, weights_digest
 
@@ -61,6 +61,10 @@ class ImageTower:
         """See `Teacher.embed_images`."""
         return embed_pictures(self.name, images, seeds, self._preprocess, self._batch, self._forward)
 
+    def embed_read(self, count: int, read: Read, seeds: Sequence[int] | None) -> Floats:
+        """`embed_images` of `count` pictures that are read as they are needed."""
+        return embed_read(self.name, count, read, seeds, self._preprocess, self._batch, self._forward)
+
     def taps(self) -> dict[str, tuple[int, ...]]:
         """The shape of one picture's feature by tap, for those the model has."""
         pictures = torch.zeros(1, 3, *self._preprocess.size).to(self._device, self._dtype)
@@ -72,7 +76,9 @@ class ImageTower:
         return self._preprocess.size
 
     def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self._tapped(self._model, pictures.to(self._device, self._dtype), self._spec.tap)
+        # Moved as they are: cast on the way they would leave pinned memory, and be waited for.
+        moved = pictures.to(self._device, non_blocking=True).to(self._dtype)
+        return self._tapped(self._model, moved, self._spec.tap)
 
 
 def tap_shapes(model: Any, pictures: torch.Tensor, tapped: Tapped) -> dict[str, tuple[int, ...]]:
