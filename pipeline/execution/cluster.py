@@ -14,7 +14,6 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice, takewhile
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +29,7 @@ from recon.pipeline.base.wording import one_line, some
 from recon.pipeline.execution import jobs, starting
 from recon.pipeline.execution.admission import NAME, Admission
 from recon.pipeline.execution.executor import Closing
-from recon.pipeline.execution.jobs import Job, attempt, fault_in
+from recon.pipeline.execution.jobs import Job, at_hand, attempt, fault_in
 from recon.pipeline.execution.starting import DISTRIBUTION, SILENT
 
 T = TypeVar("T")
@@ -188,8 +187,7 @@ class Dask(Closing):
         self._at_fault.clear()
         try:
             while True:
-                more = islice(source, max(0, 2 * self._hands(gpu) - len(flying) - len(waiting)))
-                waiting.extend(takewhile(lambda job: job is not None, more))
+                waiting.extend(at_hand(source, 2 * self._hands(gpu) - len(flying) - len(waiting)))
                 self._give_out(waiting, flying, gpu)
                 if not flying and not waiting:
                     return

@@ -86,7 +86,7 @@ class Work:
             return
         self.begin(self.plan)
         store.guard()
-        attributes = ask(executor, _attributes, self.stage) if self.stage.gpu else self.stage.attributes
+        attributes = attributes_of(self.stage, executor)
         group = store.require_key(self.stage.kind, self.plan.key, self.stage.recipe, self.stage.columns, attributes)
         for column in self.stage.columns:
             store.require_column(group, column, self.rows[-1].index + 1, self.stage.lanes, self.plan.shard_rows)
@@ -214,6 +214,11 @@ def ask(executor: Executor, function: Callable[[T], R], about: T) -> R:
     So this process loads no model onto a GPU that workers fill.
     """
     return next(iter(executor.run(function, (), on_gpu=[about]))) if executor.gpus else function(about)
+
+
+def attributes_of(stage: Stage, executor: Executor) -> dict[str, Any]:
+    """A stage's attributes, of which some are what its model makes of fixed inputs."""
+    return ask(executor, _attributes, stage) if stage.gpu else stage.attributes
 
 
 def _attributes(stage: Stage) -> dict[str, Any]:

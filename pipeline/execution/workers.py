@@ -9,12 +9,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice, takewhile
 from multiprocessing import connection, resource_tracker
 from typing import TypeVar
 
 from recon.pipeline.base.devices import Place
-from recon.pipeline.execution.jobs import Job, attempt
+from recon.pipeline.execution.jobs import Job, at_hand, attempt
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,7 +60,7 @@ class Lane:
         ahead: how many results were not taken yet.
         """
         most = 2 * len(self._places) - len(self.waiting) - len(self._in_hand()) - ahead
-        self.waiting.extend(takewhile(lambda job: job is not None, islice(self._source, max(0, most))))
+        self.waiting.extend(at_hand(self._source, most))
         for worker in self.crew:
             if self.waiting and worker.ready and worker.job is None and worker.take(self.waiting[0]):
                 self.waiting.popleft()

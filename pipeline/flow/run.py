@@ -13,7 +13,15 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.caption.table import CaptionsTable
 from recon.pipeline.caption.templates import templates_of
-from recon.pipeline.execution.engine import ROW_SECONDS, StageResult, Work, ask, run_side_by_side, run_stage
+from recon.pipeline.execution.engine import (
+    ROW_SECONDS,
+    StageResult,
+    Work,
+    ask,
+    attributes_of,
+    run_side_by_side,
+    run_stage,
+)
 from recon.pipeline.execution.executor import Executor, InProcess
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
@@ -300,7 +308,7 @@ class Flow:
     def _add_prompts(self, stage: Stage) -> list[Row]:
         """All prompts of a text stage's key, after what the shapes have come to need."""
         key = digest_of(stage.recipe)
-        self.store.require_key(stage.kind, key, stage.recipe, stage.columns, stage.attributes)
+        self.store.require_key(stage.kind, key, stage.recipe, stage.columns, attributes_of(stage, self.executor))
         self.store.append_prompts(key, self.prompts())
         return prompt_rows(self.store.prompts(key))
 
