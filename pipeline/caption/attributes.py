@@ -90,7 +90,7 @@ class AttributeCaptions(CaptionStage):
     template: str
 
     @property
-    def gpu(self) -> bool:  # type: ignore[override]
+    def gpu(self) -> bool:
         """It embeds its words."""
         return self.text.gpu
 

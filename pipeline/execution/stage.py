@@ -92,8 +92,12 @@ class Stage(Protocol):
 class SingleLane:
     """What stages without draws have in common, for them to build on; each may say otherwise."""
 
-    gpu: ClassVar[bool] = False
     lanes: ClassVar[int] = 0
+
+    @property
+    def gpu(self) -> bool:
+        """No: it runs no model."""
+        return False
 
     def by_content(self, lane: int) -> bool:
         """No: inputs may be a file's stamp, values drawn from the uid's seed, or made sooner than a twin is found."""

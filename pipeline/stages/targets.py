@@ -101,8 +101,9 @@ class ImageTargets:
 
             def read(start: int, stop: int) -> NDArray[np.uint8]:
                 asked, place = np.unique(where[start:stop, 0], return_inverse=True)
-                pictures: NDArray[np.uint8] = read_rows(rgb, [rows[at].index for at in asked])
-                return pictures[place, where[start:stop, 1]]
+                pictures = read_rows(rgb, [rows[at].index for at in asked])
+                chosen: NDArray[np.uint8] = pictures[place, where[start:stop, 1]]
+                return chosen
 
             found = self._checked(store, key, lane).embed_read(len(cells), read, seeds)
             check_features(self.teacher, found, (len(cells), *self.shape))

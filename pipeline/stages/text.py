@@ -28,7 +28,7 @@ class TextTargets(SingleLane):
     shard_rows = 1024
 
     @property
-    def gpu(self) -> bool:  # type: ignore[override]
+    def gpu(self) -> bool:
         """Unless the manifest keeps the teacher to the CPU."""
         return self.teacher.device != "cpu"
 
