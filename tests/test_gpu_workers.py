@@ -19,6 +19,7 @@ from recon.pipeline.base import devices
 from recon.pipeline.base.devices import Place, places, preparing_threads, visible_gpus
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.commands import cli, doctor
 from recon.pipeline.execution import opening
 from recon.pipeline.execution.engine import Work, ask, run_side_by_side, run_stage
 from recon.pipeline.execution.executor import Closing, InProcess, Processes, either
@@ -33,6 +34,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Column
 from recon.pipeline.store.shards import read_rows
 from recon.pipeline.teachers import loaded
+from tests.machines import fake_gpu
 from tests.toy_stage import register
 
 T = TypeVar("T")
@@ -82,6 +84,7 @@ def die_once(flag: Path) -> tuple[int, str | None, str | None, int]:
     return where(0)
 
 
+@pytest.mark.slow
 def test_a_worker_sees_its_own_gpu_and_the_others_none(tmp_path: Path) -> None:
     with Processes(2, 2, ("3", "5")) as executor:
         assert (executor.workers, executor.gpu_workers, executor.gpus) == (2, 2, ("3", "5"))
@@ -97,6 +100,7 @@ def test_a_worker_sees_its_own_gpu_and_the_others_none(tmp_path: Path) -> None:
     assert {gpu for _, gpu, *_ in after} <= {"3", "5"}  # whoever takes a dead worker's place has its GPU
 
 
+@pytest.mark.slow
 def test_without_gpus_all_workers_are_alike() -> None:
     with Processes(2) as executor:
         assert (executor.gpu_workers, executor.gpus) == (2, ())
@@ -222,7 +226,8 @@ def receipts(store: FeatureStore, key: str, lanes: int) -> list[Any]:
     return found
 
 
-@settings(max_examples=40)
+@pytest.mark.slow
+@settings(max_examples=12)
 @given(
     names=st.lists(st.sampled_from(["a", "b", "c", "d", "e", "bad f", "bad g"]), min_size=1, max_size=24),
     seed=st.integers(0, 1000),
@@ -318,3 +323,48 @@ def test_nothing_goes_side_by_side_without_gpus(
 ) -> None:
     monkeypatch.setattr(flow_run, "run_side_by_side", None)
     Flow(load_manifest(small_manifest), None, FeatureStore.open(small_store)).all()
+
+
+def test_plan_and_status_say_how_the_work_is_shared(
+    small_manifest: Path, small_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "visible_gpus", lambda: ("0", "2"))
+    where = ["--manifest", str(small_manifest), "--store", str(small_store)]
+    for command, more in (("plan", ["--workers", "3"]), ("status", ["--workers", "3", "--gpu-workers", "4"])):
+        monkeypatch.setattr("sys.argv", ["recon-pipeline", command, *where, *more])
+        with pytest.raises(SystemExit):
+            cli.main()
+    said = capsys.readouterr().out
+    assert "teachers: 2 workers on GPU 0, 2, beside 3\n" in said
+    assert "teachers: 4 workers on GPU 0, 2, beside 3\n" in said
+
+
+def test_workers_for_gpus_that_are_not_there_are_refused_before_a_store_is_made(
+    small_manifest: Path, small_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "visible_gpus", lambda: ())
+    words = ["--manifest", str(small_manifest), "--store", str(small_store.parent / "none.zarr"), "--gpu-workers", "2"]
+    monkeypatch.setattr("sys.argv", ["recon-pipeline", "features", *words])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 1 and not (small_store.parent / "none.zarr").exists()
+    assert "--gpu-workers 2: there is no GPU for them" in " ".join(capsys.readouterr().err.split())
+
+
+def test_doctor_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu(monkeypatch, 9, 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda number: f"card {number}")
+    monkeypatch.setenv(devices.VISIBLE, "4,6")
+    found = doctor._torch()[-1]
+    assert found.ok and found.detail.endswith("card 0, card 1; GPU 4, 6, a worker each")
+    assert found.mend == "CUDA_VISIBLE_DEVICES=4,6 decides which"
+
+
+def test_memory_is_shared_out_among_a_gpu_s_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    for sharers in (1, 2, 4):
+        monkeypatch.setenv("RECON_GPU_SHARERS", str(sharers))
+        devices.share_memory()
+    assert shares == pytest.approx([0.45, 0.2])

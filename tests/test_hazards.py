@@ -63,7 +63,6 @@ def end(how: str) -> None:
         ("kill", False, "its worker was killed 2 times (out of memory?)"),
         ("crash", True, "crashed its worker 2 times: Segmentation fault"),
         ("hang", False, "took longer than 1 s, 2 times"),
-        ("hang", True, "took longer than 1 s, 2 times"),
     ],
 )
 def test_a_row_that_ends_its_worker_is_set_aside(store: FeatureStore, how: str, reason: str, batched: bool) -> None:  # noqa: F811
