@@ -183,7 +183,7 @@ class Pictures:
         return each_row(rows, [column.name for column in self.columns], one)
 
 
-class TwoLanes(Closing):
+class TwoCrews(Closing):
     """Two CPU hands and one GPU in one process, whose tasks end in any order: as `choose` has it."""
 
     workers, gpu_workers, gpus, isolated = 2, 1, ("0",), False
@@ -198,9 +198,9 @@ class TwoLanes(Closing):
         sources, hands = [iter(tasks), iter(on_gpu)], [2, 1]
         flying: list[tuple[int, T]] = []
         while True:
-            for lane, source in enumerate(sources):
-                while sum(at == lane for at, _ in flying) < hands[lane] and (task := next(source, None)) is not None:
-                    flying.append((lane, task))
+            for crew, source in enumerate(sources):
+                while sum(at == crew for at, _ in flying) < hands[crew] and (task := next(source, None)) is not None:
+                    flying.append((crew, task))
                     self.begun.append(str(task))
             if not flying:
                 return
@@ -241,11 +241,11 @@ def test_side_by_side_ends_in_the_same_store(
     rows = toy_rows([f"{name}.{number}" for number, name in enumerate(names)])
     views, targets = Pictures(), Pictures("targets", 6, draws, True)
     stores = []
-    for executor in (InProcess(), TwoLanes(random.Random(seed).randrange)):
+    for executor in (InProcess(), TwoCrews(random.Random(seed).randrange)):
         store = register(tmp_path_factory.mktemp("s") / "s.zarr", [row.name for row in rows])
         if rows[:there]:
             one_by_one(store, views, targets, rows[:there], InProcess())
-        if isinstance(executor, TwoLanes):
+        if isinstance(executor, TwoCrews):
             first = Work(views, rows)
             run_side_by_side(store, [first, Work(targets, behind=first)], executor)
         one_by_one(store, views, targets, rows, executor)
@@ -265,7 +265,7 @@ def one_by_one(store: FeatureStore, views: Pictures, targets: Pictures, rows: li
 def test_the_gpu_begins_while_pictures_are_drawn(tmp_path: Path) -> None:
     """With each shard as soon as the ones it reads are finished, and the copies in them; with all its draws then."""
     names = [f"shape{7 if number == 6 else number}.{number}" for number in range(32)]  # 7 is a copy of 6
-    rows, executor = toy_rows(names), TwoLanes(lambda count: 0)
+    rows, executor = toy_rows(names), TwoCrews(lambda count: 0)
     store = register(tmp_path / "s.zarr", names)
     views = Work(Pictures(), rows)
     results = run_side_by_side(store, [views, Work(Pictures("targets", 8, 2, True), behind=views)], executor)
@@ -281,7 +281,7 @@ def test_the_gpu_begins_while_pictures_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_question_goes_to_a_worker_where_there_are_gpus() -> None:
-    executor = TwoLanes(lambda count: 0)
+    executor = TwoCrews(lambda count: 0)
     assert ask(executor, str, 5) == "5" and executor.begun == ["5"]
     assert ask(InProcess(), str, 5) == "5"
 

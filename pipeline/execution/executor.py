@@ -19,7 +19,7 @@ from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.base.machine import cores, memory_bytes, set_thread_variables
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.execution.jobs import RETRIES
-from recon.pipeline.execution.workers import GRACE_SECONDS, Lane, Worker
+from recon.pipeline.execution.workers import GRACE_SECONDS, Crew, Worker
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -168,9 +168,9 @@ class Processes(Closing):
         """gpus: as CUDA_VISIBLE_DEVICES names them; with none, tasks that want a GPU go where the others go."""
         self.workers, self.gpus = workers, gpus if gpu_workers else ()
         self.gpu_workers = gpu_workers if self.gpus else workers
-        self._lanes = [Lane([Place("" if self.gpus else None)] * workers)]
+        self._crews = [Crew([Place("" if self.gpus else None)] * workers)]
         if self.gpus:
-            self._lanes.append(Lane(places(self.gpus, gpu_workers)))
+            self._crews.append(Crew(places(self.gpus, gpu_workers)))
         self._current: weakref.ref[Generator[Any, None, None]] | None = None
 
     def run(
@@ -185,13 +185,13 @@ class Processes(Closing):
     def close(self) -> None:
         """See `Executor.close`."""
         self._abandon()
-        crew = [worker for lane in self._lanes for worker in lane.crew]
-        for worker in crew:
+        workers = [worker for crew in self._crews for worker in crew.members]
+        for worker in workers:
             worker.dismiss()
-        for worker in crew:
+        for worker in workers:
             worker.bury(GRACE_SECONDS)
-        for lane in self._lanes:
-            lane.crew.clear()
+        for crew in self._crews:
+            crew.members.clear()
 
     def _abandon(self) -> None:
         """End a run that nobody finished; an exception's traceback may keep it alive."""
@@ -201,53 +201,53 @@ class Processes(Closing):
 
     def _run(self, function: Callable[[T], R], sources: Sequence[Iterable[T | None]]) -> Generator[R, None, None]:
         set_thread_variables()
-        for lane, source in zip(self._lanes, sources, strict=True):
-            lane.begin(function, source)
+        for crew, source in zip(self._crews, sources, strict=True):
+            crew.begin(function, source)
         done: deque[R] = deque()
         barren = 0
         try:
             while True:
-                for lane in self._lanes:
-                    lane.give_out(len(done))
+                for crew in self._crews:
+                    crew.give_out(len(done))
                 if done:  # after the workers have new tasks, for the caller may take its time
                     yield from _drained(done)
                     continue
-                if not any(lane.busy for lane in self._lanes):
+                if not any(crew.busy for crew in self._crews):
                     return
-                for lane, worker, reply in self._listen():
+                for crew, worker, reply in self._listen():
                     job, worker.job = worker.job, None
                     if reply is None:
                         how = worker.bury(GRACE_SECONDS)
-                        lane.crew.remove(worker)
+                        crew.members.remove(worker)
                         if job is not None:
                             job.died(how)
-                            lane.waiting.appendleft(job)
+                            crew.waiting.appendleft(job)
                         elif (barren := barren + 1) >= MAX_BARREN:
                             raise UserError(f"worker processes end before they begin a task ({how})")
                     elif job is not None:
                         barren = 0
                         result = job.settle(reply)
                         if result is None:
-                            lane.waiting.appendleft(job)
+                            crew.waiting.appendleft(job)
                         else:
                             done.append(result[0])
         finally:
-            for lane in self._lanes:  # a shard in hand has no receipt, so nothing is lost
-                lane.end()
+            for crew in self._crews:  # a shard in hand has no receipt, so nothing is lost
+                crew.end()
 
-    def _listen(self) -> list[tuple[Lane, Worker, bytes | None]]:
+    def _listen(self) -> list[tuple[Crew, Worker, bytes | None]]:
         """Wait for workers; the replies and, as None, the deaths."""
-        whose: dict[Any, tuple[Lane, Worker]] = {
-            handle: (lane, worker)
-            for lane in self._lanes
-            for worker in lane.crew
+        whose: dict[Any, tuple[Crew, Worker]] = {
+            handle: (crew, worker)
+            for crew in self._crews
+            for worker in crew.members
             for handle in (worker.pipe, worker.process.sentinel)
         }
         heard = []
-        for lane, worker in {whose[handle] for handle in connection.wait(list(whose))}:
+        for crew, worker in {whose[handle] for handle in connection.wait(list(whose))}:
             reply = worker.read()
             if reply is None or worker.ready:
-                heard.append((lane, worker, reply))
+                heard.append((crew, worker, reply))
             worker.ready = True
         return heard
 

@@ -1,4 +1,4 @@
-"""Worker processes on this machine: each with one job in hand, those of a lane alike in what they may use of it."""
+"""Worker processes on this machine: each with one job in hand."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-class Lane:
-    """Tasks of one sort on their way, and the workers that do them."""
+class Crew:
+    """Workers that are alike in what they may use of this machine, and the tasks they are given."""
 
     def __init__(self, places: Sequence[Place]) -> None:
-        self.crew: list[Worker] = []
+        self.members: list[Worker] = []
         self.waiting: deque[Job] = deque()
         self._places = places
         self._source: Iterator[Job | None] = iter(())
@@ -61,14 +61,14 @@ class Lane:
         """
         most = 2 * len(self._places) - len(self.waiting) - len(self._in_hand()) - ahead
         self.waiting.extend(at_hand(self._source, most))
-        for worker in self.crew:
+        for worker in self.members:
             if self.waiting and worker.ready and worker.job is None and worker.take(self.waiting[0]):
                 self.waiting.popleft()
         wanted = min(len(self._places), len(self._in_hand()) + len(self.waiting))
-        for _ in range(wanted - len(self.crew)):
-            taken = {worker.number for worker in self.crew}
+        for _ in range(wanted - len(self.members)):
+            taken = {worker.number for worker in self.members}
             number = next(number for number in range(len(self._places)) if number not in taken)
-            self.crew.append(Worker(number, self._places[number]))
+            self.members.append(Worker(number, self._places[number]))
 
     def end(self) -> None:
         """Drop what waits, and whoever has something in hand."""
@@ -77,10 +77,10 @@ class Lane:
         for worker in self._in_hand():
             worker.process.kill()
             worker.bury(GRACE_SECONDS)
-            self.crew.remove(worker)
+            self.members.remove(worker)
 
     def _in_hand(self) -> list[Worker]:
-        return [worker for worker in self.crew if worker.job is not None]
+        return [worker for worker in self.members if worker.job is not None]
 
 
 class Worker:
