@@ -20,7 +20,7 @@ from recon.pipeline.base.words import single_spaced
 from recon.pipeline.caption.captioner import CaptionerTable
 from recon.pipeline.teachers import probe
 from recon.pipeline.teachers.batches import BatchSize, in_batches
-from recon.pipeline.teachers.weights import weights_digest
+from recon.pipeline.teachers.known import KnownWeights
 
 CPU_BATCH = 8
 GPU_BATCH = 64  # to begin with
@@ -38,9 +38,12 @@ class Captioner:
     def __init__(self, table: CaptionerTable, device: str = "cpu") -> None:
         self._table = table
         self._device = torch.device(device)
+        folder = Path(table.model)
+        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        known = KnownWeights(files, table.model)
         self._processor, self._model = _load(table)
         self._model.eval().requires_grad_(False)
-        self._digest = weights_digest(self._model.state_dict())
+        self._digest = known.digest("captioner", self._model.state_dict())
         self._model.to(self._device)
         self._batch = BatchSize(self._device, CPU_BATCH, GPU_BATCH)
 

@@ -57,6 +57,9 @@ Cluster = Literal["local", "slurm", "ssh"]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Worker processes; default: by cores and memory. 0: this process.")
 ]
+GpuWorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Further processes for teachers, each kept to one GPU; default: one a GPU.")
+]
 SchedulerOption = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://host:port.")]
 ClusterOption = Annotated[Cluster | None, typer.Option(help="Start a dask cluster of --workers workers.")]
 HostsOption = Annotated[str, typer.Option(help="For --cluster ssh: the scheduler's host, then the workers'.")]
@@ -77,6 +80,7 @@ class Run:
     store: Path
     root: Path | None
     workers: int | None
+    gpu_workers: int | None
     scheduler: str | None
     cluster: Cluster | None
     hosts: str
@@ -105,14 +109,17 @@ class Run:
         if teachers or what == "caption":  # nor should a mistyped teacher come to light after hours of rendering
             settings, notes = settled(settings, self.store)
             say(notes)
-            load_models(settings, teachers)
         progress = StageProgress()
         with ExitStack() as stack:
             hosts = [host for host in self.hosts.split(",") if host]
-            executor = stack.enter_context(open_executor(self.workers, self.scheduler, self.cluster, hosts))
+            models = teachers or what == "caption"
+            options = (self.workers, self.scheduler, self.cluster, hosts, self.gpu_workers, models)
+            executor = stack.enter_context(open_executor(*options))
+            if models:
+                load_models(settings, teachers, executor)
             store = stack.enter_context(writing(self.store, what, idle=what != "retry"))
             flow = Flow(settings, self.root, store, executor, self.limit, shard, self.row_seconds)
-            check = self._size_check(flow, executor.workers)
+            check = self._size_check(flow)
 
             def begin(stage: str, plan: StagePlan) -> None:
                 changed = key_change(flow, stage, plan.tasks[0].stage)
@@ -121,6 +128,8 @@ class Run:
                     console.print(f"{stage}: a new key: {changed[0]}{more}")
                 more = human(plan.todo * plan.bytes_a_row)
                 console.print(f"{stage}: {plan.todo} of {plan.total} rows to do, about {more}")
+                if plan.tasks[0].stage.gpu and executor.gpus:
+                    console.print(f"{stage}: {executor.gpu_workers} workers on GPU {', '.join(executor.gpus)}")
 
             def note(stage: str, done: int, total: int, written: int) -> None:
                 check(stage, written)
@@ -154,14 +163,14 @@ class Run:
             typer.echo(summary(results))
         raise typer.Exit(EXIT_QUARANTINE if failed else 0)
 
-    def _size_check(self, flow: Flow, workers: int) -> Callable[[str, int], None]:
+    def _size_check(self, flow: Flow) -> Callable[[str, int], None]:
         """UserError when the run would pass --max-gb; the function that stops it where the prediction was too low."""
         if self.max_gb is None:
             return lambda stage, written: None
         from recon.pipeline.flow.report import disk_usage, report
 
         most, held = self.max_gb * 1e9, disk_usage(self.store)
-        to_come = sum(line.bytes_to_come for line in report(flow, workers))
+        to_come = sum(line.bytes_to_come for line in report(flow, 1))
         if held + to_come > most:
             raise UserError(
                 f"{self.store}: {human(held)} there and about {human(to_come)} to come are more than --max-gb "
@@ -193,6 +202,7 @@ def stage_command(name: str, doc: str) -> None:
         store: StoreOption,
         root: RootOption = None,
         workers: WorkersOption = None,
+        gpu_workers: GpuWorkersOption = None,
         scheduler: SchedulerOption = None,
         cluster: ClusterOption = None,
         hosts: HostsOption = "",
@@ -202,7 +212,7 @@ def stage_command(name: str, doc: str) -> None:
         row_seconds: SecondsOption = 120.0,
         as_json: JsonOption = False,
     ) -> None:
-        where = (workers, scheduler, cluster, hosts)
+        where = (workers, gpu_workers, scheduler, cluster, hosts)
         options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
         options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all"))
 
@@ -224,6 +234,7 @@ def retry(
     reason: ReasonOption = None,
     root: RootOption = None,
     workers: WorkersOption = None,
+    gpu_workers: GpuWorkersOption = None,
     scheduler: SchedulerOption = None,
     cluster: ClusterOption = None,
     hosts: HostsOption = "",
@@ -234,7 +245,7 @@ def retry(
     as_json: JsonOption = False,
 ) -> None:
     """Check the whole store, mend what is damaged, and do every stage again where it failed."""
-    where = (workers, scheduler, cluster, hosts)
+    where = (workers, gpu_workers, scheduler, cluster, hosts)
     options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
     options.stages("retry", lambda flow: flow.retry(reason), teachers=True)
 
@@ -247,13 +258,15 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         store: StoreOption,
         root: RootOption = None,
         workers: WorkersOption = None,
+        gpu_workers: GpuWorkersOption = None,
         limit: LimitOption = None,
         shard: ShardOption = "0/1",
         quiet: QuietOption = False,
         as_json: JsonOption = False,
     ) -> None:
         set_thread_variables()
-        from recon.pipeline.execution.executor import InProcess, default_workers
+        from recon.pipeline.execution.executor import InProcess
+        from recon.pipeline.execution.opening import shares
         from recon.pipeline.flow.manifest import load_manifest
         from recon.pipeline.flow.report import describe, report
         from recon.pipeline.flow.run import Flow
@@ -262,13 +275,15 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         from recon.pipeline.store import FeatureStore
 
         flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
-        lines = report(flow, default_workers() if workers is None else workers)
+        on_cpu, on_gpu, gpus = shares(workers, gpu_workers)
+        lines = report(flow, on_cpu, on_gpu)
         left = any(line.todo for line in lines)
         listed = [line for line in lines if line.todo] if only_todo else lines
         if as_json:
             emit([{**vars(line), "todo": line.todo} for line in listed])
         elif not quiet:
             answer(describe(listed) if listed else ["nothing to do"])
+            answer([f"teachers: {on_gpu} workers on GPU {', '.join(gpus)}, beside {on_cpu}"] if gpus else [])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])
             lacking = None if only_todo else flow.lacking()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from recon.pipeline.base.errors import MachineError, UserError
@@ -72,6 +73,14 @@ class Job:
                 f"{self.name} killed {self.deaths} workers ({how}); run it with --workers 0 to see why, "
                 "with more memory or without the shapes that cause it"
             )
+
+
+def at_hand(jobs: Iterator[Job | None], most: int) -> Iterator[Job]:
+    """The next ones, up to the first None: there is none now."""
+    for job in islice(jobs, max(0, most)):
+        if job is None:
+            return
+        yield job
 
 
 def fault_in(reply: bytes) -> str:

@@ -14,7 +14,8 @@ import distributed
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import one_line
-from recon.pipeline.execution.executor import default_workers, without_interrupts
+from recon.pipeline.execution.executor import default_workers
+from recon.pipeline.execution.workers import without_interrupts
 
 DISTRIBUTION = "recon-pointcloud"
 SILENT = logging.CRITICAL + 1

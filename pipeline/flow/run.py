@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.caption.table import CaptionsTable
 from recon.pipeline.caption.templates import templates_of
-from recon.pipeline.execution.engine import ROW_SECONDS, StageResult, run_stage
+from recon.pipeline.execution.engine import (
+    ROW_SECONDS,
+    StageResult,
+    Work,
+    ask,
+    attributes_of,
+    run_side_by_side,
+    run_stage,
+)
 from recon.pipeline.execution.executor import Executor, InProcess
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
@@ -30,7 +39,7 @@ from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_
 from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
-from recon.pipeline.teachers.loaded import teacher_of
+from recon.pipeline.teachers.loaded import facts_of
 
 T = TypeVar("T")
 
@@ -72,6 +81,7 @@ class Flow:
         self._registered = False
         self._rows: dict[str, Sequence[Row]] = {}
         self._results: dict[str, StageResult] = {}
+        self._side_by_side: dict[str, StageResult] = {}
         self.mended: list[str] = []
         self.notes: list[str] = []
 
@@ -161,7 +171,7 @@ class Flow:
     @cached_property
     def plan(self) -> Plan:
         """The manifest's stages."""
-        return Plan(self.manifest, self.root, lambda: self._all_shapes)
+        return Plan(self.manifest, self.root, lambda: self._all_shapes, partial(ask, self.executor))
 
     @cached_property
     def shapes(self) -> list[Shape]:
@@ -187,9 +197,12 @@ class Flow:
             self.notes += register(self.store, self.manifest.name, self.shapes, whole=self._is_whole)
             self._registered = True
         captions = False
-        for node in self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds}):
+        nodes = self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds})
+        for number, node in enumerate(nodes):
             if node.kind == "text" and captions:
                 self._settle_ref()
+            if self.executor.gpus and not self._side_by_side:
+                self._run_side_by_side([node for node in nodes[number:] if node.name not in self._results])
             self._run(node)
             captions |= node.kind == "captions"
         if captions or "captions" in kinds:
@@ -207,13 +220,41 @@ class Flow:
         if name in self._results or stage is None:
             return
         rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
-        report = lambda done, total, written: self.progress(name, done, total, written)  # noqa: E731
-        begin = lambda plan: self.begin(name, plan)  # noqa: E731
-        result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report, begin)
+        result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, *self._told(name))
+        if before := self._side_by_side.get(name):
+            seconds = before.seconds + result.seconds
+            result = replace(result, computed=before.computed + result.computed, seconds=seconds)
         self._rows[name], self._results[name] = rows, result
         if node.kind == "meshes":
             self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
+
+    def _run_side_by_side(self, nodes: Sequence[Node]) -> None:
+        """Where the meshes are read: render, and let the GPUs look at each shard of pictures as it is finished.
+
+        nodes: what is left. Those that wait for nothing else go along. What is left undone is done node by node.
+        """
+        views = next((node for node in nodes if node.kind == "views"), None)
+        behind = [node for node in nodes if views and node.after == views.name]
+        if not views or views.after not in self._results or not behind:
+            return
+        free = [node for node in nodes if node.after == LISTING or node.after in self._results]
+        works: dict[str, Work] = {}
+        for node in (views, *behind, *free):
+            stage = self.plan.stage(node)
+            if stage is None or any(digest_of(stage.recipe) == digest_of(w.stage.recipe) for w in works.values()):
+                continue
+            progress, begin = self._told(node.name)
+            if node in behind:
+                works[node.name] = Work(stage, (), works[views.name], node.rows, progress, begin)
+            else:
+                works[node.name] = Work(stage, node.rows(self._handed(node)), progress=progress, begin=begin)
+        results = run_side_by_side(self.store, list(works.values()), self.executor, self.row_seconds)
+        self._side_by_side = dict(zip(works, results, strict=True))
+
+    def _told(self, name: str) -> tuple[Callable[[int, int, int], None], Callable[[StagePlan], None]]:
+        """What is told of a stage's progress, and of its plan before it begins."""
+        return partial(self.progress, name), partial(self.begin, name)
 
     def _split_again(self) -> None:
         """Note the splits that have changed now that more meshes are known."""
@@ -267,7 +308,7 @@ class Flow:
     def _add_prompts(self, stage: Stage) -> list[Row]:
         """All prompts of a text stage's key, after what the shapes have come to need."""
         key = digest_of(stage.recipe)
-        self.store.require_key(stage.kind, key, stage.recipe, stage.columns, stage.attributes)
+        self.store.require_key(stage.kind, key, stage.recipe, stage.columns, attributes_of(stage, self.executor))
         self.store.append_prompts(key, self.prompts())
         return prompt_rows(self.store.prompts(key))
 
@@ -295,15 +336,20 @@ class Flow:
         return prompts + [caption for row in mine for caption in captions[row] if caption]
 
 
-def load_models(manifest: Manifest, teachers: bool) -> None:
+def load_models(manifest: Manifest, teachers: bool, executor: Executor) -> None:
     """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work."""
     tables = manifest.captions or ()
     looked_at = {table.teacher_named for table in tables}
     for spec in manifest.features.teachers:
         if teachers or spec.name in looked_at:
-            teacher_of(spec)
+            ask(executor, facts_of, spec)
     for table in tables:
-        table.load()
+        if table.has_model:
+            ask(executor, _load, table)
+
+
+def _load(table: CaptionsTable) -> None:
+    table.load()
 
 
 def summary(results: Sequence[StageResult]) -> str:

@@ -74,7 +74,7 @@ class RenderedViews(SingleLane):
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Views that another preset's key holds of the same camera are taken from there."""
-        donors = reuse.donors(store, "views", self.recipe, self.shard_rows)
+        donors = reuse.donors(store, "views", self.recipe)
 
         def one(row: Row) -> tuple[Any, ...]:
             held = donors.views_of(row, 0)

@@ -20,10 +20,11 @@ from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Floats, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.batches import BatchSize, embed_texts
 from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from recon.pipeline.teachers.known import KnownWeights
 from recon.pipeline.teachers.probe import SENTENCES, of_tokens
-from recon.pipeline.teachers.published import Published, check_tag, tag_of
+from recon.pipeline.teachers.published import Published, check_tag, source_of, tag_of
 from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
-from recon.pipeline.teachers.weights import in_hub_cache, openai_state, text_weights, weights_digest
+from recon.pipeline.teachers.weights import in_hub_cache, openai_state, text_weights
 
 DEMO_CONFIG = Path(__file__).parent / "demo" / "open_clip_config.json"
 HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -38,6 +39,7 @@ class OpenClipTeacher(ImageTower):
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
         path = _config_path(spec)
         check_tag(spec, takes_file=path is None and not spec.model.startswith(HUB))
+        known = KnownWeights(_files(spec, path), source_of(spec))
         model, self._tokenizer, self._config = _load_named(spec) if path is None else _load_local(spec, path)
         text = self._config["text_cfg"]
         options = text.get("tokenizer_kwargs", {})
@@ -48,8 +50,9 @@ class OpenClipTeacher(ImageTower):
         # Of local configs alone: those of the library's own models are in their keys, which stay as they are.
         if path and (options or text.get("tokenizer_mode")):
             self._tokenizing["tokens"] = digest_of(of_tokens(self.tokens(SENTENCES)))
-        self._words = weights_digest(text_weights(model.state_dict()))
-        super().__init__(spec, device, model, _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec), tapped)
+        self._words = known.digest("words", text_weights(model.state_dict()))
+        preprocess = _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec)
+        super().__init__(spec, device, model, preprocess, tapped, known)
         self._text_batch = BatchSize(self._device)
 
     def recipe(self) -> dict[str, Any]:
@@ -134,6 +137,14 @@ def cached_weights(spec: TeacherSpec) -> Path | None:
         return in_hub_cache(repository, [safe, file] if file else HUB_FILES)
     saved = Path("~/.cache/clip", Path(config["url"]).name).expanduser()
     return saved if saved.is_file() else None
+
+
+def _files(spec: TeacherSpec, config: Path | None) -> list[Path]:
+    """What the model is read from; none before it is fetched."""
+    if config is not None:
+        return [config, _weights_beside(spec, config)]
+    file = cached_weights(spec)
+    return [] if file is None else [file]
 
 
 def _config_path(spec: TeacherSpec) -> Path | None:

@@ -15,7 +15,8 @@ from timm.data.config import resolve_model_data_config
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from recon.pipeline.teachers.published import Published, check_tag, tag_of
+from recon.pipeline.teachers.known import KnownWeights
+from recon.pipeline.teachers.published import Published, check_tag, source_of, tag_of
 from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
 from recon.pipeline.teachers.weights import in_hub_cache
 
@@ -28,10 +29,11 @@ class TimmTeacher(ImageTower):
 
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
         check_tag(spec, takes_file=not Path(spec.model).is_dir() and not spec.model.startswith(HUB))
+        known = KnownWeights(_files(spec), source_of(spec))
         model = _load(spec)
         self._architecture = model.pretrained_cfg["architecture"]
         self._arguments = _arguments(spec)
-        super().__init__(spec, device, model, _preprocess(model, spec), tapped)
+        super().__init__(spec, device, model, _preprocess(model, spec), tapped, known)
 
     def recipe(self) -> dict[str, Any]:
         """See `Teacher.recipe`."""
@@ -80,6 +82,14 @@ def cached_weights(spec: TeacherSpec) -> Path | None:
         return in_hub_cache(config["hf_hub_id"], [named] if named else HUB_FILES)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(config["url"] or "none").name)
     return file if file.is_file() else None
+
+
+def _files(spec: TeacherSpec) -> list[Path]:
+    """What the model is read from; none before it is fetched."""
+    if Path(spec.model).is_dir():
+        return sorted(path for path in Path(spec.model).iterdir() if path.is_file())
+    file = Path(spec.pretrained) if spec.pretrained and Path(spec.pretrained).is_file() else cached_weights(spec)
+    return [] if file is None else [file]
 
 
 def _load(spec: TeacherSpec) -> Any:
