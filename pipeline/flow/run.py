@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -161,7 +163,7 @@ class Flow:
     @cached_property
     def plan(self) -> Plan:
         """The manifest's stages."""
-        return Plan(self.manifest, self.root, lambda: self._all_shapes)
+        return Plan(self.manifest, self.root, lambda: self._all_shapes, self._kept)
 
     @cached_property
     def shapes(self) -> list[Shape]:
@@ -187,11 +189,16 @@ class Flow:
             self.notes += register(self.store, self.manifest.name, self.shapes, whole=self._is_whole)
             self._registered = True
         captions = False
-        for node in self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds}):
-            if node.kind == "text" and captions:
-                self._settle_ref()
-            self._run(node)
-            captions |= node.kind == "captions"
+        nodes = self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds})
+        reading = [node.name for node in nodes if self.plan.reads_meshes(node)]
+        try:
+            for node in nodes:
+                if node.kind == "text" and captions:
+                    self._settle_ref()
+                self._run(node, keep=node.name in reading[:-1])
+                captions |= node.kind == "captions"
+        finally:
+            shutil.rmtree(self._kept, ignore_errors=True)
         if captions or "captions" in kinds:
             self._settle_ref()
         return list(self._results.values())
@@ -201,14 +208,25 @@ class Flow:
         """Whether the flow is about all that the manifest lists."""
         return self.limit is None and self.shard == (0, 1)
 
-    def _run(self, node: Node) -> None:
-        """Run a stage once a flow and note its key under the manifest's name."""
+    @property
+    def _kept(self) -> Path:
+        """Where meshes are kept from one stage to the next."""
+        return self.store.path / "running" / "meshes"
+
+    def _run(self, node: Node, keep: bool) -> None:
+        """Run a stage once a flow and note its key under the manifest's name; keep: the meshes that it reads."""
         stage, name = self.plan.stage(node), node.name
         if name in self._results or stage is None:
             return
         rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
         report = lambda done, total, written: self.progress(name, done, total, written)  # noqa: E731
-        begin = lambda plan: self.begin(name, plan)  # noqa: E731
+
+        def begin(plan: StagePlan) -> None:
+            self.begin(name, plan)
+            if keep:
+                with suppress(OSError):  # then each stage reads them, or tells what is wrong with the disk
+                    self._kept.mkdir(parents=True, exist_ok=True)
+
         result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report, begin)
         self._rows[name], self._results[name] = rows, result
         if node.kind == "meshes":

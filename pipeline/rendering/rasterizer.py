@@ -257,7 +257,8 @@ class Rasterizer:
             ]
             if names:
                 gl.glDeleteTextures(list(names.values()))
-        return np.concatenate([p[0] for p in passes]), np.concatenate([p[1] for p in passes])
+        color = passes[0][0] if len(passes) == 1 else np.concatenate([p[0] for p in passes])
+        return color, np.concatenate([p[1] for p in passes])
 
     def close(self) -> None:
         """Free this rasterizer's buffers; the context stays for the others of the process."""

@@ -44,7 +44,8 @@ class Meshes(SingleLane):
         def one(row: Row) -> tuple[str, str, str, int]:
             mesh = self.origin.mesh(row)
             check_mesh(mesh)
-            faces = sum(len(p.faces) for p in mesh.primitives)
-            return mesh_digest(mesh), json.dumps(mesh.facts, sort_keys=True), json.dumps(mesh.parts), faces
+            faces, digest = sum(len(p.faces) for p in mesh.primitives), mesh_digest(mesh)
+            self.origin.keep(row, mesh, digest)
+            return digest, json.dumps(mesh.facts, sort_keys=True), json.dumps(mesh.parts), faces
 
         return each_row(rows, [c.name for c in self.columns], one)

@@ -65,7 +65,7 @@ class PointClouds(SingleLane):
             if self.origin.source.has_clouds:
                 points = take_points(self.origin.cloud(row), count, seed)
             else:
-                points = sample_points(self.origin.mesh(row), count, seed)
+                points = sample_points(self.origin.checked_mesh(row, keep=True), count, seed)
             order = farthest_point_order(points.xyz).astype(order_type)
             normal = points.normal.astype(np.float16)
             return points.xyz, normal, points.color, points.part, order, point_frame(points.xyz)
