@@ -191,6 +191,6 @@ def _corners(mesh: Mesh, frame: Normalisation) -> tuple[NDArray[np.float32], lis
         if texture is None and ranges and ranges[-1].texture is None:
             ranges[-1] = DrawRange(ranges[-1].first, ranges[-1].num_corners + len(part), None)
         else:
-            ranges.append(DrawRange(first, len(part), texture))
+            ranges.append(DrawRange(first, len(part), texture, primitive.wrap))
         first += len(part)
     return corners, ranges

@@ -13,7 +13,7 @@ from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code makes other numbers from the same recipe
-READER = 1  # raise it when the same file gives another mesh (0 had no number): colours, poses, places
+READER = 2  # raise it when the same file gives another mesh (0 had no number): colours, poses, edges of textures
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@ def mesh_digest(mesh: Mesh) -> str:
         ]
         shapes = [None if a is None else a.shape for a in arrays]
         # with their shapes, neighbouring arrays cannot be taken for one another
-        digest.update(json.dumps([item.part, item.material.name, shapes]).encode())
+        wrap = [] if item.wrap == ("repeat", "repeat") else [item.wrap]  # as before there was another
+        digest.update(json.dumps([item.part, item.material.name, shapes, *wrap]).encode())
         for array in arrays:
             if array is not None:
                 digest.update(array.tobytes())
