@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon.pipeline.shapes.mesh import Floats
+from recon.pipeline.shapes.meshfile.polygons import concave
 
 Bytes = NDArray[np.uint8]
 Colours = tuple["NDArray[Any] | None", "NDArray[Any] | None"]
@@ -64,6 +65,8 @@ def dress(scene: Any, suffix: str, content: bytes, given: Colours = (None, None)
         vertex, face = given
         if suffix == ".ply":
             elements = geometry.metadata.get("_ply_raw", {})
+            _cut_polygons(geometry, elements.get("face"))
+            faces = geometry.faces
             vertex, face = (_of_element(elements.get(name)) for name in ("vertex", "face"))
             vertex, face = (vertex, None) if vertex is not None else (None, face)
         elif suffix == ".stl" and "stl" in geometry.face_attributes:
@@ -72,6 +75,35 @@ def dress(scene: Any, suffix: str, content: bytes, given: Colours = (None, None)
             geometry.visual.vertex_colors = as_bytes(vertex)
         elif face is not None and len(face) == len(faces):
             geometry.visual.face_colors = as_bytes(face)
+
+
+def _cut_polygons(geometry: Any, element: dict[str, Any] | None) -> None:
+    """Give a PLY's geometry its polygons in the file's order, concave ones without what a fan would add; and each of
+    their triangles a row of its own in the element, so that it has its polygon's colour.
+
+    A geometry of triangles, or of convex polygons without colours, stays as trimesh made it.
+    """
+    data = {} if element is None else element.get("data")
+    if not isinstance(data, dict):
+        return
+    rings = next((data[name] for name in ("vertex_index", "vertex_indices") if name in data), ())
+    sizes = np.array([len(ring) for ring in rings], np.int64)
+    if not (sizes > 3).any():
+        return
+    found = concave(np.asarray(geometry.vertices), rings)
+    if not found and "red" not in data:
+        return
+    triangles = [
+        found[number]
+        if number in found
+        else np.stack([np.repeat(ring[:1], max(len(ring) - 2, 0)), ring[1:-1], ring[2:]], 1)
+        for number, ring in enumerate(np.asarray(ring, np.int64) for ring in rings)
+        if len(ring) > 2
+    ]
+    geometry.faces = np.concatenate(triangles)
+    counts = np.maximum(sizes - 2, 0)
+    for name in {"red", "green", "blue"} & data.keys():
+        data[name] = np.repeat(np.ravel(data[name]), counts)
 
 
 def _of_element(element: dict[str, Any] | None) -> NDArray[Any] | None:
