@@ -1,5 +1,6 @@
 """Concave polygons are filled, and no more than that, in every format that has polygons."""
 
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,12 @@ DART = [(0, 0, 0), (2, 1, 0), (0, 2, 0), (1, 1, 0)]  # its last corner turns bac
 COMB = [(0, 0, 0), (5, 0, 0), (5, 2, 0), (4, 2, 0), (4, 1, 0), (2, 1, 0), (2, 2, 0), (1, 2, 0), (1, 1, 0), (0, 1, 0)]
 AREAS = {"dart": 1.0, "comb": 7.0}
 RINGS = {"dart": DART[-1:] + DART[:-1], "comb": COMB}
+
+
+def cut(ring, *polygons) -> dict[int, np.ndarray]:
+    """What `concave` makes of polygons among the corners of a ring; without any, of the ring itself."""
+    rings = [list(polygon) for polygon in polygons or [range(len(ring))]]
+    return concave(np.array(ring, float), np.concatenate(rings), np.array([len(each) for each in rings]))
 
 
 def area(vertices, faces) -> float:
@@ -64,6 +71,24 @@ def test_a_concave_polygon_has_its_own_area_and_colour(tmp_path, write, name, co
         assert shades == {(1, 0, 0): len(ring) - 2, (0, 1, 0): 1}
 
 
+@pytest.mark.parametrize("coloured", [False, True])
+def test_a_binary_ply_of_quadrilaterals(tmp_path, coloured):
+    shades = ((255, 0, 0), (0, 255, 0)) if coloured else ((), ())
+    rows = [
+        struct.pack(f"<B4i{len(shade)}B", 4, *corners, *shade)
+        for corners, shade in zip(((0, 1, 2, 3), (3, 0, 1, 2)), shades, strict=True)
+    ]
+    text = ply(tmp_path, RINGS["dart"], coloured).read_text()
+    header = text[: text.index("end_header\n")].replace("ascii", "binary_little_endian") + "end_header\n"
+    vertices = np.array(RINGS["dart"], "<f4").tobytes()
+    (tmp_path / "b.ply").write_bytes(header.encode() + vertices + b"".join(rows))
+    (item,) = load_mesh(tmp_path / "b.ply", tmp_path).primitives
+    assert area(item.vertices, item.faces) == pytest.approx(2)
+    if coloured:
+        found = [item.colors[face[0]].round().astype(int).tolist() for face in item.faces]
+        assert found == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]
+
+
 def test_an_obj_with_a_concave_polygon_keeps_its_other_faces(tmp_path):
     (item,) = load_mesh(obj(tmp_path, RINGS["comb"], False), tmp_path).primitives
     last = COMB[-2:] + COMB[:2]
@@ -78,11 +103,11 @@ def _around(ring) -> float:
 
 def test_a_convex_polygon_stays_the_fan_that_it_was():
     ring = [(0, 0, 0), (1, 0, 0), (2, 0, 0), (2, 1, 0), (0, 1, 0)]  # one corner on a straight edge
-    assert concave(np.array(ring, float), [range(5), range(4), [0, 1, 9, 2], [3, 4, 0]]) == {}
+    assert cut(ring, range(5), range(4), [0, 1, 9, 2], [3, 4, 0]) == {}
 
 
 def test_a_polygon_that_crosses_itself_is_left_to_fans():
-    assert concave(np.array([(0, 0, 0), (3, 3, 0), (3, 0, 0), (0, 2, 0)], float), [range(4)]) == {}
+    assert cut([(0, 0, 0), (3, 3, 0), (3, 0, 0), (0, 2, 0)]) == {}
 
 
 @given(
@@ -95,8 +120,7 @@ def test_stars_anywhere_in_space_are_filled_and_keep_their_side(radii, turn):
     away = np.linalg.qr(np.column_stack([turn, np.eye(3)[:, :2] + 0.1]))[0]
     away = away * np.sign(np.linalg.det(away))
     ring = flat @ away.T + 7
-    found = concave(ring, [range(len(ring))])
-    for triangles in found.values():
+    for triangles in cut(ring).values():
         a, b, c = (ring[triangles[:, i]] for i in range(3))
         normals = np.cross(b - a, c - a) @ away[:, 2]
         assert (normals >= -1e-9).all() and normals.sum() / 2 == pytest.approx(_around(flat))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.pipeline.shapes.mesh import Floats
+from recon.pipeline.shapes.mesh import Floats, Ints
 from recon.pipeline.shapes.meshfile.polygons import concave
 
 Bytes = NDArray[np.uint8]
@@ -83,27 +83,33 @@ def _cut_polygons(geometry: Any, element: dict[str, Any] | None) -> None:
 
     A geometry of triangles, or of convex polygons without colours, stays as trimesh made it.
     """
-    data = {} if element is None else element.get("data")
-    if not isinstance(data, dict):
+    data = None if element is None else element.get("data")
+    names = () if data is None else data.keys() if isinstance(data, dict) else data.dtype.names or ()
+    lists = next((data[name] for name in ("vertex_index", "vertex_indices") if name in names), None)
+    if element is None or lists is None:
         return
-    rings = next((data[name] for name in ("vertex_index", "vertex_indices") if name in data), ())
+    rings = lists if isinstance(data, dict) else lists["f1"]  # of a binary file all are of one size
     sizes = np.array([len(ring) for ring in rings], np.int64)
     if not (sizes > 3).any():
         return
-    found = concave(np.asarray(geometry.vertices), rings)
-    if not found and "red" not in data:
+    corners = np.concatenate(list(rings)).astype(np.int64)
+    found = concave(np.asarray(geometry.vertices), corners, sizes)
+    if not found and "red" not in names:
         return
+    ends = np.cumsum(sizes).tolist()
     triangles = [
-        found[number]
-        if number in found
-        else np.stack([np.repeat(ring[:1], max(len(ring) - 2, 0)), ring[1:-1], ring[2:]], 1)
-        for number, ring in enumerate(np.asarray(ring, np.int64) for ring in rings)
-        if len(ring) > 2
+        found[number] if number in found else _fan(corners[end - size : end])
+        for number, (end, size) in enumerate(zip(ends, sizes.tolist(), strict=True))
     ]
     geometry.faces = np.concatenate(triangles)
     counts = np.maximum(sizes - 2, 0)
-    for name in {"red", "green", "blue"} & data.keys():
-        data[name] = np.repeat(np.ravel(data[name]), counts)
+    shades = {"red", "green", "blue"} & set(names)
+    element["data"] = {name: np.repeat(np.ravel(data[name]), counts) for name in shades}
+
+
+def _fan(ring: Ints) -> Ints:
+    """[corners - 2, 3] of a polygon's vertices."""
+    return np.stack([np.repeat(ring[:1], max(len(ring) - 2, 0)), ring[1:-1], ring[2:]], 1)
 
 
 def _of_element(element: dict[str, Any] | None) -> NDArray[Any] | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-
 import mapbox_earcut
 import numpy as np
 
@@ -14,32 +11,41 @@ MAX_CORNERS = 5000  # of a polygon that is looked into; ears of a larger one may
 BENT = 1e-6  # of a polygon's area: a corner that turns back by less lies on a straight edge
 
 
-def concave(vertices: Floats, polygons: Sequence[Sequence[int]]) -> dict[int, Ints]:
+def concave(vertices: Floats, corners: Ints, sizes: Ints) -> dict[int, Ints]:
     """By number the polygons that a fan would not fill, as triangles [corners - 2, 3] of vertex numbers.
 
-    vertices [V, 3]; polygons: the vertices around each, in order. A polygon that is not flat is looked at along its
-    mean normal. Those that name no vertex, cross themselves or have more than MAX_CORNERS corners are left to fans.
+    vertices [V, 3]; corners: the vertices around each polygon, one polygon after the other; sizes [K]: how many each
+    has. A polygon that is not flat is looked at along its mean normal. Those that name no vertex, cross themselves or
+    have more than MAX_CORNERS corners are left to fans.
     """
-    alike: dict[int, list[int]] = defaultdict(list)
-    for number, polygon in enumerate(polygons):
-        if 3 < len(polygon) <= MAX_CORNERS:
-            alike[len(polygon)].append(number)
-    found = {}
-    for numbers in alike.values():
-        rings = np.array([polygons[number] for number in numbers], np.int64)
+    found: dict[int, Ints] = {}
+    firsts = np.cumsum(sizes) - sizes
+    for size in np.unique(sizes[(sizes > 3) & (sizes <= MAX_CORNERS)]).tolist():
+        alike = np.flatnonzero(sizes == size)
+        rings = corners[firsts[alike][:, None] + np.arange(size)]
         there = ((rings >= 0) & (rings < len(vertices))).all(1)
-        rings, whose = rings[there], np.array(numbers)[there].tolist()
-        corners = vertices[rings]
-        ahead = np.roll(corners, -1, 1)
-        normals = np.cross(corners - corners[:, :1], ahead - corners[:, :1]).sum(1)  # twice the area long
-        turns = np.cross(corners - np.roll(corners, 1, 1), ahead - corners)
-        areas = np.einsum("kc,kc->k", normals, normals)
-        bent = (np.einsum("knc,kc->kn", turns, normals) < -BENT * areas[:, None]).any(1)
-        for at in np.flatnonzero(bent & np.isfinite(areas)):
-            triangles = _ears(corners[at], normals[at])
-            if triangles is not None:
-                found[whose[at]] = rings[at][triangles]
+        found |= _of_size(vertices, rings[there], alike[there].tolist())
     return found
+
+
+def _of_size(vertices: Floats, rings: Ints, whose: list[int]) -> dict[int, Ints]:
+    """The same of polygons [K, corners] of one size, and of these numbers."""
+    corners = vertices[rings]
+    ahead = np.roll(corners, -1, 1)
+    normals = np.cross(corners - corners[:, :1], ahead - corners[:, :1]).sum(1)  # twice the area long
+    turns = np.cross(corners - np.roll(corners, 1, 1), ahead - corners)
+    areas = np.einsum("kc,kc->k", normals, normals)
+    turned = np.einsum("knc,kc->kn", turns, normals)
+    back = turned < -BENT * areas[:, None]
+    bent = np.flatnonzero(back.any(1) & np.isfinite(areas)).tolist()
+    if rings.shape[1] == 4:  # where two corners turn back it crosses itself
+        return {whose[at]: rings[at][_HALVES[turned[at].argmin()]] for at in bent if back[at].sum() == 1}
+    ears = {at: _ears(corners[at], normals[at]) for at in bent}
+    return {whose[at]: rings[at][triangles] for at, triangles in ears.items() if triangles is not None}
+
+
+_HALVES = [np.array([[i, i + 1, i + 2], [i, i + 2, i + 3]]) % 4 for i in range(4)]
+"""A quadrilateral cut in two at one of its corners."""
 
 
 def _ears(corners: Floats, normal: Floats) -> Ints | None:

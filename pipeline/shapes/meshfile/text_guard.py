@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ MAX_NAMED = 256  # objects or groups, above which they are no parts: labels are 
 
 # The letters before it announce texture coordinates, colours or normals, which follow a vertex's position.
 OFF_MAGIC = re.compile(r"\s*(?:ST)?C?N?OFF(?![A-Z])", re.IGNORECASE)
+MANY_CORNERS = re.compile(r"(?m)^f +(\S+ +\S+ +\S+ +\S[^\n]*)$")  # an OBJ's face of more than three
 STL_HEADER_BYTES, STL_FACE_BYTES = 84, 50
 
 
@@ -93,28 +94,33 @@ def _shares(text: str) -> str:
 
 def _without_concave(text: str) -> str:
     """The text with triangles in place of the polygons that trimesh's fans would not fill."""
-    faces = re.findall(r"(?m)^f +(\S+ +\S+ +\S+ +\S[^\n]*)$", text)
+    faces = MANY_CORNERS.findall(text)
     if not faces:
         return text
-    polygons = [line.split() for line in faces]
+    words = " ".join(faces)
+    corners = re.sub(r"/\S*", "", words).split() if "/" in words else words.split()
+    sizes = np.array([len(line.split()) for line in faces])
     places = re.findall(r"(?m)^v +(\S+) +(\S+) +(\S+)", text)
     try:
-        rings = [[int(corner.partition("/")[0]) - 1 for corner in polygon] for polygon in polygons]
-        found = concave(np.array(places, np.float64).reshape(-1, 3), rings)
+        rings = np.array(corners, np.int64) - 1
+        found = concave(np.array(places, np.float64).reshape(-1, 3), rings, sizes)
     except ValueError:  # no numbers: trimesh tells
         return text
     if not found:
         return text
-    numbers = iter(range(len(polygons)))
+    starts = (np.cumsum(sizes) - sizes).tolist()
+    numbers = iter(range(len(faces)))
 
     def cut(line: re.Match[str]) -> str:
         number = next(numbers)
         if number not in found:
             return line[0]
-        corner = dict(zip(rings[number], polygons[number], strict=True))
+        polygon = line[1].split()
+        start = starts[number]
+        corner = dict(zip(rings[start : start + len(polygon)].tolist(), polygon, strict=True))
         return "\n".join("f " + " ".join(corner[vertex] for vertex in row) for row in found[number].tolist())
 
-    return re.sub(r"(?m)^f +\S+ +\S+ +\S+ +\S[^\n]*$", cut, text)
+    return MANY_CORNERS.sub(cut, text)
 
 
 def tidied(content: bytes) -> str:
@@ -202,11 +208,11 @@ def _concave_off(lines: list[str], num_vertices: int) -> dict[int, Any]:
     """See `concave`; of an OFF's lines."""
     try:
         vertices = np.array([line.split()[:3] for line in lines[1 : 1 + num_vertices]], np.float64).reshape(-1, 3)
-        rows = (line.split() for line in lines[1 + num_vertices :])
-        rings = [[int(word) for word in row[1 : 1 + int(row[0])]] for row in rows]
+        faces = [[int(word) for word in line.split()] for line in lines[1 + num_vertices :]]
     except ValueError:  # no numbers: trimesh tells
         return {}
-    return concave(vertices, rings)
+    rings = [face[1 : 1 + face[0]] for face in faces]
+    return concave(vertices, np.array(list(chain(*rings)), np.int64), np.array([len(ring) for ring in rings]))
 
 
 def guard_stl(content: bytes, budget: Budget) -> None:
