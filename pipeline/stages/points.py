@@ -17,6 +17,7 @@ from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code, or that of shapes.sample, makes other numbers from the same recipe
+READER = 1  # raise it when the same file gives another cloud (0 had no number): far ones are moved to the origin
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PointClouds(SingleLane):
     def recipe(self) -> dict[str, Any]:
         """The clouds or meshes that points come from, and how many are drawn."""
         if self.origin.source.has_clouds:
-            made_from: dict[str, Any] = {"clouds": self.origin.recipe()}
+            made_from: dict[str, Any] = {"clouds": self.origin.recipe() | {"reader": READER}}
         else:
             made_from = {"meshes": digest_of(Meshes(self.origin).recipe)}
         return {"stage": "points", "version": VERSION, **made_from, **self.sample.model_dump()}
