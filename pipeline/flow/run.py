@@ -23,6 +23,7 @@ from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted,
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
 from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.copies import Copies, copies_of
+from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
@@ -232,6 +233,21 @@ class Flow:
         if node.kind == "meshes":
             self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
+        if node.kind == "text":
+            self._count_cut(str(node.part), bool(result.computed))
+
+    def _count_cut(self, name: str, changed: bool) -> None:
+        """Note how many of the manifest's prompts a teacher reads the beginnings of alone; changed: some are new."""
+        teacher = teacher_of(next(spec for spec in self.manifest.features.teachers if spec.name == name))
+        cut: Callable[[Sequence[str]], Sequence[bool]] | None = getattr(teacher, "cut", None)
+        if cut is not None and (changed or name not in self.store.ref(self.manifest.name).cut):
+            prompts = list(dict.fromkeys(self.prompts()))
+            self.store.note_cut(self.manifest.name, name, sum(cut(prompts)), len(prompts))
+
+    def cut(self) -> list[str]:
+        """A line a teacher that reads the beginnings alone of some of the manifest's prompts."""
+        there = (self.store.path / "refs" / f"{self.manifest.name}.json").is_file()
+        return describe_cut(self.store.ref(self.manifest.name).cut) if there else []
 
     def _split_again(self) -> None:
         """Note the splits that have changed now that more meshes are known."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recon.pipeline.base.digests import row_seed
 from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.copies import describe as describe_copies
+from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.lacking import describe as describe_lacking
 from recon.pipeline.keeping.layout import measure
@@ -113,6 +114,8 @@ class Statistics:
     captions: tuple[CaptionStatistics, ...]
     targets: tuple[FeatureStatistics, ...]
     text: tuple[FeatureStatistics, ...]
+    cut: dict[str, tuple[int, int]]
+    """By teacher how many prompts are longer than it reads, and of how many."""
 
 
 def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, seed: int = 0) -> Statistics:
@@ -150,6 +153,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
         captions=_caption_statistics(store, found, mine),
         targets=tuple(filter(None, targets)),
         text=tuple(filter(None, text)),
+        cut=found.cut,
     )
 
 
@@ -192,7 +196,7 @@ def describe(found: Statistics) -> list[str]:
         )
     for kind, several in (("targets", found.targets), ("text", found.text)):
         lines += [line for f in several for line in _describe_features(kind, f)]
-    return lines
+    return [*lines, *describe_cut(found.cut)]
 
 
 def _describe_features(kind: str, f: FeatureStatistics) -> list[str]:
