@@ -83,7 +83,7 @@ def _cut_polygons(geometry: Any, element: dict[str, Any] | None) -> None:
 
     A geometry of triangles, or of convex polygons without colours, stays as trimesh made it.
     """
-    data = None if element is None else element.get("data")
+    data: Any = None if element is None else element.get("data")
     names = () if data is None else data.keys() if isinstance(data, dict) else data.dtype.names or ()
     lists = next((data[name] for name in ("vertex_index", "vertex_indices") if name in names), None)
     if element is None or lists is None:
