@@ -9,6 +9,8 @@ here; a wheel holds them here. What this module offers is imported when it is fi
 
 from __future__ import annotations
 
+import getpass
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,12 @@ for _name in _FOLDERS:
             f"{_folder} should be a link to the folder ../{_name}, and this copy of the checkout has lost it: "
             "`git config core.symlinks true && git checkout recon`, or install the wheel"
         )
+
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # torch asks too, while it is imported, and a container's user may have a number alone
+    os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 def __getattr__(name: str) -> Any:

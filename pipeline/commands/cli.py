@@ -158,7 +158,7 @@ class Run:
         say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
         say(again)
         lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
-        say(describe_lacking(lacking) if lacking else [])
+        say([*(describe_lacking(lacking) if lacking else []), *flow.cut()])
         if self.as_json:
             typer.echo(summary(results))
         raise typer.Exit(EXIT_QUARANTINE if failed else 0)
@@ -288,6 +288,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
             answer(describe_copies(copies) if copies else [])
             lacking = None if only_todo else flow.lacking()
             answer(describe_lacking(lacking) if lacking else [])
+            answer([] if only_todo else flow.cut())
         raise typer.Exit(EXIT_TODO if quiet and left else 0)
 
     app.command(name, help=doc)(command)

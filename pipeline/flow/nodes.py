@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,10 @@ class Node:
 
 
 class Plan:
-    """The nodes of a manifest under a root. UserError for a table that needs what the manifest does not have."""
+    """The nodes of a manifest under a root. UserError for a table that needs what the manifest does not have.
+
+    kept: the folder for meshes that several of them work on, see `Origin`.
+    """
 
     def __init__(
         self,
@@ -67,10 +70,11 @@ class Plan:
         root: Path | None,
         shapes: Callable[[], Sequence[Shape]],
         ask: Callable[[Callable[[Any], Any], Any], Any],
+        kept: Path,
     ) -> None:
         """ask: calls a function that loads a model, here or in a worker; see `engine.ask`."""
         self.manifest, self.shapes, self.ask = manifest, shapes, ask
-        self.origin = origin_of(manifest, root)
+        self.origin = replace(origin_of(manifest, root), kept=kept)
         self.views = RenderedViews(self.origin, manifest.render)
         self._stages: dict[str, Stage | None] = {}
         self._known: dict[TeacherSpec, Facts] = {}
@@ -134,6 +138,11 @@ class Plan:
             if node.name in wanted:
                 wanted |= node.needs
         return [node for node in self.nodes if node.name in wanted]
+
+    def reads_meshes(self, node: Node) -> bool:
+        """Whether a node works on whole meshes, each of which is then worth keeping for the next that does."""
+        of_meshes = node.kind in ("meshes", "views") or (node.kind == "points" and node.after == "meshes")
+        return of_meshes and self.manifest.source.has_meshes
 
     def upstream(self) -> tuple[Stage, ...]:
         """The stages that recipes of others name."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,6 +32,7 @@ from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted,
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
 from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.copies import Copies, copies_of
+from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
@@ -39,7 +42,7 @@ from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_
 from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.prompts import class_prompts
-from recon.pipeline.teachers.loaded import facts_of
+from recon.pipeline.teachers.loaded import count_cut, facts_of
 
 T = TypeVar("T")
 
@@ -82,6 +85,7 @@ class Flow:
         self._rows: dict[str, Sequence[Row]] = {}
         self._results: dict[str, StageResult] = {}
         self._side_by_side: dict[str, StageResult] = {}
+        self._keeping: set[str] = set()
         self.mended: list[str] = []
         self.notes: list[str] = []
 
@@ -171,7 +175,7 @@ class Flow:
     @cached_property
     def plan(self) -> Plan:
         """The manifest's stages."""
-        return Plan(self.manifest, self.root, lambda: self._all_shapes, partial(ask, self.executor))
+        return Plan(self.manifest, self.root, lambda: self._all_shapes, partial(ask, self.executor), self._kept)
 
     @cached_property
     def shapes(self) -> list[Shape]:
@@ -198,13 +202,17 @@ class Flow:
             self._registered = True
         captions = False
         nodes = self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds})
-        for number, node in enumerate(nodes):
-            if node.kind == "text" and captions:
-                self._settle_ref()
-            if self.executor.gpus and not self._side_by_side:
-                self._run_side_by_side([node for node in nodes[number:] if node.name not in self._results])
-            self._run(node)
-            captions |= node.kind == "captions"
+        self._keeping = {node.name for node in [node for node in nodes if self.plan.reads_meshes(node)][:-1]}
+        try:
+            for number, node in enumerate(nodes):
+                if node.kind == "text" and captions:
+                    self._settle_ref()
+                if self.executor.gpus and not self._side_by_side:
+                    self._run_side_by_side([node for node in nodes[number:] if node.name not in self._results])
+                self._run(node)
+                captions |= node.kind == "captions"
+        finally:
+            shutil.rmtree(self._kept, ignore_errors=True)
         if captions or "captions" in kinds:
             self._settle_ref()
         return list(self._results.values())
@@ -213,6 +221,11 @@ class Flow:
     def _is_whole(self) -> bool:
         """Whether the flow is about all that the manifest lists."""
         return self.limit is None and self.shard == (0, 1)
+
+    @property
+    def _kept(self) -> Path:
+        """Where meshes are kept from one stage to the next."""
+        return self.store.path / "running" / "meshes"
 
     def _run(self, node: Node) -> None:
         """Run a stage once a flow and note its key under the manifest's name."""
@@ -228,6 +241,23 @@ class Flow:
         if node.kind == "meshes":
             self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
+        if node.kind == "text":
+            self._count_cut(str(node.part), bool(result.computed))
+
+    def _count_cut(self, name: str, changed: bool) -> None:
+        """Note how many of the manifest's prompts a teacher reads the beginnings of alone; changed: some are new."""
+        if not changed and name in self.store.ref(self.manifest.name).cut:
+            return
+        spec = next(spec for spec in self.manifest.features.teachers if spec.name == name)
+        prompts = list(dict.fromkeys(self.prompts()))
+        count = ask(self.executor, count_cut, (spec, prompts))
+        if count is not None:
+            self.store.note_cut(self.manifest.name, name, count, len(prompts))
+
+    def cut(self) -> list[str]:
+        """A line a teacher that reads the beginnings alone of some of the manifest's prompts."""
+        there = (self.store.path / "refs" / f"{self.manifest.name}.json").is_file()
+        return describe_cut(self.store.ref(self.manifest.name).cut) if there else []
 
     def _run_side_by_side(self, nodes: Sequence[Node]) -> None:
         """Where the meshes are read: render, and let the GPUs look at each shard of pictures as it is finished.
@@ -253,8 +283,18 @@ class Flow:
         self._side_by_side = dict(zip(works, results, strict=True))
 
     def _told(self, name: str) -> tuple[Callable[[int, int, int], None], Callable[[StagePlan], None]]:
-        """What is told of a stage's progress, and of its plan before it begins."""
-        return partial(self.progress, name), partial(self.begin, name)
+        """What is told of a stage's progress, and of its plan before it begins.
+
+        A stage that others read the same meshes after finds a folder to keep them in.
+        """
+
+        def begin(plan: StagePlan) -> None:
+            self.begin(name, plan)
+            if name in self._keeping:
+                with suppress(OSError):  # then each stage reads them, or tells what is wrong with the disk
+                    self._kept.mkdir(parents=True, exist_ok=True)
+
+        return partial(self.progress, name), begin
 
     def _split_again(self) -> None:
         """Note the splits that have changed now that more meshes are known."""

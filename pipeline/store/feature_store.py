@@ -227,6 +227,11 @@ class FeatureStore(StoreReader):
             data["captions"] = {table: data["captions"][table] for table in captions if table in data["captions"]}
             data["templates"] = list(templates)
 
+    def note_cut(self, name: str, teacher: str, cut: int, prompts: int) -> None:
+        """Note in the ref how many of its prompts are longer than a teacher reads; see `Ref.cut`."""
+        with self._editing(name) as data:
+            data.setdefault("cut", {})[teacher] = [cut, prompts]
+
     @contextmanager
     def _editing(self, name: str) -> Iterator[dict[str, Any]]:
         """A ref's document, written if it is another afterwards."""

@@ -96,7 +96,7 @@ class StoreReader:
         several = data["targets"], data["text"], data["captions"]
         templates = tuple(data.get("templates", EARLIER_PROMPTS))
         listed = tuple(data["listed"]) if "listed" in data else None
-        return Ref(name, data["dataset"], data["keys"], *several, templates, listed)
+        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, dict(data.get("cut", {})))
 
     def _ref_document(self, name: str) -> RefForm:
         return read_document(self.path / "refs" / f"{name}.json", REF, VERIFY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class Ref:
     listed: tuple[tuple[int, int], ...] | None
     """Ranges of rows that the manifest lists now, each its first row and the one after its last. None: of an earlier
     version, which used all rows of the data set."""
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of a teacher with words: how many of the data set's prompts are longer than it reads, and of how many."""
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,13 @@ def facts_of(spec: TeacherSpec) -> Facts:
     return Facts(teacher.shape, recipe, canonical_json(reader.text_recipe()), reader.embed_texts(["a shape"]).shape[1])
 
 
+def count_cut(about: tuple[TeacherSpec, Sequence[str]]) -> int | None:
+    """How many of a list of strings a teacher reads the beginnings of alone; None of one that cannot tell."""
+    spec, texts = about
+    cut: Callable[[Sequence[str]], Sequence[bool]] | None = getattr(teacher_of(spec), "cut", None)
+    return None if cut is None else sum(cut(texts))
+
+
 def _in_pieces(count: int, embed: Callable[[int, int], Floats]) -> Floats:
     """What `embed` (start, stop) gives for all of them, PIECE at a time; see `base/watch.py`."""
     parts = []

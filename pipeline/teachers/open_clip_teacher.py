@@ -80,6 +80,21 @@ class OpenClipTeacher(ImageTower):
         found: list[list[int]] = self._tokenizer(list(texts)).tolist()
         return found
 
+    def cut(self, texts: Sequence[str]) -> list[bool]:
+        """Which of [B] strings are longer than the context: the text tower reads their beginnings alone."""
+        length = self._tokenizer.context_length
+        long = [at for at, text in enumerate(texts) if len(text.encode()) + 2 > length]  # a token is a byte or more
+        found = [False] * len(texts)
+        for start in range(0, len(long), 1024):
+            some = long[start : start + 1024]
+            words = [*(texts[at] for at in some), ""]
+            whole, read = self._tokenizer(words, context_length=length + 1), self._tokenizer(words)
+            # One more token would be read of what is cut, and of the rest nothing but padding.
+            more = (whole[:, :length] != read).any(1) | (whole[:, length] != read[-1, -1])
+            for at, is_cut in zip(some, more[:-1].tolist(), strict=True):
+                found[at] = is_cut
+        return found
+
     def _encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._model.encode_text(tokens.to(self._device), normalize=False)  # type: ignore[no-any-return]
 
