@@ -16,8 +16,8 @@ from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 __all__ = ["nearest", "nearest_backward"]
 
 # Points walked between two looks at which run holds the nearest; tiny clouds note the index at every point. Compiled
-# for sm_90 at [128, 1024], runs of 8, 16 and 32 take 93, 95 and 94 registers, 448, 401 and 384 instructions a point, and
-# 4, 6 and 12 s to compile; at [4992, 32], steps of 2, 4 and 8 take 50, 51 and 64, and 416, 302 and 255.
+# for sm_90 at [128, 1024], runs of 8, 16 and 32 take 93, 95 and 94 registers, 448, 401 and 384 instructions a point
+# and 4, 6 and 12 s to compile; at [4992, 32], steps of 2, 4 and 8 take 50, 51 and 64, and 416, 302 and 255.
 RUN, TINY_STEP = 16, 4
 # Queries of which a warp finds the index within the run at once: one a lane.
 QUERIES = 32

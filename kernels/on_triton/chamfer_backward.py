@@ -128,7 +128,7 @@ def pair_gradients(
     slope = tl.load(grad) if SHARED else tl.load(grad + row, mask=here)
     if NORM == ROOT:
         paired &= found > 0
-        slope = slope / tl.sqrt_rn(found)
+        slope = slope / tl.sqrt_rn(tl.where(paired, found, 1.0))
     for d in tl.static_range(D):
         apart = one[d] - other[d]
         along = slope * apart if NORM == ROOT else slope * (2 * apart)

@@ -98,7 +98,7 @@ def launch(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_queries", "num_points"))
 def nearest_kernel(
     p1: tl.tensor,
     p2: tl.tensor,
