@@ -39,5 +39,7 @@ def warm_up(
         for own, others in ((None, None), (lengths, lengths)):
             total = total + sample_farthest_points(x, own, K=few)[0].sum()
             total = total + knn_points(centers, y, None, others, K=near).dists.sum()
-            total = total + chamfer_distance(x, y, own, others)[0]
+            distance, _ = chamfer_distance(x, y, own, others)
+            assert isinstance(distance, torch.Tensor)
+            total = total + distance
         (total + ChamferL1()(x, y) + ChamferL2()(x, y)).backward()

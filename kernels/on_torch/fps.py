@@ -71,9 +71,8 @@ def _sample(points: Cloud, sizes: Rows | None, start: Rows, idx: Rows) -> None:
     first = K // STAGES if LONG <= K <= num_points // 4 and num_clouds * num_points >= MANY else K
     with np.errstate(over="ignore"):
         np.setbufsize(BUFFER)  # as it was again with errstate's end
-        rows[0] = whole.choose(start + first_rows)
-        for k in range(1, first):
-            rows[k] = whole.choose(whole.farthest())
+        for k in range(first):
+            rows[k] = whole.choose(whole.farthest() if k else start + first_rows)
         right = _among_few(whole, rows, first)
         for k in range(first, right if right < K else first):
             whole.choose(rows[k])

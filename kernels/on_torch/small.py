@@ -45,8 +45,9 @@ def matched_backward(
     grad: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int, needs1: bool, needs2: bool
 ) -> tuple[Tensor, Tensor]:
     """on_torch.knn's of one match a point: grad and idx [B, N], -1 for none; what is not needed comes back empty."""
-    slope = _slope(*(tensor.detach().numpy() for tensor in (grad, p1, p2, idx)), norm)
-    of_second = _subtracted(slope, idx.numpy(), p2.shape[1]) if needs2 else np.empty(0, slope.dtype)
+    values, first, second, near = (tensor.detach().numpy() for tensor in (grad, p1, p2, idx))
+    slope = _slope(values, first, second, near, norm)
+    of_second = _subtracted(slope, near, p2.shape[1]) if needs2 else np.empty(0, slope.dtype)
     return torch.from_numpy(slope if needs1 else np.empty(0, slope.dtype)), torch.from_numpy(of_second)
 
 

@@ -87,6 +87,12 @@ def test_no_point_twice(kind: str) -> None:
     assert idx[0].sort().values.tolist() == list(range(50))
 
 
+def test_no_samples_of_any_cloud() -> None:
+    points = clouds.cloud("random", 2, 30, 3, torch.float32, seed=2)
+    chosen, idx = sample_farthest_points(points, K=[0, 0])
+    assert chosen.shape == (2, 0, 3) and idx.shape == (2, 0)
+
+
 def test_starts() -> None:
     points = clouds.cloud("random", 4, 30, 3, torch.float32, seed=2)
     assert sample_farthest_points(points, K=2)[1][:, 0].tolist() == [0] * 4
