@@ -26,7 +26,8 @@ def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
         some = slice(start, start + step)
         torch.mul(features.index_select(0, rows[0, some]), weights[0, some], out=total[some])
         for k in range(1, num_near):
-            total[some].addcmul_(features.index_select(0, rows[k, some]), weights[k, some])
+            # Not addcmul, which may round once where the other ways round twice.
+            total[some].add_(features.index_select(0, rows[k, some]).mul_(weights[k, some]))
     return total.view(num_clouds, num_queries, width)
 
 
