@@ -200,8 +200,7 @@ def _second_order(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in grad [B, N, K], p1 and p2 of the first gradients' inner product with along1 and along2.
 
-    The first gradient is a sum of grad * slope(p1 - p2), so this one is linear in along1 - along2; for norm 2, where
-    the slope is 2 (p1 - p2), its parts in p1 and p2 have the first gradient's own form.
+    The first is a sum of grad * slope(p1 - p2): this is linear in along1 - along2, and for norm 2 of the first's form.
     """
     rows = idx.clamp(min=0).flatten(1)
 
