@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,8 @@ def test_what_walks_a_ref_knows_of_captions(full: Path, tmp_path: Path) -> None:
     assert "captions/hand: 3 of 2 shapes, 3 distinct; 0 unkept" in describe(found)
     merged = merge(tmp_path / "merged.zarr", [full])
     assert merged.keys == len(store.list_keys())
-    assert FeatureStore.open(tmp_path / "merged.zarr").ref() == store.ref()
+    # How many prompts are cut is counted by the next run, for several parts' cannot be added up.
+    assert FeatureStore.open(tmp_path / "merged.zarr").ref() == replace(store.ref(), cut={})
 
 
 def test_parts_of_other_class_prompts_are_not_merged(place: Path, small_manifest: Path, tmp_path: Path) -> None:

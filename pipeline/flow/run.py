@@ -213,6 +213,8 @@ class Flow:
                 captions |= node.kind == "captions"
         finally:
             shutil.rmtree(self._kept, ignore_errors=True)
+            with suppress(OSError):  # where workers keep notes it stays
+                self._kept.parent.rmdir()
         if captions or "captions" in kinds:
             self._settle_ref()
         return list(self._results.values())

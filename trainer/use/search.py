@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from recon.pipeline.store import FeatureStore
-from recon.trainer.data.files import read_image, read_shape
+from recon.trainer.data.files import own_picture, read_shape
 from recon.trainer.evaluate.features import Probe, Student
 from recon.trainer.use.embedding import describe
 from recon.trainer.use.index import SHAPES, Index, nearest, nearest_by_graph, unit
@@ -65,7 +65,7 @@ def ask_words(source: Path, probe: Probe, text: str, weights: Path | None) -> Qu
 
 def ask_image(source: Path, probe: Probe, path: Path, weights: Path | None) -> Question:
     """UserError for what is no picture, and as for `ask_words`."""
-    picture, teacher = read_image(path), image_teacher(source, probe)
+    picture, teacher = own_picture(path), image_teacher(source, probe)
     return Question(PICTURES, teacher, unit(embed_image(source, probe, teacher, picture, weights)), f"{path}")
 
 
