@@ -6,7 +6,7 @@
 Needs torch, NumPy and a source checkout (and Triton on a GPU), nothing installed; torch-cluster, and on a CPU fpsample,
 pykdtree, SciPy and faiss-cpu, take part where they are installed. Every op is checked against kernels/reference.py
 before it is timed. The contestants of a case take turns, so that whatever else the machine does falls on all of them.
-Writes benchmarks/results/kernels-<device>.json (cpu-1: one thread) and the same as a markdown table, kernels-<device>.md;
+Writes benchmarks/results/kernels-<device>.json (cpu-1: one thread) and the same as a table, kernels-<device>.md;
 with --only, which times the cases whose name holds WORD, it writes nothing.
 
 --check-only times nothing: it checks every backend that the device has in every case, on a GPU also that the ops
