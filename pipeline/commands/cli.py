@@ -259,9 +259,9 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         from recon.pipeline.flow.run import Flow
         from recon.pipeline.keeping.copies import describe as describe_copies
         from recon.pipeline.keeping.lacking import describe as describe_lacking
-        from recon.pipeline.store import FeatureStore
+        from recon.pipeline.store.feature_store import WritableStore
 
-        flow = Flow(load_manifest(manifest), root, FeatureStore.open(store), InProcess(), limit, parse_shard(shard))
+        flow = Flow(load_manifest(manifest), root, WritableStore.open(store), InProcess(), limit, parse_shard(shard))
         lines = report(flow, default_workers() if workers is None else workers)
         left = any(line.todo for line in lines)
         listed = [line for line in lines if line.todo] if only_todo else lines

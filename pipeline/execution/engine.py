@@ -21,7 +21,7 @@ from recon.pipeline.execution.executor import Executor
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.execution.work import run_task
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import WritableStore
 from recon.pipeline.store.receipts import Failure
 
 ROW_SECONDS = 120.0
@@ -40,7 +40,7 @@ class StageResult:
 
 
 def run_stage(
-    store: FeatureStore,
+    store: WritableStore,
     stage: Stage,
     rows: Sequence[Row],
     executor: Executor,

@@ -28,7 +28,7 @@ from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.store.columns import read_column
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import WritableStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.teachers.loaded import teacher_of
 
@@ -59,7 +59,7 @@ class Flow:
 
     manifest: Manifest
     root: Path | None
-    store: FeatureStore
+    store: WritableStore
     executor: Executor = field(default_factory=InProcess)
     limit: int | None = None
     shard: tuple[int, int] = (0, 1)
@@ -112,7 +112,7 @@ class Flow:
         """
         if reason is None:
             self.mended = mend(self.store.path, verify(self.store, full=True).damages)
-            self.store = FeatureStore.open(self.store.path, write=True)
+            self.store = WritableStore.open(self.store.path, write=True)
         mine = set(self.store.registry.numbers(self.manifest.name).values()) if self.store.has_registry else set()
         for kind, key in self.store.list_keys():
             self.store.withdraw_failures(key, None if kind == "text" else mine, reason or "")
@@ -151,7 +151,7 @@ class Flow:
 
     # ---- their parts
 
-    def _of_meshes(self, found: Callable[[FeatureStore, str, Sequence[int]], T]) -> T | None:
+    def _of_meshes(self, found: Callable[[WritableStore, str, Sequence[int]], T]) -> T | None:
         """What is found in the meshes of the listed shapes; None where none has been read."""
         key = digest_of(Meshes(self.plan.origin).recipe)
         if not (self.store.has_registry and (self.store.path / "meshes" / key / "zarr.json").is_file()):

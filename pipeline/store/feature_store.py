@@ -29,44 +29,20 @@ from recon.pipeline.base.documents import MissingDocument
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.store import twins
-from recon.pipeline.store.columns import COMPRESSORS, VERIFY, append_text, has_column, open_column
+from recon.pipeline.store.columns import COMPRESSORS, append_text, has_column, open_column
 from recon.pipeline.store.listed import relist
 from recon.pipeline.store.prompts import CLASS_PROMPTS
-from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
-from recon.pipeline.store.receipts import DamagedStore, Entry
+from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS
+from recon.pipeline.store.reader import FeatureStore as FeatureStore
+from recon.pipeline.store.receipts import Entry
 from recon.pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
 
 
-class FeatureStore(StoreReader):
-    """A store to read, and for the stages to write through.
-
-    What a teacher says of the first eight shapes:
-
-        store = FeatureStore.open("stores/demo.zarr")
-        targets = store.targets("demo")
-        targets.feat[0, :8].shape  # (8, 6, 256)
-    """
-
-    @classmethod
-    def create(cls, path: Path | str) -> FeatureStore:
-        """Open the store at `path` for writing, made empty if nothing lies there."""
-        path = Path(path)
-        if (path / "zarr.json").is_file():
-            return cls.open(path, write=True)
-        # What Zarr was writing when the store's very beginning was cut off is nobody's.
-        if path.exists() and (not path.is_dir() or any(p.suffix != ".partial" for p in path.iterdir())):
-            raise UserError(f"{path}: exists and is no feature store; name an empty or new folder")
-        try:
-            group = zarr.create_group(str(path), attributes=FORMAT, zarr_format=3)
-            twins.save(path, ["zarr.json"])
-        except zarr.errors.ContainsGroupError:  # another process was faster
-            return cls.open(path, write=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot make a store there ({error.strerror or error})") from error
-        return cls(path, group)
+class WritableStore(FeatureStore):
+    """A store for the stages to write through: what `FeatureStore.create` and `FeatureStore.open(write=True)` give."""
 
     def append_registry(self, columns: dict[str, list[str]]) -> None:
         """Add rows; they count once the group's `rows` attribute names them, which is written last."""
@@ -141,13 +117,6 @@ class FeatureStore(StoreReader):
             self.group.create_group(f"{kind}/{key}", attributes=notes)
             twins.save(self.path, [f"{kind}/{key}/zarr.json"])
         return self.kind_group(kind, key)
-
-    def columns(self, kind: str, key: str) -> tuple[Column, ...]:
-        """The columns of a key, in the order its rows' digests are taken in."""
-        listed = self.attributes(kind, key).get("columns")
-        if listed is None:
-            raise DamagedStore(f"{self.path}/{kind}/{key}/zarr.json: columns: is missing; {VERIFY}")
-        return tuple(Column(name, tuple(shape), dtype) for name, shape, dtype in listed)
 
     def require_column(
         self, group: zarr.Group, column: Column, rows: int, lanes: int, shard_rows: int
@@ -257,3 +226,20 @@ class FeatureStore(StoreReader):
             torn = file.tell() > 0 and path.read_bytes()[-1:] != b"\n"  # by a run that was killed at this point
             line = canonical_json(entry | {"sum": digest_of(entry)}) + "\n"
             file.write(("\n" * torn + line).encode())
+
+
+def create_store(path: Path) -> WritableStore:
+    """The store at `path` for writing, made empty if nothing lies there."""
+    if (path / "zarr.json").is_file():
+        return FeatureStore.open(path, write=True)
+    # What Zarr was writing when the store's very beginning was cut off is nobody's.
+    if path.exists() and (not path.is_dir() or any(p.suffix != ".partial" for p in path.iterdir())):
+        raise UserError(f"{path}: exists and is no feature store; name an empty or new folder")
+    try:
+        group = zarr.create_group(str(path), attributes=FORMAT, zarr_format=3)
+        twins.save(path, ["zarr.json"])
+    except zarr.errors.ContainsGroupError:  # another process was faster
+        return FeatureStore.open(path, write=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot make a store there ({error.strerror or error})") from error
+    return WritableStore(path, group)
