@@ -17,6 +17,7 @@ from recon.pipeline.base.faults import shared_reason
 from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
+from recon.pipeline.base.program import make_program, name_stores_either_way
 from recon.pipeline.base.wording import human, shown
 from recon.pipeline.commands import store as store_cli
 from recon.pipeline.commands import teachers as teachers_cli
@@ -43,13 +44,11 @@ EXIT_QUARANTINE = 3
 EXIT_TODO = 4
 EXIT_INTERRUPTED = 130
 
-app = typer.Typer(
-    help="Renders meshes, samples points, writes captions and caches frozen teachers' features in a Zarr store.\n\n"
+app = make_program(
+    "Renders meshes, samples points, writes captions and caches frozen teachers' features in a Zarr store.\n\n"
     "Every stage first runs the stages it needs; a finished stage does nothing. Exit status: 0 done, 3 done with "
-    "shapes set aside, 1 failed (or: damage found, a difference found), 4 work left (`--quiet`), 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    "shapes set aside, 1 failed (or: damage found, a difference found), 2 a mistyped command line, 4 work left "
+    "(`--quiet`), 130 interrupted."
 )
 
 
@@ -299,12 +298,14 @@ def check(manifest: ManifestOption, root: RootOption = None, as_json: JsonOption
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: packages, cores, memory, disk, processor, compiler, GL libraries, a test picture."""
     from recon.pipeline.commands.doctor import diagnose
 
     checks = diagnose()
-    for check in checks:
+    if as_json:
+        emit(checks)
+    for check in () if as_json else checks:
         if check.ok:
             mark = typer.style("note", fg="yellow") if check.mend else typer.style("ok  ", fg="green")
             answer([f" {check.name}: {check.detail}{f'; {check.mend}' if check.mend else ''}"], mark)
@@ -312,6 +313,9 @@ def doctor() -> None:
             answer([f" {check.name}: {check.detail}"], typer.style("FAIL", fg="red"))
             answer([f"     mend: {check.mend}"])
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+name_stores_either_way(app)
 
 
 def main() -> None:

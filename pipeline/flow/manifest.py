@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.settings import Strict
-from recon.pipeline.base.wording import nearest
+from recon.pipeline.base.wording import near_paths, nearest, some
 from recon.pipeline.caption.kinds import AnyCaptions
 from recon.pipeline.caption.templates import RELEASE, templates_of
 from recon.pipeline.rendering.render import RenderConfig
@@ -118,11 +118,15 @@ def _manifest_file(path: Path) -> Path:
     if path.is_file():
         return path
     shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
+    if path.is_dir() and path.name not in shipped:
+        held = sorted(str(file) for file in path.glob("*.toml"))
+        meshes = f"for meshes in it, --manifest folder --root {path}"
+        there = f"give one of its files: {some(held, most=20)}" if held else meshes
+        raise UserError(f"{path} is a folder, and a manifest is a TOML file: {there}")
     if path.suffix == ".toml" or len(path.parts) > 1:
-        here = sorted(str(file) for file in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        there = f"; there are {', '.join(here)}" if here else ""
         by_name = f"; the one shipped is called {path.stem}" if path.stem in shipped else ""
-        raise UserError(f"no manifest at {path}{there}{by_name}")
+        near = near_paths(path, lambda entry: entry.suffix == ".toml")
+        raise UserError(f"no manifest at {path}{near}{by_name}")
     if path.name not in shipped:
         known = ", ".join(shipped)
         raise UserError(f"no manifest {path.name!r}{nearest(path.name, shipped)}; give a file's path or one of {known}")
