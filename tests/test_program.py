@@ -55,7 +55,8 @@ def test_a_store_is_named_either_way(given: list[str], command: list[str], store
     assert result.output == RUNNER.invoke(pipeline, [*command, "--store", store]).output != ""
 
 
-def test_a_store_as_an_option_leaves_the_other_arguments_their_places(store: str, tmp_path: Path) -> None:
+def test_a_store_as_an_option_leaves_the_other_arguments_their_places(small_store: Path, tmp_path: Path) -> None:
+    store = str(small_store)
     for number, words in enumerate((["{out}", "--store", store], ["-s", store, "{out}"], [store, "{out}"])):
         out = tmp_path / str(number)
         result = RUNNER.invoke(pipeline, ["export", *(word.format(out=out) for word in words), "--format", "memmap"])

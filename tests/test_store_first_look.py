@@ -53,7 +53,7 @@ def test_columns_answer_as_arrays_do(store: FeatureStore) -> None:
 
 def test_rows_by_uid(store: FeatureStore) -> None:
     assert store.rows_of("shape-7", "shape-2").tolist() == [7, 2]
-    with pytest.raises(UserError, match="ref 'tiny' has no shape 'shape_7' .did you mean 'shape-7'"):
+    with pytest.raises(UserError, match=r"ref 'tiny' has no shape 'shape_7' \(did you mean 'shape-7'\?\)"):
         store.rows_of("shape_7")
 
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.console import loading
+from recon.pipeline.base.errors import NotFetched, UserError
 from recon.pipeline.base.faults import shared_reason
 from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
@@ -89,10 +91,11 @@ class Run:
         """Open what the options name, run the stages, say what was done; exits with the command's status."""
         check_limits(WITHOUT_TORCH if what in ("ingest", "sample") else WITH_TORCH)
         set_thread_variables()  # before numpy and torch start their threads
+        with loading(console):
+            from recon.pipeline.flow.run import Flow, load_models, summary
         from recon.pipeline.execution.opening import open_executor
         from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
         from recon.pipeline.flow.report import key_change
-        from recon.pipeline.flow.run import Flow, load_models, summary
         from recon.pipeline.keeping.lacking import describe as describe_lacking
         from recon.pipeline.store.session import require_store, writing
 
@@ -104,7 +107,9 @@ class Run:
         if teachers or what == "caption":  # nor should a mistyped teacher come to light after hours of rendering
             settings, notes = settled(settings, self.store)
             say(notes)
-            load_models(settings, teachers)
+            with loading(console):
+                absent_models = load_models(settings, teachers)
+            say([f"{why}; what needs no weights is done first" for why in absent_models])
         progress = StageProgress()
         with ExitStack() as stack:
             hosts = [host for host in self.hosts.split(",") if host]
@@ -127,30 +132,36 @@ class Run:
 
             flow.begin, flow.progress = begin, note
             stack.enter_context(progress.bars)
+            absent: NotFetched | None = None
             try:
-                results = run(flow)
+                run(flow)
+            except NotFetched as error:  # told again at the end, below what was done without
+                absent = error
             except KeyboardInterrupt:  # here, since typer would turn it into a silent exit
                 console.print("interrupted: finished shards are kept; the same command goes on from there")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
         say([*flow.mended, *flow.notes, *(f"left out: {line}" for line in executor.left_out)])
         failed: dict[str, str] = {}
         again: list[str] = []
-        for result in results:
+        for name, result in flow.results.items():
             did = "up to date"
             if result.computed:
-                did = f"{result.computed} of {result.total} rows in {result.seconds:.1f} s"
+                did = f"{result.computed} done in {result.seconds:.1f} s"
             aside = f", {len(result.failed)} set aside" if result.failed else ""
-            console.print(f"{result.kind:>9} {result.key}: {did}{aside}")
+            finished = result.total - len(result.failed)
+            console.print(f"{name:>16} {result.key}: {finished} of {result.total} finished, {did}{aside}")
             reasons = {uid: failure.reason for uid, failure in result.failed.items()}
             if len(reasons) == result.total and (reason := shared_reason(reasons)):
-                again.append(f"all {result.total} of {result.kind} are set aside for one reason: {reason}; {AGAIN}")
+                again.append(f"all {result.total} of {name} are set aside for one reason: {reason}; {AGAIN}")
             failed |= reasons
         say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
         say(again)
         lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
         say(describe_lacking(lacking) if lacking else [])
         if self.as_json:
-            typer.echo(summary(results))
+            typer.echo(summary(flow.results))
+        if absent:
+            raise absent
         raise typer.Exit(EXIT_QUARANTINE if failed else 0)
 
     def _size_check(self, flow: Flow, workers: int) -> Callable[[str, int], None]:
@@ -252,21 +263,30 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         as_json: JsonOption = False,
     ) -> None:
         set_thread_variables()
+        with loading(console):
+            from recon.pipeline.flow.report import describe, report
         from recon.pipeline.execution.executor import InProcess, default_workers
         from recon.pipeline.flow.manifest import load_manifest
-        from recon.pipeline.flow.report import describe, report
         from recon.pipeline.flow.run import Flow
         from recon.pipeline.keeping.copies import describe as describe_copies
         from recon.pipeline.keeping.lacking import describe as describe_lacking
-        from recon.pipeline.store.feature_store import WritableStore
+        from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 
-        flow = Flow(load_manifest(manifest), root, WritableStore.open(store), InProcess(), limit, parse_shard(shard))
-        lines = report(flow, default_workers() if workers is None else workers)
+        with ExitStack() as stack:
+            stack.enter_context(loading(console))
+            if only_todo and not store.exists():
+                # A plan before the first run is that of an empty store, which nobody has to keep.
+                opened = FeatureStore.create(Path(stack.enter_context(TemporaryDirectory())) / "empty.zarr")
+            else:
+                opened = WritableStore.open(store)
+            flow = Flow(load_manifest(manifest), root, opened, InProcess(), limit, parse_shard(shard))
+            lines = report(flow, default_workers() if workers is None else workers)
         left = any(line.todo for line in lines)
         listed = [line for line in lines if line.todo] if only_todo else lines
         if as_json:
             emit([{**vars(line), "todo": line.todo} for line in listed])
         elif not quiet:
+            answer([f"{store} does not exist yet: a run makes it"] if not store.exists() else [])
             answer(describe(listed) if listed else ["nothing to do"])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])

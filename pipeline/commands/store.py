@@ -64,7 +64,7 @@ def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
     for line in lines:
         refs = ", ".join(line.refs) or "no ref"
         aside = f", {line.failed} set aside" if line.failed else ""
-        answer([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} rows{aside}, {human(line.bytes)}, {refs}"])
+        answer([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} finished{aside}, {human(line.bytes)}, {refs}"])
         codes = f", made by {len(line.codes)} versions of the code" if len(line.codes) > 1 else ""
         answer([f"{'':>8} {line.summary}{codes}"])
 

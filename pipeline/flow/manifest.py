@@ -118,7 +118,7 @@ def _manifest_file(path: Path) -> Path:
     if path.is_file():
         return path
     shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
-    if path.is_dir() and path.name not in shipped:
+    if path.parts and path.is_dir() and path.name not in shipped:
         held = sorted(str(file) for file in path.glob("*.toml"))
         meshes = f"for meshes in it, --manifest folder --root {path}"
         there = f"give one of its files: {some(held, most=20)}" if held else meshes

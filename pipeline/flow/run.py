@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recon.pipeline.base.digests import digest_of
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import NotFetched, UserError
 from recon.pipeline.caption.templates import templates_of
 from recon.pipeline.execution.engine import ROW_SECONDS, StageResult, run_stage
 from recon.pipeline.execution.executor import Executor, InProcess
@@ -72,6 +72,7 @@ class Flow:
         self._registered = False
         self._rows: dict[str, Sequence[Row]] = {}
         self._results: dict[str, StageResult] = {}
+        self._waiting: dict[str, NotFetched] = {}
         self.mended: list[str] = []
         self.notes: list[str] = []
 
@@ -190,11 +191,24 @@ class Flow:
         for node in self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds}):
             if node.kind == "text" and captions:
                 self._settle_ref()
-            self._run(node)
+            if node.needs & set(self._waiting):
+                continue
+            try:
+                self._run(node)
+            except NotFetched as error:  # what needs no weights is done first
+                self._waiting[node.name] = error
+                continue
             captions |= node.kind == "captions"
         if captions or "captions" in kinds:
             self._settle_ref()
+        if self._waiting:
+            raise next(iter(self._waiting.values()))
         return list(self._results.values())
+
+    @property
+    def results(self) -> dict[str, StageResult]:
+        """What ran so far, in its order, by what people call the stage, such as "targets demo"."""
+        return dict(self._results)
 
     @property
     def _is_whole(self) -> bool:
@@ -295,28 +309,40 @@ class Flow:
         return prompts + [caption for row in mine for caption in captions[row] if caption]
 
 
-def load_models(manifest: Manifest, teachers: bool) -> None:
-    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work."""
+def load_models(manifest: Manifest, teachers: bool) -> list[str]:
+    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work.
+
+    What is said of those whose weights are not here and cannot be fetched now: what needs none can go on without.
+    """
     tables = manifest.captions or ()
     looked_at = {table.teacher_named for table in tables}
+    wanted: list[Callable[[], object]] = []
     for spec in manifest.features.teachers:
         if teachers or spec.name in looked_at:
-            teacher_of(spec)
-    for table in tables:
-        table.load()
+            wanted.append(lambda spec=spec: teacher_of(spec))
+    wanted += [table.load for table in tables]
+    absent = []
+    for load in wanted:
+        try:
+            load()
+        except NotFetched as error:
+            absent.append(str(error))
+    return list(dict.fromkeys(absent))
 
 
-def summary(results: Sequence[StageResult]) -> str:
-    """The results as JSON, for programs."""
+def summary(results: Mapping[str, StageResult]) -> str:
+    """The results by stage as JSON, for programs."""
     lines: list[dict[str, Any]] = [
         {
             "stage": r.kind,
+            "name": name,
             "key": r.key,
             "rows": r.total,
+            "finished": r.total - len(r.failed),
             "computed": r.computed,
             "failed": len(r.failed),
             "seconds": round(r.seconds, 3),
         }
-        for r in results
+        for name, r in results.items()
     ]
     return json.dumps(lines)

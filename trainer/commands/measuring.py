@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.console import Terminal, loading
 from recon.pipeline.base.precision import Decision, decide
 from recon.trainer.commands.options import (
     DeviceChoice,
@@ -106,7 +106,8 @@ def _measure(
     json: bool,
 ) -> None:
     """Run a probe and tell what it found."""
-    from recon.trainer.training.pretraining import choose_device
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.training.pretraining import choose_device
 
     target = choose_device(device.value)
     decision = decide(precision.value, target.type, "--precision auto")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.console import Terminal, loading
 from recon.trainer.commands.options import DeviceChoice, JsonOption, OverrideOption, answer, numbers
 
 
@@ -39,9 +39,10 @@ def pretrain(
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
-    from recon.trainer.training.distributed import rank
-    from recon.trainer.training.peers import joined
-    from recon.trainer.training.pretraining import pretrain as train
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.training.distributed import rank
+        from recon.trainer.training.peers import joined
+        from recon.trainer.training.pretraining import pretrain as train
 
     online = [f"data.online={str(teachers == TeachersChoice.online).lower()}"] if teachers else []
     with joined(device.value):

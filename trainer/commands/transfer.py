@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.console import Terminal, loading
 from recon.trainer.commands.options import (
     DeviceChoice,
     JsonOption,
@@ -186,7 +186,8 @@ def _run(
     device: DeviceChoice,
     json: bool,
 ) -> None:
-    from recon.trainer.training.peers import joined
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.training.peers import joined
     from recon.trainer.transfer import jobs_of_seeds, read_settings, starting_model
 
     with joined(device.value):
