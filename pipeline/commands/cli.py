@@ -20,7 +20,7 @@ from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.program import make_program, name_stores_either_way
-from recon.pipeline.base.wording import human, shown
+from recon.pipeline.base.wording import human, near_paths, shown
 from recon.pipeline.commands import store as store_cli
 from recon.pipeline.commands import teachers as teachers_cli
 from recon.pipeline.commands.terminal import (
@@ -271,6 +271,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         from recon.pipeline.keeping.copies import describe as describe_copies
         from recon.pipeline.keeping.lacking import describe as describe_lacking
         from recon.pipeline.store.feature_store import FeatureStore, WritableStore
+        from recon.pipeline.store.reader import is_store
 
         with ExitStack() as stack:
             stack.enter_context(loading(console))
@@ -286,7 +287,8 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         if as_json:
             emit([{**vars(line), "todo": line.todo} for line in listed])
         elif not quiet:
-            answer([f"{store} does not exist yet: a run makes it"] if not store.exists() else [])
+            near = near_paths(store, is_store)
+            answer([f"{store} does not exist yet{near}: a run makes it"] if not store.exists() else [])
             answer(describe(listed) if listed else ["nothing to do"])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])

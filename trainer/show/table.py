@@ -5,9 +5,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from recon.pipeline.base.pages import render
 from recon.trainer.show.formats import Format, write_table
 from recon.trainer.show.measured import CLASSIFICATION, PARTS, QUERIES, ZERO_SHOT, Measured, read_measured
 
@@ -55,6 +57,14 @@ class DataSet:
     """Manifests of the published clouds"""
     num_train: int | None
     num_test: int | None
+
+
+def make_page(folders: Sequence[Path]) -> tuple[str, list[str]]:
+    """The same as a page that opens in a browser."""
+    rows, notes = find_rows(folders)
+    blocks = groupby(rows, key=lambda row: (row.task, row.data, row.measure))
+    told = [(block, list(mine)) for block, mine in blocks]
+    return render("recon.trainer.show", "table.html", blocks=told, notes=notes), notes
 
 
 def make_table(folders: Sequence[Path], form: Format) -> tuple[str, list[str]]:
