@@ -90,7 +90,7 @@ def _either_way(command: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.Signature([*by_name, also])
     either.__signature__ = signature  # type: ignore[attr-defined]
     either.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    del either.__wrapped__  # type: ignore[attr-defined]  # typer would read the annotations of that
+    del either.__wrapped__  # typer would read the annotations of that
     return either
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -319,7 +319,7 @@ def load_models(manifest: Manifest, teachers: bool) -> list[str]:
     wanted: list[Callable[[], object]] = []
     for spec in manifest.features.teachers:
         if teachers or spec.name in looked_at:
-            wanted.append(lambda spec=spec: teacher_of(spec))
+            wanted.append(partial(teacher_of, spec))
     wanted += [table.load for table in tables]
     absent = []
     for load in wanted:

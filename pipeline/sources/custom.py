@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.named import import_named
@@ -23,7 +23,7 @@ def own_layout(table: dict[str, Any], known: frozenset[str]) -> tuple[type[Sourc
     own = import_named(code)
     if not (isinstance(own, type) and issubclass(own, Source)):
         raise UserError(f"code: {code} is no class derived from recon.pipeline.sources.source.Source")
-    literal = getattr(own.model_fields["layout"].annotation, "__args__", ())
+    literal = get_args(own.model_fields["layout"].annotation)
     if len(literal) != 1 or literal[0] in (*known, KIND):
         raise UserError(f'code: {code} needs a name of its own, such as layout: Literal["{own.__name__.lower()}"]')
     if own.__abstractmethods__:
