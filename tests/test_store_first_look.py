@@ -15,7 +15,7 @@ from tests import trainer_store as tiny
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return tiny.make_store(tmp_path_factory.mktemp("store") / "s.zarr")
+    return FeatureStore.open(tiny.make_store(tmp_path_factory.mktemp("store") / "s.zarr").path)
 
 
 def test_a_store_tells_of_itself_in_a_line(store: FeatureStore) -> None:

@@ -259,6 +259,21 @@ def test_names_are_no_markup(tmp_path: Path, form: Any) -> None:
     assert "<script>" not in text or form == "csv"
 
 
+def test_the_table_as_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", settings())
+    add_result(run, "svm", "modelnet40", svm_accuracy=0.5)
+    assert run_main(monkeypatch, "table", str(run), "--format", "html", "-o", str(tmp_path / "t.html")) == 0
+    page = (tmp_path / "t.html").read_text()
+    rows = find_rows([run])[0]
+    assert page.count("<tr") == len(rows) + page.count("<thead>") and page.count('<tr class="own">') == 1
+    assert '<td class="number">50.00</td>' in page
+    assert len(re.findall(r"<th(?: |>)", page)) == page.count("<th scope=")
+    assert "prefers-color-scheme: dark" in page and not re.search(r"https?:|<script|<link|@import|url\(", page)
+    path = next((run / "results").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ref": HOSTILE}))
+    assert "<script>" not in make_table([run], "html")[0]
+
+
 @given(st.text())
 def test_escapes_hold_for_any_text(text: str) -> None:
     shown = markdown(text)

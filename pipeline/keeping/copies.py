@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from recon.pipeline.base.wording import some
 from recon.pipeline.store.columns import read_column
-from recon.pipeline.store.reader import FeatureStore
+from recon.pipeline.store.reader import StoreReader
 
 EXAMPLES = 3
 
@@ -77,7 +77,7 @@ def describe(copies: Copies) -> list[str]:
     return [f"{line}, such as {some([' and '.join(pair) for pair in copies.examples], copies.meshes, most=1)}"]
 
 
-def copies_of(store: FeatureStore, key: str, rows: Sequence[int]) -> Copies:
+def copies_of(store: StoreReader, key: str, rows: Sequence[int]) -> Copies:
     """Of the meshes under a key that are finished and among some registry rows."""
     registry = store.registry
     ok = store.ok(key, len(registry))

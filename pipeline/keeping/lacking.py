@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from recon.pipeline.base.wording import some
 from recon.pipeline.store.columns import parsed, read_column
 from recon.pipeline.store.forms import FACTS
-from recon.pipeline.store.reader import FeatureStore
+from recon.pipeline.store.reader import StoreReader
 
 EXAMPLES = 3
 
@@ -27,7 +27,7 @@ class Lacking:
     """That lay too far from the origin."""
 
 
-def lacking_of(store: FeatureStore, key: str, rows: Sequence[int]) -> Lacking:
+def lacking_of(store: StoreReader, key: str, rows: Sequence[int]) -> Lacking:
     """Of the meshes under a key that are finished and among some registry rows."""
     registry = store.registry
     ok = store.ok(key, len(registry))

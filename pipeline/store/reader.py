@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import Any, Literal, Self
 
 import numpy as np
 import zarr
@@ -25,64 +25,18 @@ from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure
 from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Texts, Views
 
-if TYPE_CHECKING:
-    from recon.pipeline.store.feature_store import WritableStore
-
 FORMAT = {"format": "recon-store", "version": 3}
 FEATURE_ROWS = 512  # that `features` reads at once
 REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
-class FeatureStore(StoredKeys):
-    """A store to read.
-
-    What a teacher says of every shape that is finished, and of the first eight rows, where `ok` says which are:
-
-        store = FeatureStore.open("stores/demo.zarr")
-        features = dict(store.features("demo"))  # uid -> [6, 256] float16
-        targets = store.targets("demo")
-        targets.feat[0, :8].shape, targets.ok[0, :8]  # (8, 6, 256)
-    """
-
-    @staticmethod
-    def create(path: Path | str) -> WritableStore:
-        """Open the store at `path` for writing, made empty if nothing lies there."""
-        from recon.pipeline.store.feature_store import create_store
-
-        return create_store(Path(path))
-
-    @overload
-    @classmethod
-    def open(cls, path: Path | str, write: Literal[False] = False) -> Self: ...
-
-    @overload
-    @classmethod
-    def open(cls, path: Path | str, write: Literal[True]) -> WritableStore: ...
+class StoreReader(StoredKeys):
+    """A store as its readers see it."""
 
     @classmethod
-    def open(cls, path: Path | str, write: bool = False) -> Self | WritableStore:
-        """UserError when there is no store at `path`, or one of another format or newer version."""
-        path = Path(path)
-        check_interpreter()
-        if not is_store(path):
-            raise no_store(path)
-        try:
-            attributes = read_document(path / "zarr.json", FOREIGN_GROUP, VERIFY).get("attributes", {})
-            group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
-        except Exception as error:  # zarr raises many kinds for a foreign or damaged zarr.json
-            raise UserError(f"{path}: not a Zarr v3 group ({one_line(error)}); name another store") from error
-        if attributes.get("format") != FORMAT["format"]:
-            raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
-        if attributes.get("version") != FORMAT["version"]:
-            raise UserError(
-                f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}: use the "
-                "release that made it, or compute the store anew"
-            )
-        if not write:
-            return cls(path, group)
-        from recon.pipeline.store.feature_store import WritableStore
-
-        return WritableStore(path, group)
+    def open(cls, path: Path | str) -> Self:
+        """For reading. UserError when there is no store at `path`, or one of another format or newer version."""
+        return cls(Path(path), open_group(Path(path), "r"))
 
     def __len__(self) -> int:
         """Rows of the registry; 0 before the first ingest."""
@@ -354,3 +308,23 @@ def no_store(path: Path) -> UserError:
     return UserError(
         f"no feature store at {path}{near}; make one with `recon-pipeline all --manifest M --store {path}`"
     )
+
+
+def open_group(path: Path, mode: Literal["r", "r+"]) -> zarr.Group:
+    """The Zarr group of the store at `path`; UserError as for `StoreReader.open`."""
+    check_interpreter()
+    if not is_store(path):
+        raise no_store(path)
+    try:
+        attributes = read_document(path / "zarr.json", FOREIGN_GROUP, VERIFY).get("attributes", {})
+        group = zarr.open_group(str(path), mode=mode, zarr_format=3)
+    except Exception as error:  # zarr raises many kinds for a foreign or damaged zarr.json
+        raise UserError(f"{path}: not a Zarr v3 group ({one_line(error)}); name another store") from error
+    if attributes.get("format") != FORMAT["format"]:
+        raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
+    if attributes.get("version") != FORMAT["version"]:
+        raise UserError(
+            f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}: use the "
+            "release that made it, or compute the store anew"
+        )
+    return group

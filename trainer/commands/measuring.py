@@ -46,7 +46,8 @@ def svm(
     json: JsonOption = False,
 ) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
-    from recon.trainer.evaluate.svm import run_svm
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.svm import run_svm
 
     measure = partial(run_svm, split=split, ema=ema, output=output, overrides=overrides or [])
     _measure(measure, run, store, ref, device, precision, json)
@@ -72,7 +73,8 @@ def zeroshot(
     json: JsonOption = False,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
-    from recon.trainer.evaluate.zero_shot import run_zero_shot
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.zero_shot import run_zero_shot
 
     measure = partial(
         run_zero_shot, split=split, ema=ema, prompt=prompt, text_weight=text_weight, output=output,
@@ -95,7 +97,8 @@ def probe(
     json: JsonOption = False,
 ) -> None:
     """Measure by a probe of one's own, on the student and the same student before training; runs the file's code."""
-    from recon.trainer.evaluate.own import run_own
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.own import run_own
 
     own = partial(run_own, file=file, split=split, ema=ema, output=output, overrides=overrides or [])
     _measure(own, run, store, ref, device, precision, json)
@@ -126,8 +129,7 @@ def _measure(
     json: bool,
 ) -> None:
     """Run a probe and tell what it found."""
-    with loading(Terminal(stderr=True)):
-        from recon.trainer.training.pretraining import choose_device
+    from recon.trainer.training.pretraining import choose_device
 
     target = choose_device(device.value)
     decision = decide(precision.value, target.type, "--precision auto")

@@ -110,9 +110,9 @@ def table(
     json: JsonOption = False,
 ) -> None:
     """Put what was measured beside the published numbers of the same task and data, and say what differs."""
-    from recon.trainer.show.table import find_rows, make_page, make_table
+    from recon.trainer.show.table import find_rows, make_table
 
-    text, notes = make_page(runs) if form is TableFormat.html else make_table(runs, form.value)
+    text, notes = make_table(runs, form.value)
     for note in notes:
         Terminal(stderr=True, soft_wrap=True, highlight=False).print(note)
     _tell(text, output, {"rows": [row.named() for row in find_rows(runs)[0]], "notes": notes} if json else {})

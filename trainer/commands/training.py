@@ -20,7 +20,7 @@ class TeachersChoice(StrEnum):
 
 
 def pretrain(
-    store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
+    store: Annotated[Path, typer.Option("--store", "-s", help="Feature store that recon-pipeline filled.")],
     run: Annotated[Path, typer.Option(help="Folder for settings, metrics and checkpoints.")],
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = None,
     overrides: OverrideOption = None,
@@ -54,7 +54,7 @@ def pretrain(
 
 def ablate(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="One of `recon-train ablations`, or a TOML file.")],
-    store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
+    store: Annotated[Path, typer.Option("--store", "-s", help="Feature store that recon-pipeline filled.")],
     run: Annotated[Path, typer.Option(help="Folder for the runs and the result.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = "demo",
     seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once from each: 0-2.")] = "0-2",

@@ -101,8 +101,9 @@ def fewshot(
 
     The same command again goes on where it was stopped.
     """
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.training.peers import joined
     from recon.pipeline.store import FeatureStore
-    from recon.trainer.training.peers import joined
     from recon.trainer.transfer import jobs_of_folds, read_settings, starting_model
 
     asked = ways is not None or shots is not None
@@ -142,7 +143,9 @@ def test(
 ) -> None:
     """Test a fine-tuned or segmentation model on a labelled store, by voting too: mean and best of it told apart."""
     from recon.pipeline.base.precision import decide
-    from recon.trainer.evaluate.testing import test_weights
+
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.testing import test_weights
     from recon.trainer.training.pretraining import choose_device
 
     target = choose_device(device.value)

@@ -59,20 +59,16 @@ class DataSet:
     num_test: int | None
 
 
-def make_page(folders: Sequence[Path]) -> tuple[str, list[str]]:
-    """The same as a page that opens in a browser."""
-    rows, notes = find_rows(folders)
-    blocks = groupby(rows, key=lambda row: (row.task, row.data, row.measure))
-    told = [(block, list(mine)) for block, mine in blocks]
-    return render("recon.trainer.show", "table.html", blocks=told, notes=notes), notes
-
-
 def make_table(folders: Sequence[Path], form: Format) -> tuple[str, list[str]]:
-    """The table of runs' folders and of folders of several seeds, and notes on what was left out.
+    """The table of runs' folders and of folders of several seeds, and notes on what was left out; "html" is a page.
 
     UserError for a folder that is neither or holds no result.
     """
     rows, notes = find_rows(folders)
+    if form == "html":
+        blocks = groupby(rows, key=lambda row: (row.task, row.data, row.measure))
+        told = [(block, list(mine)) for block, mine in blocks]
+        return render("recon.trainer.show", "table.html", blocks=told, notes=notes), notes
     header = CSV_HEADER if form == "csv" else HEADER
     return write_table(header, [row.cells(form) for row in rows], form), notes
 
