@@ -145,3 +145,8 @@ def test_a_stores_page(small_store: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(page, "PICTURE_BYTES", 100)
     assert run(monkeypatch, "report", small_store, "-o", out) == 0
     assert "<img" not in out.read_text() and "1 sheet left out" in out.read_text()
+
+
+def test_a_finished_store_opened_for_reading_is_up_to_date(small_manifest: Path, small_store: Path) -> None:
+    flow = Flow(load_manifest(small_manifest), None, FeatureStore.open(small_store))
+    assert [result.computed for result in flow.all()] == [0] * 6

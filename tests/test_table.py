@@ -19,7 +19,7 @@ from recon.trainer.evaluate.results import summarize
 from recon.trainer.recipe import config_to_dict, load_config
 from recon.trainer.show.formats import latex, markdown, one_line
 from recon.trainer.show.measured import model_words
-from recon.trainer.show.table import PUBLISHED, make_table
+from recon.trainer.show.table import PUBLISHED, find_rows, make_table
 from tests.test_trainer_cli import run_main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -270,16 +270,17 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         from recon.pipeline.flow.run import Flow
         from recon.pipeline.keeping.copies import describe as describe_copies
         from recon.pipeline.keeping.lacking import describe as describe_lacking
-        from recon.pipeline.store.feature_store import FeatureStore, WritableStore
+        from recon.pipeline.store.feature_store import FeatureStore
         from recon.pipeline.store.reader import is_store
 
         with ExitStack() as stack:
             stack.enter_context(loading(console))
             if only_todo and not store.exists():
                 # A plan before the first run is that of an empty store, which nobody has to keep.
-                opened = FeatureStore.create(Path(stack.enter_context(TemporaryDirectory())) / "empty.zarr")
+                empty = Path(stack.enter_context(TemporaryDirectory())) / "empty.zarr"
+                opened: FeatureStore = FeatureStore.create(empty)
             else:
-                opened = WritableStore.open(store)
+                opened = FeatureStore.open(store)
             flow = Flow(load_manifest(manifest), root, opened, InProcess(), limit, parse_shard(shard))
             lines = report(flow, default_workers() if workers is None else workers)
         left = any(line.todo for line in lines)

@@ -158,12 +158,12 @@ def _recomputed(
     from recon.pipeline.flow.manifest import load_manifest
     from recon.pipeline.flow.report import report
     from recon.pipeline.flow.run import Flow
-    from recon.pipeline.store.feature_store import WritableStore
+    from recon.pipeline.store import FeatureStore
 
     if manifest is None:
         raise UserError("--recompute needs --manifest: it says where the meshes lie and which teachers see them")
     lines: list[dict[str, object]] = []
-    flow = Flow(load_manifest(manifest), root, WritableStore.open(store))
+    flow = Flow(load_manifest(manifest), root, FeatureStore.open(store))
     for entry in flow.stages():
         for found in recompute(flow.store, entry.stage, entry.rows, count, seed):
             lines.append({"stage": entry.name, "text": f"{found.column}: {_told(found)}", **asdict(found)})

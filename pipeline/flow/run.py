@@ -28,7 +28,7 @@ from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.store.columns import read_column
-from recon.pipeline.store.feature_store import WritableStore
+from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.teachers.loaded import teacher_of
 
@@ -59,7 +59,8 @@ class Flow:
 
     manifest: Manifest
     root: Path | None
-    store: WritableStore
+    opened: FeatureStore
+    """One opened for reading will do to plan, and to find that nothing is left to do."""
     executor: Executor = field(default_factory=InProcess)
     limit: int | None = None
     shard: tuple[int, int] = (0, 1)
@@ -68,13 +69,19 @@ class Flow:
     begin: Callable[[str, StagePlan], None] = lambda stage, plan: None
 
     def __post_init__(self) -> None:
-        self.manifest, _ = settled(self.manifest, self.store.path)
+        self.manifest, _ = settled(self.manifest, self.opened.path)
         self._registered = False
         self._rows: dict[str, Sequence[Row]] = {}
         self._results: dict[str, StageResult] = {}
         self._waiting: dict[str, NotFetched] = {}
         self.mended: list[str] = []
         self.notes: list[str] = []
+
+    @cached_property
+    def store(self) -> WritableStore:
+        """What the stages write through."""
+        opened = self.opened
+        return opened if isinstance(opened, WritableStore) else WritableStore(opened.path, opened.group)
 
     # ---- the commands
 
@@ -113,7 +120,7 @@ class Flow:
         """
         if reason is None:
             self.mended = mend(self.store.path, verify(self.store, full=True).damages)
-            self.store = WritableStore.open(self.store.path, write=True)
+            self.store = FeatureStore.open(self.store.path, write=True)
         mine = set(self.store.registry.numbers(self.manifest.name).values()) if self.store.has_registry else set()
         for kind, key in self.store.list_keys():
             self.store.withdraw_failures(key, None if kind == "text" else mine, reason or "")
@@ -152,7 +159,7 @@ class Flow:
 
     # ---- their parts
 
-    def _of_meshes(self, found: Callable[[WritableStore, str, Sequence[int]], T]) -> T | None:
+    def _of_meshes(self, found: Callable[[FeatureStore, str, Sequence[int]], T]) -> T | None:
         """What is found in the meshes of the listed shapes; None where none has been read."""
         key = digest_of(Meshes(self.plan.origin).recipe)
         if not (self.store.has_registry and (self.store.path / "meshes" / key / "zarr.json").is_file()):
