@@ -34,6 +34,8 @@ LEVELS = (
 """Of the pipeline, from below."""
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 TRAINER_MAY = {"recon.pipeline.base", "recon.pipeline.store"}
+DOORS = {"teachers": ("frozen", "online"), "shapes": ("files",)}
+"""What else it takes of the pipeline, and by which of its files."""
 
 
 def module_of(path: Path) -> str:
@@ -111,13 +113,14 @@ def test_the_trainer_takes_the_ground_and_the_store_and_nothing_else() -> None:
         for name in names
         if name.startswith("recon.pipeline")
     }
-    assert found == TRAINER_MAY | {"recon.pipeline.teachers"}
-    loading = [
-        module
-        for module, names in edges("trainer").items()
-        if any(name.startswith("recon.pipeline.teachers") for name in names)
-    ]
-    assert loading == ["recon.trainer.data.online"]
+    assert found == TRAINER_MAY | {f"recon.pipeline.{part}" for part in DOORS}
+    for part, doors in DOORS.items():
+        through = {
+            module
+            for module, names in edges("trainer").items()
+            if any(name.startswith(f"recon.pipeline.{part}") for name in names)
+        }
+        assert through == {f"recon.trainer.data.{door}" for door in doors}
     assert not any(name.startswith("recon.trainer") for names in edges("pipeline").values() for name in names)
 
 

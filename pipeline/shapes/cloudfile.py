@@ -92,7 +92,7 @@ def _pcd(path: Path, _: Path) -> Floats:
         raise MeshError("unreadable", "its header does not say where x, y and z lie")
     types = [f"<{PCD_TYPES[f'{kind}{size}']}" for kind, size in zip(kinds, sizes, strict=True)]
     if data == "ascii":
-        first = np.cumsum([0, *counts])[[names.index(axis) for axis in "xyz"]]
+        first = np.cumsum([0, *counts])[[names.index(axis) for axis in "xyz"]].tolist()
         lines = content[start:].decode("ascii").split("\n")
         found = np.loadtxt(lines, np.float64, usecols=first, ndmin=2, max_rows=num_points)
         return _present(found, num_points)

@@ -27,6 +27,7 @@ from recon.pipeline.shapes.meshfile.pictures import unreadable as no_picture
 from recon.pipeline.shapes.sample import farthest_point_order, sample_points, take_points
 
 SUFFIXES = tuple(dict.fromkeys((*MESHES, *CLOUDS)))
+IN_FOLDERS = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")
 SAMPLED = 8192
 """Points of a surface before its farthest are taken, as many as a store holds unless its manifest says otherwise"""
 SEED = 0
@@ -45,6 +46,10 @@ class Axes:
     front: str
     why: str
 
+    def told(self) -> str:
+        """In words."""
+        return f"{self.up} is up and {self.front} front, {self.why}"
+
 
 @dataclass(frozen=True)
 class OwnShape:
@@ -60,25 +65,29 @@ class OwnShape:
 
     def told(self) -> str:
         """What was taken for granted, in a line."""
-        return (
-            f"{self.what}; {self.axes.up} is up and {self.axes.front} front, {self.axes.why}; "
-            f"{self.extent:.3g} units long, scaled to the unit sphere"
-        )
+        return f"{self.what}; {self.axes.told()}; {self.extent:.3g} units long, centred and scaled to the unit sphere"
 
 
 def find_files(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     """(name, file) of files, and of all that can be read in folders, which are named relative to them, sorted.
 
-    UserError for a path that is not there, a folder without such files, and two of one name.
+    Hidden files are passed over in folders, and texts (.txt), which are seldom clouds there. UserError for a path that
+    is not there, a folder without such files, and two of one name.
     """
     found: list[tuple[str, Path]] = []
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        inner = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inner:
-            raise UserError(f"{path}: no file in it that is read; read are {', '.join(SUFFIXES)}")
-        found += [(str(each.relative_to(path)) if path.is_dir() else str(path), each) for each in inner]
+        if not path.is_dir():
+            found.append((str(path), path))
+            continue
+        inner = [
+            (each.relative_to(path), each) for each in sorted(path.rglob("*")) if each.suffix.lower() in IN_FOLDERS
+        ]
+        named = [(str(name), each) for name, each in inner if not any(part.startswith(".") for part in name.parts)]
+        if not named:
+            raise UserError(f"{path}: no file in it that is read; read are {', '.join(IN_FOLDERS)}")
+        found += named
     names = [name for name, _ in found]
     if twice := sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []:
         raise UserError(f"{some(twice)}: of one name in two of the paths; give the folder above them")
@@ -138,7 +147,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        pixels = read_picture(content, keep_alpha=True).astype(np.float32)
+        pixels = read_picture(content, keep_alpha=True).astype(np.float64)
     except MeshError as error:
         raise UserError(f"{path}: {error.words}") from None
     except Exception as error:  # Pillow's readers raise many kinds

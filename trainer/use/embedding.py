@@ -18,6 +18,7 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.wording import brief
+from recon.trainer.config import Config
 from recon.trainer.data.points import farthest_points
 from recon.trainer.evaluate.features import BATCH, Probe, Student
 
@@ -42,24 +43,20 @@ class Described:
         return {"embedding": self.embedding, **{f"query_{name}": each for name, each in self.queries.items()}}
 
 
-def widths(student: Student) -> dict[str, int]:
-    """Teacher of the student -> width of its feature."""
-    return {teacher.name: teacher.dim for teacher in student.config.model.teachers}
+def widths(config: Config) -> dict[str, int]:
+    """Teacher of a student -> width of its feature."""
+    return {teacher.name: teacher.dim for teacher in config.model.teachers}
 
 
 @torch.inference_mode()
 def describe(student: Student, points: Tensor) -> Described:
-    """Of clouds [N, P, 3] in any frame and scale, P being `data.num_points` as in training; N may be 0."""
+    """Of clouds [N, P, 3] in any frame and scale, one at the least, P being `data.num_points` as in training."""
     parts: list[list[Tensor]] = []
-    for batch in points.split(BATCH) if len(points) else ():
+    for batch in torch.split(points, BATCH):
         embedding, predicted = student.model.describe(batch.to(student.device))
         parts.append([each.float().cpu() for each in (embedding, *predicted)])
-    if not parts:
-        empty = {name: np.empty((0, width), np.float32) for name, width in widths(student).items()}
-        return Described(np.empty((0, 0), np.float32), empty)
-    embedding, *predicted = [torch.cat(column) for column in zip(*parts, strict=True)]
-    named = zip(widths(student), (each.numpy() for each in predicted), strict=True)
-    return Described(embedding.numpy(), dict(named))
+    whole, *queries = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Described(whole, dict(zip(widths(student.config), queries, strict=True)))
 
 
 def describe_rows(student: Student, probe: Probe, rows: NDArray[np.int64], told: Progress) -> Iterator[Described]:

@@ -24,6 +24,7 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.documents import read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import make_directory, write_atomically
+from recon.pipeline.base.wording import one_line
 from recon.trainer.evaluate.features import Probe, Student
 from recon.trainer.forms import INDEX
 from recon.trainer.use.embedding import Described, describe_rows, made_by, telling, widths
@@ -88,21 +89,22 @@ def open_index(source: Path, probe: Probe) -> Index | None:
         return None
     again = f"delete {folder} and run `recon-train index` again"
     held = read_document(folder / "index.json", INDEX, again)
-    if {name: held[name] for name in _identity(probe)} != _identity(probe):
+    if {**held, **_identity(probe)} != held:
         return None
-    queries = list(widths_of(probe))
+    dims, count = widths(probe.config), held["rows"]
     try:
-        row = np.load(folder / "row.npy", allow_pickle=False)
-        embedding, *predicted = (
-            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _names(len(queries))
+        row, embedding, *predicted = (
+            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ("row.npy", *_names(len(dims)))
         )
-        whole = held["queries"] == queries and all(len(each) == held["rows"] for each in (row, embedding, *predicted))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); {again}") from error
+    whole = held["queries"] == [*dims] and (row.dtype, row.shape) == (np.int64, (count,))
+    whole &= embedding.ndim == 2 and all(each.dtype == np.float32 for each in (embedding, *predicted))
+    whole &= [each.shape for each in predicted] == [(count, width) for width in dims.values()]
+    whole &= len(embedding) == count
     if not whole:
         raise UserError(f"{folder}: its files are not of one index; {again}")
-    described = Described(embedding, dict(zip(queries, predicted, strict=True)))
-    return Index(folder, row, described, tuple(held["faiss"]))
+    return Index(folder, row, Described(embedding, dict(zip(dims, predicted, strict=True))), tuple(held["faiss"]))
 
 
 def build_index(
@@ -135,11 +137,11 @@ def build_index(
             start += len(part.embedding)
         for array in arrays:
             array.flush()
-        described = Described(arrays[0], dict(zip(widths(student), arrays[1:], strict=True)))
+        described = Described(arrays[0], dict(zip(widths(student.config), arrays[1:], strict=True)))
         for name, space in spaces.items():
             tell(f"graph of {name}")
             _write_graph(half / f"hnsw-{name}.faiss", unit(of_space(described, space)))
-        made = {"rows": len(rows), "queries": list(widths(student)), "faiss": list(spaces), **made_by(student)}
+        made = {"rows": len(rows), "queries": list(widths(student.config)), "faiss": list(spaces), **made_by(student)}
         write_atomically(half / "index.json", json.dumps({**made, **_identity(probe)}, indent=1) + "\n")
         del described, arrays
         shutil.rmtree(folder, ignore_errors=True)
@@ -174,7 +176,14 @@ def nearest_by_graph(index: Index, name: str, query: Floats, top: int) -> tuple[
     if name not in index.faiss:
         raise UserError(f"{index.folder}: has no graph of {name}; make it with `recon-train index --faiss`")
     faiss = _faiss()
-    graph = faiss.read_index(str(index.folder / f"hnsw-{name}.faiss"))
+    path = index.folder / f"hnsw-{name}.faiss"
+    try:
+        graph = faiss.read_index(str(path))
+        if (graph.ntotal, graph.d) != (len(index), len(query)):
+            raise RuntimeError("it is of other vectors")
+    except RuntimeError as error:
+        again = "make it again with `recon-train index --faiss`"
+        raise UserError(f"{path}: cannot be read ({one_line(error)[:200]}); delete it and {again}") from error
     graph.hnsw.efSearch = max(EFFORT, top)
     cosines, places = graph.search(query[None], min(top, len(index)))
     there = places[0] >= 0
@@ -211,8 +220,3 @@ def _identity(probe: Probe) -> dict[str, Any]:
 
 def _names(num_queries: int) -> list[str]:
     return ["embedding.npy", *(f"query-{number}.npy" for number in range(num_queries))]
-
-
-def widths_of(probe: Probe) -> dict[str, int]:
-    """As `widths`, of a probe's student."""
-    return {teacher.name: teacher.dim for teacher in probe.config.model.teachers}

@@ -47,6 +47,13 @@ class Calibration:
     num_shapes: int
     num_categories: int
 
+    def told(self) -> str:
+        """In a line."""
+        return (
+            f"calibrated on {self.num_shapes} test shapes of {self.num_categories} categories: lists with and without "
+            f"a shape's name are told apart with an AUROC of {self.auroc:.2f}"
+        )
+
     def probabilities(self, cosines: Floats) -> tuple[Floats, float]:
         """Of K names by their cosines [K]: their probabilities [K], and that of none; all add up to 1."""
         odds = float(np.array(self.weights) @ _evidence(cosines[None])[0])
@@ -172,4 +179,5 @@ def _features(student: Student, data: Labelled, chosen: NDArray[np.int64], space
         points = data.farthest_points(student.config.data.num_points)[chosen]
         return space.feature(describe(student, points))
     where: Any = np.searchsorted(index.row, data.row[chosen])
-    return space.feature(index.described)[where]
+    found: Floats = space.feature(index.described)[where]
+    return found

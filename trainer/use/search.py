@@ -89,9 +89,9 @@ def answer(store: FeatureStore, index: Index, asked: Question, top: int, by_grap
     ]
 
 
-def thumbnail(store: FeatureStore, probe: Probe, row: int) -> NDArray[np.uint8] | None:
+def thumbnail(probe: Probe, row: int) -> NDArray[np.uint8] | None:
     """The first stored view of a row [H, W, 3]; None where there is none."""
     if "views" not in probe.ref.keys:
         return None
-    views = store.views(probe.ref)
+    views = probe.store.views(probe.ref)
     return np.asarray(views.rgb[row, 0]) if views.ok[row] else None

@@ -1,0 +1,246 @@
+"""Commands that put a trained student to use: embed files, search a store, name a shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.errors import UserError
+from recon.trainer.commands.options import (
+    DeviceChoice,
+    EmaOption,
+    FileOverrideOption,
+    JsonOption,
+    ProbeDevice,
+    RefOption,
+    StudentOption,
+    answer,
+)
+
+if TYPE_CHECKING:
+    from recon.trainer.evaluate.features import Student
+    from recon.trainer.use.index import Index
+    from recon.trainer.use.search import Question
+
+RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder.")]
+SearchedStore = Annotated[Path, typer.Option(help="The store the run was trained on, or another of the same teachers.")]
+UpOption = Annotated[
+    str | None, typer.Option(metavar="AXIS", help="The files' up axis: y, z, -z, ...; without, by format, or guessed.")
+]
+FrontOption = Annotated[
+    str | None, typer.Option(metavar="AXIS", help="The files' front axis; without, the one that goes with the up axis.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where the teachers' files lie; without, as the run has it.")
+]
+
+
+def embed(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Meshes, clouds, folders of them, or one store.")
+    ],
+    run: StudentOption,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write, .parquet or .npz.")],
+    up: UpOption = None,
+    front: FrontOption = None,
+    ref: RefOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    ema: EmaOption = False,
+    overrides: FileOverrideOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Embed meshes, clouds or a store's shapes: a row each with uid, embedding, and what each query predicts.
+
+    Files that cannot be read are told of and left out, with exit status 3.
+    """
+    console = _console(run)
+    from recon.pipeline.store.reader import is_store
+    from recon.trainer.use.embedding import check_output, made_by, write_embeddings
+    from recon.trainer.use.rows import embed_files, embed_store
+
+    check_output(out)
+    student = _student(run, device, ema, overrides)
+    stores = [path for path in paths if is_store(path)]
+    if stores and len(paths) > 1:
+        raise UserError(f"{stores[0]}: is a store; embed it alone, into a file of its own")
+    if stores:
+        rows = embed_store(student, stores[0], ref, console.print)
+    else:
+        rows = embed_files(student, paths, up, front, console.print)
+    count, width = rows.described.embedding.shape
+    made = {**made_by(student), "rows": count, "refused": rows.refused}
+    write_embeddings(out, rows.words, rows.described, made)
+    console.print(f"wrote {out}: {count} shapes, {width} numbers each")
+    if json:
+        answer({"output": str(out), **made})
+    raise typer.Exit(3 if rows.refused else 0)
+
+
+def index(
+    store: SearchedStore,
+    run: RunFolder,
+    faiss: Annotated[
+        bool, typer.Option("--faiss", help="A graph for approximate search too; needs faiss-cpu.")
+    ] = False,
+    ref: RefOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    ema: EmaOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Embed every finished shape of a store into the run's folder, where `retrieve` and `classify` find it.
+
+    An index of the same weights and shapes is left as it is.
+    """
+    console = _console(run)
+    from recon.pipeline.store import FeatureStore
+    from recon.trainer.use.index import build_index, open_index
+    from recon.trainer.use.search import spaces
+
+    opened = FeatureStore.open(store)
+    student = _student(run, device, ema, None)
+    probe = student.on(opened, ref)
+    asked = spaces(run, probe) if faiss else {}
+    found = open_index(run, probe)
+    if found is None or not {*asked} <= {*found.faiss}:
+        found = build_index(run, student, probe, console.print, asked)
+    console.print(f"index of {len(found)} shapes in {found.folder}")
+    if json:
+        answer({"folder": str(found.folder), "shapes": len(found), "faiss": list(found.faiss)})
+
+
+def retrieve(
+    store: SearchedStore,
+    run: RunFolder,
+    text: Annotated[str | None, typer.Option(help='Words, e.g. "a chair with armrests".')] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture, as the store's views are.")] = None,
+    mesh: Annotated[Path | None, typer.Option(help="A mesh or a cloud.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many shapes.")] = 12,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Their thumbnails, a .png or .html file.")
+    ] = None,
+    faiss: Annotated[bool, typer.Option("--faiss", help="Search approximately, by `index --faiss`.")] = False,
+    up: UpOption = None,
+    front: FrontOption = None,
+    weights: WeightsOption = None,
+    ref: RefOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    ema: EmaOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Find the store's shapes nearest to words, a picture or a mesh, by cosine; exact unless `--faiss`."""
+    given = [name for name, value in (("--text", text), ("--image", image), ("--mesh", mesh)) if value is not None]
+    if len(given) != 1:
+        raise UserError(f"{' and '.join(given) or 'nothing'} given: ask by one of --text, --image and --mesh")
+    if output is not None and output.suffix not in (".png", ".html"):
+        raise UserError(f"-o {output}: its name must end in .png or .html")
+    console = _console(run)
+    from recon.pipeline.base.files import write_atomically
+    from recon.pipeline.store import FeatureStore
+    from recon.trainer.use import search
+
+    opened = FeatureStore.open(store)
+    student = _student(run, device, ema, None)
+    probe = student.on(opened, ref)
+    asked: Question
+    if text is not None:
+        asked = search.ask_words(run, probe, text, weights)
+    elif image is not None:
+        asked = search.ask_image(run, probe, image, weights)
+    else:
+        assert mesh is not None
+        asked = search.ask_mesh(student, mesh, up, front)
+        console.print(asked.told)
+    known = _index(console, run, student, probe)
+    found = search.answer(opened, known, asked, top, faiss)
+    if output is not None:
+        from recon.trainer.show.answers import answers_page, answers_png, thumbnails
+
+        pictures = thumbnails(probe, found)
+        told = text if text is not None else (image or mesh or Path()).name
+        page = answers_png if output.suffix == ".png" else answers_page
+        write_atomically(output, page(repr(told), found, pictures))
+        console.print(f"wrote {output}")
+    lines = [f"{each.cosine:>8.4f}  {each.uid}  ({each.category}, {each.split})" for each in found]
+    answer({"asked": asked.told, "found": [each.named() for each in found]} if json else lines)
+
+
+def classify(
+    path: Annotated[Path, typer.Argument(metavar="MESH", help="A mesh or a cloud.")],
+    store: SearchedStore,
+    run: RunFolder,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...|FILE", help="Names, or a file of one a line; without, the store's categories."),
+    ] = None,
+    up: UpOption = None,
+    front: FrontOption = None,
+    split: Annotated[str, typer.Option(help="Split that probabilities are calibrated on.")] = "test",
+    weights: WeightsOption = None,
+    ref: RefOption = None,
+    device: ProbeDevice = DeviceChoice.auto,
+    ema: EmaOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Name a shape of one's own by words alone, with probabilities and "none of these", calibrated on the store."""
+    console = _console(run)
+    import torch
+
+    from recon.pipeline.store import FeatureStore
+    from recon.trainer.data.files import read_shape
+    from recon.trainer.use.embedding import describe
+    from recon.trainer.use.index import open_index, unit
+    from recon.trainer.use.naming import NONE, calibrate, class_vectors, parse_classes
+    from recon.trainer.use.words import text_space
+
+    opened = FeatureStore.open(store)
+    student = _student(run, device, ema, None)
+    probe = student.on(opened, ref, tested=split)
+    space = text_space(run, probe)
+    names = parse_classes(classes, probe.split(split).categories)
+    shape = read_shape(path, student.config.data.num_points, up, front)
+    console.print(f"{path}: {shape.told()}")
+    vectors = class_vectors(run, probe, space, names, weights)
+    scale = calibrate(run, student, probe, space, open_index(run, probe), len(names))
+    console.print(scale.told())
+    feature = space.feature(describe(student, torch.from_numpy(shape.points)[None]))
+    cosines = vectors @ unit(feature)[0]
+    shares, none = scale.probabilities(cosines)
+    ranked = sorted(zip(names, shares.tolist(), cosines.tolist(), strict=True), key=lambda each: -each[1])
+    found: dict[str, Any] = {
+        "file": str(path), "taken": shape.told(), "none": none, "calibration": vars(scale),
+        "classes": [{"name": name, "probability": share, "cosine": cosine} for name, share, cosine in ranked],
+    }  # fmt: skip
+    likely = sorted([*((name, share) for name, share, _ in ranked), (NONE, none)], key=lambda each: -each[1])
+    lines = [f"{share:>8.1%}  {name}" for name, share in likely]
+    answer(found if json else lines)
+
+
+def _console(run: Path) -> Terminal:
+    """A console that has said what is done: torch takes seconds to import."""
+    console = Terminal(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"loading {run}")
+    return console
+
+
+def _student(run: Path, device: DeviceChoice, ema: bool, overrides: list[str] | None) -> Student:
+    from recon.trainer.evaluate.features import load_student
+    from recon.trainer.training.pretraining import choose_device
+
+    return load_student(run, choose_device(device.value), ema, overrides or [])
+
+
+def _index(console: Terminal, run: Path, student: Student, probe: Any) -> Index:
+    """The run's index of the store, made where there is none that fits."""
+    from recon.trainer.use.index import build_index, open_index
+
+    found = open_index(run, probe)
+    if found is None:
+        console.print("no index of these weights and shapes yet: it is made once, as by `recon-train index`")
+        found = build_index(run, student, probe, console.print, {})
+    return found
+
+
+COMMANDS = (embed, index, retrieve, classify)
