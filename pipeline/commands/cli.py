@@ -96,7 +96,6 @@ class Run:
         from recon.pipeline.execution.opening import open_executor
         from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
         from recon.pipeline.flow.report import key_change
-        from recon.pipeline.keeping.lacking import describe as describe_lacking
         from recon.pipeline.store.session import require_store, writing
 
         if what == "retry":
@@ -141,28 +140,12 @@ class Run:
                 console.print("interrupted: finished shards are kept; the same command goes on from there")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
         say([*flow.mended, *flow.notes, *(f"left out: {line}" for line in executor.left_out)])
-        failed: dict[str, str] = {}
-        again: list[str] = []
-        for name, result in flow.results.items():
-            did = "up to date"
-            if result.computed:
-                did = f"{result.computed} done in {result.seconds:.1f} s"
-            aside = f", {len(result.failed)} set aside" if result.failed else ""
-            finished = result.total - len(result.failed)
-            console.print(f"{name:>16} {result.key}: {finished} of {result.total} finished, {did}{aside}")
-            reasons = {uid: failure.reason for uid, failure in result.failed.items()}
-            if len(reasons) == result.total and (reason := shared_reason(reasons)):
-                again.append(f"all {result.total} of {name} are set aside for one reason: {reason}; {AGAIN}")
-            failed |= reasons
-        say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
-        say(again)
-        lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
-        say(describe_lacking(lacking) if lacking else [])
+        set_aside = _tell(flow)
         if self.as_json:
             typer.echo(summary(flow.results))
         if absent:
             raise absent
-        raise typer.Exit(EXIT_QUARANTINE if failed else 0)
+        raise typer.Exit(EXIT_QUARANTINE if set_aside else 0)
 
     def _size_check(self, flow: Flow, workers: int) -> Callable[[str, int], None]:
         """UserError when the run would pass --max-gb; the function that stops it where the prediction was too low."""
@@ -185,6 +168,30 @@ class Run:
                 raise UserError(f"{self.store}: has reached --max-gb {self.max_gb:g}; finished shards are kept")
 
         return check
+
+
+def _tell(flow: Flow) -> bool:
+    """What each stage did, what is set aside and why, what is lacking; whether anything is set aside."""
+    from recon.pipeline.keeping.lacking import describe as describe_lacking
+
+    failed: dict[str, str] = {}
+    again: list[str] = []
+    for name, result in flow.results.items():
+        did = "up to date"
+        if result.computed:
+            did = f"{result.computed} done in {result.seconds:.1f} s"
+        aside = f", {len(result.failed)} set aside" if result.failed else ""
+        finished = result.total - len(result.failed)
+        console.print(f"{name:>16} {result.key}: {finished} of {result.total} finished, {did}{aside}")
+        reasons = {uid: failure.reason for uid, failure in result.failed.items()}
+        if len(reasons) == result.total and (reason := shared_reason(reasons)):
+            again.append(f"all {result.total} of {name} are set aside for one reason: {reason}; {AGAIN}")
+        failed |= reasons
+    say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
+    say(again)
+    lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
+    say(describe_lacking(lacking) if lacking else [])
+    return bool(failed)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
