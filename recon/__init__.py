@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from recon.pipeline.flow.manifest import Manifest as Manifest
     from recon.pipeline.flow.manifest import list_shapes as list_shapes
     from recon.pipeline.flow.manifest import load_manifest as load_manifest
@@ -61,9 +62,24 @@ except (KeyError, OSError):  # torch asks too, while it is imported, and a conta
 def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f"recon.{name}")
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'recon' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def _version() -> str:
+    """The distribution's; of a checkout that nobody installed, what its pyproject.toml says."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("recon-pointcloud")
+    except PackageNotFoundError:
+        import tomllib
+
+        settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(settings["project"]["version"])
 
 
 def __dir__() -> list[str]:

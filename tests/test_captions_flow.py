@@ -213,7 +213,7 @@ def test_a_second_run_does_nothing_and_a_first_one_elsewhere_gives_the_same(
 def test_plan_tells_each_table_by_its_name(place: Path, small_store: Path, tmp_path: Path) -> None:
     """Before the run: what is to come, and for words that it is not known yet how many."""
     shutil.copytree(small_store, tmp_path / "s.zarr", ignore=shutil.ignore_patterns("cache"))
-    flow = Flow(load_manifest(place / "m.toml"), None, FeatureStore.open(tmp_path / "s.zarr"))
+    flow = Flow(load_manifest(place / "m.toml"), None, FeatureStore.open(tmp_path / "s.zarr", write=True))
     lines = {line.stage: line for line in report(flow, 1)}
     assert {name: line.todo for name, line in lines.items() if name.startswith("captions ")} == {
         "captions tiny": 12, "captions facts": 0, "captions hand": 12, "captions attributes": 12,
@@ -225,7 +225,9 @@ def test_new_templates_are_work_for_the_words(full: Path, place: Path, small_man
     """Found by looking at the prompts themselves: no row of the text key is stale by them."""
     path = write(place, small_manifest, "templates.toml", replace=('"two.txt"', '"three.txt"'))
     (place / "three.txt").write_text("{article} {name}\nthe {}\nmy {}\n")
-    lines = {line.stage: line for line in report(Flow(load_manifest(path), None, FeatureStore.open(full)), 1)}
+    lines = {
+        line.stage: line for line in report(Flow(load_manifest(path), None, FeatureStore.open(full, write=True)), 1)
+    }
     assert (lines["text tiny"].todo, lines["text tiny"].why) == (3, ("3 prompts are new",))
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.hub import hub_answers
 from recon.pipeline.base.words import single_spaced
 from recon.pipeline.caption.captioner import CaptionerTable
 from recon.pipeline.teachers import probe
@@ -144,7 +145,7 @@ def _load(table: CaptionerTable) -> tuple[Any, Any]:
     local = Path(table.model).is_dir()
     if local and not any(Path(table.model).glob("*.safetensors")):
         raise UserError(f"captions {table.name!r}: {table.model} holds no .safetensors weights; save them as such")
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    options: dict[str, Any] = {"local_files_only": local or not hub_answers(), "trust_remote_code": False}
     find_processor: Any = AutoProcessor.from_pretrained
     try:
         with _quiet():

@@ -26,7 +26,7 @@ from recon.pipeline.execution.executor import Executor
 from recon.pipeline.execution.planning import StagePlan, Task, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.execution.work import TaskResult, run_task
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import WritableStore
 from recon.pipeline.store.receipts import Failure
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Work:
     seconds: float = 0.0
     _written: int = 0
 
-    def prepare(self, store: FeatureStore, executor: Executor) -> None:
+    def prepare(self, store: WritableStore, executor: Executor) -> None:
         """Plan it, and make room for it in the store where there is something to do."""
         if self.behind:
             self.rows = self.of_those(self.behind._handed_on(store))
@@ -112,7 +112,7 @@ class Work:
         self.failed |= result.failed
         self.progress(self.done, self.plan.todo, self._written)
 
-    def log(self, store: FeatureStore, workers: int) -> None:
+    def log(self, store: WritableStore, workers: int) -> None:
         """Note in the store what it took."""
         self._peaks[os.getpid()] = peak_bytes()
         store.log(
@@ -135,7 +135,7 @@ class Work:
         plan = self.plan
         return StageResult(self.stage.kind, plan.key, plan.total, self.done, self.failed, self.seconds)
 
-    def _handed_on(self, store: FeatureStore) -> list[Row]:
+    def _handed_on(self, store: WritableStore) -> list[Row]:
         """Its rows as the stage behind gets them, if all that it has to do goes well."""
         if not self.rows:
             return []
@@ -166,7 +166,7 @@ class Work:
 
 
 def run_stage(
-    store: FeatureStore,
+    store: WritableStore,
     stage: Stage,
     rows: Sequence[Row],
     executor: Executor,
@@ -179,7 +179,7 @@ def run_stage(
 
 
 def run_side_by_side(
-    store: FeatureStore, works: Sequence[Work], executor: Executor, limit: float = ROW_SECONDS
+    store: WritableStore, works: Sequence[Work], executor: Executor, limit: float = ROW_SECONDS
 ) -> list[StageResult]:
     """Bring stages of different keys up to date together, each after the one that it is behind."""
     started = time.monotonic()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.errors import MachineError, NotFetched, UserError
 from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.base.wording import one_line
 
@@ -33,7 +33,7 @@ class Trouble:
     def of(cls, error: Exception) -> Trouble:
         """Of an exception that is being handled."""
         known = machine_fault(error) or error
-        kind = MachineError if isinstance(known, MachineError) else UserError if isinstance(known, UserError) else None
+        kind = next((kind for kind in (MachineError, NotFetched, UserError) if isinstance(known, kind)), None)
         return cls(kind, one_line(known), traceback.format_exc())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recon.pipeline.base.digests import digest_of
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import NotFetched, UserError
 from recon.pipeline.caption.table import CaptionsTable
 from recon.pipeline.caption.templates import templates_of
 from recon.pipeline.execution.engine import (
@@ -40,7 +40,7 @@ from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.store.columns import read_column
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.teachers.loaded import count_cut, facts_of
 
@@ -71,7 +71,8 @@ class Flow:
 
     manifest: Manifest
     root: Path | None
-    store: FeatureStore
+    opened: FeatureStore
+    """One opened for reading will do to plan, and to find that nothing is left to do."""
     executor: Executor = field(default_factory=InProcess)
     limit: int | None = None
     shard: tuple[int, int] = (0, 1)
@@ -80,14 +81,21 @@ class Flow:
     begin: Callable[[str, StagePlan], None] = lambda stage, plan: None
 
     def __post_init__(self) -> None:
-        self.manifest, _ = settled(self.manifest, self.store.path)
+        self.manifest, _ = settled(self.manifest, self.opened.path)
         self._registered = False
         self._rows: dict[str, Sequence[Row]] = {}
         self._results: dict[str, StageResult] = {}
         self._side_by_side: dict[str, StageResult] = {}
         self._keeping: set[str] = set()
+        self._waiting: dict[str, NotFetched] = {}
         self.mended: list[str] = []
         self.notes: list[str] = []
+
+    @cached_property
+    def store(self) -> WritableStore:
+        """What the stages write through."""
+        opened = self.opened
+        return opened if isinstance(opened, WritableStore) else WritableStore(opened.path, opened.group)
 
     # ---- the commands
 
@@ -207,9 +215,15 @@ class Flow:
             for number, node in enumerate(nodes):
                 if node.kind == "text" and captions:
                     self._settle_ref()
-                if self.executor.gpus and not self._side_by_side:
-                    self._run_side_by_side([node for node in nodes[number:] if node.name not in self._results])
-                self._run(node)
+                if node.needs & set(self._waiting):
+                    continue
+                try:
+                    if self.executor.gpus and not self._side_by_side:
+                        self._run_side_by_side([node for node in nodes[number:] if node.name not in self._results])
+                    self._run(node)
+                except NotFetched as error:  # what needs no weights is done first
+                    self._waiting[node.name] = error
+                    continue
                 captions |= node.kind == "captions"
         finally:
             shutil.rmtree(self._kept, ignore_errors=True)
@@ -217,7 +231,14 @@ class Flow:
                 self._kept.parent.rmdir()
         if captions or "captions" in kinds:
             self._settle_ref()
+        if self._waiting:
+            raise next(iter(self._waiting.values()))
         return list(self._results.values())
+
+    @property
+    def results(self) -> dict[str, StageResult]:
+        """What ran so far, in its order, by what people call the stage, such as "targets demo"."""
+        return dict(self._results)
 
     @property
     def _is_whole(self) -> bool:
@@ -273,7 +294,10 @@ class Flow:
         free = [node for node in nodes if node.after == LISTING or node.after in self._results]
         works: dict[str, Work] = {}
         for node in (views, *behind, *free):
-            stage = self.plan.stage(node)
+            try:
+                stage = self.plan.stage(node)
+            except NotFetched:  # told when its turn comes
+                continue
             if stage is None or any(digest_of(stage.recipe) == digest_of(w.stage.recipe) for w in works.values()):
                 continue
             progress, begin = self._told(node.name)
@@ -378,33 +402,44 @@ class Flow:
         return prompts + [caption for row in mine for caption in captions[row] if caption]
 
 
-def load_models(manifest: Manifest, teachers: bool, executor: Executor) -> None:
-    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work."""
+def load_models(manifest: Manifest, teachers: bool, executor: Executor) -> list[str]:
+    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work.
+
+    What is said of those whose weights are not here and cannot be fetched now: what needs none can go on without.
+    """
     tables = manifest.captions or ()
     looked_at = {table.teacher_named for table in tables}
+    wanted: list[Callable[[], object]] = []
     for spec in manifest.features.teachers:
         if teachers or spec.name in looked_at:
-            ask(executor, facts_of, spec)
-    for table in tables:
-        if table.has_model:
-            ask(executor, _load, table)
+            wanted.append(partial(ask, executor, facts_of, spec))
+    wanted += [partial(ask, executor, _load, table) for table in tables if table.has_model]
+    absent = []
+    for load in wanted:
+        try:
+            load()
+        except NotFetched as error:
+            absent.append(str(error))
+    return list(dict.fromkeys(absent))
 
 
 def _load(table: CaptionsTable) -> None:
     table.load()
 
 
-def summary(results: Sequence[StageResult]) -> str:
-    """The results as JSON, for programs."""
+def summary(results: Mapping[str, StageResult]) -> str:
+    """The results by stage as JSON, for programs."""
     lines: list[dict[str, Any]] = [
         {
             "stage": r.kind,
+            "name": name,
             "key": r.key,
             "rows": r.total,
+            "finished": r.total - len(r.failed),
             "computed": r.computed,
             "failed": len(r.failed),
             "seconds": round(r.seconds, 3),
         }
-        for r in results
+        for name, r in results.items()
     ]
     return json.dumps(lines)

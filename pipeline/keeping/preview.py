@@ -99,6 +99,14 @@ def contact_sheet(
     return PreviewResult(tuple(written), len(chosen), sum(map(len, chosen.values())), len(aside))
 
 
+def class_sheets(store: FeatureStore, ref: str | None = None, per_class: int = 8) -> Iterator[Image.Image]:
+    """The sheets of classes that `contact_sheet` writes, one at a time."""
+    found = store.ref(ref)
+    shown = pictures(store, found, "rgb")
+    chosen = choose(store, found, shown.ok, per_class)
+    return (sheet for _, sheet in _sheets(store, found, shown, chosen, [], views=False))
+
+
 def _sheets(
     store: FeatureStore,
     ref: Ref,

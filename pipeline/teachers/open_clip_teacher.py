@@ -16,6 +16,7 @@ import torch
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.hub import fetching_if_it_answers
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Floats, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.batches import BatchSize, embed_texts
@@ -24,7 +25,7 @@ from recon.pipeline.teachers.known import KnownWeights
 from recon.pipeline.teachers.probe import SENTENCES, of_tokens
 from recon.pipeline.teachers.published import Published, check_tag, source_of, tag_of
 from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
-from recon.pipeline.teachers.weights import in_hub_cache, openai_state, text_weights
+from recon.pipeline.teachers.weights import in_hub_cache, openai_state, require_fetchable, text_weights
 
 DEMO_CONFIG = Path(__file__).parent / "demo" / "open_clip_config.json"
 HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -191,21 +192,21 @@ def _load_named(spec: TeacherSpec) -> Loaded:
     # Some tags were trained with another GELU than their config says: wrong features, and only a warning.
     quick_gelu = bool(settings.get("quick_gelu"))
     preprocess = {name: settings[name] for name in asdict(PreprocessCfg()) if name in settings}
+    mend = f'name a weights file you have as `pretrained`, with tag = "{tag}"'
+    if tag is None:
+        mend = "name the open_clip_config.json of a downloaded copy as `model`"
+    failure = f"cannot fetch {spec.model} {spec.pretrained or ''}".rstrip()
+    mend = f'offline, {mend}, or use the shipped model = "demo"'
+    require_fetchable(spec, cached_weights(spec), failure, mend)
     try:
-        model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu, force_preprocess_cfg=preprocess)
-        config = open_clip.get_model_config(spec.model)
-        tokenizer = open_clip.get_tokenizer(spec.model)
+        with fetching_if_it_answers():
+            model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu, force_preprocess_cfg=preprocess)
+            config = open_clip.get_model_config(spec.model)
+            tokenizer = open_clip.get_tokenizer(spec.model)
     except Exception as error:  # transports and formats raise what they like
         if spec.pretrained is not None and Path(spec.pretrained).is_file():
             raise trouble(spec, "pretrained", _unreadable(Path(spec.pretrained), spec.model, error)) from error
-        mend = f'name a weights file you have as `pretrained`, with tag = "{tag}"'
-        if tag is None:
-            mend = "name the open_clip_config.json of a downloaded copy as `model`"
-        message = (
-            f"cannot fetch {spec.model} {spec.pretrained or ''}: {said(error)}; offline, {mend}, "
-            'or use the shipped model = "demo"'
-        )
-        raise trouble(spec, "model", message) from error
+        raise trouble(spec, "model", f"{failure}: {said(error)}; {mend}") from error
     return model, tokenizer, {**config, "quick_gelu": True} if quick_gelu else config
 
 

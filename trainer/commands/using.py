@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from recon.trainer.use.search import Question
 
 RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder.")]
-SearchedStore = Annotated[Path, typer.Option(help="The store the run was trained on, or another of the same teachers.")]
+SearchedStore = Annotated[
+    Path, typer.Option("--store", "-s", help="The store the run was trained on, or another of the same teachers.")
+]
 UpOption = Annotated[
     str | None, typer.Option(metavar="AXIS", help="The files' up axis: y, z, -z, ...; without, by format, or guessed.")
 ]
