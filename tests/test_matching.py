@@ -94,5 +94,5 @@ def test_what_is_no_number_neither_stops_nor_moves_the_others() -> None:
 
 def test_the_batched_form_reads_no_value_on_the_host() -> None:
     # A tensor without values: whatever asked for one would fail.
-    found = match(torch.empty(2, 5, 6, device="meta"), torch.empty(2, 6, dtype=torch.bool, device="meta"))
+    found = match_batched(torch.empty(2, 5, 6, device="meta"), torch.empty(2, 6, dtype=torch.bool, device="meta"))
     assert found.shape == (2, 6) and found.dtype == torch.int64

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recon.trainer.checkpoints.released import from_released, infer_config, load_weights, to_released
 from recon.trainer.model.heads import Classifier, Segmenter
-from recon.trainer.model.recon import take
+from recon.trainer.model.masks import take
 from tests.released_goldens import GOLDEN, build_recon, config_of, recorded, weights
 
 INPUTS = {"points", "image_feature", "text_feature", "mask", "partseg.points", "partseg.onehot"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-@torch.no_grad()
+@torch.library.custom_op("recon::match", mutates_args=())  # one node of a compiled step, on any device
 def match(cost: Tensor, present: Tensor) -> Tensor:
     """Match queries to the targets that are there, each at most once, as many as can be, at the least total cost.
 
@@ -21,8 +21,13 @@ def match(cost: Tensor, present: Tensor) -> Tensor:
     SciPy's; another device takes, target by target in their order, the first query that a shortest path ends at. Both
     give the same matching for the same costs every time. No device waits for the host.
     """
-    cost = cost.detach().double().nan_to_num(0.0, 0.0, 0.0)
+    cost = cost.double().nan_to_num(0.0, 0.0, 0.0)
     return _match_on_host(cost, present) if cost.device.type == "cpu" else match_batched(cost, present)
+
+
+@match.register_fake
+def _(cost: Tensor, present: Tensor) -> Tensor:
+    return torch.empty_like(present, dtype=torch.int64)
 
 
 def _match_on_host(cost: Tensor, present: Tensor) -> Tensor:
