@@ -44,8 +44,8 @@ class PatchEmbed(nn.Module):
         self.conv4 = nn.Linear(hidden, width)
 
     def forward(self, groups: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Embed `groups [B, G, S, 3]` centre-relative, or with colours `[B, G, S, 6]`, as tokens `[B, G, C]`; or those of
-        `kept [B, V]` alone, `[B, V, C]`.
+        """Embed `groups [B, G, S, 3]` centre-relative, or with colours `[B, G, S, 6]`, as tokens `[B, G, C]`; or
+        those of `kept [B, V]` alone, `[B, V, C]`.
 
         In training mode the batch statistics run over every point given, so they depend on which groups are given; the
         groups that are not kept have no other part in the tokens.

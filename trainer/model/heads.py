@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from recon.kernels import interpolate_three
 from recon.trainer.model.encoder import TwoTowers
-from recon.trainer.model.recon import ModelConfig, ReCon, Student
+from recon.trainer.model.losses import reconstruction_loss
+from recon.trainer.model.recon import Decoder, ModelConfig, ReCon, Student
 from recon.trainer.training.distributed import of_batch
 
 CLASSIFY_WIDTH = 256
@@ -75,19 +76,40 @@ class ClassificationHead(nn.Module):
 
 
 class Classifier(Student):
-    """Encoder and classification head; `config` gives the groups and the drop path of the downstream task."""
+    """Encoder and classification head; `config` gives the groups and the drop path of the downstream task.
 
-    def __init__(self, config: ModelConfig, num_classes: int, head: str = "full") -> None:
+    It has the cls query, whether the pretrained model had it or not. With `rebuilds` it keeps the pretrained decoder,
+    as ReCon++ does for a causal model: every group is rebuilt along.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, head: str = "full", rebuilds: bool = False) -> None:
         super().__init__(config if config.streams == "two_tower" else replace(config, cls_query=True))
         self.head = ClassificationHead(self.encoder.feature_width, num_classes, head)
+        if rebuilds and config.mask_type != "causal":
+            raise ValueError("model.mask_type: only a causal model rebuilds what it classifies")
+        self.decoder = Decoder(config) if rebuilds else None
 
     def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
         groups, centers = self.group(points)
-        scales = self.encoder.drop_path(points.shape[0], generator)
-        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
+        queries, tokens = self._encoded(groups, centers, generator)
         logits: Tensor = self.head(global_feature(queries, tokens, self.config), generator)
         return logits
+
+    def forward_rebuilt(self, points: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the reconstruction loss of all groups; of a model that `rebuilds`."""
+        assert self.decoder is not None
+        groups, centers = self.group(points)
+        queries, tokens = self._encoded(groups, centers, generator)
+        logits: Tensor = self.head(global_feature(queries, tokens, self.config), generator)
+        predicted = self.decoder.causal(tokens, centers, None, self.decoder.drop_path(len(points), generator))
+        truth = groups[..., : predicted.shape[-1]]
+        return logits, reconstruction_loss(predicted, truth, self.config.reconstruction)
+
+    def _encoded(self, groups: Tensor, centers: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        scales = self.encoder.drop_path(len(groups), generator)
+        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
+        return queries, tokens
 
 
 class SegmentationHead(nn.Module):

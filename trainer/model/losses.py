@@ -99,7 +99,8 @@ def matched_loss(predicted: Tensor, target: Tensor, present: Tensor, summed: boo
     taken = predicted.flatten(0, 1).index_select(0, (query_of.clamp(min=0) + first[:, None]).flatten())
     pairs = F.smooth_l1_loss(taken.view_as(target), target, reduction="none").mean(dim=-1).where(matched, 0.0)
     clouds = pairs.sum(dim=1) / matched.sum(dim=1).clamp(min=1)
-    return clouds.sum() if summed else clouds.sum() / matched.any(dim=1).sum().clamp(min=1)
+    loss: Tensor = clouds.sum() if summed else clouds.sum() / matched.any(dim=1).sum().clamp(min=1)
+    return loss
 
 
 def info_nce_loss(predicted: Tensor, target: Tensor, log_scale: Tensor) -> Tensor:

@@ -65,9 +65,10 @@ def chain_order(centers: Tensor) -> Tensor:
 
 
 def chain_steps(centers: Tensor) -> Tensor:
-    """Where each of `centers [B, G, 3]` lies from the one before it: unit directions `[B, G, 3]`, the first one 0."""
-    step = centers.diff(dim=1, prepend=centers[:, :1])
-    return step / (torch.linalg.vector_norm(step, dim=-1, keepdim=True) + 1e-5)
+    """Where each of `centers [B, G, 3]` lies from the one before it: the first one itself, then unit directions."""
+    step = centers.diff(dim=1)
+    direction = step / (torch.linalg.vector_norm(step, dim=-1, keepdim=True) + 1e-5)
+    return torch.cat([centers[:, :1], direction], dim=1)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

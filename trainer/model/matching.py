@@ -36,7 +36,7 @@ def _match_on_host(cost: Tensor, present: Tensor) -> Tensor:
 
     matched = torch.full(present.shape, -1)
     query_of, there = matched.numpy(), present.numpy()
-    whole = there.all(axis=1)
+    whole: list[bool] = present.all(dim=1).tolist()
     for cloud, table in enumerate(cost.numpy()):
         if whole[cloud]:
             queries, targets = linear_sum_assignment(table)

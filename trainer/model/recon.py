@@ -109,6 +109,8 @@ class Student(nn.Module):
         """
         config = self.config
         if not config.color:
+            if points.shape[-1] != 3:
+                raise ValueError(f"points: of {points.shape[-1]} channels, but model.color is off, which takes 3")
             groups, centers = group_points(points, config.num_group, config.group_size)
         else:
             points = colored(points, config.default_color)

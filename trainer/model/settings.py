@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from recon.trainer.model.blocks import MLP_RATIO, PATCH_WIDTH
 from recon.trainer.model.masks import CAUSAL_PREFIX
 from recon.trainer.model.teaching import Teacher
 
-SIZES: dict[str, dict[str, int | float | str]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 192, "heads": 3},
     "small": {"width": 256, "heads": 4},
     "base": {"width": 384, "heads": 6},

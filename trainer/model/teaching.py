@@ -67,9 +67,7 @@ class TeacherHead(nn.Module):
 
     def feature(self, queries: Tensor) -> Tensor:
         """What the teacher's `queries [B, Q, C]` say together, `[B, D]`: the mean of what each predicts."""
-        if queries.shape[1] == 1:
-            return self(queries[:, 0])
-        predicted: Tensor = self(queries).mean(dim=1)
+        predicted: Tensor = self(queries[:, 0]) if queries.shape[1] == 1 else self(queries).mean(dim=1)
         return predicted
 
     def loss(self, queries: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
