@@ -71,13 +71,13 @@ def our_name(released: str, large: bool) -> str | None:
     """Our name of the released parameter or buffer; None where there is none. `large` is the embedding's form."""
     name = released.removeprefix("model.")
     if found := _BLOCK.match(name):
-        stack = "decoder" if found[1] == "decoder.blocks" else "encoder"
-        inner: str = name[found.end() :]
-        for theirs, ours in _GLOBAL if found[1].endswith("global_blocks") else _LOCAL:
+        blocks, number = str(found[1]), str(found[2])
+        stack, inner = blocks.partition(".")[0], name[found.end() :]
+        for theirs, ours in _GLOBAL if blocks.endswith("global_blocks") else _LOCAL:
             if inner.startswith(theirs):
                 inner = ours + inner[len(theirs) :]
                 break
-        return f"{stack}.blocks.{found[2]}.{inner}"
+        return f"{stack}.blocks.{number}.{inner}"
     for theirs, ours in (*_TABLE, *(_LARGE if large else _SMALL)):
         if name.startswith(theirs):
             return ours + name[len(theirs) :]

@@ -73,9 +73,11 @@ class TeacherHead(nn.Module):
     def loss(self, queries: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         """Unweighted distance from what `queries [B, Q, C]` predict to `target`, a scalar.
 
-        `target [B, D]`; of "matched" `[B, T, D]`, of which those of `present [B, T]` are there, without it all.
+        `target [B, D]`; of "matched" `[B, T, D]`, of which those of `present [B, T]` are there, without it all, and
+        `[B, D]` is one a cloud.
         """
         if self.teacher.loss in MATCHED:
+            target = target.unsqueeze(1) if target.ndim == 2 else target
             present = torch.ones_like(target[..., 0], dtype=torch.bool) if present is None else present
             return matched_loss(self(queries), target, present, self.teacher.loss == "matched_sum")
         if self.log_scale is not None:
