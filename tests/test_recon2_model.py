@@ -294,3 +294,30 @@ def test_a_pretrained_model_without_cls_is_fine_tuned_with_it(monkeypatch: pytes
     assert torch.equal(classifier.encoder.query_token[:, :1], cls)
     assert torch.equal(classifier.encoder.query_token[:, 1:], pretrained.encoder.query_token)
     assert torch.equal(classifier.encoder.blocks[1].mlp.fc1.weight, pretrained.encoder.blocks[1].mlp.fc1.weight)
+
+
+@pytest.mark.slow
+@BOTH
+def test_a_step_compiles_without_a_break(config: ModelConfig) -> None:
+    model, (features, present) = build(dataclasses.replace(config, depth=1, decoder_depth=1, color_drop=0.5)), targets()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    taught = []
+    for form in (compiled, model):
+        torch.manual_seed(0)  # of mask and colours
+        losses = form(clouds(config), features, present=present)
+        losses["total"].backward()
+        taught.append((losses, [parameter.grad.clone() for parameter in model.parameters()]))
+        model.zero_grad()
+    torch.testing.assert_close(taught[0], taught[1], rtol=1e-3, atol=1e-4)
+
+
+@BOTH
+def test_half_precision_keeps_the_losses_in_float32(config: ModelConfig) -> None:
+    model, (features, present) = build(config), targets()
+    mask = model.draw_mask(model.group(clouds(config))[1], generator(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(clouds(config), features, mask=mask, present=present)
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    whole = model(clouds(config), features, mask=mask, present=present)
+    for name in losses:
+        assert float(losses[name].detach()) == pytest.approx(float(whole[name].detach()), rel=0.1)

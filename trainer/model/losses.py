@@ -24,7 +24,7 @@ def reconstruction_loss(predicted: Tensor, groups: Tensor, form: str) -> Tensor:
     distance, both directions averaged, with a finite gradient where two points coincide; "mdm" the sum of both and, of
     `[..., S, 6]`, of the colours' distance (see `mdm_losses`).
     """
-    predicted, groups = (_widened(x).reshape(-1, *x.shape[-2:]) for x in (predicted, groups))
+    predicted, groups = (widened(x).reshape(-1, *x.shape[-2:]) for x in (predicted, groups))
     if form == "mdm":
         return torch.stack(list(mdm_losses(predicted, groups).values())).sum()
     chamfer = ChamferL1() if form == "cdl1" else ChamferL2()
@@ -65,7 +65,7 @@ def teacher_loss(predicted: Tensor, target: Tensor, form: str, log_scale: Tensor
             f"teacher target: shape {tuple(target.shape)}, but the model predicts {tuple(predicted.shape)}; "
             "set the teacher's dim to the width of the stored features"
         )
-    predicted, target = _widened(predicted), _widened(target)
+    predicted, target = widened(predicted), widened(target)
     if form == "smooth_l1":
         return F.smooth_l1_loss(predicted, target)
     if form == "cosine":
@@ -90,8 +90,8 @@ def matched_loss(predicted: Tensor, target: Tensor, present: Tensor, summed: boo
             f"teacher target: shape {tuple(target.shape)}, but the model predicts {tuple(predicted.shape)} and takes "
             "[B, T, D] of its clouds; set the teacher's dim to the width of the stored features"
         )
-    predicted = _widened(predicted)
-    target = F.normalize(_widened(target), dim=-1)
+    predicted = widened(predicted)
+    target = F.normalize(widened(target), dim=-1)
     with torch.autocast(predicted.device.type, enabled=False), torch.no_grad():
         query_of = match(-(predicted @ target.transpose(1, 2)), present)
     matched = query_of >= 0
@@ -110,7 +110,7 @@ def info_nce_loss(predicted: Tensor, target: Tensor, log_scale: Tensor) -> Tenso
     and the same target (a class prompt drawn twice) are no negatives of each other. Of several ranks each averages over
     its own samples, against those of all.
     """
-    predicted, target = F.normalize(_widened(predicted), dim=1), F.normalize(_widened(target), dim=1)
+    predicted, target = F.normalize(widened(predicted), dim=1), F.normalize(widened(target), dim=1)
     all_predicted, all_target = gather_batch(predicted), gather_batch(target)
     scale = log_scale.to(predicted.dtype).clamp(max=INFONCE_MAX_LOG_SCALE).exp()
     with torch.autocast(predicted.device.type, enabled=False):
@@ -130,7 +130,7 @@ def category_contrast_loss(embedding: Tensor, labels: Tensor) -> Tensor:
     against every cloud of another category. A batch of a single category has no negatives, and loss 0. Of several ranks
     each averages over its own clouds, against those of all.
     """
-    unit = F.normalize(_widened(embedding), dim=1)
+    unit = F.normalize(widened(embedding), dim=1)
     # Autocast would multiply in half precision, and the temperature then magnifies its rounding tenfold.
     with torch.autocast(unit.device.type, enabled=False):
         logits = unit @ gather_batch(unit).T / TEMPERATURE
@@ -141,5 +141,6 @@ def category_contrast_loss(embedding: Tensor, labels: Tensor) -> Tensor:
     return (torch.logsumexp(against, dim=1) - positive).mean()
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32, or wider where it is: what losses are taken in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recon.trainer.model.losses import INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE, matched_loss, teacher_loss
+from recon.trainer.model.losses import INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE, matched_loss, teacher_loss, widened
 
 CONTRAST_WIDTH = 128
 Kind = Literal["image", "text"]
@@ -63,7 +63,7 @@ class TeacherHead(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         """Predict the teacher's raw feature `[B, D]` from its query `[B, C]`; unit vectors `[B, Q, D]` from several."""
         predicted: Tensor = self.projection(query)
-        return F.normalize(predicted, dim=-1) if self.teacher.loss in MATCHED else predicted
+        return F.normalize(widened(predicted), dim=-1) if self.teacher.loss in MATCHED else predicted
 
     def feature(self, queries: Tensor) -> Tensor:
         """What the teacher's `queries [B, Q, C]` say together, `[B, D]`: the mean of what each predicts."""
