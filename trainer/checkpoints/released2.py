@@ -78,7 +78,8 @@ def our_name(released: str, large: bool) -> str | None:
                 inner = ours + inner[len(theirs) :]
                 break
         return f"{stack}.blocks.{number}.{inner}"
-    for theirs, ours in (*_TABLE, *(_LARGE if large else _SMALL)):
+    table: tuple[tuple[str, str], ...] = _TABLE + (_LARGE if large else _SMALL)
+    for theirs, ours in table:
         if name.startswith(theirs):
             return ours + name[len(theirs) :]
     return None
