@@ -2,10 +2,12 @@
 
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,9 @@ from torch.nn import functional as F
 from recon.kernels import knn_points, sample_farthest_points
 from recon.trainer.checkpoints.released import from_released, infer_config, load_weights
 from recon.trainer.checkpoints.released2 import our_name
+from recon.trainer.config import DataConfig
+from recon.trainer.data.points import scale_translate
+from recon.trainer.data.transforms import normalize, rotate_y, tilt
 from recon.trainer.model.heads import Classifier, global_feature
 from recon.trainer.model.losses import matched_loss, mdm_losses
 from recon.trainer.model.masks import causal_sight, take
@@ -99,6 +104,18 @@ def mask_of(folder: Path, case: str) -> Tensor:
     # The last column's state could not be recorded, nor does it matter; the count makes it certain.
     mask[-1] = bool(mask[:-1].sum() < hidden)
     return mask.expand(len(given["points_color"]), -1)
+
+
+@functools.cache
+def outputs(folder: Path, case: str) -> Outputs:
+    """All of a pretraining case."""
+    modes = [
+        mode for mode in ("train", "eval_masked") if any(k.startswith(f"{case}.{mode}.") for k in recorded(folder))
+    ]
+    found = grouped(folder, case) | unmasked(folder, case)
+    for mode in modes:
+        found |= masked(folder, case, mode)
+    return found
 
 
 @torch.no_grad()
@@ -242,6 +259,23 @@ def gradients(folder: Path, case: str, stage: str, mode: str = "train", flip: bo
     }[stage]
     loss.backward()
     return under_their_names(folder, case, model)
+
+
+def augmented(folder: Path) -> Outputs:
+    """From raw points by our transforms, with what the release drew."""
+    random = np.random.RandomState(3)
+    scale, shift = random.uniform(0.8, 1.25), random.uniform(-0.1, 0.1, (1, 3))
+    angles = torch.from_numpy(np.clip(0.06 * random.randn(3), -0.18, 0.18))[None]
+    turn = torch.tensor([2 * math.pi * random.uniform()])
+    config = DataConfig(scale=(0.8, 1.25), translate=0.1, scale_axes="together")
+    normalized = normalize(recorded(folder)["data.raw"][None])
+    factors = torch.full((1, 3), (scale - 0.8) / 0.45, dtype=torch.float64)
+    moved = scale_translate(normalized, factors, torch.from_numpy(shift + 0.1) / 0.2, config)
+    # Theirs turns +X towards +Z.
+    found = rotate_y(tilt(moved, angles), -turn)
+    quarter = tilt(found, torch.tensor([[0.0, 0.0, -math.pi / 2]]))
+    outputs = {"normalized": normalized, "augmented": found, "rotated": quarter}
+    return {f"data.{name}": value[0] for name, value in outputs.items()}
 
 
 def off_float64(folder: Path) -> dict[str, float]:

@@ -299,16 +299,7 @@ EACH_FOLDER2 = [
     pytest.param(folder, id=folder.name, marks=slow_if(folder.name != "recon2_small")) for folder in FOLDERS2
 ]
 GRADIENTS2 = ("train", "eval_masked", "train.stage.reconstruct", "train.stage.contrast")
-INPUTS2 = {"points", "points_color", "image_features", "text_features", "labels"}
-
-
-@functools.cache
-def outputs2(folder: Path, case: str) -> dict[str, Tensor]:
-    modes = [
-        mode for mode in ("train", "eval_masked") if any(k.startswith(f"{case}.{mode}.") for k in recorded(folder))
-    ]
-    found = recon2.grouped(folder, case) | recon2.unmasked(folder, case)
-    return found.copy() | {k: v for mode in modes for k, v in recon2.masked(folder, case, mode).items()}
+INPUTS2 = {"data.raw", "points", "points_color", "image_features", "text_features", "labels"}
 
 
 def faults2(folder: Path, computed: dict[str, Tensor]) -> list[str]:
@@ -351,7 +342,7 @@ def gradient_faults2(
 
 @pytest.mark.parametrize(("folder", "case"), EACH_CASE)
 def test_outputs_of_recon2(folder: Path, case: str) -> None:
-    assert not faults2(folder, outputs2(folder, case))
+    assert not faults2(folder, recon2.outputs(folder, case))
 
 
 @pytest.mark.parametrize(("folder", "case"), EACH_CASE)
@@ -376,7 +367,7 @@ def test_the_other_stop_gradient_of_recon2(folder: Path, case: str) -> None:
     (key,) = [key for key in recording if key.startswith("train.grad_norms_stop_grad_")]
     assert key.endswith(str(not recon2.built(folder, case).config.stop_gradient))
     assert not gradient_faults2(folder, "", recording[key], recon2.gradients(folder, case, "total", flip=True))
-    total = outputs2(folder, case)[f"{case}.train.loss.total"]
+    total = recon2.outputs(folder, case)[f"{case}.train.loss.total"]
     assert not fault("loss_with_stop_grad_flipped", total, torch.tensor(recording["loss_with_stop_grad_flipped"]))
 
 
@@ -390,11 +381,18 @@ def test_fine_tuning_of_recon2(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", EACH_FOLDER2)
+def test_augmentation_of_recon2(folder: Path) -> None:
+    assert not faults2(folder, recon2.augmented(folder))
+
+
+@pytest.mark.parametrize("folder", EACH_FOLDER2)
 def test_every_tensor_of_recon2_is_compared(folder: Path) -> None:
     cases = [case for case in recon2.PRETRAIN if case in config_of(folder)["cases"]]
-    compared = {name for case in cases for name in outputs2(folder, case)} | recon2.finetuned(folder, "train")[0].keys()
+    compared = {name for case in cases for name in recon2.outputs(folder, case)} | recon2.finetuned(folder, "train")[
+        0
+    ].keys()
     compared |= recon2.finetuned(folder, "eval")[0].keys() | INPUTS2
     compared |= {f"{case}.{name}" for case in cases for name in ("mask", "zeroshot.class_features")}
     pairs = [(case, theirs) for case in cases for theirs, _ in recon2.names(folder, case)]
     compared |= {f"{case}.{kind}.grad.{name}" for kind in GRADIENTS2 for case, name in pairs}
-    assert {name for name in recorded(folder) if not name.startswith("data.")} <= compared
+    assert recorded(folder).keys() <= compared | recon2.augmented(folder).keys()

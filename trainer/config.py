@@ -82,6 +82,9 @@ class DataConfig:
     holds of the shape; "center" only centres the drawn ones."""
     rotate: bool = True
     """Turn every sample by a random angle about y, as the release does; false where all shapes share one front."""
+    tilt: NonNegative = 0.0
+    """Standard deviation in radians of three small turns, about x, y and z, cut off at three times it; ReCon++ has
+    0.06."""
     scale: Annotated[tuple[Positive, Positive], Field(min_length=2)] = (1.0, 1.0)
     """Range of the random factor of a training sample, e.g. [0.667, 1.5]."""
     scale_axes: Literal["each", "together"] = "each"
