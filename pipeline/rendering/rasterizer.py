@@ -141,7 +141,7 @@ class _Context:
 
     def __init__(self) -> None:
         os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
-        os.environ.setdefault("LP_NUM_THREADS", "1")  # workers are processes: one core each
+        os.environ.setdefault("LP_NUM_THREADS", "0")  # workers are processes: one core each, and no thread to wait for
         if not hasattr(np, "infty"):
             np.infty = np.inf  # type: ignore[attr-defined]  # noqa: NPY201  pyrender 0.1.45 predates numpy 2
         try:
@@ -253,8 +253,9 @@ class Rasterizer:
             images = {(id(r.texture), r.wrap): r.texture for r in ranges if r.texture is not None}
             names = {key: _upload(gl, image, key[1]) for key, image in images.items()}
             textures = [names.get((id(r.texture), r.wrap)) for r in ranges]
+            box = np.stack([corners[:, :3].min(0), corners[:, :3].max(0)]).astype(np.float64)
             passes = [
-                self._draw_pass(gl, ranges, textures, camera_to_world[i : i + self.views_a_pass], projection)
+                self._draw_pass(gl, ranges, textures, camera_to_world[i : i + self.views_a_pass], projection, box)
                 for i in range(0, len(camera_to_world), self.views_a_pass)
             ]
             if names:
@@ -299,20 +300,24 @@ class Rasterizer:
         textures: list[int | None],
         poses: NDArray[np.float64],
         projection: NDArray[np.float64],
+        box: NDArray[np.float64],
     ) -> tuple[NDArray[np.uint8], Floats32]:
         side, width = self.resolution, self.views_a_pass * self.resolution
         gl.glEnable(gl.GL_DEPTH_TEST)
         gl.glDisable(gl.GL_CULL_FACE)
         gl.glClearColor(*(WHITE if self.lights else NO_NORMAL))
         gl.glViewport(0, 0, side, side)
+        gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._resolved)
+        gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
         for i, pose in enumerate(poses):
             gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._drawn)
             gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
             self._draw_view(gl, ranges, textures, pose, projection)
             gl.glBindFramebuffer(gl.GL_DRAW_FRAMEBUFFER, self._resolved)
+            left, low, right, high = _covered(box, pose, projection, side)
             for bit in (gl.GL_COLOR_BUFFER_BIT, gl.GL_DEPTH_BUFFER_BIT):
-                place = (i * side, 0, (i + 1) * side, side)
-                gl.glBlitFramebuffer(0, 0, side, side, *place, bit, gl.GL_NEAREST)
+                place = (i * side + left, low, i * side + right, high)
+                gl.glBlitFramebuffer(left, low, right, high, *place, bit, gl.GL_NEAREST)
         gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self._resolved)
         color = np.empty((side, self.views_a_pass, side, 4), np.uint8)
         depth = np.empty((side, self.views_a_pass, side), np.float32)
@@ -345,6 +350,23 @@ class Rasterizer:
             if texture is not None:
                 gl.glBindTexture(gl.GL_TEXTURE_2D, texture)
             gl.glDrawArrays(gl.GL_TRIANGLES, draw_range.first, draw_range.num_corners)
+
+
+def _covered(
+    box: NDArray[np.float64], pose: NDArray[np.float64], projection: NDArray[np.float64], side: int
+) -> tuple[int, int, int, int]:
+    """Pixels (left, low, right, high) of a picture beyond which a box [2, 3], lowest and highest corner, does not show.
+
+    The whole picture where some of the box is behind the camera.
+    """
+    corners = np.array([[*np.where(bits, box[1], box[0]), 1.0] for bits in np.ndindex(2, 2, 2)])
+    seen = corners @ (projection @ np.linalg.inv(pose)).T
+    if seen[:, 3].min() <= 0:
+        return 0, 0, side, side
+    pixels = side * (0.5 + 0.5 * seen[:, :2] / seen[:, 3:])
+    left, low = np.clip(np.floor(pixels.min(0)) - 1, 0, side).astype(int).tolist()
+    right, high = np.clip(np.ceil(pixels.max(0)) + 1, 0, side).astype(int).tolist()
+    return left, low, right, high
 
 
 def _compile(gl: Any, lights: Lights | None, textured: bool) -> tuple[int, dict[str, int]]:
