@@ -13,14 +13,13 @@ import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import Zstd
-from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs import BytesCodec, ShardingCodec
 
-from recon.pipeline.store.columns import COMPRESSORS
+from recon.pipeline.store.columns import COMPRESSORS, LEVEL
 
 _ABSENT = 2**64 - 1
-_LAYOUT = (BytesCodec(), *COMPRESSORS)
-_ZSTD = Zstd(level=COMPRESSORS[0].level)
+_ORDERS = (BytesCodec(endian=None), BytesCodec(endian="little"))  # of values of one byte there is none
+_ZSTD = Zstd(level=LEVEL)
 
 
 def packed(array: zarr.Array[Any], cells: Sequence[Any], rows_axis: int) -> bytes | None:
@@ -30,7 +29,7 @@ def packed(array: zarr.Array[Any], cells: Sequence[Any], rows_axis: int) -> byte
     so Zarr's order within the file is theirs.
     """
     codec = array.metadata.codecs[0] if len(array.metadata.codecs) == 1 else None
-    if not isinstance(codec, ShardingCodec) or codec != ShardingCodec(chunk_shape=array.chunks, codecs=_LAYOUT):
+    if codec not in [ShardingCodec(chunk_shape=array.chunks, codecs=[order, *COMPRESSORS]) for order in _ORDERS]:
         return None
     shards = array.shards or array.chunks
     one_row = slice(rows_axis + 1, None)
@@ -53,6 +52,3 @@ def packed(array: zarr.Array[Any], cells: Sequence[Any], rows_axis: int) -> byte
 
 def _summed(content: bytes) -> bytes:
     return content + google_crc32c.value(content).to_bytes(4, "little")
-
-
-assert isinstance(COMPRESSORS[1], Crc32cCodec)

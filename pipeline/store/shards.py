@@ -82,9 +82,7 @@ def shard_file(array: zarr.Array[Any], shard: Shard) -> str:
     return block_file(array, shard.lane if shard.lanes else None, shard.number)
 
 
-def _write(
-    store: FeatureStore, array: zarr.Array[Any], shard: Shard, column: Column, cells: Sequence[Any]
-) -> None:
+def _write(store: FeatureStore, array: zarr.Array[Any], shard: Shard, column: Column, cells: Sequence[Any]) -> None:
     """A column's block, a value a row, None for an empty one; whatever of it was there before."""
     content = packed(array, cells, 1 if shard.lanes else 0)
     if content is not None:
