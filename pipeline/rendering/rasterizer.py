@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.wording import one_line
+from recon.pipeline.rendering.cameras import covered
 from recon.pipeline.shapes.mesh import Wrap
 
 Floats32 = NDArray[np.float32]
@@ -314,7 +315,7 @@ class Rasterizer:
             gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
             self._draw_view(gl, ranges, textures, pose, projection)
             gl.glBindFramebuffer(gl.GL_DRAW_FRAMEBUFFER, self._resolved)
-            left, low, right, high = _covered(box, pose, projection, side)
+            left, low, right, high = covered(box, pose, projection, side)
             for bit in (gl.GL_COLOR_BUFFER_BIT, gl.GL_DEPTH_BUFFER_BIT):
                 place = (i * side + left, low, i * side + right, high)
                 gl.glBlitFramebuffer(left, low, right, high, *place, bit, gl.GL_NEAREST)
@@ -350,23 +351,6 @@ class Rasterizer:
             if texture is not None:
                 gl.glBindTexture(gl.GL_TEXTURE_2D, texture)
             gl.glDrawArrays(gl.GL_TRIANGLES, draw_range.first, draw_range.num_corners)
-
-
-def _covered(
-    box: NDArray[np.float64], pose: NDArray[np.float64], projection: NDArray[np.float64], side: int
-) -> tuple[int, int, int, int]:
-    """Pixels (left, low, right, high) of a picture beyond which a box [2, 3], lowest and highest corner, does not show.
-
-    The whole picture where some of the box is behind the camera.
-    """
-    corners = np.array([[*np.where(bits, box[1], box[0]), 1.0] for bits in np.ndindex(2, 2, 2)])
-    seen = corners @ (projection @ np.linalg.inv(pose)).T
-    if seen[:, 3].min() <= 0:
-        return 0, 0, side, side
-    pixels = side * (0.5 + 0.5 * seen[:, :2] / seen[:, 3:])
-    left, low = np.clip(np.floor(pixels.min(0)) - 1, 0, side).astype(int).tolist()
-    right, high = np.clip(np.ceil(pixels.max(0)) + 1, 0, side).astype(int).tolist()
-    return left, low, right, high
 
 
 def _compile(gl: Any, lights: Lights | None, textured: bool) -> tuple[int, dict[str, int]]:

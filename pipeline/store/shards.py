@@ -60,7 +60,7 @@ def write_shard(
     for position, column in enumerate(columns):
         array = open_column(group, column.name)
         stop = min(shard.start + shard.shard_rows, array.shape[1 if shard.lanes else 0])
-        cells: Sequence[Any] = [None] * (stop - shard.start)
+        cells: list[Any] = [None] * (stop - shard.start)
         if partial and len(rows) < len(cells):
             mend = "its receipt is withdrawn: the same command makes it anew"
             cells = list(read_rows(array, range(shard.start, stop), shard.lane if shard.lanes else None, mend))
