@@ -28,7 +28,8 @@ def packed(array: zarr.Array[Any], cells: Sequence[Any], rows_axis: int) -> byte
     cells: a value a row of the array that the shard holds, in order; None for an empty one. Chunks are of whole rows,
     so Zarr's order within the file is theirs.
     """
-    codec = array.metadata.codecs[0] if len(array.metadata.codecs) == 1 else None
+    codecs = getattr(array.metadata, "codecs", ())
+    codec = codecs[0] if len(codecs) == 1 else None
     if codec not in [ShardingCodec(chunk_shape=array.chunks, codecs=[order, *COMPRESSORS]) for order in _ORDERS]:
         return None
     shards = array.shards or array.chunks
@@ -51,4 +52,4 @@ def packed(array: zarr.Array[Any], cells: Sequence[Any], rows_axis: int) -> byte
 
 
 def _summed(content: bytes) -> bytes:
-    return content + google_crc32c.value(content).to_bytes(4, "little")
+    return content + int(google_crc32c.value(content)).to_bytes(4, "little")
