@@ -28,7 +28,7 @@ def packed(array: zarr.Array[Any], cells: Sequence[Any], rows_axis: int) -> byte
     cells: a value a row of the array that the shard holds, in order; None for an empty one. Chunks are of whole rows,
     so Zarr's order within the file is theirs.
     """
-    codecs = getattr(array.metadata, "codecs", ())
+    codecs: tuple[Any, ...] = getattr(array.metadata, "codecs", ())
     codec = codecs[0] if len(codecs) == 1 else None
     if codec not in [ShardingCodec(chunk_shape=array.chunks, codecs=[order, *COMPRESSORS]) for order in _ORDERS]:
         return None
