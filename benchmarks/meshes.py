@@ -1,16 +1,16 @@
 """Milliseconds of one core to load a mesh file of 5,000 faces, and to sample it, by format; and of a folder of meshes
-from file to features, each mesh read once beside each read by every stage, as it was.
+from file to features, beside an earlier checkout.
 
-Run: python benchmarks/meshes.py [--repeats 9] [--corpus FOLDER --shapes 1000]. Writes benchmarks/results/meshes.json,
-or with a corpus meshes-corpus.json beside it.
+Run: python benchmarks/meshes.py [--repeats 9]. Writes benchmarks/results/meshes.json. With
+--corpus FOLDER --against CHECKOUT [--shapes 1000 --rounds 3] it writes meshes-corpus.json instead.
 
-The files of a corpus are repeated in turn until there are as many shapes. Of each, both ways in turn: the old way loads
-it for its digest, again to sample it and again to draw its 12 views; the new one loads it once, keeps it on the disk
-and takes it from there twice. Common to both are sampling, the farthest-point order, drawing and the demo teacher's
-features of the 12 views. What a store costs, the same both ways, is left out.
+CHECKOUT is another version of this repository, such as `git worktree add ../earlier f6ba732`. Both run all stages of
+the manifest `folder` (8,192 points, 12 views of 224 px, the demo teacher) over the same files, each in one process of
+its own with one thread, in turns: `repeated` is one store of --shapes files, the corpus' copied until there are so
+many, of which both draw equal meshes once; `once` is a store of the corpus as it is, --rounds times.
 
-Times are of CPU, the median over the repeats, which other work on the machine disturbs least; files are in the page
-cache. Sampling is `sample_points` with 8,192 points, without the farthest-point order that the points stage adds.
+Times are of CPU, writing the store included and loading the models not; files are in the page cache. Sampling is
+`sample_points` with 8,192 points, without the farthest-point order that the points stage adds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -27,21 +30,18 @@ from collections.abc import Callable
 from importlib import metadata
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import trimesh
 from PIL import Image
 
 from recon.pipeline.base.machine import cores, processor
-from recon.pipeline.rendering.render import RenderConfig, Renderer
-from recon.pipeline.shapes.kept import Shelf
-from recon.pipeline.shapes.mesh import Mesh
-from recon.pipeline.shapes.meshfile import SUFFIXES, load_mesh, mesh_digest
+from recon.pipeline.flow.manifest import load_manifest
+from recon.pipeline.flow.run import Flow
+from recon.pipeline.shapes.meshfile import SUFFIXES, load_mesh
 from recon.pipeline.shapes.sample import farthest_point_order, sample_points
-from recon.pipeline.teachers import TeacherSpec, load_teacher
-
-T = TypeVar("T")
+from recon.pipeline.store.session import writing
 
 RESULTS = Path(__file__).parent / "results" / "meshes.json"
 CORPUS_RESULTS = RESULTS.with_name("meshes-corpus.json")
@@ -123,57 +123,87 @@ def measure(repeats: int) -> dict[str, Any]:
     }
 
 
-class Stopwatch:
-    """CPU seconds by what they were spent on."""
+def serve() -> None:
+    """Run the flow over each folder that is named on a line of the input; answers with CPU seconds by stage."""
+    manifest = load_manifest(Path("folder"))
+    for line in sys.stdin:
+        seconds: Counter[str] = Counter()
+        now = ["listing", time.process_time()]
 
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        def turn(stage: str, seconds: Counter[str] = seconds, now: list[Any] = now) -> None:
+            spent = time.process_time()
+            seconds[now[0]] += spent - now[1]
+            now[:] = [stage, spent]
 
-    def __call__(self, part: str, run: Callable[[], T]) -> T:
-        start = time.process_time()
-        result = run()
-        self.seconds[part] += time.process_time() - start
-        return result
+        with tempfile.TemporaryDirectory() as name, writing(Path(name) / "s.zarr", "all", idle=True) as store:
+            Flow(manifest, Path(line.strip()), store, begin=lambda stage, plan, turn=turn: turn(stage)).all()
+            turn("")
+        sys.stdout.write(json.dumps(seconds) + "\n")
+        sys.stdout.flush()
 
 
-def measure_corpus(corpus: Path, num_shapes: int) -> dict[str, Any]:
-    """Mean CPU milliseconds a shape by part: loading the old way and the new, alternating, and what both do then."""
+class Checkout:
+    """A process that runs the flow of one version of this repository."""
+
+    def __init__(self, root: Path) -> None:
+        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(Path(__file__).resolve()), "--serve"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=root, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    def run(self, folder: Path) -> Counter[str]:
+        """CPU seconds by stage."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{folder}\n")
+        self.process.stdin.flush()
+        return Counter(json.loads(self.process.stdout.readline()))
+
+
+def copies(corpus: Path, folder: Path, number: int) -> Path:
+    """A folder of so many of the corpus' meshes, in turn, in its classes."""
     files = sorted(path for path in corpus.rglob("*") if path.suffix.lower() in SUFFIXES)
-    teacher = load_teacher(TeacherSpec(name="demo", kind="open_clip", model="demo"), "cpu")
-    timed = Stopwatch()
-    with tempfile.TemporaryDirectory() as name, Renderer(RenderConfig()) as renderer:
-        shelf = Shelf(Path(name))
+    for at, path in enumerate(islice(cycle(files), number)):
+        place = folder / path.relative_to(corpus).parent / f"{path.stem}-{at // len(files)}{path.suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    return folder
 
-        def old(path: Path) -> Mesh:
-            mesh_digest(load_mesh(path, corpus))
-            load_mesh(path, corpus)
-            return load_mesh(path, corpus)
 
-        def new(path: Path) -> Mesh:
-            mesh = load_mesh(path, corpus)
-            digest = mesh_digest(mesh)
-            shelf.keep("mesh", mesh, digest)
-            shelf.take("mesh", digest)
-            return shelf.take("mesh", digest) or mesh
-
-        def whole(number: int, path: Path) -> None:
-            ways = [("old", old), ("new", new)]
-            for way, load in ways if number % 2 else reversed(ways):
-                mesh = timed(f"load_{way}", lambda: load(path))  # noqa: B023  called at once
-            points = timed("sample", lambda: sample_points(mesh, NUM_POINTS, 0))
-            timed("order", lambda: farthest_point_order(points.xyz))
-            views = timed("draw", lambda: renderer.render(mesh))
-            timed("features", lambda: teacher.embed_images(views.rgb, None))
-
-        whole(0, files[0])  # imports, and the first of everything
-        timed.seconds.clear()
-        for number, path in enumerate(islice(cycle(files), num_shapes)):
-            whole(number, path)
-    parts = {f"{part}_ms": round(1000 * spent / num_shapes, 2) for part, spent in timed.seconds.items()}
-    common = sum(ms for part, ms in parts.items() if not part.startswith("load"))
-    hours = {way: round(3600e3 / (common + parts[f"load_{way}_ms"])) for way in ("old", "new")}
+def measure_corpus(corpus: Path, against: Path, num_shapes: int, rounds: int) -> dict[str, Any]:
+    """Mean CPU milliseconds a shape by stage, of the earlier version and of this one."""
+    num_files = sum(path.suffix.lower() in SUFFIXES for path in corpus.rglob("*"))
+    sides = {"old": Checkout(against.resolve()), "new": Checkout(Path(__file__).resolve().parents[1])}
+    with tempfile.TemporaryDirectory() as name:
+        few, many = copies(corpus, Path(name, "few"), 8), copies(corpus, Path(name, "many"), num_shapes)
+        for side in sides.values():
+            side.run(few)  # imports, models, the first of everything
+        found: dict[str, Any] = {}
+        for what, folder, number, times in (("once", corpus, num_files, rounds), ("repeated", many, num_shapes, 1)):
+            spent = {name: Counter[str]() for name in sides}
+            for turn in range(times):
+                for side in sides if turn % 2 else reversed(sides):
+                    spent[side] += sides[side].run(folder.resolve())
+            ms = {side: {k: round(1000 * v / number / times, 2) for k, v in spent[side].items()} for side in sides}
+            rates = {side: 3600 * number * times / sum(spent[side].values()) for side in sides}
+            ratio = round(rates["new"] / rates["old"], 2)
+            hourly = {side: round(rate) for side, rate in rates.items()}
+            found[what] = {
+                "shapes": number,
+                "rounds": times,
+                "ms_a_shape": ms,
+                "shapes_an_hour": hourly,
+                "ratio": ratio,
+            }
+    for side in sides.values():
+        side.process.communicate()
     machine = {"cores": cores(), "load_before": LOAD_BEFORE, "processor": processor()}
-    return {"files": len(files), "shapes": num_shapes, **parts, "shapes_an_hour_a_core": hours, "machine": machine}
+    return {"files": num_files, "against": commit(against), **found, "machine": machine}
+
+
+def commit(checkout: Path) -> str:
+    """The commit that lies there."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 LOAD_BEFORE = round(os.getloadavg()[0], 2)  # other work on the machine slows what it disturbs
@@ -181,10 +211,23 @@ LOAD_BEFORE = round(os.getloadavg()[0], 2)  # other work on the machine slows wh
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--corpus", type=Path, help="a folder of mesh files")
+    parser.add_argument("--corpus", type=Path, help="a folder of mesh files, one folder a class")
+    parser.add_argument("--against", type=Path, help="a checkout of an earlier version")
     parser.add_argument("--shapes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    report = measure(options.repeats) if options.corpus is None else measure_corpus(options.corpus, options.shapes)
-    written = RESULTS if options.corpus is None else CORPUS_RESULTS
+    if options.serve:
+        serve()
+        sys.exit()
+    if (options.corpus is None) is not (options.against is None):
+        parser.error("--corpus and --against go together")
+    report = (
+        measure(options.repeats)
+        if options.corpus is None
+        else measure_corpus(options.corpus, options.against, options.shapes, options.rounds)
+    )
+    written = options.out or (RESULTS if options.corpus is None else CORPUS_RESULTS)
     written.parent.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(report, indent=2) + "\n")

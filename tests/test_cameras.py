@@ -8,16 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.procedural.geometry import box
+from recon.pipeline.rendering import rasterizer
 from recon.pipeline.rendering.cameras import (
     MAX_VIEWS,
     PRESETS,
     Cameras,
     camera_angles,
     camera_poses,
+    covered,
     intrinsic_matrix,
     preset_angles,
     projection_matrix,
 )
+from recon.pipeline.rendering.render import RenderConfig, Renderer
+from recon.pipeline.shapes.mesh import Material, Mesh, Primitive
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "ring5", "sphere-1", "sphere-2", "sphere-37"])
@@ -127,3 +132,25 @@ def test_angles_are_the_same_text_everywhere():
         angles = preset_angles(preset)
         assert json.loads(json.dumps(angles)) == [list(pair) for pair in angles]
         assert all(abs(value * 1e6 - round(value * 1e6)) < 1e-6 for pair in angles for value in pair)
+
+
+@pytest.mark.parametrize("normals", [False, True])
+def test_no_pixel_of_the_shape_is_beyond_what_is_resolved(normals, monkeypatch):
+    legs = [box(0.1, 1.0, 0.1).move(x, 0.0, z) for x in (0.0, 2.0) for z in (0.0, 0.7)]
+    grey = Material("grey", (0.2, 0.2, 0.2))
+    mesh = Mesh(tuple(Primitive("leg", leg.vertices, leg.faces, grey) for leg in legs))
+    with Renderer(RenderConfig(preset="openshape12", resolution=64, normals=normals)) as renderer:
+        views = renderer.render(mesh)
+        monkeypatch.setattr(rasterizer, "covered", lambda box, pose, projection, side: (0, 0, side, side))
+        whole = renderer.render(mesh)
+    for name in ("rgb", "alpha", "depth", "normal"):
+        assert np.array_equal(getattr(views, name), getattr(whole, name)), name
+
+
+def test_a_box_about_the_camera_may_show_anywhere():
+    pose, projection = np.eye(4), projection_matrix(RenderConfig())
+    assert covered(np.array([[-1.0] * 3, [1.0] * 3]), pose, projection, 64) == (0, 0, 64, 64)
+    left, low, right, high = covered(np.array([[-0.1, -0.1, -3.0], [0.2, 0.1, -2.9]]), pose, projection, 64)
+    assert 0 < left < 32 < right < 64
+    assert 64 - right < left
+    assert low == 64 - high > 0

@@ -368,3 +368,14 @@ def test_a_key_keeps_the_shards_it_has(store: FeatureStore, monkeypatch: pytest.
     run_stage(store, Squares(), rows_of([str(i) for i in range(9)]), InProcess())
     assert numbers(store, key) == [i * i for i in range(9)]
     assert [number for _, number, _ in store.receipts(key)] == [0, 1, 2]
+
+
+def test_numbers_that_are_not_finite_are_counted_in_every_precision() -> None:
+    """float16 is asked by its bits: all of its 65,536 values are tried."""
+    halves = np.arange(1 << 16).astype(np.uint16).view(np.float16)
+    assert work._nonfinite([halves]) == 2 * 1024
+    assert work._nonfinite([halves.reshape(256, 256)[::2, ::2]]) == int(
+        (~np.isfinite(halves.reshape(256, 256)[::2, ::2])).sum()
+    )
+    values = [np.array([np.nan, 1, -np.inf], dtype) for dtype in ("float32", "float64")]
+    assert work._nonfinite([*values, np.array(["nan"]), np.arange(3), 1.0]) == 4

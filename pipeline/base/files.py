@@ -35,6 +35,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     sync_directory(path.parent)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write and rename, for the caller to sync: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _named(error, path) from error
+        raise
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file, whole or, where the disk refuses, not at all. An OSError names the file."""
     with path.open("ab", buffering=0) as file:

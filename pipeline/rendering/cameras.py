@@ -151,3 +151,20 @@ def projection_matrix(cameras: Cameras) -> Floats:
     near, far = cameras.near, cameras.far
     depth_row = [0.0, 0.0, (far + near) / (near - far), 2 * far * near / (near - far)]
     return np.array([[focal, 0.0, 0.0, 0.0], [0.0, focal, 0.0, 0.0], depth_row, [0.0, 0.0, -1.0, 0.0]])
+
+
+def covered(
+    box: NDArray[np.float64], pose: NDArray[np.float64], projection: NDArray[np.float64], side: int
+) -> tuple[int, int, int, int]:
+    """Pixels (left, low, right, high) of a picture beyond which a box [2, 3], lowest and highest corner, does not show.
+
+    The whole picture where some of the box is behind the camera.
+    """
+    corners = np.array([[*np.where(bits, box[1], box[0]), 1.0] for bits in np.ndindex(2, 2, 2)])
+    seen = corners @ (projection @ np.linalg.inv(pose)).T
+    if seen[:, 3].min() <= 0:
+        return 0, 0, side, side
+    pixels = side * (0.5 + 0.5 * seen[:, :2] / seen[:, 3:])
+    left, low = np.clip(np.floor(pixels.min(0)) - 1, 0, side).astype(int).tolist()
+    right, high = np.clip(np.ceil(pixels.max(0)) + 1, 0, side).astype(int).tolist()
+    return left, low, right, high

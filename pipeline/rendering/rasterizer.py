@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.wording import one_line
+from recon.pipeline.rendering.cameras import covered
 from recon.pipeline.shapes.mesh import Wrap
 
 Floats32 = NDArray[np.float32]
@@ -141,7 +142,7 @@ class _Context:
 
     def __init__(self) -> None:
         os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
-        os.environ.setdefault("LP_NUM_THREADS", "1")  # workers are processes: one core each
+        os.environ.setdefault("LP_NUM_THREADS", "0")  # workers are processes: one core each, and no thread to wait for
         if not hasattr(np, "infty"):
             np.infty = np.inf  # type: ignore[attr-defined]  # noqa: NPY201  pyrender 0.1.45 predates numpy 2
         try:
@@ -253,8 +254,9 @@ class Rasterizer:
             images = {(id(r.texture), r.wrap): r.texture for r in ranges if r.texture is not None}
             names = {key: _upload(gl, image, key[1]) for key, image in images.items()}
             textures = [names.get((id(r.texture), r.wrap)) for r in ranges]
+            box = np.stack([corners[:, :3].min(0), corners[:, :3].max(0)]).astype(np.float64)
             passes = [
-                self._draw_pass(gl, ranges, textures, camera_to_world[i : i + self.views_a_pass], projection)
+                self._draw_pass(gl, ranges, textures, camera_to_world[i : i + self.views_a_pass], projection, box)
                 for i in range(0, len(camera_to_world), self.views_a_pass)
             ]
             if names:
@@ -299,20 +301,24 @@ class Rasterizer:
         textures: list[int | None],
         poses: NDArray[np.float64],
         projection: NDArray[np.float64],
+        box: NDArray[np.float64],
     ) -> tuple[NDArray[np.uint8], Floats32]:
         side, width = self.resolution, self.views_a_pass * self.resolution
         gl.glEnable(gl.GL_DEPTH_TEST)
         gl.glDisable(gl.GL_CULL_FACE)
         gl.glClearColor(*(WHITE if self.lights else NO_NORMAL))
         gl.glViewport(0, 0, side, side)
+        gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._resolved)
+        gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
         for i, pose in enumerate(poses):
             gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._drawn)
             gl.glClear(gl.GL_COLOR_BUFFER_BIT | gl.GL_DEPTH_BUFFER_BIT)
             self._draw_view(gl, ranges, textures, pose, projection)
             gl.glBindFramebuffer(gl.GL_DRAW_FRAMEBUFFER, self._resolved)
+            left, low, right, high = covered(box, pose, projection, side)
             for bit in (gl.GL_COLOR_BUFFER_BIT, gl.GL_DEPTH_BUFFER_BIT):
-                place = (i * side, 0, (i + 1) * side, side)
-                gl.glBlitFramebuffer(0, 0, side, side, *place, bit, gl.GL_NEAREST)
+                place = (i * side + left, low, i * side + right, high)
+                gl.glBlitFramebuffer(left, low, right, high, *place, bit, gl.GL_NEAREST)
         gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self._resolved)
         color = np.empty((side, self.views_a_pass, side, 4), np.uint8)
         depth = np.empty((side, self.views_a_pass, side), np.float32)

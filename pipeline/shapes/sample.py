@@ -74,7 +74,9 @@ def triangles(mesh: Mesh) -> Triangles:
 def normalisation(mesh: Mesh) -> Normalisation:
     """The box centre and radius of a mesh's faces; vertices that no face uses do not count."""
     vertices, faces = concatenate(mesh)
-    used = vertices[np.unique(faces)]
+    named = np.zeros(len(vertices), np.bool_)
+    named[faces] = True
+    used = vertices[named]
     center = (used.min(0) + used.max(0)) / 2
     return Normalisation(center, float(np.linalg.norm(used - center, axis=1).max()))
 
@@ -143,9 +145,13 @@ def farthest_point_order(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
     order: NDArray[np.int64] = np.asarray(
         fpsample.bucket_fps_kdline_sampling(xyz, len(xyz), h=_tree_height(len(xyz)), start_idx=0), np.int64
     )
+    chosen = np.zeros(len(xyz), np.bool_)
+    chosen[order] = True
+    if chosen.all():
+        return order
     # Once only copies of chosen points are left, the library names chosen ones again.
     first = np.sort(np.unique(order, return_index=True)[1])
-    left = np.setdiff1d(np.arange(len(xyz)), order)
+    left = np.flatnonzero(~chosen)
     return np.concatenate([order[first], left])
 
 

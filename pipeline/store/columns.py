@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-COMPRESSORS = [ZstdCodec(level=1), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
+LEVEL = 1  # of zstd
+COMPRESSORS = [ZstdCodec(level=LEVEL), Crc32cCodec()]  # without the sum, a flipped bit is passed on as data
 VERIFY = "`recon-pipeline verify` says what is damaged"
 NEAR_CHUNKS = 4
 

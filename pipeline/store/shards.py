@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
-from recon.pipeline.base.files import sync_directory
+from recon.pipeline.base.files import replace_file, sync_directory
 from recon.pipeline.store.columns import block_file, open_column
 from recon.pipeline.store.columns import read_rows as read_rows
 from recon.pipeline.store.columns import shard_rows as shard_rows
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.packing import packed
 from recon.pipeline.store.records import Column
 
 
@@ -58,18 +58,15 @@ def write_shard(
     group = store.kind_group(shard.kind, shard.key)
     written = 0
     for position, column in enumerate(columns):
-        # Not a property of the array on disk: opened plainly, it would skip a shard of zeros, which is then no shard.
-        array = open_column(group, column.name).with_config({"write_empty_chunks": True})
+        array = open_column(group, column.name)
         stop = min(shard.start + shard.shard_rows, array.shape[1 if shard.lanes else 0])
-        where = block_of(shard, stop)
-        values = _empty(column, stop - shard.start)
-        if partial and len(rows) < len(values):
+        cells: list[Any] = [None] * (stop - shard.start)
+        if partial and len(rows) < len(cells):
             mend = "its receipt is withdrawn: the same command makes it anew"
-            values = read_rows(array, range(shard.start, stop), shard.lane if shard.lanes else None, mend)
-        for row, cells in rows.items():
-            blank = "" if column.dtype == "str" else 0
-            values[row - shard.start] = blank if cells is None else cells[position]
-        array[where] = values
+            cells = list(read_rows(array, range(shard.start, stop), shard.lane if shard.lanes else None, mend))
+        for row, values in rows.items():
+            cells[row - shard.start] = None if values is None else values[position]
+        _write(store, array, shard, column, cells)
         written += _flush(store, array, shard)
     return written
 
@@ -85,9 +82,19 @@ def shard_file(array: zarr.Array[Any], shard: Shard) -> str:
     return block_file(array, shard.lane if shard.lanes else None, shard.number)
 
 
-def _empty(column: Column, rows: int) -> NDArray[Any]:
+def _write(store: FeatureStore, array: zarr.Array[Any], shard: Shard, column: Column, cells: Sequence[Any]) -> None:
+    """A column's block, a value a row, None for an empty one; whatever of it was there before."""
+    content = packed(array, cells, 1 if shard.lanes else 0)
+    if content is not None:
+        replace_file(store.path / shard_file(array, shard), content)
+        return
     dtype = np.dtypes.StringDType() if column.dtype == "str" else np.dtype(column.dtype)
-    return np.zeros((rows, *column.shape), dtype)
+    block = np.zeros((len(cells), *column.shape), dtype)
+    for at, value in enumerate(cells):
+        if value is not None:
+            block[at] = value
+    # Not a property of the array on disk: opened plainly, it would skip a shard of zeros, which is then no shard.
+    array.with_config({"write_empty_chunks": True})[block_of(shard, shard.start + len(cells))] = block
 
 
 def _flush(store: FeatureStore, array: zarr.Array[Any], shard: Shard) -> int:
