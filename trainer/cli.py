@@ -12,7 +12,7 @@ from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, check_limits
 from recon.pipeline.base.machine import use_allowed_cores
 from recon.pipeline.base.wording import shown
-from recon.trainer.commands import looking, measuring, telling, training, transfer, using
+from recon.trainer.commands import looking, measuring, serving, telling, training, transfer, using
 
 app = typer.Typer(
     help="Pretrain ReCon on a feature store and measure what it learnt.",
@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-PARTS = (training, transfer, measuring, looking, using, telling)
+PARTS = (training, transfer, measuring, looking, using, serving, telling)
 for command in (command for part in PARTS for command in part.COMMANDS):
     app.command(command.__name__)(command)
 
