@@ -60,8 +60,9 @@ class Collection:
     """Where the data set's meshes lie"""
     weights: Path | None = None
     """Where the teachers' files lie; None: where the run says"""
-    _computing: threading.Lock = field(default_factory=threading.Lock)
-    """One thread at a time has the models"""
+    _student: threading.Lock = field(default_factory=threading.Lock)
+    _asking: threading.Lock = field(default_factory=threading.Lock)
+    """One thread at a time has a model; those of the teachers may take seconds to load"""
 
     def __post_init__(self) -> None:
         self._teachers = Teachers(self.source, self.probe, self.weights)
@@ -162,7 +163,7 @@ class Collection:
 
     def attended_cloud(self, place: int) -> bytes:
         """The points that the student sees [N, 3] int16."""
-        with self._computing:
+        with self._student:
             return _packed(self._attended(place).points)
 
     def attention(self, place: int, query: int, point: int, block: int, head: int) -> dict[str, Any]:
@@ -170,7 +171,7 @@ class Collection:
 
         The mean over heads where head is -1.
         """
-        with self._computing:
+        with self._student:
             found = self._attended(place)
         depth, heads, count, groups = found.cross.shape
         if not (0 <= query < count and point < len(found.points) and 0 <= block < depth and -1 <= head < heads):
@@ -192,14 +193,14 @@ class Collection:
         """Shapes nearest to words."""
         if not 0 < len(text.strip()) <= LONGEST:
             raise UserError(f"give between 1 and {LONGEST} characters to search for")
-        with self._computing:
+        with self._asking:
             asked = ask_words(self._teachers, " ".join(text.split()))
             return self._answered(asked)
 
     def ask_like(self, place: int) -> dict[str, Any]:
         """Shapes nearest to one of them, which comes first."""
         uid = self.probe.store.registry.uid[self._row(place)]
-        return self._answered(Question(SHAPES, SHAPES, self._vectors[SHAPES][place], f"like {uid}"))
+        return self._answered(Question(SHAPES, SHAPES, self._vectors[SHAPES][place], uid))
 
     def ask_file(self, path: Path, name: str, up: str | None) -> dict[str, Any]:
         """Shapes nearest to a mesh, a cloud (with its points as the student sees them) or a picture, by its suffix."""
@@ -209,13 +210,13 @@ class Collection:
         try:
             if suffix in PICTURES:
                 picture = self.reader.read(read_image, path)
-                with self._computing:
+                with self._asking:
                     return self._answered(ask_image(self._teachers, picture, f"the picture {name}"))
             shape: OwnShape = self.reader.read(read_shape, path, self.probe.config.data.num_points, up)
         except UserError as error:
             said = str(error).replace(str(path), name)
             raise UserError(said if name in said else f"{name}: {said}") from error
-        with self._computing:
+        with self._student:
             asked = ask_mesh(self.student, shape, name)
             points = normalize(torch.from_numpy(shape.points)[None])[0].numpy()
             return self._answered(asked) | {"points": base64.b64encode(_packed(points)).decode()}

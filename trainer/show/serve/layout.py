@@ -65,7 +65,7 @@ def _read(index: Index, method: str, again: str) -> Layout:
     place, path = _places(len(index)), index.folder / "map.npy"
     try:
         xy = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from error
     if (xy.dtype, xy.shape) != (np.float32, (len(place), 2)) or not np.isfinite(xy).all():
         raise UserError(f"{path}: is no map of {len(place)} shapes; {again}")

@@ -25,7 +25,7 @@ class Reader:
         self._pipe: Connection | None = None
 
     def start(self) -> None:
-        """Have it ready before the first file comes."""
+        """Have it ready before the first file comes: it takes seconds."""
         with self._lock:
             self._ready()
 
@@ -80,7 +80,7 @@ def _serve(pipe: Connection) -> None:
     """A process's life: until its parent closes the pipe or dies."""
     import signal
 
-    import recon.trainer.data.files  # noqa: F401  # takes longest, and would count as the first file's time
+    import recon.trainer.data.surfaces  # noqa: F401  # and all readers: it would count as the first file's time
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # reaches the whole group; the parent ends this one
     with suppress(EOFError, OSError):

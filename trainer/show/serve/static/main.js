@@ -130,7 +130,7 @@ function tile(place, cosine) {
   button.dataset.place = place;
   button.append(picture(`/thumbnails/${place}.png`, ""), cosine === undefined ? data.uids[place] : `${cosine.toFixed(3)} ${data.uids[place]}`);
   button.title = data.categories[data.category[place]];
-  button.onclick = () => choose(place);
+  button.onclick = () => { choose(place); if (innerWidth <= 720) $("name").scrollIntoView(); };  // it stands far below there
   return button;
 }
 

@@ -39,11 +39,11 @@ export class Raster {
 
   end() { this.context.putImageData(this.image, 0, 0); }
 
-  /** Half widths of a disk's rows. */
+  /** Half widths of a disk's rows; -1 where it has none. */
   disk(radius) {
     if (!this.disks.has(radius)) {
       const reach = Math.ceil(radius), spans = [];
-      for (let y = -reach; y <= reach; y++) spans.push(Math.floor(Math.sqrt(Math.max(radius * radius - y * y, 0))));
+      for (let y = -reach; y <= reach; y++) { const rest = (radius + 0.25) ** 2 - y * y; spans.push(rest < 0 ? -1 : Math.floor(Math.sqrt(rest))); }
       this.disks.set(radius, spans);
     }
     return this.disks.get(radius);
