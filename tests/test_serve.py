@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
 import os
-import shutil
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -27,89 +22,21 @@ from PIL import Image
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.data.surfaces import read_surface, source_of
-from recon.trainer.evaluate.features import load_student
 from recon.trainer.show.attention import attend
 from recon.trainer.show.chosen import clouds_of
 from recon.trainer.show.serve import layout
-from recon.trainer.show.serve.app import Limits, build_app, hosts_of, listen, server_of
+from recon.trainer.show.serve.app import listen
 from recon.trainer.show.serve.collection import Collection
 from recon.trainer.show.serve.guard import POLICY
 from recon.trainer.show.serve.layout import layout_of
 from recon.trainer.show.serve.worker import Reader
 from recon.trainer.use import search
 from recon.trainer.use.embedding import Described
-from recon.trainer.use.index import Index, build_index, unit
+from recon.trainer.use.index import Index, unit
 from recon.trainer.use.words import Teachers
-from tests.probed_run import CPU
+from tests.serving import MEGABYTES, Served
 from tests.test_docs import succeeds
 from tests.test_use import refused
-
-MEGABYTES = 2
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@dataclass
-class Served:
-    """A server in a thread of this process, and what it shows."""
-
-    port: int
-    collection: Collection
-    told: list[str]
-
-    def ask(
-        self, path: str, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            with suppress(ConnectionError):  # whoever is refused may be cut off in the middle of sending
-                connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
-        finally:
-            connection.close()
-
-    def json(self, path: str, **query: Any) -> Any:
-        """What a path answers."""
-        status, body, _ = self.ask(f"{path}?{urlencode(query)}" if query else path)
-        assert status == 200, body
-        return json.loads(body)
-
-    def send(self, name: str, body: Any, headers: dict[str, str] | None = None, **query: str) -> tuple[int, Any]:
-        """Search by a file, as the page does it."""
-        own = {"Origin": f"http://127.0.0.1:{self.port}"} | (headers or {})
-        status, found, _ = self.ask(f"/api/search?{urlencode({'name': name, **query})}", "POST", body, own)
-        return status, json.loads(found)
-
-
-@pytest.fixture(scope="module")
-def served(
-    probed_run: Path, small_store: Path, clip_config: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    run = tmp_path_factory.mktemp("served") / "run"
-    shutil.copytree(probed_run, run)
-    student = load_student(run, CPU)
-    probe = student.on(FeatureStore.open(small_store))
-    index = build_index(run, student, probe, lambda _: None, {})
-    reader, told = Reader(20), list[str]()
-    placed = layout_of(index, told.append)
-    collection = Collection(run, student, probe, index, placed, reader, None, clip_config.parent)
-    bound = listen("127.0.0.1", 0)
-    limits = Limits(MEGABYTES, sending_seconds=2)
-    server = server_of(build_app(collection, limits, hosts_of("127.0.0.1"), told.append))
-    thread = threading.Thread(target=server.run, args=([bound],))
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield Served(bound.getsockname()[1], collection, told)
-    finally:
-        server.should_exit = True
-        thread.join()
-        bound.close()
-        reader.close()
-    assert told == []
-
 
 # ---- what is shown
 
@@ -247,7 +174,7 @@ def test_what_never_arrives_is_given_up(served: Served) -> None:
         yield b"x"
 
     status, found = served.send("a.npy", slowly())
-    assert status == 400 and found["error"] == "a.npy: took longer than 2 s to arrive"
+    assert status == 408 and found["error"] == "a.npy: took longer than 2 s to arrive"
     with socket.create_connection(("127.0.0.1", served.port)) as half:  # whoever leaves in the middle
         head = "POST /api/search?name=a.npy HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
         half.sendall(f"{head}Content-Length: 100\r\n\r\nab".encode())

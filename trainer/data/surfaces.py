@@ -98,4 +98,5 @@ def to_srgb(linear: NDArray[Any]) -> NDArray[np.uint8]:
     """Linear components in [0, 1] as sRGB bytes (IEC 61966-2-1)."""
     values = np.clip(linear, 0, 1)
     bent = np.where(values <= 0.0031308, values * 12.92, 1.055 * values ** (1 / 2.4) - 0.055)
-    return np.rint(bent * 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(bent * 255).astype(np.uint8)
+    return found

@@ -43,8 +43,12 @@ class Limits:
     reading_seconds: float = 30.0
 
 
-class TooLarge(UserError):
-    """A file larger than the limit."""
+class NotTaken(UserError):
+    """A file that is too large or too slow; the rest of it is not waited for."""
+
+    def __init__(self, words: str, status: int) -> None:
+        super().__init__(words)
+        self.status = status
 
 
 def build_app(collection: Collection, limits: Limits, hosts: frozenset[str], tell: Tell) -> Guard:
@@ -52,8 +56,10 @@ def build_app(collection: Collection, limits: Limits, hosts: frozenset[str], tel
     uploads = asyncio.Semaphore(UPLOADS)
 
     def failed(error: Exception) -> Response:
+        if isinstance(error, NotTaken):
+            return JSONResponse({"error": collection.told(error)}, error.status, {"Connection": "close"})
         if isinstance(error, UserError):
-            return JSONResponse({"error": collection.told(error)}, 413 if isinstance(error, TooLarge) else 400)
+            return JSONResponse({"error": collection.told(error)}, 400)
         tell(f"a request failed: {type(error).__name__}: {one_line(error)}")
         return JSONResponse({"error": "something went wrong; the server's terminal says what"}, 500)
 
@@ -153,12 +159,12 @@ async def _receive(request: Request, path: Path, name: str, limits: Limits) -> N
                     _check_size(name, size, limits)
                     file.write(part)
     except TimeoutError:
-        raise UserError(f"{name}: took longer than {limits.sending_seconds:g} s to arrive") from None
+        raise NotTaken(f"{name}: took longer than {limits.sending_seconds:g} s to arrive", 408) from None
 
 
 def _check_size(name: str, size: int, limits: Limits) -> None:
     if size > limits.megabytes << 20:
-        raise TooLarge(f"{name}: larger than {limits.megabytes} MB, which is all that is taken (--upload-mb)")
+        raise NotTaken(f"{name}: larger than {limits.megabytes} MB, which is all that is taken (--upload-mb)", 413)
 
 
 def _name(given: str) -> str:

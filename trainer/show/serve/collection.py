@@ -226,7 +226,7 @@ class Collection:
         store, said = self.probe.store.path, str(error)
         for path in (self.source, store, *filter(None, (self.root, self.weights))):
             for each in {str(path.resolve()), str(path)} - {".", "/"}:
-                said = re.sub(rf"(?<![\w./]){re.escape(each)}(?![\w])", lambda _, path=path: path.resolve().name, said)
+                said = re.sub(rf"(?<![\w./]){re.escape(each)}(?!\w)", path.resolve().name.replace("\\", r"\\"), said)
         return _PATH.sub(r"\1", said)
 
     # ---- within
@@ -252,7 +252,8 @@ def _answers(found: list[tuple[int, float]]) -> list[dict[str, Any]]:
 
 
 def _packed(points: NDArray[Any]) -> bytes:
-    return np.rint(np.clip(points, -1, 1) * FINENESS).astype("<i2").tobytes()
+    found: bytes = np.rint(np.clip(points, -1, 1) * FINENESS).astype("<i2").tobytes()
+    return found
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -51,7 +51,7 @@ class Guard:
             await send(message)
 
         refused = _refusal(scope, self.hosts)
-        answering = JSONResponse({"error": refused}, 403) if refused else self.app
+        answering = JSONResponse({"error": refused}, 403, {"Connection": "close"}) if refused else self.app
         await answering(scope, receive, send_guarded)
 
 

@@ -30,12 +30,12 @@ function warn(text) { $("alert").textContent = text; $("alert").hidden = !text; 
 
 /** Run what asks; of several of a kind that were begun the last one counts. What goes wrong is told in the page. */
 const begun = {};
-async function latest(kind, asking, then) {
+async function latest(kind, asking, then, otherwise = () => {}) {
   const mine = begun[kind] = (begun[kind] ?? 0) + 1;
   try {
     const found = await asking();
     if (begun[kind] === mine) then(found);
-  } catch (error) { if (begun[kind] === mine) warn(error.message); }
+  } catch (error) { if (begun[kind] === mine) { otherwise(); warn(error.message); } }
 }
 
 // ---- the shape
@@ -136,16 +136,17 @@ function tile(place, cosine) {
 
 // ---- the list
 
-async function showList() {
+function showList() {
   const at = state.list.indexOf(":"), [kind, of] = at < 0 ? ["", ""] : [state.list.slice(0, at), state.list.slice(at + 1)];
   const every = () => data.uids.map((_, place) => place);
   map.polygon = [];
   $("words").value = kind === "text" ? of : "";
   if (kind === "text" || kind === "like") {
     const place = data.places.get(of);
-    if (kind === "like" && place === undefined) return warn(`no shape is called ${of}`);
+    if (kind === "like" && place === undefined) { set({ list: "" }); warn(`no shape is called ${of}`); return; }
     $("listSaid").textContent = "searching…";
-    return latest("list", () => json(kind === "text" ? `/api/search?${new URLSearchParams({ text: of })}` : `/api/like/${place}`), found => answered(found));
+    latest("list", () => json(kind === "text" ? `/api/search?${new URLSearchParams({ text: of })}` : `/api/like/${place}`), answered, () => set({ list: "" }));
+    return;
   }
   begun.list = (begun.list ?? 0) + 1;
   if (kind === "category") fill(every().filter(place => data.categories[data.category[place]] === of), null, of);
@@ -189,12 +190,11 @@ function set(changes, back = true) {
   state.shape = num ? Math.max(0, Math.min(num - 1, state.shape)) : -1;
   state.block = state.block < 0 ? data.depth - 1 : Math.min(state.block, data.depth - 1); state.head = Math.max(-1, Math.min(data.heads - 1, state.head));
   if (state.mode === "surface" && !data.surfaces) state.mode = "points";
-  if (!("list" in changes) || changes.list === before.list) showPage();
   warn("");
-  if (state.list !== before.list || "list" in changes) showList();
-  if (state.shape !== before.shape) showAbout();
   map.current = own ? -1 : state.shape; map.draw();
-  showSolid();
+  showSolid();  // first, since what is asked first is answered first
+  if ("list" in changes) showList(); else showPage();
+  if (state.shape !== before.shape) showAbout();
   keep(back && (state.shape !== before.shape || state.list !== before.list));
 }
 /** Show another shape; the file that was searched by makes room. */
@@ -326,4 +326,4 @@ try {
   map.load(new Int32Array(bytes, 0, count), new Float32Array(bytes, 4 * count));
   furnish(); themed(); listen(); restore();
 } catch (error) { warn(error.message); }
-Object.assign(window, { page: { state, map, solid } });  // for the browser's console, and for tests
+Object.assign(window, { page: { state, map, solid, data } });  // for the browser's console, and for tests
