@@ -10,7 +10,7 @@ and serve.md; about a minute. Needs Chromium, and playwright's Python package.
 * answers: from the key press until the list has changed: words that the store does not hold, with the teacher loaded
   before, and a shape of the store sent as a file.
 
-Times are by the clock: server and browser share the cores, and what else ran is in the load.
+Times are by the clock, for server and browser share the cores; what else ran is in the load. CPU seconds stand beside.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from recon.pipeline.base.machine import cores, processor, set_thread_variables  
 set_thread_variables()
 
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 import torch  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
@@ -66,7 +67,8 @@ FRAMES = """async seconds => {
   return { frames_a_second: pace, ms_a_frame: spent.sort((a, b) => a - b)[spent.length >> 1] };
 }"""
 SEEN = """() => Promise.all([...document.images]
-  .filter(each => each.src && each.getBoundingClientRect().top < innerHeight).map(each => each.decode().catch(() => 0)))"""
+  .filter(each => each.src && each.getBoundingClientRect().top < innerHeight)
+  .map(each => each.decode().catch(() => 0)))"""
 
 
 def enlarge(collection: Collection, count: int) -> None:
@@ -91,17 +93,25 @@ def drawn(page: Page) -> None:
     page.wait_for_selector("#list button")
 
 
+def cpu_seconds() -> float:
+    """Of this process, which serves, and of its children, which are the browser's and a reader that has nothing to do."""
+    times = [each.cpu_times() for each in (own := psutil.Process(), *own.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
 def first_views(browser: Any, address: str, rounds: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"drawn": [], "pictures": []}
+    found: dict[str, list[float]] = {"drawn": [], "pictures": [], "cpu": []}
     for number in range(rounds + 1):
         context = browser.new_context(viewport=SIZE)
-        page, began = context.new_page(), time.monotonic()
+        page = context.new_page()
+        spent, began = cpu_seconds(), time.monotonic()
         page.goto(address, wait_until="commit")
         drawn(page)
         found["drawn"].append(round(time.monotonic() - began, 3))
         page.wait_for_load_state("load")
         page.evaluate(SEEN)
         found["pictures"].append(round(time.monotonic() - began, 3))
+        found["cpu"].append(round(cpu_seconds() - spent, 2))
         context.close()
         if not number:  # which found the server's own files cold
             found = {name: [] for name in found}
@@ -182,6 +192,7 @@ def page_of(found: dict[str, Any]) -> str:
             "2 s",
         ),
         ("the same: every picture on the screen there", f"{median['first_view']['pictures']:.2f} s", ""),
+        ("the same: CPU seconds of server and browser", f"{median['first_view']['cpu']:.2f} s", ""),
         (f"first view, {pace['shapes']} shapes: drawn", f"{large:.2f} s", "2 s"),
         (
             f"map of {pace['shapes']} shapes, panned and zoomed",
