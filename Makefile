@@ -20,7 +20,7 @@ STAGE = $(BIN)/recon-pipeline $(1) $(OPTIONS) || [ $$? -eq 3 ]
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor render features pretrain demo evaluate test test-fast soak lint wheel bench bench-kernels bench-pretrain gpu demo-teacher
+.PHONY: help setup doctor render features pretrain demo evaluate test test-fast soak lint docs wheel bench bench-kernels bench-pretrain gpu demo-teacher
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ soak: $(READY)  ## kill 1000 runs and 500 trainings, flip 1000 bits, draw 5000 k
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(READY)  ## the manual's site into site/, every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(READY)  ## dist/recon_pointcloud-*.whl, to install elsewhere
 	rm -rf build  # setuptools would pack what an earlier build left there

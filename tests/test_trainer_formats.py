@@ -314,8 +314,8 @@ def test_an_export_that_cannot_be(
     save_released(small("segment"), tmp_path / "segment.pth")
     (tmp_path / "there.pth").write_text("kept")
     for source, output, told in (
-        (run, "out.txt", "must end in .pth or .safetensors"),
-        (run, "there.pth", "exists; name another file"),
+        (run, "out.txt", "must end in .pth, .safetensors, .pt2 or .onnx"),
+        (run, "there.pth", "exists; name another"),
         (run, "there.pth/out.pth", "cannot be written"),
         (tmp_path / "none", "out.pth", "no such checkpoint"),
         (tmp_path / "segment.pth", "out.pth", "the release has no place for a segmentation of width 24"),

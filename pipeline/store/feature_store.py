@@ -43,10 +43,11 @@ CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's
 class FeatureStore(StoreReader):
     """A store to read, and for the stages to write through.
 
-    >>> store = FeatureStore.open("stores/demo.zarr")          # doctest: +SKIP
-    >>> targets = store.targets("demo")                        # doctest: +SKIP
-    >>> targets.feat[0, :8].shape                              # doctest: +SKIP
-    (8, 6, 256)
+    What a teacher says of the first eight shapes:
+
+        store = FeatureStore.open("stores/demo.zarr")
+        targets = store.targets("demo")
+        targets.feat[0, :8].shape  # (8, 6, 256)
     """
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Writing a trained model as the public release writes its checkpoints, for the release's own code to read.
+"""Writing a trained model for others: a folder, a program for torch or onnxruntime, or a checkpoint of the release.
 
-Only weights go out: the release's files have no place for this trainer's optimiser state, and its training cannot be
+Only weights go out. The release's files have no place for this trainer's optimiser state, and its training cannot be
 resumed from one.
 """
 
@@ -17,15 +17,18 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
-from recon.trainer.checkpoints.loading import load_model
+from recon.trainer.checkpoints.handed import save_folder
+from recon.trainer.checkpoints.loading import load_model, weights_path
+from recon.trainer.checkpoints.portable import save_onnx, save_program
 from recon.trainer.checkpoints.released import infer_sizes, to_released
 from recon.trainer.model.blocks import PATCH_WIDTH
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import RELEASED_TEACHERS
 from recon.trainer.model.tuning import merge_lora
+from recon.trainer.show.card import make_card
 
-SUFFIXES = (".pth", ".safetensors")
+RELEASED, PROGRAM, ONNX = (".pth", ".safetensors"), ".pt2", ".onnx"
 # What the release's segmentation code fixes: its sizes, and the data set's categories.
 SEGMENT_SIZES = {"width": 384, "heads": 6, "depth": 12}
 SEGMENT_CATEGORIES = 16
@@ -33,23 +36,43 @@ SEGMENT_CATEGORIES = 16
 UNTOLD = ("heads", "num_group", "group_size")
 
 
-def export(source: Path, output: Path, ema: bool = False) -> dict[str, int]:
-    """Write the model of a run or file as the release would; gives the settings that the written file does not tell.
+def export(source: Path, output: Path, ema: bool = False) -> dict[str, Any]:
+    """Write the model of a run or file as `output`'s name says, and what there is to say of it.
 
-    UserError where the model cannot be read or written, where the release has no place for it, and for an `output` that
-    exists or ends in neither .pth nor .safetensors.
+    A name without a suffix: a folder to hand over, of a run. `.pt2`: a program of torch.export, `.onnx`: one of ONNX,
+    with "outputs", their names, and of ONNX "largest_difference", how far onnxruntime came from the model. `.pth` or
+    `.safetensors`: as the release would, with "not_in_the_file", settings that the file does not tell.
+
+    UserError where the model cannot be read or written, where that form has no place for it, and for an `output` that
+    exists or has another suffix.
     """
-    if output.suffix not in SUFFIXES:
-        raise UserError(f"-o {output}: must end in {' or '.join(SUFFIXES)}")
+    if output.suffix not in ("", *RELEASED, PROGRAM, ONNX):
+        raise UserError(
+            f"-o {output}: must end in .pth, .safetensors, .pt2 or .onnx, or be a folder's name, without a dot"
+        )
     if output.exists():
-        raise UserError(f"-o {output}: exists; name another file")
+        raise UserError(f"-o {output}: exists; name another")
+    if not output.suffix:
+        return _folder(source, output, ema)
     model = load_model(source, ema)
     merge_lora(model)
+    if output.suffix == PROGRAM:
+        return save_program(model, output, str(source))
+    if output.suffix == ONNX:
+        return save_onnx(model, output, str(source))
     if reason := misfit(model):
         raise UserError(f"{source}: the release has no place for {reason}")
     save_released(model, output)
     told = asdict(ModelConfig()) | infer_sizes(model.state_dict())
-    return {name: getattr(model.config, name) for name in UNTOLD if getattr(model.config, name) != told[name]}
+    settings = {name: getattr(model.config, name) for name in UNTOLD if getattr(model.config, name) != told[name]}
+    return {"not_in_the_file": settings}
+
+
+def _folder(source: Path, output: Path, ema: bool) -> dict[str, Any]:
+    if not (source / "config.json").is_file() or not (source / "checkpoints").is_dir():
+        raise UserError(f"{source}: a folder to hand over is made of a run, whose card goes along; {source} is none")
+    save_folder(weights_path(source, ema), make_card(source), output)
+    return {}
 
 
 def save_released(model: Model, path: Path) -> None:

@@ -17,19 +17,33 @@ from recon.trainer.commands.options import EmaOption, JsonOption, OverrideOption
 
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run's folder or a checkpoint file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, .pth or .safetensors.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="What to write: a folder (a name without a dot), .onnx, .pt2 (torch.export), or the release's .pth or "
+            ".safetensors.",
+        ),
+    ],
     ema: EmaOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a trained model as the public ReCon release writes its checkpoints: weights, no optimiser state."""
+    """Write a trained model for others: a folder with its card, a program, or the release's checkpoint."""
     from recon.trainer.checkpoints.export import export as write
 
-    settings = write(source, output, ema)
-    untold = ", ".join(f"{name}={value}" for name, value in settings.items())
-    note = f"; the file does not tell {untold}: give that to load_model, and to the release in its settings"
-    Terminal(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {output}{note if untold else ''}")
+    found = write(source, output, ema)
+    untold = ", ".join(f"{name}={value}" for name, value in found.get("not_in_the_file", {}).items())
+    notes = [f"wrote {output}"]
+    if untold:
+        notes.append(f"the file does not tell {untold}: give that to load_model, and to the release in its settings")
+    if "outputs" in found:
+        notes.append(f"points [clouds, points, 3] -> {', '.join(found['outputs'])}")
+    if "largest_difference" in found:
+        notes.append(f"onnxruntime came within {found['largest_difference']:.0e} of the largest value")
+    Terminal(stderr=True, soft_wrap=True, highlight=False).print("; ".join(notes))
     if json:
-        answer({"output": str(output), "not_in_the_file": settings})
+        answer({"output": str(output), **found})
 
 
 def recipes(json: JsonOption = False) -> None:

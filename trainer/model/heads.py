@@ -79,7 +79,7 @@ class Classifier(Student):
     def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
         groups, centers = self.group(points)
-        scales = self.encoder.drop_path(len(points), generator)
+        scales = self.encoder.drop_path(points.shape[0], generator)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
         logits: Tensor = self.head(global_feature(queries, tokens), generator)
         return logits
@@ -154,7 +154,7 @@ class Segmenter(Student):
     def forward(self, points: Tensor, category: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` of `category [B]` (int) to log-probabilities `[B, N, num_parts]`."""
         groups, centers = self.group(points)
-        scales = self.encoder.drop_path(len(points), generator)
+        scales = self.encoder.drop_path(points.shape[0], generator)
         assert not isinstance(self.encoder, TwoTowers)
         tapped = self.encoder.features(self.encoder.patch_embed(groups), centers, self.taps, scales=scales)
         tokens = torch.cat([self.encoder.norm(tokens) for _, tokens in tapped], dim=-1)

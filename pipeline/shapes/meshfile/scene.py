@@ -70,7 +70,8 @@ def import_readers(suffix: str) -> None:
     """Import what reads such a file: a module whose import runs out of memory would stay half there."""
     import trimesh  # noqa: F401  half a second that only mesh files pay for
 
-    np.ones((1000, 3)) @ np.ones((3, 3))  # OpenBLAS takes its memory at the first product, and ends a process without
+    # OpenBLAS takes its memory at the first product, and ends a process without; small ones take none on AVX-512.
+    np.ones((128, 128)) @ np.ones((128, 128))
     with suppress(ImportError):  # of what is not installed the reader tells
         if suffix == ".dae":
             import collada  # noqa: F401
