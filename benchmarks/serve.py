@@ -94,8 +94,9 @@ def drawn(page: Page) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process, which serves, and of its children, which are the browser's and a reader that has nothing to do."""
-    times = [each.cpu_times() for each in (own := psutil.Process(), *own.children(recursive=True))]
+    """Of this process, which serves, and of its children, the browser's processes and an idle reader."""
+    own = psutil.Process()
+    times = [each.cpu_times() for each in (own, *own.children(recursive=True))]
     return sum(each.user + each.system for each in times)
 
 

@@ -315,6 +315,9 @@ def test_a_map_is_made_once_and_has_like_shapes_together(tmp_path: Path, monkeyp
     (tmp_path / "index" / "map.npy").write_bytes(b"")
     with pytest.raises(UserError, match=r"map\.npy: cannot be read"):
         layout_of(index, told.append)
+    (tmp_path / "index" / "map.json").write_text('{"format": 3}')
+    with pytest.raises(UserError, match=r"map\.json: format: should be a string; delete .*map\.json"):
+        layout_of(index, told.append)
 
 
 def test_a_map_has_no_more_than_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ def serve(
     layout, reader = layout_of(known, console.print), Reader(limits.reading_seconds)
     collection = Collection(run, student, probe, known, layout, reader, root, weights)
     reader.start()
+    collection.attended_cloud(0)  # a model's first pass takes seconds, which nobody should wait for in a page
     name = f"[{host}]" if ":" in host else host
     console.print(f"{len(known)} shapes on http://{name}:{bound.getsockname()[1]}/ (Ctrl-C ends it)")
     try:
