@@ -138,11 +138,11 @@ def probe(probed_run: Path, small_store: Path) -> Probe:
     return load_probe(probed_run, small_store, CPU)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(
     probed_run: Path, small_store: Path, clip_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """The page of `recon-train serve` on a copy of `probed_run` and `small_store`."""
+    """The page of `recon-train serve` on a copy of `probed_run` and `small_store`; has a process of its own."""
     from tests.serving import serving
 
     run = tmp_path_factory.mktemp("served") / "run"

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,8 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recon.trainer.show.serve.collection import Collection
-from recon.trainer.use.index import SHAPES
 from tests.serving import Served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -235,14 +234,14 @@ def test_files_are_sent(view: View, served: Served, tmp_path: Path) -> None:
 
 
 def test_a_run_without_words_says_so(view: View, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_words(self: Collection, text: str) -> Any:
-        from recon.pipeline.base.errors import UserError
-
-        raise UserError(f"{self.source}: has no text teacher, so it knows no words; ask by --mesh")
-
-    monkeypatch.setattr(Collection, "ask_text", no_words)
+    own = served.collection
+    model = own.probe.config.model
+    seeing = tuple(each for each in model.teachers if each.kind == "image")
+    blind = replace(own.probe, config=replace(own.probe.config, model=replace(model, teachers=seeing)))
+    monkeypatch.setattr(own, "probe", blind)
+    monkeypatch.setattr(own._teachers, "probe", blind)
     view.open("#list=text:a+chair")
-    assert view.warns() == "run: has no text teacher, so it knows no words; ask by --mesh"
+    said = "run: has no text teacher, so it knows no words (its teachers: 'image' (image)); ask by --mesh"
+    assert view.warns() == said and view.page.get_attribute("#words", "placeholder") == "This run knows no words"
     view.page.keyboard.press("Escape")
     assert view.lists("12 shapes") == list(range(12))
-    assert SHAPES in served.collection._vectors

@@ -14,13 +14,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from typing import Any, Protocol, Self, TypeVar
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import machine_fault
+from recon.pipeline.base.interrupts import without_interrupts
 from recon.pipeline.base.machine import cores, memory_bytes, set_thread_variables
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.execution.jobs import RETRIES, Job, attempt
@@ -124,20 +125,6 @@ class InProcess(Closing):
 
 
 # ---- worker processes
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Processes and threads started within never see Ctrl-C, which reaches the whole process group.
-
-    This process stops its workers itself; without this, one that is importing would print a traceback.
-    """
-    resource_tracker.ensure_running()  # which would clear the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Processes(Closing):

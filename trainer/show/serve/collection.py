@@ -60,8 +60,8 @@ class Collection:
     """Where the data set's meshes lie"""
     weights: Path | None = None
     """Where the teachers' files lie; None: where the run says"""
-    _student: threading.Lock = field(default_factory=threading.Lock)
-    _asking: threading.Lock = field(default_factory=threading.Lock)
+    _student: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
     """One thread at a time has a model; those of the teachers may take seconds to load"""
 
     def __post_init__(self) -> None:

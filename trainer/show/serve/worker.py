@@ -9,7 +9,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.interrupts import without_interrupts
 
 T = TypeVar("T")
 
@@ -62,9 +63,14 @@ class Reader:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            self._process.start()
+            with without_interrupts():
+                self._process.start()
             theirs.close()
-            self._pipe.recv()  # that it has imported what it needs
+            try:
+                self._pipe.recv()  # that it has imported what it needs
+            except EOFError:
+                self._end()
+                raise MachineError("the process that reads files does not start (no memory?)") from None
         return self._pipe
 
     def _end(self) -> None:
@@ -78,11 +84,8 @@ class Reader:
 
 def _serve(pipe: Connection) -> None:
     """A process's life: until its parent closes the pipe or dies."""
-    import signal
-
     import recon.trainer.data.surfaces  # noqa: F401  # and all readers: it would count as the first file's time
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # reaches the whole group; the parent ends this one
     with suppress(EOFError, OSError):
         pipe.send("ready")
         while True:

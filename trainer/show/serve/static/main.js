@@ -304,6 +304,7 @@ function themed() {
 function furnish() {
   document.title = `${data.run} on ${data.store}`; $("title").textContent = document.title;
   $("file").accept = data.suffixes.join();
+  if (data.no_words) $("words").placeholder = "This run knows no words";
   $("mapSaid").textContent = `${data.map}${map.places.length < data.uids.length ? `, ${map.places.length} of ${data.uids.length} shapes` : ""}`;
   const counts = data.categories.map(() => 0); for (const number of data.category) counts[number]++;
   data.categories.forEach((name, number) => {
