@@ -6,8 +6,8 @@
 Needs torch, NumPy and a source checkout (and Triton on a GPU), nothing installed; torch-cluster, and on a CPU fpsample,
 pykdtree, SciPy and faiss-cpu, take part where they are installed. Every op is checked against kernels/reference.py
 before it is timed. The contestants of a case take turns, so that whatever else the machine does falls on all of them.
-Writes benchmarks/results/kernels-<device>.json and the same as a markdown table, kernels-<device>.md; with --only,
-which times the cases whose name holds WORD, it writes nothing.
+Writes benchmarks/results/kernels-<device>.json (cpu-1: one thread) and the same as a table, kernels-<device>.md;
+with --only, which times the cases whose name holds WORD, it writes nothing.
 
 --check-only times nothing: it checks every backend that the device has in every case, on a GPU also that the ops
 neither wait for the device nor change inside a CUDA graph, and exits with 1 if anything differs.
@@ -388,7 +388,8 @@ def main() -> None:
     table = markdown(rows, facts)
     sys.stdout.write(table)
     if not arguments.only:
-        slug = device.type if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+        named = f"cpu {facts['threads']}" if device.type == "cpu" else hardware
+        slug = re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"kernels-{slug}.json").write_text(json.dumps({**facts, "cases": rows}, indent=1) + "\n")
         (RESULTS / f"kernels-{slug}.md").write_text(table)

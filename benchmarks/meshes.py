@@ -1,6 +1,13 @@
-"""Milliseconds of one core to load a mesh file of 5,000 faces, and to sample it, by format.
+"""Milliseconds of one core to load a mesh file of 5,000 faces, and to sample it, by format; and of a folder of meshes
+from file to features, each mesh read once beside each read by every stage, as it was.
 
-Run: python benchmarks/meshes.py [--repeats 9]. Writes benchmarks/results/meshes.json.
+Run: python benchmarks/meshes.py [--repeats 9] [--corpus FOLDER --shapes 1000]. Writes benchmarks/results/meshes.json,
+or with a corpus meshes-corpus.json beside it.
+
+The files of a corpus are repeated in turn until there are as many shapes. Of each, both ways in turn: the old way loads
+it for its digest, again to sample it and again to draw its 12 views; the new one loads it once, keeps it on the disk
+and takes it from there twice. Common to both are sampling, the farthest-point order, drawing and the demo teacher's
+features of the 12 views. What a store costs, the same both ways, is left out.
 
 Times are of CPU, the median over the repeats, which other work on the machine disturbs least; files are in the page
 cache. Sampling is `sample_points` with 8,192 points, without the farthest-point order that the points stage adds.
@@ -15,20 +22,29 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import trimesh
 from PIL import Image
 
 from recon.pipeline.base.machine import cores, processor
-from recon.pipeline.shapes.meshfile import load_mesh
+from recon.pipeline.rendering.render import RenderConfig, Renderer
+from recon.pipeline.shapes.kept import Shelf
+from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.shapes.meshfile import SUFFIXES, load_mesh, mesh_digest
 from recon.pipeline.shapes.sample import farthest_point_order, sample_points
+from recon.pipeline.teachers import TeacherSpec, load_teacher
+
+T = TypeVar("T")
 
 RESULTS = Path(__file__).parent / "results" / "meshes.json"
+CORPUS_RESULTS = RESULTS.with_name("meshes-corpus.json")
 SIDE = 50  # of the grid that is bent to a ring: 2 * 50 * 50 faces
 NUM_POINTS = 8192
 TEXTURE = 512  # px a side
@@ -107,11 +123,68 @@ def measure(repeats: int) -> dict[str, Any]:
     }
 
 
+class Stopwatch:
+    """CPU seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def __call__(self, part: str, run: Callable[[], T]) -> T:
+        start = time.process_time()
+        result = run()
+        self.seconds[part] += time.process_time() - start
+        return result
+
+
+def measure_corpus(corpus: Path, num_shapes: int) -> dict[str, Any]:
+    """Mean CPU milliseconds a shape by part: loading the old way and the new, alternating, and what both do then."""
+    files = sorted(path for path in corpus.rglob("*") if path.suffix.lower() in SUFFIXES)
+    teacher = load_teacher(TeacherSpec(name="demo", kind="open_clip", model="demo"), "cpu")
+    timed = Stopwatch()
+    with tempfile.TemporaryDirectory() as name, Renderer(RenderConfig()) as renderer:
+        shelf = Shelf(Path(name))
+
+        def old(path: Path) -> Mesh:
+            mesh_digest(load_mesh(path, corpus))
+            load_mesh(path, corpus)
+            return load_mesh(path, corpus)
+
+        def new(path: Path) -> Mesh:
+            mesh = load_mesh(path, corpus)
+            digest = mesh_digest(mesh)
+            shelf.keep("mesh", mesh, digest)
+            shelf.take("mesh", digest)
+            return shelf.take("mesh", digest) or mesh
+
+        def whole(number: int, path: Path) -> None:
+            ways = [("old", old), ("new", new)]
+            for way, load in ways if number % 2 else reversed(ways):
+                mesh = timed(f"load_{way}", lambda: load(path))  # noqa: B023  called at once
+            points = timed("sample", lambda: sample_points(mesh, NUM_POINTS, 0))
+            timed("order", lambda: farthest_point_order(points.xyz))
+            views = timed("draw", lambda: renderer.render(mesh))
+            timed("features", lambda: teacher.embed_images(views.rgb, None))
+
+        whole(0, files[0])  # imports, and the first of everything
+        timed.seconds.clear()
+        for number, path in enumerate(islice(cycle(files), num_shapes)):
+            whole(number, path)
+    parts = {f"{part}_ms": round(1000 * spent / num_shapes, 2) for part, spent in timed.seconds.items()}
+    common = sum(ms for part, ms in parts.items() if not part.startswith("load"))
+    hours = {way: round(3600e3 / (common + parts[f"load_{way}_ms"])) for way in ("old", "new")}
+    machine = {"cores": cores(), "load_before": LOAD_BEFORE, "processor": processor()}
+    return {"files": len(files), "shapes": num_shapes, **parts, "shapes_an_hour_a_core": hours, "machine": machine}
+
+
 LOAD_BEFORE = round(os.getloadavg()[0], 2)  # other work on the machine slows what it disturbs
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
-    report = measure(parser.parse_args().repeats)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    parser.add_argument("--corpus", type=Path, help="a folder of mesh files")
+    parser.add_argument("--shapes", type=int, default=1000)
+    options = parser.parse_args()
+    report = measure(options.repeats) if options.corpus is None else measure_corpus(options.corpus, options.shapes)
+    written = RESULTS if options.corpus is None else CORPUS_RESULTS
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text(json.dumps(report, indent=2) + "\n")

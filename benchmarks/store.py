@@ -200,7 +200,7 @@ def _take_receipts(there: Path, state: str, meshes: Path) -> None:
 def plan_once(scope: str, manifest: Path, path: Path) -> dict[str, Any]:
     """The parts of one plan, in a process that did nothing else."""
     start = time.monotonic()
-    flow = Flow(load_manifest(manifest), None, FeatureStore.open(path))
+    flow = Flow(load_manifest(manifest), None, FeatureStore.open(path, write=True))
     if scope == "all stages":
         from recon.pipeline.flow.report import report
 

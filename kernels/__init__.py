@@ -20,6 +20,7 @@ else:
     from recon.kernels.group import group_points
     from recon.kernels.interpolate import interpolate_three
     from recon.kernels.knn import KNN, knn_gather, knn_points
+    from recon.kernels.warm import warm_up
 
     __all__ = [
         "KNN",
@@ -31,4 +32,5 @@ else:
         "knn_gather",
         "knn_points",
         "sample_farthest_points",
+        "warm_up",
     ]

@@ -84,8 +84,7 @@ class ChamferL2(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [B, N, 3], y [B, M, 3] -> scalar. ValueError for shapes that do not fit or hold no point."""
-        dists_x, dists_y = _both(x, y)
-        return dists_x.mean() + dists_y.mean()
+        return _loss(x, y, root=False)
 
 
 class ChamferL1(nn.Module):
@@ -96,23 +95,17 @@ class ChamferL1(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [B, N, 3], y [B, M, 3] -> scalar. ValueError for shapes that do not fit or hold no point."""
-        dists_x, dists_y = _both(x, y)
-        return (_root(dists_x).mean() + _root(dists_y).mean()) / 2
+        return _loss(x, y, root=True)
 
 
-def _both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _loss(x: Tensor, y: Tensor, root: bool) -> Tensor:
     x, y = check_pair(x, y)
     for name, points in (("x", x), ("y", y)):
         if points.shape[0] == 0 or points.shape[1] == 0:
             # The mean of nothing would be NaN.
             raise ValueError(f"{name} must hold at least one cloud of at least one point, got {list(points.shape)}")
-    dists_x, _, dists_y, _ = nearest(x, y)
-    return dists_x, dists_y
-
-
-def _root(squared: Tensor) -> Tensor:
-    apart = squared > 0
-    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
+    dtype = working_dtype(x)
+    return transforms.chamfer_loss(x.to(dtype), y.to(dtype), root, choose(None, x, "chamfer_distance"))
 
 
 def check_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,14 @@ device. Callers go through kernels.transforms, which stands in for them inside t
 | take_rows, add_rows | knn_gather, chosen points | each the other's | |
 | farthest_points | sample_farthest_points | none: indices | |
 | knn | knn_points | matched_backward | _second_order |
-| nearest | chamfer_distance, ChamferL1, ChamferL2 | nearest_backward | _second_order, both ways |
+| nearest | chamfer_distance | nearest_backward | _second_order, both ways |
+| loss_ops.chamfer_loss | ChamferL1, ChamferL2 | loss_ops.chamfer_loss_backward | _second_order, both ways |
 | groups | group_points | add_rows | take_rows |
 | weighted_rows | interpolate_three | add_rows, take_rows | theirs |
 
 The gradients of d(x, y) = sum_c (x_c - y_c)^2 are 2 (x - y) in x and its opposite in y; of sum_c |x_c - y_c| they are
-sign(x - y), 0 where the coordinates are equal. An index is constant, so that each pair adds its own to the two points.
+sign(x - y), 0 where the coordinates are equal; of the root of the first (norm ROOT) (x - y) / root, 0 where that is 0.
+An index is constant, so that each pair adds its own to the two points.
 """
 
 from typing import Any
@@ -28,6 +30,7 @@ from recon.kernels.backends import implementation
 from recon.kernels.on_torch import rows as on_torch_rows
 from recon.kernels.on_torch.knn import matched_backward as on_torch_matched_backward
 from recon.kernels.on_torch.knn import padded
+from recon.kernels.on_torch.small import ROOT
 from recon.kernels.operator import operator
 
 Pair = tuple[Tensor, Tensor]
@@ -197,8 +200,7 @@ def _second_order(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in grad [B, N, K], p1 and p2 of the first gradients' inner product with along1 and along2.
 
-    The first gradient is a sum of grad * slope(p1 - p2), so this one is linear in along1 - along2; for norm 2, where
-    the slope is 2 (p1 - p2), its parts in p1 and p2 have the first gradient's own form.
+    The first is a sum of grad * slope(p1 - p2): this is linear in along1 - along2, and for norm 2 of the first's form.
     """
     rows = idx.clamp(min=0).flatten(1)
 
@@ -208,9 +210,16 @@ def _second_order(
 
     apart = difference(p1, p2)
     distance = (apart.abs() if norm == 1 else apart.square()).sum(3)
-    inside = (idx >= 0) & distance.isfinite()
+    inside = (idx >= 0) & distance.isfinite() & ((distance > 0) if norm == ROOT else True)
+    steps = difference(along1, along2)
+    if norm == ROOT:
+        root = torch.where(inside, distance, 1).sqrt()[..., None]
+        slope = torch.where(inside[..., None], apart / root, 0)
+        of_grad = (slope * steps).sum(3)
+        bend = torch.where(inside[..., None], grad[..., None] * (steps - slope * of_grad[..., None]) / root, 0)
+        return of_grad, bend.sum(2), -add_rows(bend.flatten(1, 2), rows, p2.shape[1])
     slope = torch.where(inside[..., None], apart.sign() if norm == 1 else 2 * apart, 0)
-    of_grad = (slope * difference(along1, along2)).sum(3)
+    of_grad = (slope * steps).sum(3)
     if norm == 1:
         return of_grad, torch.zeros_like(p1), torch.zeros_like(p2)
     return of_grad, *matched_backward(grad, along1, along2, idx.where(inside, -1), 2, True, True)
@@ -300,13 +309,17 @@ def _nearest_backward_setup(ctx: Any, inputs: Any, output: Pair) -> None:
 
 def _nearest_twice(ctx: Any, along_x: Tensor, along_y: Tensor) -> tuple[Tensor | None, ...]:
     grad_x, grad_y, x, y, idx_x, idx_y = ctx.saved_tensors
-    along_x = along_x if ctx.needs_x else torch.zeros_like(x)
-    along_y = along_y if ctx.needs_y else torch.zeros_like(y)
-    forth = _second_order(grad_x[..., None], x, y, idx_x[..., None], ctx.norm, along_x, along_y)
-    if grad_y.shape[1] == 0:
-        return forth[0][..., 0], torch.zeros_like(grad_y), *forth[1:], *[None] * 6
-    back = _second_order(grad_y[..., None], y, x, idx_y[..., None], ctx.norm, along_y, along_x)
-    return forth[0][..., 0], back[0][..., 0], forth[1] + back[2], forth[2] + back[1], *[None] * 6
+    along = along_x if ctx.needs_x else torch.zeros_like(x), along_y if ctx.needs_y else torch.zeros_like(y)
+    return *nearest_twice((grad_x, grad_y), (x, y), (idx_x, idx_y), ctx.norm, along), *[None] * 6
+
+
+def nearest_twice(grads: Pair, clouds: Pair, idx: Pair, norm: int, along: Pair) -> Matches:
+    """Gradients in both grads and both clouds of nearest_backward's inner product with `along`."""
+    forth = _second_order(grads[0][..., None], *clouds, idx[0][..., None], norm, *along)
+    if grads[1].shape[1] == 0:
+        return forth[0][..., 0], torch.zeros_like(grads[1]), *forth[1:]
+    back = _second_order(grads[1][..., None], *clouds[::-1], idx[1][..., None], norm, *along[::-1])
+    return forth[0][..., 0], back[0][..., 0], forth[1] + back[2], forth[2] + back[1]
 
 
 nearest_backward.register_autograd(_nearest_twice, setup_context=_nearest_backward_setup)

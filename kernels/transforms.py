@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from recon.kernels import ops
+from recon.kernels import loss_ops, ops
 from recon.kernels.on_torch import rows as on_torch_rows
 from recon.kernels.operator import Operator
 
@@ -57,6 +57,22 @@ def nearest(
     if not single:
         dists_y = _matched(dists_y[..., None], y, x, idx_y[..., None], norm)[..., 0]
     return dists_x, idx_x, dists_y, idx_y
+
+
+def chamfer_loss(x: Tensor, y: Tensor, root: bool, backend: str) -> Tensor:
+    """ReCon's L1 if `root`, else its L2."""
+    if not transformed():
+        loss: Tensor = loss_ops.chamfer_loss(x, y, root, backend)[0]
+        return loss
+    dists_x, _, dists_y, _ = nearest(x, y, None, None, 2, False, backend)
+    if root:
+        return (_root(dists_x).mean() + _root(dists_y).mean()) / 2
+    return dists_x.mean() + dists_y.mean()
+
+
+def _root(squared: Tensor) -> Tensor:
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
 def groups(points: Tensor, num_group: int, group_size: int, backend: str) -> ops.Matches:

@@ -9,11 +9,14 @@ here; a wheel holds them here. What this module offers is imported when it is fi
 
 from __future__ import annotations
 
+import getpass
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from recon.pipeline.flow.manifest import Manifest as Manifest
     from recon.pipeline.flow.manifest import list_shapes as list_shapes
     from recon.pipeline.flow.manifest import load_manifest as load_manifest
@@ -50,12 +53,33 @@ for _name in _FOLDERS:
         )
 
 
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # torch asks too, while it is imported, and a container's user may have a number alone
+    os.environ["LOGNAME"] = f"uid{os.getuid()}"
+
+
 def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f"recon.{name}")
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'recon' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def _version() -> str:
+    """The distribution's; of a checkout that nobody installed, what its pyproject.toml says."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("recon-pointcloud")
+    except PackageNotFoundError:
+        import tomllib
+
+        settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(settings["project"]["version"])
 
 
 def __dir__() -> list[str]:

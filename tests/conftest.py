@@ -78,6 +78,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return cores() + 1
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is put into the user's cache folder, nor taken from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def clip_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random open_clip model in open_clip's own form: a JSON config and its weights beside it."""

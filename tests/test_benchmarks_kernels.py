@@ -25,11 +25,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 
 
 def test_the_manual_links_to_the_whole_table() -> None:
-    page = (ROOT / "benchmarks" / "results" / "kernels-cpu.md").read_text()
-    for name in ("kernels.md", "benchmarks.md"):
-        assert "(../benchmarks/results/kernels-cpu.md)" in (ROOT / "docs" / name).read_text()
-    rows = re.findall(r"^\| (?!op |---).*$", page, re.MULTILINE)
-    assert len(rows) == 16
+    for threads in (1, 2):
+        page = (ROOT / "benchmarks" / "results" / f"kernels-cpu-{threads}.md").read_text()
+        for name in ("kernels.md", "benchmarks.md"):
+            assert f"(../benchmarks/results/kernels-cpu-{threads}.md)" in (ROOT / "docs" / name).read_text()
+        rows = re.findall(r"^\| (?!op |---).*$", page, re.MULTILINE)
+        assert len(rows) == 16
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_a_second_run_does_nothing_and_a_first_one_elsewhere_gives_the_same(
 def test_plan_tells_each_table_by_its_name(place: Path, small_store: Path, tmp_path: Path) -> None:
     """Before the run: what is to come, and for words that it is not known yet how many."""
     shutil.copytree(small_store, tmp_path / "s.zarr", ignore=shutil.ignore_patterns("cache"))
-    flow = Flow(load_manifest(place / "m.toml"), None, FeatureStore.open(tmp_path / "s.zarr"))
+    flow = Flow(load_manifest(place / "m.toml"), None, FeatureStore.open(tmp_path / "s.zarr", write=True))
     lines = {line.stage: line for line in report(flow, 1)}
     assert {name: line.todo for name, line in lines.items() if name.startswith("captions ")} == {
         "captions tiny": 12, "captions facts": 0, "captions hand": 12, "captions attributes": 12,
@@ -224,7 +225,9 @@ def test_new_templates_are_work_for_the_words(full: Path, place: Path, small_man
     """Found by looking at the prompts themselves: no row of the text key is stale by them."""
     path = write(place, small_manifest, "templates.toml", replace=('"two.txt"', '"three.txt"'))
     (place / "three.txt").write_text("{article} {name}\nthe {}\nmy {}\n")
-    lines = {line.stage: line for line in report(Flow(load_manifest(path), None, FeatureStore.open(full)), 1)}
+    lines = {
+        line.stage: line for line in report(Flow(load_manifest(path), None, FeatureStore.open(full, write=True)), 1)
+    }
     assert (lines["text tiny"].todo, lines["text tiny"].why) == (3, ("3 prompts are new",))
 
 
@@ -274,7 +277,8 @@ def test_what_walks_a_ref_knows_of_captions(full: Path, tmp_path: Path) -> None:
     assert "captions/hand: 3 of 2 shapes, 3 distinct; 0 unkept" in describe(found)
     merged = merge(tmp_path / "merged.zarr", [full])
     assert merged.keys == len(store.list_keys())
-    assert FeatureStore.open(tmp_path / "merged.zarr").ref() == store.ref()
+    # How many prompts are cut is counted by the next run, for several parts' cannot be added up.
+    assert FeatureStore.open(tmp_path / "merged.zarr").ref() == replace(store.ref(), cut={})
 
 
 def test_parts_of_other_class_prompts_are_not_merged(place: Path, small_manifest: Path, tmp_path: Path) -> None:

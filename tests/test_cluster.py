@@ -233,7 +233,7 @@ def test_a_running_scheduler_and_its_gpus(tmp_path: Path, serve: Callable[..., A
         joined(first, 2)
         one, other = first.run(square, range(30)), second.run(square, range(30))
         assert sum(next(one) + next(other) for _ in range(30)) == 2 * sum(i * i for i in range(30))
-        assert {str(found) for found in first.run(resources, range(8), gpu=True)} == {"{'GPU': 1.0}"}
+        assert {str(found) for found in first.run(resources, (), on_gpu=range(8))} == {"{'GPU': 1.0}"}
         homes = set(first.run(home, range(30)))
         assert len(homes) == len({pid for pid, _, _ in homes}) == 2  # one thread, also on the worker that has three
     with open_executor(None, scheduler=where) as again:  # the workers outlive an executor

@@ -128,7 +128,7 @@ def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
 
 def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands run their stages in this process: starting workers again and again would take most of a test's time."""
-    monkeypatch.setattr("recon.pipeline.execution.opening.Processes", lambda workers: InProcess())
+    monkeypatch.setattr("recon.pipeline.execution.opening.Processes", lambda *workers: InProcess())
 
 
 def small_settings() -> list[str]:

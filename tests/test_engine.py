@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from recon.pipeline.base.digests import canonical_json, digest_of, row_digest, row_seed
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.execution import work
+from recon.pipeline.execution import planning, work
 from recon.pipeline.execution.engine import run_stage
 from recon.pipeline.execution.executor import InProcess, Processes
-from recon.pipeline.execution.planning import plan_stage
+from recon.pipeline.execution.planning import plan_stage, rows_a_shard
 from recon.pipeline.execution.stage import Block, Row, each_row
+from recon.pipeline.flow.manifest import load_manifest, origin_of
+from recon.pipeline.rendering.render import RenderConfig
+from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store import FeatureStore, shards
 from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.store.records import Column
@@ -336,3 +339,32 @@ def test_canonical_json_forgets_order_and_nothing_else(value: Any) -> None:
     assert json.loads(canonical_json(value)) == value
     if isinstance(value, dict):
         assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "pixels", "normals", "rows"),
+    [
+        ("ring6", 128, False, 32),
+        ("openshape12", 224, True, 32),
+        ("openshape12", 512, False, 8),
+        ("openshape12", 4096, False, 1),
+    ],
+)
+def test_large_pictures_make_short_shards(
+    store: FeatureStore, preset: str, pixels: int, normals: bool, rows: int
+) -> None:
+    """A quarter of a gigabyte uncompressed; those of usual pictures are what they were."""
+    origin = origin_of(load_manifest(Path("demo")), None)
+    stage = RenderedViews(origin, RenderConfig(preset=preset, resolution=pixels, normals=normals))
+    assert rows_a_shard(store, stage, digest_of(stage.recipe)) == rows
+
+
+def test_a_key_keeps_the_shards_it_has(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = run_stage(store, Squares(), rows_of([str(i) for i in range(6)]), InProcess()).key
+    monkeypatch.setattr(planning, "SHARD_BYTES", 1)
+    monkeypatch.setattr(Squares, "shard_rows", 64)
+    assert rows_a_shard(store, Squares(), key) == 4
+    assert rows_a_shard(store, Squares(scale=2), digest_of(Squares(scale=2).recipe)) == 1
+    run_stage(store, Squares(), rows_of([str(i) for i in range(9)]), InProcess())
+    assert numbers(store, key) == [i * i for i in range(9)]
+    assert [number for _, number, _ in store.receipts(key)] == [0, 1, 2]

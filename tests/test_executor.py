@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,11 +101,14 @@ def whose(number: int) -> int:
     return os.getpid()
 
 
+HELPERS = re.compile("resource_tracker|forkserver")  # of which other tests' server stays
+
+
 def children() -> list[psutil.Process]:
-    """This process's, but for multiprocessing's own helper."""
+    """This process's, but for multiprocessing's own helpers."""
     alive = []
     for child in psutil.Process().children(recursive=True):
-        if child.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(child.cmdline()):
+        if child.status() != psutil.STATUS_ZOMBIE and not HELPERS.search(" ".join(child.cmdline())):
             alive.append(child)
     return alive
 

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.store import FeatureStore
+from recon.trainer.evaluate.own import run_own
 from tests.conftest import MANIFEST
 from tests.test_docs import EXTENDING, ROOT, commands, small_settings, succeeds
 
@@ -34,16 +37,8 @@ def put(folder: Path, name: str) -> Path:
 
 
 def test_a_source_of_ones_own(tmp_path: Path) -> None:
-    """In a copy of the checkout: the file, the line in layouts.py, the manifest, the command."""
-    checkout = tmp_path / "checkout"
-    for name in ("recon", "pipeline", "trainer", "kernels", "data_manifests"):
-        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    put(checkout, "pipeline/sources/npy.py")
-    layouts = checkout / "pipeline" / "sources" / "layouts.py"
-    before = layouts.read_text()
-    (line,) = re.findall(r"^AnySource = .*$", before, re.MULTILINE)
-    assert BLOCKS["pipeline/sources/layouts.py"].splitlines()[-1] == f"{line} | NpySource"
-    layouts.write_text(before.replace(line, BLOCKS["pipeline/sources/layouts.py"]))
+    """The module, the manifest, the command, with a worker that has to find the module too."""
+    put(tmp_path, "npy_source.py")
     put(tmp_path, "npy.toml")
     rng = np.random.default_rng(0)
     clouds = {}
@@ -56,8 +51,8 @@ def test_a_source_of_ones_own(tmp_path: Path) -> None:
 
     (command,) = [words for words in commands(EXTENDING) if "npy.toml" in words]
     assert command[0] == "recon-pipeline"
-    again = [sys.executable, "-m", "recon.pipeline", *command[1:], "--workers", "0"]
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    again = [sys.executable, "-m", "recon.pipeline", *command[1:], "--workers", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
     done = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert "test/mug/bad.npy" in done.stderr
@@ -130,12 +125,62 @@ def test_a_probe_of_ones_own(
     shutil.copytree(small_store, "stores/demo.zarr")
     shutil.copytree(own_run, "runs/demo")
     own, report, table = list(commands(EXTENDING))[-3:]
-    monkeypatch.setattr(sys, "argv", own[1:])
-    runpy.run_path(str(put(tmp_path, own[1])))
-    said = capsys.readouterr().out
+    put(tmp_path, own[2])
+    succeeds(*own)
+    said = re.findall(r"accuracy (0\.\d+)", capsys.readouterr().out)[0]
     succeeds(*report)
     assert "neighbours on demo.zarr/small, test" in Path("runs/demo/report.html").read_text()
     capsys.readouterr()
     succeeds(*table)
     row = next(line for line in capsys.readouterr().out.splitlines() if "neighbours" in line)
-    assert said.partition(" %")[0] in row
+    assert f"{100 * float(said):.1f}" in row
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("x = 1", "has no function `predict`"),
+        ("1 / 0", "does not run: ZeroDivisionError: division by zero"),
+        ("def predict(*_): raise KeyError('left')", "predict: KeyError: 'left'"),
+        (
+            "def predict(probe, student, train, test): return test.category + 9",
+            "predict gave [3] of int64, not [3] whole",
+        ),
+        ("def predict(probe, student, train, test): return test.category[:1]", "predict gave [1] of int64"),
+        (None, "no such file; a probe is a Python file"),
+    ],
+)
+def test_a_probe_that_is_none_is_a_line(
+    code: str | None, told: str, probed_run: Path, small_store: Path, tmp_path: Path
+) -> None:
+    if code is not None:
+        (tmp_path / "own.py").write_text(code)
+    with pytest.raises(UserError, match=re.escape(told)):
+        run_own(probed_run, small_store, torch.device("cpu"), file=tmp_path / "own.py")
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "told"),
+    [
+        ("", "", 'code: layout "python" wants the class'),
+        ("", 'code = "own_npy"', "'own_npy' is no import path"),
+        ("", 'code = "no_such:X"', "cannot import no_such"),
+        ("class X: pass", 'code = "{}:X"', "is no class derived from"),
+        (
+            "from recon.pipeline.sources.source import Source\nclass X(Source): pass",
+            'code = "{}:X"',
+            "needs a name of its own",
+        ),
+        (None, 'code = "{}:NpySource"\nupp = "+Z"', "unknown field 'source.upp' (did you mean 'up'?)"),
+    ],
+)
+def test_a_source_that_is_none_is_a_line(
+    code: str | None, line: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"own_{abs(hash((code, line)))}"  # modules stay imported
+    (tmp_path / f"{name}.py").write_text(BLOCKS["npy_source.py"] if code is None else code)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = 'code = "npy_source:NpySource"'
+    (tmp_path / "m.toml").write_text(BLOCKS["npy.toml"].replace(before, line.format(name)))
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_manifest(tmp_path / "m.toml")

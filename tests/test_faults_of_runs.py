@@ -182,10 +182,10 @@ def test_retry_by_reason_does_those_again_and_checks_nothing(
         )
     monkeypatch.setattr(run, "verify", lambda *_, **__: pytest.fail("the store was checked"))
     monkeypatch.setattr(Flow, "all", Flow.ingest)
-    monkeypatch.setattr(run, "load_models", lambda *_: None)
+    monkeypatch.setattr(run, "load_models", lambda *_: [])
     status, _, told = shell(*words(manifest, "retry", "--workers", "0", "--reason", "opengl"))
     assert status == 3
-    assert "2 of 8 rows in" in told
+    assert "2 done in" in told
     assert told.count("set aside: ") == 1
     assert "no-faces" in told
     failed = store.failures(store.list_keys()[0][1])

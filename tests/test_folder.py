@@ -270,10 +270,21 @@ def test_what_a_reader_takes_needs_no_converting():
     assert not set(FOREIGN) & set(SUFFIXES)
 
 
-def test_meshes_without_a_class_say_what_to_do(tmp_path):
-    fill(tmp_path, "a.obj")
-    with pytest.raises(UserError, match="one folder a class"):
-        list_folder(tmp_path)
+def test_files_without_classes_are_a_data_set(tmp_path):
+    fill(tmp_path, "a.obj", "deep/er/b.ply", ".hidden/c.obj", "deep/er/readme.txt")
+    assert list_folder(tmp_path) == [("object", "a.obj"), ("object", "deep/er/b.ply")]
+    source = FolderSource(layout="folder")
+    assert [(s.uid, s.category, s.earlier) for s in source.shapes(tmp_path)] == [
+        ("a.obj", "object", "a"),
+        ("deep/er/b.ply", "object", "deep/er/b"),
+    ]
+    assert source.problems(tmp_path) == []
+    fill(tmp_path, "chair/d.obj")  # now there is a class, and what lies in none is told of
+    assert list_folder(tmp_path) == [("chair", "chair/d.obj")]
+    assert any("2 mesh files are left out" in line for line in source.problems(tmp_path))
+    without = FolderSource(layout="folder", classes=False)
+    assert [shape.uid for shape in without.shapes(tmp_path)] == ["a.obj", "chair/d.obj", "deep/er/b.ply"]
+    assert {shape.category for shape in without.shapes(tmp_path)} == {"object"} and without.problems(tmp_path) == []
 
 
 def test_a_name_that_is_no_utf_8_is_spelt_and_found_again(tmp_path):

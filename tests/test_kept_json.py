@@ -294,7 +294,7 @@ def test_a_receipt_of_rows_that_are_not_registered(sound: Path) -> None:
 def test_a_ref_edited_by_hand_names_its_field(sound: Path, fields: dict[str, Any], said: str) -> None:
     path = sound / "refs" / "toy.json"
     edited(path, **fields)
-    opened = FeatureStore.open(sound)
+    opened = FeatureStore.open(sound, write=True)
     for read in (opened.ref, opened.points, opened.retired, lambda: list_refs(opened)):
         assert f"{path}: {said}" in refusal(read)
     with pytest.raises(BadDocument):

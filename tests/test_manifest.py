@@ -102,12 +102,21 @@ def test_a_shipped_manifests_paths_are_relative_to_where_it_lies(
         ("data_manifests/demo.toml", "no manifest at data_manifests/demo.toml; the one shipped is called demo"),
         ("demo.toml", "no manifest at demo.toml; the one shipped is called demo"),
         ("~/mine.toml", "no manifest at ~/mine.toml"),
+        ("sets", "sets is a folder, and a manifest is a TOML file: give one of its files: sets/mine.toml"),
+        ("sets/mime.toml", "no manifest at sets/mime.toml (did you mean sets/mine.toml?)"),
+        (
+            "meshes",
+            "meshes is a folder, and a manifest is a TOML file: for meshes in it, --manifest folder --root meshes",
+        ),
     ],
 )
 def test_an_unknown_manifest_is_one_line(
     given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "meshes").mkdir()
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "mine.toml").touch()
     with pytest.raises(UserError) as caught:
         load_manifest(given)
     assert str(caught.value).startswith(message)

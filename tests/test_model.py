@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recon.trainer.checkpoints.released import infer_config, load_weights
-from recon.trainer.model.blocks import DropPath, PatchEmbed, ReConBlock, block_mask, random_mask
+from recon.trainer.model.blocks import DropPath, PatchEmbed, ReConBlock
 from recon.trainer.model.heads import Classifier, Segmenter
+from recon.trainer.model.masks import block_mask, random_mask
 from recon.trainer.model.recon import SIZES, ModelConfig, ReCon
 from recon.trainer.model.teaching import RELEASED_TEACHERS, Teacher
 

@@ -11,7 +11,7 @@ import trimesh
 from PIL import Image
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.data.files import axes_of, find_files, read_image, read_shape
+from recon.trainer.data.files import axes_of, find_files, own_picture, read_shape
 from recon.trainer.evaluate.features import load_student
 from recon.trainer.use.embedding import describe
 from tests.probed_run import CPU
@@ -96,10 +96,10 @@ def test_pictures_come_on_white(tmp_path: Path) -> None:
     pixels = np.zeros((4, 5, 4), np.uint8)
     pixels[0, 0] = (10, 20, 30, 255)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = read_image(tmp_path / "a.png")
+    found = own_picture(tmp_path / "a.png")
     assert found.shape == (4, 5, 3) and found[0, 0].tolist() == [10, 20, 30] and found[1, 1].tolist() == [255] * 3
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(UserError, match=r"b\.png: no whole picture"):
-        read_image(tmp_path / "b.png")
+        own_picture(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"c\.png: cannot be read: No such file"):
-        read_image(tmp_path / "c.png")
+        own_picture(tmp_path / "c.png")

@@ -114,6 +114,20 @@ def test_page_needs_nothing_else(report: Path) -> None:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10  # something is drawn
 
 
+def test_page_has_the_matrices_as_numbers_too(report: Path) -> None:
+    page = (report / "report.html").read_text("utf-8")
+    svm = result_of(report, "svm")
+    found = re.search(r'<table class="counts">(.*?)</table>', page, re.DOTALL)
+    assert found
+    lines = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", found[1])
+    counts = [[int(count) for count in re.findall(r">(\d+)</td>", cells)] for _, cells in lines]
+    assert [name for name, _ in lines] == svm["categories"] and counts == svm["confusion"]
+    assert page.count('<table class="counts">') == page.count('alt="Confusion matrix')
+    assert len(re.findall(r"<th(?: |>)", page)) == page.count("<th scope=")
+    assert page.count('loading="lazy"') == page.count("<img") and len(page) < 5e6
+    assert "prefers-color-scheme: dark" in page
+
+
 def test_page_says_the_numbers(report: Path) -> None:
     page, metrics = (report / "report.html").read_text("utf-8"), read(report / "metrics.json")
     assert "<h1>ReCon: run &lt;1&gt; &amp; co</h1>" in page  # a folder's name is no markup

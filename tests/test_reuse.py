@@ -33,18 +33,18 @@ def grown(small_manifest: Path, small_store: Path, tmp_path_factory: pytest.Temp
     made = [0, 0]
     with pytest.MonkeyPatch.context() as patch:
         render, teacher = Renderer.render_some, models.teacher_of(load_manifest(small_manifest).features.teachers[0])
-        embed = teacher.embed_images
+        embed = teacher.embed_read
 
         def count_render(self: Renderer, mesh: Any, chosen: Any) -> Any:
             made[0] += len(chosen)
             return render(self, mesh, chosen)
 
-        def count_embed(images: Any, seeds: Any) -> Any:
-            made[1] += len(images)
-            return embed(images, seeds)
+        def count_embed(count: int, read: Any, seeds: Any) -> Any:
+            made[1] += count
+            return embed(count, read, seeds)
 
         patch.setattr(Renderer, "render_some", count_render)
-        patch.setattr(teacher, "embed_images", count_embed)
+        patch.setattr(teacher, "embed_read", count_embed)
         store = FeatureStore.open(path, write=True)
         Flow(with_preset(small_manifest, "ring4"), None, store).all()
     return path, made
@@ -133,7 +133,7 @@ def test_teachers_features_are_kept_when_normals_are_added(
     manifest = load_manifest(small_manifest)
     render = manifest.render.__class__(preset="ring2", resolution=32, normals=True)
     teacher = models.teacher_of(manifest.features.teachers[0])
-    monkeypatch.setattr(teacher, "embed_images", None)
+    monkeypatch.setattr(teacher, "embed_read", None)
     Flow(manifest.model_copy(update={"render": render}), None, store).all()
     after = store.targets()
     assert after.key != before.key
@@ -159,9 +159,9 @@ def test_the_clean_draw_stays_when_others_are_augmented_anew(
     shutil.copytree(small_store, tmp_path / "s.zarr", ignore=shutil.ignore_patterns("cache"))
     manifest = load_manifest(small_manifest)
     teacher = models.teacher_of(manifest.features.teachers[0])
-    embed, made, version = teacher.embed_images, [], images.AUGMENTATION_VERSION
+    embed, made, version = teacher.embed_read, [], images.AUGMENTATION_VERSION
     monkeypatch.setattr(images, "AUGMENTATION_VERSION", "another/0")
-    monkeypatch.setattr(teacher, "embed_images", lambda *given: made.append(given) or embed(*given))
+    monkeypatch.setattr(teacher, "embed_read", lambda *given: made.append(given) or embed(*given))
     store = FeatureStore.open(tmp_path / "s.zarr", write=True)
     before = store.targets()
     lines = {line.stage: line for line in report(Flow(manifest, None, store), 1)}
@@ -171,7 +171,7 @@ def test_the_clean_draw_stays_when_others_are_augmented_anew(
     Flow(manifest, None, store).all()
     after = store.targets()
     assert after.key != before.key
-    assert made and all(seeds is not None for _, seeds in made), "no clean picture is embedded again"
+    assert made and all(seeds is not None for _, _, seeds in made), "no clean picture is embedded again"
     assert np.array_equal(after.feat[0], before.feat[0])
     assert not np.array_equal(after.feat[1], before.feat[1])
     assert np.array_equal(store.kind_group("targets", before.key)["feat"][:], before.feat[:])

@@ -393,3 +393,38 @@ def test_dae_what_only_shines_has_the_colour_of_its_light(tmp_path):
 def test_facts_are_json(tmp_path):
     lines = "".join(f"v {x + 1e5} {y} 0\n" for x, y in ((0, 0), (1, 0), (1, 1)))
     assert json.loads(json.dumps(loaded(put(tmp_path / "a.obj", lines + "f 1 2 3\n")).facts))["moved"][0] == -100000.5
+
+
+# ---- what is approximated
+
+
+def test_off_and_ply_are_opaque_whatever_their_alpha(tmp_path):
+    corners = ((0, 0), (1, 0), (1, 1), (0, 1))
+    rows = "".join(f"{x} {y} 0 255 0 0 0\n" for x, y in corners)
+    assert colour(loaded(put(tmp_path / "a.off", f"COFF\n4 1 0\n{rows}4 0 1 2 3\n"))) == RED
+    header = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    header += "".join(f"property uchar {name}\n" for name in ("red", "green", "blue", "alpha"))
+    header += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    mesh = loaded(put(tmp_path / "a.ply", header + rows + "4 0 1 2 3\n"))
+    assert colour(mesh) == RED and len(sample_points(mesh, 64, 0).xyz) == 64
+
+
+def test_ply_textures_repeat(tmp_path):
+    Image.new("RGB", (2, 2), (255, 0, 0)).save(tmp_path / "t.png")
+    header = "ply\nformat ascii 1.0\ncomment TextureFile t.png\nelement vertex 4\n"
+    header += "".join(f"property float {name}\n" for name in ("x", "y", "z", "s", "t"))
+    header += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
+    rows = "0 0 0 0 0\n1 0 0 3 0\n1 1 0 3 1\n0 1 0 0 1\n3 0 1 2\n3 0 2 3\n"
+    (item,) = loaded(put(tmp_path / "a.ply", header + rows)).primitives
+    assert item.texture is not None and item.wrap == ("repeat", "repeat") and item.uv.max() == 3
+
+
+def test_dae_polygons_are_fans_and_textures_repeat(tmp_path):
+    dart = DAE.replace("0 0 0 1 0 0 1 1 0 0 1 0", "0 0 0 2 1 0 0 2 0 1 1 0")
+    polygon = '<polylist count="1" material="m"><input semantic="VERTEX" source="#v" offset="0"/><vcount>4</vcount>'
+    start = dart.index("<triangles")
+    dart = dart[:start] + polygon + "<p>0 1 2 3</p></polylist>" + dart[dart.index("</mesh>") :]
+    placed = f'<instance_geometry url="#g">{BIND}</instance_geometry>'
+    mesh = loaded(put(tmp_path / "a.dae", dart.format(look=WHITE, controllers="", placed=placed, at="0 0 0")))
+    (item,) = mesh.primitives
+    assert sorted(map(sorted, item.faces.tolist())) == [[0, 1, 2], [0, 2, 3]] and item.wrap == ("repeat", "repeat")

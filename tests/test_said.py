@@ -163,7 +163,7 @@ def test_a_mistyped_store_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     for words in (
         ("ls", typo), ("stats", typo), ("digest", typo), ("verify", typo), ("verify", typo, "--full"), ("gc", typo),
         ("gc", typo, "--delete"), ("diff", typo, typo), ("diff", f"{typo}:points", f"{typo}:points"),
-        ("merge", out, typo), ("export", typo, out), ("preview", typo, out), ("plan", *named), ("status", *named),
+        ("merge", out, typo), ("export", typo, out), ("preview", typo, out), ("status", *named),
         ("retry", *named), ("retry", *named, "--reason", "x"),
     ):  # fmt: skip
         status, _, err = run(capsys, *words)

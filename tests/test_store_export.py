@@ -349,7 +349,7 @@ def test_wrong_arguments_are_one_line(small_store: Path, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="not empty"):
         run(small_store, tmp_path / "used", "memmap")
     assert (tmp_path / "used" / "mine.txt").read_text() == "keep"
-    with pytest.raises(UserError, match="no export form 'hdf5'; choose one of memmap, webdataset"):
+    with pytest.raises(UserError, match="no export form 'hdf5'; choose one of parquet, memmap, webdataset"):
         run(small_store, tmp_path / "out", "hdf5")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no ref 'other'"):
         run(small_store, tmp_path / "out", "memmap", ref="other")

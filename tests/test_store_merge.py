@@ -109,7 +109,7 @@ def test_the_merge_of_all_shards_is_the_whole(
     told: list[tuple[int, int]] = []
     result = merge(path / "out.zarr", paths, lambda done, total: told.append((done, total)))
     assert before == {name: data for name, data in files_of(path).items() if not name.startswith("out.zarr/")}
-    out = FeatureStore.open(path / "out.zarr")
+    out = FeatureStore.open(path / "out.zarr", write=True)
     assert_equal_contents(out, whole)
     assert twins.check(out.path) == []
     assert told[-1] == (len(told), len(told))

@@ -368,7 +368,7 @@ class DeadlyFlow(Flow):
     @cached_property
     def plan(self) -> Plan:
         plan = super().plan
-        plan.views = RenderedViews(Deadly(self.manifest.source, Path(), "mug-0-00001"), self.manifest.render)
+        plan.views = RenderedViews(Deadly(self.manifest.source, Path(), uid="mug-0-00001"), self.manifest.render)
         return plan
 
 

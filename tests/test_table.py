@@ -19,7 +19,7 @@ from recon.trainer.evaluate.results import summarize
 from recon.trainer.recipe import config_to_dict, load_config
 from recon.trainer.show.formats import latex, markdown, one_line
 from recon.trainer.show.measured import model_words
-from recon.trainer.show.table import PUBLISHED, make_table
+from recon.trainer.show.table import PUBLISHED, find_rows, make_table
 from tests.test_trainer_cli import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,6 +257,21 @@ def test_names_are_no_markup(tmp_path: Path, form: Any) -> None:
     for line, usual in zip(text.splitlines(), plain.splitlines(), strict=True):
         assert len(re.findall(separator, line)) == len(re.findall(separator, usual))
     assert "<script>" not in text or form == "csv"
+
+
+def test_the_table_as_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", settings())
+    add_result(run, "svm", "modelnet40", svm_accuracy=0.5)
+    assert run_main(monkeypatch, "table", str(run), "--format", "html", "-o", str(tmp_path / "t.html")) == 0
+    page = (tmp_path / "t.html").read_text()
+    rows = find_rows([run])[0]
+    assert page.count("<tr") == len(rows) + page.count("<thead>") and page.count('<tr class="own">') == 1
+    assert '<td class="number">50.00</td>' in page
+    assert len(re.findall(r"<th(?: |>)", page)) == page.count("<th scope=")
+    assert "prefers-color-scheme: dark" in page and not re.search(r"https?:|<script|<link|@import|url\(", page)
+    path = next((run / "results").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ref": HOSTILE}))
+    assert "<script>" not in make_table([run], "html")[0]
 
 
 @given(st.text())

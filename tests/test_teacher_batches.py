@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.teachers.batches import CPU_BATCH, GPU_BATCH, BatchSize, embed, embed_pictures, in_batches
+from recon.pipeline.teachers import batches
+from recon.pipeline.teachers.batches import (
+    CPU_BATCH,
+    GPU_BATCH,
+    BatchSize,
+    embed,
+    embed_pictures,
+    embed_read,
+    in_batches,
+)
 from recon.pipeline.teachers.images import Preprocess
 
 PREPROCESS = Preprocess((24, 24), (24, 24), "squash", "bicubic", (0.48, 0.45, 0.4), (0.27, 0.26, 0.28))
@@ -155,3 +165,46 @@ def test_an_error_of_preparing_is_raised(device: torch.device) -> None:
 def test_wrong_pictures_are_refused(batch: Any, seeds: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         embed_pictures("t", batch, seeds, PREPROCESS, BatchSize(CPU), lambda pictures: pictures.flatten(1))
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_pictures_are_read_as_they_are_needed(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits of reading them all at once; on a CPU a block at a time, for a GPU a batch."""
+    images, asked = noise(21), list[tuple[int, int]]()
+    monkeypatch.setattr(batches, "READ", 8)
+
+    def read(start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        asked.append((start, stop))
+        return images[start:stop]
+
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        return batch.flatten(1)[:, :50] * 3
+
+    size, seeds = small(device, 4), list(range(21))
+    found = embed_read("t", 21, read, seeds, PREPROCESS, size, encode)
+    assert np.array_equal(found, embed_pictures("t", images, seeds, PREPROCESS, size, encode))
+    parts = [(start, min(start + (8 if device is CPU else 4), 21)) for start in range(0, 21, 8 if device is CPU else 4)]
+    assert sorted(asked) == parts
+
+
+def test_no_more_is_prepared_than_the_threads_hold() -> None:
+    """The model stands still at its second batch: `ahead` further ones are prepared meanwhile, and no more."""
+    size, prepared, counts = small(GPU, 1), list[int](), list[int]()
+    size.ahead = 3
+
+    def prepare(start: int, rows: int) -> torch.Tensor:
+        prepared.append(start)
+        return torch.full((1,), float(start))
+
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        if batch.item() == 1:
+            deadline = time.monotonic() + 10
+            while len(prepared) < 5 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            counts.append(len(prepared))
+        return batch[:, None]
+
+    found = embed("t", 20, size, prepare, encode)
+    assert found[:, 0].tolist() == list(range(20))
+    assert counts == [5]

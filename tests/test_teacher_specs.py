@@ -89,6 +89,7 @@ def test_built_in_name_with_a_weights_file(clip_folder: Path, tmp_path: Path) ->
 
 def test_a_tag_trained_with_the_other_gelu_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
+    monkeypatch.setattr("recon.pipeline.teachers.weights.hub_answers", lambda: True)
 
     def create_model(name: str, pretrained: str, **options: Any) -> None:
         asked.update(options)
@@ -173,6 +174,7 @@ def test_failed_fetch_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network\nand a long story")
 
     monkeypatch.setattr(timm, "create_model", refuse)
+    monkeypatch.setattr("recon.pipeline.teachers.weights.hub_answers", lambda: True)
     with pytest.raises(UserError, match=r"cannot fetch test_vit\.r160_in1k: no network; offline, name a weights file"):
         load_teacher(spec(kind="timm", model="test_vit", pretrained="r160_in1k"))
 

@@ -90,6 +90,6 @@ def test_a_learned_scale_comes_back_from_its_limit() -> None:
     # Predictions that say nothing of the targets: at so large a scale the loss asks for a smaller one.
     for _ in range(2):
         optimizer.zero_grad()
-        head.loss(query, target).backward()
+        head.loss(query[:, None], target).backward()
         optimizer.step()
     assert head.log_scale.item() < INFONCE_MAX_LOG_SCALE

@@ -75,7 +75,7 @@ def refusal(store: Path, folder: Path, name: str, recipe: str, *overrides: str) 
 def test_arms_seeds_and_result(
     store: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("recon.trainer.data.online.load_teacher", lru_cache(load_teacher))  # it takes a second
+    monkeypatch.setattr("recon.trainer.data.frozen.load_teacher", lru_cache(load_teacher))  # it takes a second
     folder, arms = tmp_path / "out", written(tmp_path / "arms.toml", ARMS)
     command = ["ablate", arms, "--store", str(store), "--run", str(folder), "--recipe", recipe, "--seeds", "4,5"]
     command += ["--device", "cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -149,3 +150,14 @@ def test_what_a_program_writes_into_the_maps_stays_out_of_the_files(own_store: F
     data.xyz.zero_()
     data.targets[0].feat.zero_()
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_who_may_read_the_store_may_map_its_copies(own_store: FeatureStore) -> None:
+    before = os.umask(0o027)
+    try:
+        load_dataset(own_store, BOTH)
+    finally:
+        os.umask(before)
+    (folder, *_) = copies(own_store)
+    assert {oct(path.stat().st_mode & 0o777) for path in copies(own_store)} == {"0o750"}
+    assert oct((folder / FILE).stat().st_mode & 0o777) == "0o640"

@@ -68,9 +68,9 @@ def test_a_page_and_a_table(
     told = json.loads(capsys.readouterr().out)
     assert told["What differs"]["optim.lr"] == {"slow": "0.001", "fast": "0.002"}
     accuracy = result_of(runs[1], "svm")
-    row = re.search(r"<td>svm_accuracy</td>(.*?)</tr>", html)
+    row = re.search(r'<th scope="row">svm_accuracy</th>(.*?)</tr>', html)
     assert row and row[1].endswith(f">{accuracy['svm_accuracy']:.4g}</td>")
-    assert "<td>svm_accuracy_random_init</td>" in html
+    assert '<th scope="row">svm_accuracy_random_init</th>' in html
     assert "http" not in html.replace("http-equiv", "")  # nothing is fetched
     for picture in re.findall(r"data:image/png;base64,([^\"]+)", html):
         assert Image.open(io.BytesIO(base64.b64decode(picture))).height > 300
@@ -163,4 +163,4 @@ def test_results_on_other_data_are_told_apart(runs: list[Path], tmp_path: Path) 
     write_comparison([runs[0], run], page)
     html = page.read_text()
     assert "svm_accuracy on far.zarr/x, val" in html and f">{own['svm_accuracy']:.4g}</td>" in html
-    assert "<td>accuracy</td>" in html
+    assert '<th scope="row">accuracy</th>' in html

@@ -267,6 +267,9 @@ IMAGE, TEXT = RELEASED_TEACHERS
         ("pretrain", {"reconstruction": "none"}, "have a decoder"),
         ("pretrain", {"patch_width": 256}, "patch_width 256"),
         ("linear", {"block": "paper"}, 'model.block "paper"'),
+        ("linear", {"block": "recon2"}, "model.block 'recon2': it is of ReCon++"),
+        ("pretrain", {"color": True}, "model.color True: it is of ReCon++"),
+        ("pretrain", {"teachers": (replace(IMAGE, loss="matched", queries=3), TEXT)}, "the matched loss of 'image'"),
         ("segment", {}, "a segmentation of width 24: its width is 384"),
     ],
 )

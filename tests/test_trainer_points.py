@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from recon.trainer.config import DataConfig
 from recon.trainer.data.batches import Batch, Batches
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.data.points import draw_points, farthest_points, scale_translate
-from recon.trainer.data.transforms import normalize, random_bits, random_subset, stream
+from recon.trainer.data.transforms import normal_of, normalize, random_bits, random_subset, stream
 from tests import trainer_store as tiny
 
 CPU = torch.device("cpu")
@@ -81,6 +82,24 @@ def test_samples_are_scaled_and_shifted_by_their_own_draws(store: FeatureStore, 
     for row, points in zip(few.rows.tolist(), few.points, strict=True):
         assert torch.equal(points, moved.points[moved.rows.tolist().index(row)])
     assert not torch.equal(epoch(store, config, seed=1).points.sum(), moved.points.sum())
+
+
+@pytest.mark.parametrize("others", [{}, {"scale": (0.5, 2.0), "scale_axes": "together"}])
+def test_samples_are_tilted_by_their_own_draws(store: FeatureStore, others: dict[str, Any]) -> None:
+    plain, tilted = epoch(store, replace(PLAIN, **others)), epoch(store, replace(PLAIN, tilt=0.06, **others))
+    assert torch.equal(plain.rows, tilted.rows)
+    # A turn a sample, found by least squares: it keeps lengths, and all else is as without.
+    turns = torch.linalg.lstsq(plain.points.double(), tilted.points.double()).solution
+    torch.testing.assert_close(turns @ turns.transpose(1, 2), torch.eye(3).double().expand_as(turns), atol=1e-4, rtol=0)
+    angles = torch.stack([turns[:, 2, 1], turns[:, 0, 2], turns[:, 1, 0]], dim=1)
+    assert 0.03 < float(angles.std()) < 0.09 and float(angles.abs().max()) < 0.2
+    assert len({*angles.flatten().tolist()}) == angles.numel()
+
+
+def test_normal_draws_are_cut_off() -> None:
+    draws = normal_of(torch.arange(0, 1, 1e-5, dtype=torch.float64))
+    assert draws.min() == -3 and draws.max() == 3
+    assert draws.mean().abs() < 1e-3 and (draws.std() - 1).abs() < 0.01
 
 
 @given(st.floats(0.1, 1.0), st.floats(1.0, 3.0), st.floats(0, 1))

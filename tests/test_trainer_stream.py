@@ -78,7 +78,13 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 @pytest.mark.parametrize("window", [1, 9, 20, 100])
 @pytest.mark.parametrize(
     "kind",
-    [{}, *(pytest.param(k, marks=pytest.mark.slow) for k in ({"draws": (1,)}, {"captions": "both", "rotate": False}))],
+    [
+        {},
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ({"draws": (1,)}, {"captions": "both", "rotate": False, "tilt": 0.1})
+        ),
+    ],
 )
 def test_samples_are_the_map_s_in_another_order(store: FeatureStore, window: int, kind: dict[str, Any]) -> None:
     plain = replace(MAP, **kind)

@@ -124,7 +124,14 @@ def typed(place: Path, store: str) -> list[list[str]]:
 
 def foreign(opened: Iterable[str], place: Path) -> list[str]:
     """Of opened files those that are neither the data set's, the store's, temporary, nor the system's."""
-    here = (str(place), *SYSTEM, f"{Path(sys.prefix)}", f"{Path(sys.base_prefix)}", str(ROOT))
+    here = (
+        str(place),
+        *SYSTEM,
+        os.environ["XDG_CACHE_HOME"],
+        f"{Path(sys.prefix)}",
+        f"{Path(sys.base_prefix)}",
+        str(ROOT),
+    )
     return sorted({path for path in opened if not f"{path}/".startswith(tuple(f"{folder}/" for folder in here))})
 
 

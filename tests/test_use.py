@@ -19,7 +19,7 @@ from PIL import Image
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.loading import load_model
-from recon.trainer.data.files import read_image, read_shape
+from recon.trainer.data.files import own_picture, read_shape
 from recon.trainer.data.points import farthest_points
 from recon.trainer.evaluate.features import Probe, Student, load_student
 from recon.trainer.model.recon import ReCon
@@ -282,7 +282,7 @@ def test_a_stored_view_finds_what_its_feature_finds(
     run, beside, _ = indexed
     views, targets = beside.store.views(beside.ref), beside.store.targets(None, beside.ref)
     Image.fromarray(np.asarray(views.rgb[3, 1])).save(tmp_path / "view.png")
-    asked = search.ask_image(Teachers(run, beside, clip_config.parent), read_image(tmp_path / "view.png"), "view.png")
+    asked = search.ask_image(Teachers(run, beside, clip_config.parent), own_picture(tmp_path / "view.png"), "view.png")
     stored = np.asarray(targets.feat[0, 3, 1], np.float32)
     np.testing.assert_allclose(asked.vector, indexing.unit(stored), atol=2e-3)  # stored in half precision
 

@@ -113,7 +113,7 @@ def make_store(path: Path, other: bool = False, text_dim: int = TEXT_DIM) -> Fea
         store.write_ref(ref, "captions", "captions-key", part="words")
         store.write_ref(ref, "targets", "image-key", part="toy")
         store.write_ref(ref, "text", "text-key", part="toy")
-    return FeatureStore.open(path)
+    return FeatureStore.open(path, write=True)
 
 
 def write_columns(

@@ -16,14 +16,17 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A frozen teacher, stored in the feature store, that one global query learns from."""
+    """A frozen teacher, stored in the feature store, that a global query, or several, learn from."""
 
     teacher: Annotated[str, Field(pattern=r"^(image|text)(:.+)?$")] = "image"
     """Its kind and its name in the ref, "image:NAME" or "text:NAME"; without the name, the ref's first of that kind."""
     loss: Loss = "smooth_l1"
-    """Distance to the teacher's feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch."""
+    """Distance to the teacher's feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch; "matched"
+    and "matched_sum" are ReCon++'s, of several queries to one teacher."""
     weight: Positive = 1.0
     """Factor of the loss in the sum."""
+    queries: Annotated[int, Field(ge=1)] = 1
+    """Global queries that learn from it; more than one with a matched loss only."""
 
     @property
     def kind(self) -> Kind:
@@ -79,6 +82,9 @@ class DataConfig:
     holds of the shape; "center" only centres the drawn ones."""
     rotate: bool = True
     """Turn every sample by a random angle about y, as the release does; false where all shapes share one front."""
+    tilt: NonNegative = 0.0
+    """Standard deviation in radians of three small turns, about x, y and z, cut off at three times it; ReCon++ has
+    0.06."""
     scale: Annotated[tuple[Positive, Positive], Field(min_length=2)] = (1.0, 1.0)
     """Range of the random factor of a training sample, e.g. [0.667, 1.5]."""
     scale_axes: Literal["each", "together"] = "each"

@@ -91,6 +91,8 @@ def knn(p1: Tensor, p2: Tensor, K: int) -> dict[str, Callable[[], Any]]:
 
 def groups(points: Tensor, num_group: int, size: int) -> dict[str, Callable[[], Any]]:
     """fpsample's vanilla sampling, which starts where ours does, then the neighbours of each."""
+    if find_spec("fpsample") is None:
+        return {}
     runs = {name: group(fpsample_fps, search) for name, search in KNN.items()}
     return {name: (lambda run=run: run(points, num_group, size)) for name, run in runs.items()}
 

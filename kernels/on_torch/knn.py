@@ -204,8 +204,14 @@ def matched_backward(
         for a in apart:
             distance += a.abs() if norm == 1 else a * a
         inside &= distance.isfinite()
+        if norm == small.ROOT:
+            inside &= distance > 0
+            root = distance.sqrt()
         for i, a in enumerate(apart):
-            slope = torch.where(inside, a.sign() if norm == 1 else 2 * a, 0) * grad[some]
+            slope = (
+                torch.where(inside, a.sign() if norm == 1 else a / root if norm == small.ROOT else 2 * a, 0)
+                * grad[some]
+            )
             if needs1:
                 grad1[some, :, i] = slope.sum(2)
             if needs2:

@@ -16,8 +16,8 @@ from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 __all__ = ["nearest", "nearest_backward"]
 
 # Points walked between two looks at which run holds the nearest; tiny clouds note the index at every point. Compiled
-# for sm_90 at [128, 1024], runs of 8, 16 and 32 take 96, 122 and 167 registers, and 448, 401 and 384 instructions a
-# point; at [4992, 32], steps of 2, 4 and 8 take 50, 51 and 64, and 416, 302 and 255.
+# for sm_90 at [128, 1024], runs of 8, 16 and 32 take 93, 95 and 94 registers, 448, 401 and 384 instructions a point
+# and 4, 6 and 12 s to compile; at [4992, 32], steps of 2, 4 and 8 take 50, 51 and 64, and 416, 302 and 255.
 RUN, TINY_STEP = 16, 4
 # Queries of which a warp finds the index within the run at once: one a lane.
 QUERIES = 32
@@ -91,12 +91,18 @@ def look(
     """Update `best` bits and the start `near` of their run with the STEP targets from `start`, or those below limit."""
     for first in tl.static_range(0, STEP, RUN):
         lowest = tl.full(best.shape, 0xFFFFFFFF, tl.uint32)
-        # Two at a time: the compiler makes one three-way minimum of each two.
-        for u in tl.static_range(first, first + RUN, 2 if RUN > 1 else 1):
-            bits = bits_of(queries, targets, start, u, limit, D, NORM, MASKED)
-            if RUN > 1:
-                bits = tl.minimum(bits, bits_of(queries, targets, start, u + 1, limit, D, NORM, MASKED))
-            lowest = tl.minimum(lowest, bits)
+        if MASKED and RUN > 1:
+            # The last run alone, and not unrolled: a cloud's end would take as long to compile as all the rest.
+            for u in range(RUN):
+                bits = bits_of(queries, targets, start + first + u, 0, limit, D, NORM, True)
+                lowest = tl.minimum(lowest, bits)
+        else:
+            # Two at a time: the compiler makes one three-way minimum of each two.
+            for u in tl.static_range(first, first + RUN, 2 if RUN > 1 else 1):
+                bits = bits_of(queries, targets, start, u, limit, D, NORM, MASKED)
+                if RUN > 1:
+                    bits = tl.minimum(bits, bits_of(queries, targets, start, u + 1, limit, D, NORM, MASKED))
+                lowest = tl.minimum(lowest, bits)
         near = tl.where(lowest < best, start + first, near)
         best = tl.minimum(lowest, best)
     return best, near

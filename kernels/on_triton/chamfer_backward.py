@@ -1,7 +1,7 @@
 """The gradient of the distances to nearest points, added up in a fixed order by Triton kernels without atomics.
 
 With n(i) the nearest of x_i in y, n'(j) that of y_j in x, g and g' the gradients of their distances, and s(a) = 2 a for
-squares, sign(a) for Manhattan distances:
+squares, sign(a) for Manhattan distances, a / |a| for the roots of squares:
 
     dx_i = g_i s(x_i - y_n(i)) - sum over the j with n'(j) = i of g'_j s(y_j - x_i), and dy_j likewise
 """
@@ -11,11 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from recon.kernels.on_torch import small
 from recon.kernels.on_triton import on_device, tiles
 from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
 # Pairs whose gradient a warp works out, four a lane, and points it then walks between two looks at the end. Not tuned.
 PAIRS, STEP = 128, 4
+ROOT = tl.constexpr(small.ROOT)
 
 
 def nearest_backward(
@@ -31,7 +33,8 @@ def nearest_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in x and y of sum(grad_x * dists_x) + sum(grad_y * dists_y); one that is not needed is empty.
 
-    grad_y and idx_y [B, M] or [B, 0]. A pair of idx -1 or of a distance that is not finite adds nothing. Each
+    grad_y and idx_y [B, M] or [B, 0]; norm 1, 2 or small.ROOT. Both grads are contiguous, or both one number expanded,
+    which is then read where it stands. A pair of idx -1 or of a distance that is not finite adds nothing. Each
     point adds its pairs up in the order of the other cloud: the same bits every time.
     """
     (num_clouds, num_x, width), num_y = x.shape, y.shape[1]
@@ -46,6 +49,7 @@ def nearest_backward(
     if not whole:
         cut = tiles.tile(num_clouds, size, width, 2)
     clouds = (num_clouds, num_x, num_y)
+    shared = grad_x.stride() == grad_y.stride() == (0, 0)
     with on_device(x):
         if not whole:
             grid = (triton.cdiv(num_clouds * size, PAIRS), 2 if back else 1)
@@ -61,6 +65,7 @@ def nearest_backward(
                 *clouds,
                 width,
                 norm,
+                shared,
                 PAIRS,
                 num_warps=1,
                 enable_fp_fusion=False,
@@ -79,6 +84,7 @@ def nearest_backward(
             *clouds,
             D=width,
             NORM=norm,
+            SHARED=shared,
             BACK=back,
             NEEDS_X=needs_x,
             NEEDS_Y=needs_y,
@@ -106,18 +112,26 @@ def pair_gradients(
     here: tl.tensor,
     D: tl.constexpr,
     NORM: tl.constexpr,
+    SHARED: tl.constexpr,
 ) -> None:
-    """Write the gradient of grad * distance in the rows of x into own, 0 where the pair does not count."""
+    """Write the gradient of grad * distance in the rows of x into own, 0 where the pair does not count.
+
+    SHARED: all distances have the gradient at `grad`.
+    """
     near = tl.load(idx + row, mask=here, other=-1)  # of the shape of row
     paired = near >= 0
     one = coordinates(x, row, here, D)  # D of that shape
     other = coordinates(y, cloud * num_y + near, paired, D)
+    found = distance(one, other, D, NORM)
     # NaN is not below +inf either.
-    paired &= distance(one, other, D, NORM) < float("inf")
-    slope = tl.load(grad + row, mask=here)
+    paired &= found < float("inf")
+    slope = tl.load(grad) if SHARED else tl.load(grad + row, mask=here)
+    if NORM == ROOT:
+        paired &= found > 0
+        slope = slope / tl.sqrt_rn(tl.where(paired, found, 1.0))
     for d in tl.static_range(D):
         apart = one[d] - other[d]
-        along = slope * (2 * apart)
+        along = slope * apart if NORM == ROOT else slope * (2 * apart)
         if NORM == 1:
             along = tl.where(apart > 0, slope, tl.where(apart < 0, -slope, 0.0))
         tl.store(own + row * D + d, tl.where(paired, along, 0.0), mask=here)
@@ -138,14 +152,15 @@ def pairs_kernel(
     num_y: tl.tensor,
     D: tl.constexpr,
     NORM: tl.constexpr,
+    SHARED: tl.constexpr,
     PAIRS: tl.constexpr,
 ) -> None:
     """Gradients of PAIRS pairs each, axis 1: of x, of y."""
     row = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)  # [PAIRS]
     if tl.program_id(1) == 0:
-        pair_gradients(grad_x, x, y, idx_x, own_x, row, row // num_x, num_y, row // num_x < num_clouds, D, NORM)
+        pair_gradients(grad_x, x, y, idx_x, own_x, row, row // num_x, num_y, row // num_x < num_clouds, D, NORM, SHARED)
     else:
-        pair_gradients(grad_y, y, x, idx_y, own_y, row, row // num_y, num_x, row // num_y < num_clouds, D, NORM)
+        pair_gradients(grad_y, y, x, idx_y, own_y, row, row // num_y, num_x, row // num_y < num_clouds, D, NORM, SHARED)
 
 
 @triton.jit
@@ -226,6 +241,7 @@ def backward_kernel(
     num_y: tl.tensor,
     D: tl.constexpr,
     NORM: tl.constexpr,
+    SHARED: tl.constexpr,
     BACK: tl.constexpr,
     NEEDS_X: tl.constexpr,
     NEEDS_Y: tl.constexpr,
@@ -243,9 +259,9 @@ def backward_kernel(
     here_x &= numbers < num_clouds
     here_y = (query < num_y) & (numbers < num_clouds)
     if WHOLE:
-        pair_gradients(grad_x, x, y, idx_x, own_x, cloud * num_x + query, cloud, num_y, here_x, D, NORM)
+        pair_gradients(grad_x, x, y, idx_x, own_x, cloud * num_x + query, cloud, num_y, here_x, D, NORM, SHARED)
         if BACK:
-            pair_gradients(grad_y, y, x, idx_y, own_y, cloud * num_y + query, cloud, num_x, here_y, D, NORM)
+            pair_gradients(grad_y, y, x, idx_y, own_y, cloud * num_y + query, cloud, num_x, here_y, D, NORM, SHARED)
         tl.debug_barrier()
     if NEEDS_X and (WHOLE or tl.program_id(1) == 0):
         gather(own_x, own_y, idx_y, of_x, query, cloud, here_x, num_x, num_y, True, BACK, D, R, C, L, STEP)

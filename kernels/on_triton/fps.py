@@ -57,7 +57,7 @@ def launch(
             walking_kernel[(num_clouds,)](*clouds, far, D=width, SIZE=size, num_warps=warps, enable_fp_fusion=False)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_points", "K"))
 def resident_kernel(
     points: tl.tensor,
     lengths: tl.tensor,
@@ -103,7 +103,7 @@ def resident_kernel(
         k += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_points", "K"))
 def walking_kernel(
     points: tl.tensor,
     lengths: tl.tensor,

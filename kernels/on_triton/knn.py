@@ -18,6 +18,8 @@ from recon.kernels.on_triton import on_device
 # sm_90 at 64 x 1024, K = 32, by 256, 512 and 1024: 63, 80 and 127 registers, and 2432, 2196 and 2004 instructions a
 # query; by 1024 a multiprocessor has room for 16 warps where 512 leave 25.
 KEYS = 512
+# Coordinates up to which a distance is one run of instructions.
+UNROLLED = tl.constexpr(8)
 
 
 class Tile(NamedTuple):
@@ -96,7 +98,7 @@ def launch(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_queries", "num_points"))
 def nearest_kernel(
     p1: tl.tensor,
     p2: tl.tensor,
@@ -206,16 +208,33 @@ def distance(
     RANK: tl.constexpr,
 ) -> tl.tensor:
     """Distances from each query to the points at `rows` [1 or QUERIES, ...] of `RANK` axes, in coordinate order."""
-    for d in tl.static_range(D):
-        query = tl.load(p1 + tl.arange(0, QUERIES) * D + d, mask=here, other=0.0)
-        query = query[:, None] if RANK == 2 else query[:, None, None]
-        apart = query - tl.load(rows + d, mask=valid, other=float("inf"))
-        term = tl.abs(apart) if NORM == 1 else apart * apart
-        if d == 0:
-            total = term
-        else:
-            total += term
+    total = term(p1, rows, here, valid, 0, D, NORM, QUERIES, RANK)
+    if D <= UNROLLED:
+        for d in tl.static_range(1, D):
+            total += term(p1, rows, here, valid, d, D, NORM, QUERIES, RANK)
+    else:
+        for d in range(1, D):
+            total += term(p1, rows, here, valid, d, D, NORM, QUERIES, RANK)
     return total
+
+
+@triton.jit
+def term(
+    p1: tl.tensor,
+    rows: tl.tensor,
+    here: tl.tensor,
+    valid: tl.tensor,
+    d: tl.tensor,
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    QUERIES: tl.constexpr,
+    RANK: tl.constexpr,
+) -> tl.tensor:
+    """What coordinate d adds to the distances."""
+    query = tl.load(p1 + tl.arange(0, QUERIES) * D + d, mask=here, other=0.0)
+    query = query[:, None] if RANK == 2 else query[:, None, None]
+    apart = query - tl.load(rows + d, mask=valid, other=float("inf"))
+    return tl.abs(apart) if NORM == 1 else apart * apart
 
 
 @triton.jit

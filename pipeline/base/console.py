@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -16,3 +18,13 @@ class Terminal(Console):
         """As rich does it otherwise; line ends in a text stay."""
         told = (shown(each, lines=True) if isinstance(each, str) else each for each in objects)
         super().print(*told, **{"markup": False, **options})
+
+
+@contextmanager
+def loading(console: Console) -> Iterator[None]:
+    """Something to look at on a terminal while libraries are imported and models read, which takes seconds."""
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("loading"):
+        yield

@@ -8,5 +8,9 @@ class UserError(ValueError):
     """
 
 
+class NotFetched(UserError):
+    """Weights that are not on this machine, while nobody can be asked for them: what needs none can be done."""
+
+
 class MachineError(UserError):
     """The fault of the machine, the environment or a model, never of a shape: it stops the run and sets none aside."""

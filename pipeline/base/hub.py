@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Thread
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -39,3 +41,16 @@ def hub_answers() -> bool:
     asking.start()
     asking.join(PATIENCE)
     return bool(answers)
+
+
+@contextmanager
+def fetching_if_it_answers() -> Iterator[None]:
+    """Let libraries ask the hub only where it answers: otherwise they take what was fetched before, and at once."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

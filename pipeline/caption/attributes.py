@@ -90,6 +90,11 @@ class AttributeCaptions(CaptionStage):
     template: str
 
     @property
+    def gpu(self) -> bool:
+        """It embeds its words."""
+        return self.text.gpu
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """The weights whose features decided."""
         model = self.text.recipe["teacher"]["weights"]

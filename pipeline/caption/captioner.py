@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from recon.pipeline.base.devices import share_memory
 from recon.pipeline.base.digests import canonical_json, digest_of, row_seed
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.watch import unhurried
 from recon.pipeline.caption.directions import Floats, directions
 from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Keep, Name, Subject
 from recon.pipeline.caption.texts import VERSION
@@ -61,6 +63,7 @@ class CaptionerTable(CaptionsTable):
             raise ValueError("a view is named twice")
         return value
 
+    has_model: ClassVar[bool] = True
     teacher_field: ClassVar[str] = "rerank"
 
     @property
@@ -80,7 +83,7 @@ class CaptionerTable(CaptionsTable):
                 f"captions {self.name!r}: there is no view {max(self.views)}: preset {views.config.preset!r} "
                 f"has 0 to {views.num_views - 1}"
             )
-        recipe = canonical_json(captioner_of(self).recipe())
+        recipe = canonical_json(subject.ask(_recipe_of, self))
         return ModelCaptions(self, views, recipe, *(subject.one_space(self.name, self.rerank) if self.rerank else ()))
 
 
@@ -172,7 +175,8 @@ class ModelCaptions(CaptionStage):
         captioner, held = captioner_of(self.table), store.kind_group(self.kind, key).attrs
         whose = f"captions {self.table.name!r}"
         check_recipe(whose, captioner.recipe(), json.loads(self.captioner_recipe))
-        check_probe(whose, f"captions/{key}", held.get(PROBE), lambda: captioner.probe, "fp32")
+        with unhurried():
+            check_probe(whose, f"captions/{key}", held.get(PROBE), lambda: captioner.probe, "fp32")
         if self.text:
             self.text.checked(f"captions/{key}", held.get(WORDS))
         return captioner
@@ -207,6 +211,11 @@ class ModelCaptions(CaptionStage):
         return [captions[i] for i in order], views[order], *ranks, np.array(told)
 
 
+def _recipe_of(table: CaptionerTable) -> dict[str, Any]:
+    recipe: dict[str, Any] = captioner_of(table).recipe()
+    return recipe
+
+
 @lru_cache(maxsize=1)
 def captioner_of(table: CaptionerTable, device: str = "auto") -> Any:
     """The process's one copy of a captioner."""
@@ -216,5 +225,8 @@ def captioner_of(table: CaptionerTable, device: str = "auto") -> Any:
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        share_memory()
     torch.set_num_threads(1)  # workers share the cores, and other thread counts round differently
-    return Captioner(table, device)
+    with unhurried():
+        return Captioner(table, device)

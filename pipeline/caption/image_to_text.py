@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.hub import hub_answers
 from recon.pipeline.base.words import single_spaced
 from recon.pipeline.caption.captioner import CaptionerTable
 from recon.pipeline.teachers import probe
 from recon.pipeline.teachers.batches import BatchSize, in_batches
-from recon.pipeline.teachers.weights import weights_digest
+from recon.pipeline.teachers.known import KnownWeights
 
 CPU_BATCH = 8
 GPU_BATCH = 64  # to begin with
@@ -38,9 +39,12 @@ class Captioner:
     def __init__(self, table: CaptionerTable, device: str = "cpu") -> None:
         self._table = table
         self._device = torch.device(device)
+        folder = Path(table.model)
+        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        known = KnownWeights(files, table.model)
         self._processor, self._model = _load(table)
         self._model.eval().requires_grad_(False)
-        self._digest = weights_digest(self._model.state_dict())
+        self._digest = known.digest("captioner", self._model.state_dict())
         self._model.to(self._device)
         self._batch = BatchSize(self._device, CPU_BATCH, GPU_BATCH)
 
@@ -141,7 +145,7 @@ def _load(table: CaptionerTable) -> tuple[Any, Any]:
     local = Path(table.model).is_dir()
     if local and not any(Path(table.model).glob("*.safetensors")):
         raise UserError(f"captions {table.name!r}: {table.model} holds no .safetensors weights; save them as such")
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    options: dict[str, Any] = {"local_files_only": local or not hub_answers(), "trust_remote_code": False}
     find_processor: Any = AutoProcessor.from_pretrained
     try:
         with _quiet():

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -37,6 +37,8 @@ class Subject:
     """All that the manifest lists: a file of captions is about them, whatever part of them a run is about."""
     teacher: Callable[[str], tuple[ImageTargets, TextTargets | None]]
     """By the manifest's name of it; loads it."""
+    ask: Callable[[Callable[[Any], Any], Any], Any] = lambda function, about: function(about)
+    """What a function that loads a model says of something: in a worker where this process is to load none."""
     texts: dict[str, Texts] = field(default_factory=dict)
     """Table -> what it says, once it is read."""
 
@@ -65,6 +67,8 @@ class CaptionsTable(Strict):
     kind: str
     name: Name
 
+    has_model: ClassVar[bool] = False
+    """Whether `load` loads one."""
     teacher_field: ClassVar[str] = ""
     """The field that names a teacher whose features of the views are looked at."""
 
@@ -92,7 +96,7 @@ class CaptionsTable(Strict):
             )
 
     def load(self) -> None:
-        """Load the models it needs, if any: what is wrong with one shows before the work."""
+        """Load the model it needs, if any: what is wrong with one shows before the work."""
 
     def read(self, subject: Subject) -> list[str]:
         """Read the lists it needs, if any; what is to be said of them. UserError for one that cannot be read."""

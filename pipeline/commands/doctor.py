@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import recon
+from recon.pipeline.base.devices import VISIBLE, visible_gpus
 from recon.pipeline.base.machine import core_limits, memory_bytes, memory_limits, processor
 from recon.pipeline.base.precision import computes_bfloat16
 
@@ -180,7 +181,10 @@ def _torch() -> list[Check]:
     if not torch.cuda.is_available():
         return [*checks, Check("accelerator", True, "no CUDA device: everything runs on the CPU")]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return [*checks, Check("accelerator", True, f"CUDA {torch.version.cuda}: {', '.join(names)}")]
+    found = f"CUDA {torch.version.cuda}: {', '.join(names)}; GPU {', '.join(visible_gpus())}, a worker each"
+    held = os.environ.get(VISIBLE)
+    by = "" if held is None else f"{VISIBLE}={held} decides which"
+    return [*checks, Check("accelerator", True, found, by)]
 
 
 def _processor(level: str) -> Check:

@@ -12,7 +12,7 @@ import typer
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import set_thread_variables
 from recon.pipeline.base.wording import human
-from recon.pipeline.commands.terminal import JsonOption, RefOption, RootOption, StageProgress, answer, emit
+from recon.pipeline.commands.terminal import JsonOption, RefOption, RootOption, StageProgress, answer, console, emit
 
 if TYPE_CHECKING:
     from recon.pipeline.execution.recompute import Recomputed
@@ -28,12 +28,18 @@ DIFFERS = "a file, a model or a driver is not what they were made with; compute 
 class Form(StrEnum):
     """What `export` writes."""
 
+    parquet = "parquet"
     memmap = "memmap"
     webdataset = "webdataset"
-    parquet = "parquet"
     safetensors = "safetensors"
     openshape = "openshape"
     captions = "captions"
+
+
+class Only(StrEnum):
+    """What `export` may be kept to."""
+
+    targets = "targets"
 
 
 class Shown(StrEnum):
@@ -48,7 +54,7 @@ class Shown(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (ls, stats, digest, verify, diff, gc, merge, export, preview):
+    for command in (ls, stats, digest, verify, diff, gc, merge, export, preview, report):
         app.command(command.__name__)(command)
 
 
@@ -64,7 +70,7 @@ def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
     for line in lines:
         refs = ", ".join(line.refs) or "no ref"
         aside = f", {line.failed} set aside" if line.failed else ""
-        answer([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} rows{aside}, {human(line.bytes)}, {refs}"])
+        answer([f"{line.kind:>8} {line.key}  {line.done} of {line.rows} finished{aside}, {human(line.bytes)}, {refs}"])
         codes = f", made by {len(line.codes)} versions of the code" if len(line.codes) > 1 else ""
         answer([f"{'':>8} {line.summary}{codes}"])
 
@@ -153,14 +159,16 @@ def _recomputed(
     from recon.pipeline.flow.report import report
     from recon.pipeline.flow.run import Flow
     from recon.pipeline.store import FeatureStore
+    from recon.pipeline.teachers.known import hashed_anew
 
     if manifest is None:
         raise UserError("--recompute needs --manifest: it says where the meshes lie and which teachers see them")
     lines: list[dict[str, object]] = []
     flow = Flow(load_manifest(manifest), root, FeatureStore.open(store))
-    for entry in flow.stages():
-        for found in recompute(flow.store, entry.stage, entry.rows, count, seed):
-            lines.append({"stage": entry.name, "text": f"{found.column}: {_told(found)}", **asdict(found)})
+    with hashed_anew():
+        for entry in flow.stages():
+            for found in recompute(flow.store, entry.stage, entry.rows, count, seed):
+                lines.append({"stage": entry.name, "text": f"{found.column}: {_told(found)}", **asdict(found)})
     return lines, {line.stage: line.stale for line in report(flow, 1) if line.stale}
 
 
@@ -242,7 +250,12 @@ def merge(
 def export(
     store: StoreArgument,
     out: OutArgument,
-    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.memmap,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="What to write; default: memmap, with --only targets parquet.")
+    ] = None,
+    only: Annotated[
+        Only | None, typer.Option(help="The teachers' features alone, with a uid a row, of every shape that has them.")
+    ] = None,
     ref: RefOption = None,
     split: Annotated[list[str] | None, typer.Option(help="Only these splits; may be given again.")] = None,
     as_json: JsonOption = False,
@@ -254,7 +267,11 @@ def export(
     progress = StageProgress()
     with progress.bars:
         report = lambda done, total: progress("export", done, total)  # noqa: E731
-        result = export_rows(FeatureStore.open(store), out, form.value, ref, split or (), progress=report)
+        chosen = form or (Form.parquet if only else Form.memmap)
+        opened = FeatureStore.open(store)
+        result = export_rows(
+            opened, out, chosen.value, ref, split or (), progress=report, only_targets=only is not None
+        )
     if as_json:
         emit(result)
     else:
@@ -280,3 +297,16 @@ def preview(
         emit(result)
     else:
         answer([f"{path}" for path in result.files])
+
+
+def report(
+    store: StoreArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path("store.html"),
+    ref: RefOption = None,
+) -> None:
+    """Write a page of a store: what it holds, what was set aside, views by class, what the data look like."""
+    from recon.pipeline.keeping.page import write_page
+    from recon.pipeline.store import FeatureStore
+
+    write_page(FeatureStore.open(store), output, ref)
+    console.print(f"wrote {output}")

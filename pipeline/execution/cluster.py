@@ -14,7 +14,6 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +29,7 @@ from recon.pipeline.base.wording import one_line, some
 from recon.pipeline.execution import jobs, starting
 from recon.pipeline.execution.admission import NAME, Admission
 from recon.pipeline.execution.executor import Closing
-from recon.pipeline.execution.jobs import Job, attempt, fault_in
+from recon.pipeline.execution.jobs import Job, at_hand, attempt, fault_in
 from recon.pipeline.execution.starting import DISTRIBUTION, SILENT
 
 T = TypeVar("T")
@@ -167,9 +166,20 @@ class Dask(Closing):
         self._admission.close()
         _close(self._client, self._cluster)
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
-        """See `Executor.run`."""
-        source = (Job.of(function, task) for task in tasks)
+    @property
+    def gpu_workers(self) -> int:
+        """How many of them have a GPU; all, where none has."""
+        return self._hands(True)
+
+    def run(
+        self, function: Callable[[T], R], tasks: Iterable[T | None], *, on_gpu: Iterable[T | None] = ()
+    ) -> Iterator[R]:
+        """See `Executor.run`; tasks for a GPU begin when the others are done."""
+        yield from self._run(function, tasks, False)
+        yield from self._run(function, on_gpu, True)
+
+    def _run(self, function: Callable[[T], R], tasks: Iterable[T | None], gpu: bool) -> Iterator[R]:
+        source = (None if task is None else Job.of(function, task) for task in tasks)
         waiting: deque[Job] = deque()
         flying: dict[str, _Flight] = {}
         lost: set[str] = set()  # workers that ended, one after the other, with nothing begun
@@ -177,7 +187,7 @@ class Dask(Closing):
         self._at_fault.clear()
         try:
             while True:
-                waiting.extend(islice(source, max(0, 2 * self._hands(gpu) - len(flying) - len(waiting))))
+                waiting.extend(at_hand(source, 2 * self._hands(gpu) - len(flying) - len(waiting)))
                 self._give_out(waiting, flying, gpu)
                 if not flying and not waiting:
                     return

@@ -7,36 +7,32 @@ the run.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
-from itertools import islice
 from multiprocessing import connection
 from typing import Any, Protocol, Self, TypeVar
 
+from recon.pipeline.base.devices import Place, places
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import machine_fault
-from recon.pipeline.base.interrupts import without_interrupts
 from recon.pipeline.base.machine import cores, memory_bytes, set_thread_variables
 from recon.pipeline.base.wording import one_line
-from recon.pipeline.execution.jobs import RETRIES, Job, attempt
+from recon.pipeline.execution.jobs import RETRIES
+from recon.pipeline.execution.workers import GRACE_SECONDS, Crew, Worker
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 WORKER_BYTES = 1.5e9  # torch with a teacher, or a scene and its pictures
+GPU_WORKER_BYTES = 4e9  # CUDA's libraries, a model on its way to the GPU, pictures prepared ahead
 MAX_BARREN = 5  # workers in a row that die with no task in hand
-GRACE_SECONDS = 5.0
+_OVER = object()
 
 
-def default_workers() -> int:
-    """As many as there are cores this process may use and memory for, at least one."""
-    return max(1, min(cores(), int(memory_bytes() // WORKER_BYTES)))
+def default_workers(gpu_workers: int = 0) -> int:
+    """As many as there are cores this process may use and memory for beside those with a GPU, at least one."""
+    return max(1, min(cores(), int((memory_bytes() - gpu_workers * GPU_WORKER_BYTES) // WORKER_BYTES)))
 
 
 class Executor(Protocol):
@@ -44,7 +40,17 @@ class Executor(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many tasks run at a time."""
+        """How many tasks run at a time, without those that get a GPU where that is others."""
+        ...
+
+    @property
+    def gpu_workers(self) -> int:
+        """How many tasks that want a GPU run at a time."""
+        ...
+
+    @property
+    def gpus(self) -> Sequence[str]:
+        """Those that workers of this machine are kept to, as CUDA_VISIBLE_DEVICES names them; none: all are alike."""
         ...
 
     @property
@@ -57,19 +63,22 @@ class Executor(Protocol):
         """A line on each machine that got no tasks, or no more, and why."""
         ...
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+    def run(
+        self, function: Callable[[T], R], tasks: Iterable[T | None], *, on_gpu: Iterable[T | None] = ()
+    ) -> Iterator[R]:
         """Yield `function(task)` for every task, in order of completion.
 
-        `tasks` is read as workers come free, at most 2 * workers ahead of what was yielded. An exception is tried
-        RETRIES times more; a UserError, the last trial's exception or the MAX_DEATHS-th death of a worker over one task
-        is raised as a UserError at once, and what is in flight then is dropped, as it is when the iterator is closed.
-        So is a fault of the machine, as a MachineError; where there are several machines, the others go on without it.
-        One run at a time: a new one ends one that was left unfinished.
+        Tasks are read as workers come free, at most 2 * workers ahead of what was yielded. A None among them says that
+        there is none now: they are asked again once more is done, and given up where nothing runs any more. An
+        exception is tried RETRIES times more; a UserError, the last trial's exception or the MAX_DEATHS-th death of a
+        worker over one task is raised as a UserError at once, and what is in flight then is dropped, as it is when the
+        iterator is closed. So is a fault of the machine, as a MachineError; where there are several machines, the
+        others go on without it. One run at a time: a new one ends one that was left unfinished.
 
         Args:
             function: a module's function, picklable by name; its results are picklable too.
             tasks: picklable; `str(task)` is what errors call it.
-            gpu: whether the tasks gain by a GPU, which a cluster may have on some workers only.
+            on_gpu: tasks that gain by a GPU, for the workers that have one; for any where none has.
         """
         ...
 
@@ -82,9 +91,10 @@ class Executor(Protocol):
 
 
 class Closing:
-    """Closed on leaving a `with`; this machine is the only one."""
+    """Closed on leaving a `with`; this machine is the only one, and its GPUs are dealt out to nobody."""
 
     left_out: Sequence[str] = ()
+    gpus: Sequence[str] = ()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -97,16 +107,36 @@ class Closing:
         self.close()
 
 
+def either(*sources: Iterable[T | None]) -> Iterator[T | None]:
+    """What any of the sources has, the first ones' first; None where none has anything now."""
+    left = [iter(source) for source in sources]
+    while left:
+        found: Any = None
+        for source in list(left):
+            found = next(source, _OVER)
+            if found is _OVER:
+                left.remove(source)
+                found = None
+            if found is not None:
+                break
+        if found is not None or left:
+            yield found
+
+
 class InProcess(Closing):
     """Tasks run here, one after the other."""
 
-    workers = 1
+    workers = gpu_workers = 1
     isolated = False
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+    def run(
+        self, function: Callable[[T], R], tasks: Iterable[T | None], *, on_gpu: Iterable[T | None] = ()
+    ) -> Iterator[R]:
         """See `Executor.run`."""
         set_thread_variables()
-        for task in tasks:
+        for task in either(tasks, on_gpu):
+            if task is None:
+                return
             failures = 0
             while True:
                 try:
@@ -124,37 +154,44 @@ class InProcess(Closing):
             yield result
 
 
-# ---- worker processes
-
-
 class Processes(Closing):
     """Tasks run in spawned processes (a fork after a GL context or a thread pool hangs).
 
     They start on the first run, one by one as there is work, and stay for the next: importing torch takes seconds.
+    Where there are GPUs to deal out, tasks that want one have workers of their own, each kept to one GPU. The others
+    see none.
     """
 
     isolated = True
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._crew: list[_Worker] = []
+    def __init__(self, workers: int, gpu_workers: int = 0, gpus: Sequence[str] = ()) -> None:
+        """gpus: as CUDA_VISIBLE_DEVICES names them; with none, tasks that want a GPU go where the others go."""
+        self.workers, self.gpus = workers, gpus if gpu_workers else ()
+        self.gpu_workers = gpu_workers if self.gpus else workers
+        self._crews = [Crew([Place("" if self.gpus else None)] * workers)]
+        if self.gpus:
+            self._crews.append(Crew(places(self.gpus, gpu_workers)))
         self._current: weakref.ref[Generator[Any, None, None]] | None = None
 
-    def run(self, function: Callable[[T], R], tasks: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+    def run(
+        self, function: Callable[[T], R], tasks: Iterable[T | None], *, on_gpu: Iterable[T | None] = ()
+    ) -> Iterator[R]:
         """See `Executor.run`."""
         self._abandon()
-        running = self._run(function, tasks)
+        running = self._run(function, [tasks, on_gpu] if self.gpus else [either(tasks, on_gpu)])
         self._current = weakref.ref(running)
         return running
 
     def close(self) -> None:
         """See `Executor.close`."""
         self._abandon()
-        for worker in self._crew:
+        workers = [worker for crew in self._crews for worker in crew.members]
+        for worker in workers:
             worker.dismiss()
-        for worker in self._crew:
+        for worker in workers:
             worker.bury(GRACE_SECONDS)
-        self._crew.clear()
+        for crew in self._crews:
+            crew.members.clear()
 
     def _abandon(self) -> None:
         """End a run that nobody finished; an exception's traceback may keep it alive."""
@@ -162,130 +199,59 @@ class Processes(Closing):
         if running is not None:
             running.close()
 
-    def _run(self, function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R, None, None]:
+    def _run(self, function: Callable[[T], R], sources: Sequence[Iterable[T | None]]) -> Generator[R, None, None]:
         set_thread_variables()
-        source = (Job.of(function, task) for task in tasks)
-        waiting: deque[Job] = deque()
+        for crew, source in zip(self._crews, sources, strict=True):
+            crew.begin(function, source)
         done: deque[R] = deque()
         barren = 0
         try:
             while True:
-                waiting.extend(islice(source, 2 * self.workers - len(waiting) - len(self._busy()) - len(done)))
-                self._give_out(waiting)
-                while done:  # after the workers have new tasks, for the caller may take its time
-                    yield done.popleft()
-                if not waiting and not self._busy():
+                for crew in self._crews:
+                    crew.give_out(len(done))
+                if done:  # after the workers have new tasks, for the caller may take its time
+                    yield from _drained(done)
+                    continue
+                if not any(crew.busy for crew in self._crews):
                     return
-                for worker, reply in self._listen():
+                for crew, worker, reply in self._listen():
                     job, worker.job = worker.job, None
                     if reply is None:
                         how = worker.bury(GRACE_SECONDS)
-                        self._crew.remove(worker)
+                        crew.members.remove(worker)
                         if job is not None:
                             job.died(how)
-                            waiting.appendleft(job)
+                            crew.waiting.appendleft(job)
                         elif (barren := barren + 1) >= MAX_BARREN:
                             raise UserError(f"worker processes end before they begin a task ({how})")
                     elif job is not None:
                         barren = 0
                         result = job.settle(reply)
                         if result is None:
-                            waiting.appendleft(job)
+                            crew.waiting.appendleft(job)
                         else:
                             done.append(result[0])
         finally:
-            for worker in self._busy():  # its shard has no receipt, so nothing is lost
-                worker.process.kill()
-                worker.bury(GRACE_SECONDS)
-                self._crew.remove(worker)
+            for crew in self._crews:  # a shard in hand has no receipt, so nothing is lost
+                crew.end()
 
-    def _busy(self) -> list[_Worker]:
-        return [worker for worker in self._crew if worker.job is not None]
-
-    def _give_out(self, waiting: deque[Job]) -> None:
-        """Put the waiting jobs into idle hands; start workers where there are not enough."""
-        for worker in self._crew:
-            if waiting and worker.ready and worker.job is None and worker.take(waiting[0]):
-                waiting.popleft()
-        for _ in range(min(self.workers, len(self._busy()) + len(waiting)) - len(self._crew)):
-            self._crew.append(_Worker())
-
-    def _listen(self) -> list[tuple[_Worker, bytes | None]]:
+    def _listen(self) -> list[tuple[Crew, Worker, bytes | None]]:
         """Wait for workers; the replies and, as None, the deaths."""
-        whose: dict[Any, _Worker] = {
-            handle: worker for worker in self._crew for handle in (worker.pipe, worker.process.sentinel)
+        whose: dict[Any, tuple[Crew, Worker]] = {
+            handle: (crew, worker)
+            for crew in self._crews
+            for worker in crew.members
+            for handle in (worker.pipe, worker.process.sentinel)
         }
         heard = []
-        for worker in {whose[handle] for handle in connection.wait(list(whose))}:
+        for crew, worker in {whose[handle] for handle in connection.wait(list(whose))}:
             reply = worker.read()
             if reply is None or worker.ready:
-                heard.append((worker, reply))
+                heard.append((crew, worker, reply))
             worker.ready = True
         return heard
 
 
-class _Worker:
-    """One spawned process and the job it has in hand."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.job: Job | None = None
-        self.ready = False
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with without_interrupts():
-            self.process.start()
-        theirs.close()
-
-    def take(self, job: Job) -> bool:
-        """Whether it took the job; one that has just died did not."""
-        try:
-            self.pipe.send_bytes(job.payload)
-        except OSError:
-            return False
-        self.job = job
-        return True
-
-    def read(self) -> bytes | None:
-        """What it said; None when it is dead and has nothing more to say."""
-        with suppress(EOFError, OSError):
-            if self.pipe.poll():
-                return self.pipe.recv_bytes()
-        return None
-
-    def dismiss(self) -> None:
-        """An idle worker leaves when its pipe closes; one that is still importing would take its time."""
-        self.pipe.close()
-        if not self.ready:
-            self.process.kill()
-
-    def bury(self, seconds: float) -> str:
-        """Wait for its end, by force after `seconds`; says how it ended."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        code = self.process.exitcode or 0
-        self.pipe.close()
-        self.process.close()
-        if code >= 0:
-            return f"exit status {code}"
-        name = next((s.name for s in signal.Signals if s == -code), "unknown")
-        return f"signal {-code} ({name})"
-
-
-def _serve(pipe: connection.Connection) -> None:
-    """A worker's life: until its parent closes the pipe or dies."""
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    with suppress(EOFError, OSError):
-        pipe.send_bytes(b"ready")
-        while True:
-            pipe.send_bytes(attempt(pipe.recv_bytes()))
-
-
-def _follow_parent() -> None:
-    """End with the parent even in the middle of a task: another run may be about to write the same shard."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _drained(done: deque[R]) -> Iterator[R]:
+    while done:
+        yield done.popleft()

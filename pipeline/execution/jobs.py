@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
-from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.errors import MachineError, NotFetched, UserError
 from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.base.wording import one_line
 
@@ -32,7 +33,7 @@ class Trouble:
     def of(cls, error: Exception) -> Trouble:
         """Of an exception that is being handled."""
         known = machine_fault(error) or error
-        kind = MachineError if isinstance(known, MachineError) else UserError if isinstance(known, UserError) else None
+        kind = next((kind for kind in (MachineError, NotFetched, UserError) if isinstance(known, kind)), None)
         return cls(kind, one_line(known), traceback.format_exc())
 
 
@@ -72,6 +73,14 @@ class Job:
                 f"{self.name} killed {self.deaths} workers ({how}); run it with --workers 0 to see why, "
                 "with more memory or without the shapes that cause it"
             )
+
+
+def at_hand(jobs: Iterator[Job | None], most: int) -> Iterator[Job]:
+    """The next ones, up to the first None: there is none now."""
+    for job in islice(jobs, max(0, most)):
+        if job is None:
+            return
+        yield job
 
 
 def fault_in(reply: bytes) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.execution.stage import Row, Stage
+from recon.pipeline.store.columns import has_column, open_column, shard_rows
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Failure, Receipt
 from recon.pipeline.store.shards import Shard
@@ -39,6 +40,7 @@ class StagePlan:
     """What a stage still has to do."""
 
     key: str
+    shard_rows: int
     tasks: tuple[Task, ...]
     total: int
     todo: int
@@ -60,12 +62,13 @@ def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StageP
     Reads every receipt of the key once and keeps none of them.
     """
     key = digest_of(stage.recipe)
+    size = rows_a_shard(store, stage, key)
     tasks: list[Task] = []
     copying: list[Task] = []
     failed: dict[str, Failure] = {}
     todo = stale = held_bytes = held_rows = 0
     held_seconds = 0.0
-    shards = [(number, list(group)) for number, group in groupby(rows, lambda row: row.index // stage.shard_rows)]
+    shards = [(number, list(group)) for number, group in groupby(rows, lambda row: row.index // size)]
     there = set(store.receipt_places(key))
     for lane in range(max(stage.lanes, 1)):
         made: dict[str, int] = {}  # inputs -> the row that has or gets their values
@@ -88,7 +91,7 @@ def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StageP
                 missing_of[number] = missing
                 stale += sum(bool(done.get(row.index)) for row in missing)
         for number, missing in missing_of.items():
-            shard = Shard(stage.kind, key, lane, number, stage.shard_rows, stage.lanes)
+            shard = Shard(stage.kind, key, lane, number, size, stage.lanes)
             todo += len(missing)
             copies = _copies(missing, made) if stage.by_content(lane) else {}
             first = tuple(row for row in missing if row.index not in copies)
@@ -100,6 +103,7 @@ def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StageP
     total = len(rows) * max(stage.lanes, 1)
     return StagePlan(
         key=key,
+        shard_rows=size,
         tasks=(*tasks, *copying),
         total=total,
         todo=todo,
@@ -112,14 +116,33 @@ def plan_stage(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> StageP
     )
 
 
+def rows_a_shard(store: FeatureStore, stage: Stage, key: str) -> int:
+    """Those of the key's shards where there are some; else as many as the stage asks for, within SHARD_BYTES."""
+    if (store.path / stage.kind / key / "zarr.json").is_file():
+        group, first = store.kind_group(stage.kind, key), stage.columns[0].name
+        if has_column(group, first):
+            return shard_rows(open_column(group, first), 0 if stage.lanes else None)
+    rows, row_bytes = stage.shard_rows, _raw_bytes(stage)
+    while rows > 1 and rows * row_bytes > SHARD_BYTES:
+        rows //= 2
+    return rows
+
+
+SHARD_BYTES = 256 << 20
+"""Of a new key's shards, uncompressed: a worker holds one, and once more while it writes it."""
+
 # Stored bytes a byte of data, before a key has shards to go by: what the demo manifest's store comes to.
 COMPRESSION = {"points": 0.7, "views": 0.1}
 
 
 def _usual_bytes(stage: Stage) -> float:
+    return _raw_bytes(stage) * COMPRESSION.get(stage.kind, 1.0)
+
+
+def _raw_bytes(stage: Stage) -> int:
+    """Of a row, uncompressed; texts are guessed."""
     sizes = (64 if c.dtype == "str" else np.dtype(c.dtype).itemsize for c in stage.columns)
-    raw = sum(size * int(np.prod(c.shape)) for size, c in zip(sizes, stage.columns, strict=True))
-    return raw * COMPRESSION.get(stage.kind, 1.0)
+    return sum(size * int(np.prod(c.shape)) for size, c in zip(sizes, stage.columns, strict=True))
 
 
 def _copies(missing: Sequence[Row], made: dict[str, int]) -> dict[int, int]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.faults import causes, hiccup, machine_fault
-from recon.pipeline.execution.hazards import in_hand
+from recon.pipeline.base.watch import in_hand
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import DamagedStore, Diagnosis, Failure
@@ -69,12 +69,12 @@ class Stage(Protocol):
 
     @property
     def shard_rows(self) -> int:
-        """Rows of a shard: one task, one file a column."""
+        """Rows of a new key's shards, which planning halves where they are large: one task, one file a column."""
         ...
 
     @property
     def gpu(self) -> bool:
-        """Whether it wants a worker with a GPU where there are such."""
+        """Whether it wants a worker with a GPU where there are such; for its attributes and its copies too."""
         ...
 
     def by_content(self, lane: int) -> bool:
@@ -82,15 +82,22 @@ class Stage(Protocol):
         ...
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
-        """The values of some rows of one lane; a row that cannot be done is named in the block's `failed`."""
+        """The values of some rows of one lane; a row that cannot be done is named in the block's `failed`.
+
+        Says when it gets on, by `each_row` or `base/watch.py`: what has not said so for a row's time limit is stopped.
+        """
         ...
 
 
 class SingleLane:
     """What stages without draws have in common, for them to build on; each may say otherwise."""
 
-    gpu: ClassVar[bool] = False
     lanes: ClassVar[int] = 0
+
+    @property
+    def gpu(self) -> bool:
+        """No: it runs no model."""
+        return False
 
     def by_content(self, lane: int) -> bool:
         """No: inputs may be a file's stamp, values drawn from the uid's seed, or made sooner than a twin is found."""

@@ -16,14 +16,15 @@ from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.faults import bare, lacks_device_memory
 from recon.pipeline.base.provenance import forget_notes, peak_bytes, provenance
-from recon.pipeline.execution.hazards import Watch, in_hand, read_deaths, split_by
+from recon.pipeline.base.watch import Watch, in_hand
+from recon.pipeline.execution.hazards import read_deaths, split_by
 from recon.pipeline.execution.planning import Task
 from recon.pipeline.execution.stage import Row, failure_of, spare
 from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Diagnosis, Entry, Failure, Receipt
 from recon.pipeline.store.session import REFUSALS, cannot_write
-from recon.pipeline.store.shards import read_rows, write_shard
+from recon.pipeline.store.shards import Shard, read_rows, write_shard
 
 MANY = 4  # rows that fail alike: as few as three may well be three bad shapes
 
@@ -32,8 +33,11 @@ Made = dict[int, "list[Any] | Failure"]  # row of the store -> a value a column,
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a worker reports of a finished shard."""
+    """What a worker reports of a finished task."""
 
+    shard: Shard
+    copied: bool
+    """Whether its rows were copies: a shard may have a task of those, and one of the others."""
     rows: int
     bytes: int
     failed: dict[str, Failure]
@@ -79,7 +83,7 @@ def run_task(task: Task) -> TaskResult:
 
 def _told(task: Task, size: int, failed: dict[int, Failure]) -> TaskResult:
     named = {row.name: failed[row.index] for row in task.rows if row.index in failed}
-    return TaskResult(len(task.rows), size, named, os.getpid(), peak_bytes())
+    return TaskResult(task.shard, bool(task.copies), len(task.rows), size, named, os.getpid(), peak_bytes())
 
 
 def _done_before(task: Task, receipt: Receipt | None) -> TaskResult | None:
@@ -114,7 +118,6 @@ def _make(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
     """
     if not rows:
         return {}
-    in_hand([row.index for row in rows])
     try:
         return _computed(store, task, rows)
     except UserError:
@@ -147,6 +150,7 @@ def _halved(store: FeatureStore, task: Task, rows: Sequence[Row], error: Excepti
 
 
 def _computed(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
+    in_hand([row.index for row in rows])
     block = task.stage.compute(store, task.shard.key, rows, task.shard.lane)
     names = [column.name for column in task.stage.columns]
     return {

@@ -8,11 +8,11 @@ from typing import cast
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.sources.source import Shape
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import WritableStore
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
 
 
-def register(store: FeatureStore, dataset: str, shapes: Sequence[Shape], whole: bool) -> list[str]:
+def register(store: WritableStore, dataset: str, shapes: Sequence[Shape], whole: bool) -> list[str]:
     """Give every new shape a row, and note what the manifest says differently now of those that have one.
 
     `whole`: the shapes are all that the manifest lists, so the data set's other rows are retired: nothing uses them,
@@ -47,7 +47,7 @@ def register(store: FeatureStore, dataset: str, shapes: Sequence[Shape], whole: 
     ]
 
 
-def _namesakes(store: FeatureStore, dataset: str, fresh: set[str]) -> list[str]:
+def _namesakes(store: WritableStore, dataset: str, fresh: set[str]) -> list[str]:
     """A line for each other data set that has shapes of the same uids as these new ones."""
     registry = store.registry
     pairs = zip(registry.uid, registry.dataset, strict=True)
@@ -58,7 +58,7 @@ def _namesakes(store: FeatureStore, dataset: str, fresh: set[str]) -> list[str]:
     ]
 
 
-def _update(store: FeatureStore, rows: dict[str, int], shapes: Sequence[Shape]) -> None:
+def _update(store: WritableStore, rows: dict[str, int], shapes: Sequence[Shape]) -> None:
     """Another category, split, source or fingerprint of shapes that have a row."""
     registry = store.registry
     held = {

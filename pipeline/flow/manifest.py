@@ -11,16 +11,17 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.settings import Strict
-from recon.pipeline.base.wording import nearest
+from recon.pipeline.base.wording import near_paths, nearest, some
 from recon.pipeline.caption.kinds import AnyCaptions
 from recon.pipeline.caption.templates import RELEASE, templates_of
 from recon.pipeline.rendering.render import RenderConfig
 from recon.pipeline.shapes.meshfile.sidecars import fingerprint
 from recon.pipeline.shapes.sample import SampleRecipe
+from recon.pipeline.sources.custom import KIND, own_layout
 from recon.pipeline.sources.layouts import AnySource
 from recon.pipeline.sources.openshape import StoredFeatures
 from recon.pipeline.sources.source import Shape
@@ -72,25 +73,37 @@ class Manifest(Strict):
     """Where captions of the single shape come from. None: what the shapes know of themselves, and the listing says."""
 
 
-def _explain(path: Path, error: ValidationError) -> UserError:
+def _with_own_layout(path: Path, data: dict[str, Any]) -> tuple[type[Manifest], dict[str, Any]]:
+    """What a manifest is held to whose source is a class of one's own, and its tables."""
+    known = frozenset(get_args(one.model_fields["layout"].annotation)[0] for one in get_args(AnySource))
+    try:
+        own, table = own_layout(data["source"], known)
+    except UserError as error:
+        raise UserError(f"{path}: field 'source': {error}") from error
+    return create_model("Manifest", __base__=Manifest, source=(own, ...)), {**data, "source": table}
+
+
+def _explain(path: Path, error: ValidationError, form: type[Manifest]) -> UserError:
     """The first of pydantic's complaints as one line with the file, the field and the mend."""
     # A mistyped name of a field that must be there is two complaints, of which "unknown" says more than "missing".
     unknown = ("extra_forbidden", "unexpected_keyword_argument")
     first = min(error.errors(), key=lambda complaint: complaint["type"] not in unknown)
     place = [str(part) for part in first["loc"]]
-    if place[0] == "source" and len(place) > 1:
+    if place[0] == "source" and len(place) > 1 and form is Manifest:
         del place[1]  # the layout, by which pydantic found the right table
     if place[0] == "captions" and len(place) > 3:
         del place[2]  # the kind, likewise
     where = ".".join(place)
     if first["type"] in unknown:
-        known = [*_fields(_table_of(first["loc"]))]
+        known = [*_fields(_table_of(first["loc"], form))]
         return UserError(f"{path}: unknown field {where!r}{nearest(place[-1], known)}; remove or rename it")
     return UserError(f"{path}: field {where!r}: {first['msg'].removeprefix('Value error, ')}")
 
 
-def _table_of(place: tuple[int | str, ...]) -> Any:
+def _table_of(place: tuple[int | str, ...], form: type[Manifest]) -> Any:
     """The source or captions that pydantic chose by layout or kind; elsewhere the whole manifest."""
+    if place[0] == "source" and form is not Manifest:
+        return form.model_fields["source"].annotation
     tables, tag = {"source": (AnySource, "layout"), "captions": (AnyCaptions, "kind")}.get(str(place[0]), (None, ""))
     for table in get_args(tables):
         if place[-2] in get_args(table.model_fields[tag].annotation):
@@ -118,11 +131,15 @@ def _manifest_file(path: Path) -> Path:
     if path.is_file():
         return path
     shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
+    if path.parts and path.is_dir() and path.name not in shipped:
+        held = sorted(str(file) for file in path.glob("*.toml"))
+        meshes = f"for meshes in it, --manifest folder --root {path}"
+        there = f"give one of its files: {some(held, most=20)}" if held else meshes
+        raise UserError(f"{path} is a folder, and a manifest is a TOML file: {there}")
     if path.suffix == ".toml" or len(path.parts) > 1:
-        here = sorted(str(file) for file in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        there = f"; there are {', '.join(here)}" if here else ""
         by_name = f"; the one shipped is called {path.stem}" if path.stem in shipped else ""
-        raise UserError(f"no manifest at {path}{there}{by_name}")
+        near = near_paths(path, lambda entry: entry.suffix == ".toml")
+        raise UserError(f"no manifest at {path}{near}{by_name}")
     if path.name not in shipped:
         known = ", ".join(shipped)
         raise UserError(f"no manifest {path.name!r}{nearest(path.name, shipped)}; give a file's path or one of {known}")
@@ -139,10 +156,14 @@ def load_manifest(path: Path | str) -> Manifest:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
+    form: type[Manifest] = Manifest
+    table = data.get("source")
+    if isinstance(table, dict) and table.get("layout") == KIND:
+        form, data = _with_own_layout(path, data)
     try:
-        manifest = Manifest.model_validate(data)
+        manifest = form.model_validate(data)
     except ValidationError as error:
-        raise _explain(path, error) from error
+        raise _explain(path, error, form) from error
     names = [spec.name for spec in manifest.features.teachers]
     stored = [item.name for item in manifest.features.stored]
     if len({*names, *stored}) < len(names) + len(stored):

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.caption.facts import FactsTable
 from recon.pipeline.caption.kinds import AnyCaptions
 from recon.pipeline.caption.listing import ListingTable
@@ -25,8 +24,8 @@ from recon.pipeline.stages.points import PointClouds
 from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.stages.text import TextTargets
 from recon.pipeline.stages.views import RenderedViews
-from recon.pipeline.teachers import TeacherSpec, TextTeacher
-from recon.pipeline.teachers.loaded import teacher_of
+from recon.pipeline.teachers import TeacherSpec
+from recon.pipeline.teachers.loaded import Facts, facts_of
 
 LISTING = ""
 """What a node is `after` that works on the shapes as they are listed."""
@@ -60,21 +59,32 @@ class Node:
 
 
 class Plan:
-    """The nodes of a manifest under a root. UserError for a table that needs what the manifest does not have."""
+    """The nodes of a manifest under a root. UserError for a table that needs what the manifest does not have.
 
-    def __init__(self, manifest: Manifest, root: Path | None, shapes: Callable[[], Sequence[Shape]]) -> None:
-        self.manifest, self.shapes = manifest, shapes
-        self.origin = origin_of(manifest, root)
+    kept: the folder for meshes that several of them work on, see `Origin`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        root: Path | None,
+        shapes: Callable[[], Sequence[Shape]],
+        ask: Callable[[Callable[[Any], Any], Any], Any],
+        kept: Path,
+    ) -> None:
+        """ask: calls a function that loads a model, here or in a worker; see `engine.ask`."""
+        self.manifest, self.shapes, self.ask = manifest, shapes, ask
+        self.origin = replace(origin_of(manifest, root), kept=kept)
         self.views = RenderedViews(self.origin, manifest.render)
         self._stages: dict[str, Stage | None] = {}
+        self._known: dict[TeacherSpec, Facts] = {}
 
     @cached_property
     def subject(self) -> Subject:
         """What tables of captions can build on."""
         specs = {spec.name: spec for spec in self.manifest.features.teachers}
-        return Subject(
-            self.origin, self.views, self.shapes, lambda name: (self._images(specs[name]), self._words(specs[name]))
-        )
+        stages = lambda name: (self._images(specs[name]), self._words(specs[name]))  # noqa: E731
+        return Subject(self.origin, self.views, self.shapes, stages, self.ask)
 
     @cached_property
     def tables(self) -> tuple[AnyCaptions, ...]:
@@ -129,6 +139,11 @@ class Plan:
                 wanted |= node.needs
         return [node for node in self.nodes if node.name in wanted]
 
+    def reads_meshes(self, node: Node) -> bool:
+        """Whether a node works on whole meshes, each of which is then worth keeping for the next that does."""
+        of_meshes = node.kind in ("meshes", "views") or (node.kind == "points" and node.after == "meshes")
+        return of_meshes and self.manifest.source.has_meshes
+
     def upstream(self) -> tuple[Stage, ...]:
         """The stages that recipes of others name."""
         if not self.manifest.source.has_meshes:
@@ -139,19 +154,18 @@ class Plan:
         return (Meshes(self.origin), self.views, *stages)
 
     def _images(self, spec: TeacherSpec) -> ImageTargets:
-        """Loads the teacher: its recipe holds a digest of its weights."""
-        teacher, features = teacher_of(spec), self.manifest.features
-        recipe = canonical_json(teacher.recipe())
-        return ImageTargets(spec, self.views, features.draws, features.seed, teacher.shape, recipe)
+        facts, features = self._facts(spec), self.manifest.features
+        return ImageTargets(spec, self.views, features.draws, features.seed, facts.shape, facts.recipe)
 
     def _words(self, spec: TeacherSpec) -> TextTargets | None:
         """None for a teacher without words."""
-        teacher = teacher_of(spec)
-        if not hasattr(teacher, "embed_texts"):
-            return None
-        reader = cast(TextTeacher, teacher)
-        width = reader.embed_texts(["a shape"]).shape[1]
-        return TextTargets(spec, width, canonical_json(reader.text_recipe()))
+        facts = self._facts(spec)
+        return TextTargets(spec, facts.width, facts.text_recipe) if facts.text_recipe else None
+
+    def _facts(self, spec: TeacherSpec) -> Facts:
+        if spec not in self._known:
+            self._known[spec] = self.ask(facts_of, spec)
+        return self._known[spec]
 
     def _imported(self, name: str) -> ImportedTargets:
         """UserError when the first file that is there has features of another width: before every row is set aside."""

@@ -49,8 +49,8 @@ class StageStatus:
         return self.missing + self.stale
 
 
-def report(flow: Flow, workers: int) -> list[StageStatus]:
-    """One entry a stage, in order. Writes nothing."""
+def report(flow: Flow, workers: int, gpu_workers: int = 0) -> list[StageStatus]:
+    """One entry a stage, in order. Writes nothing. gpu_workers: of a machine with GPUs, for what wants one."""
     store = flow.store
     speeds = _past_speeds(store)
     lines = []
@@ -59,6 +59,7 @@ def report(flow: Flow, workers: int) -> list[StageStatus]:
         plan = plan_stage(store, stage, entry.rows)
         unknown = (entry.unknown or 0) * max(stage.lanes, 1)
         todo = plan.todo + unknown
+        hands = gpu_workers if gpu_workers and stage.gpu else workers
         lines.append(
             StageStatus(
                 stage=entry.name,
@@ -71,7 +72,7 @@ def report(flow: Flow, workers: int) -> list[StageStatus]:
                 why=tuple(_reasons(flow, entry, plan)),
                 bytes=plan.held_bytes,
                 bytes_to_come=int(todo * plan.bytes_a_row),
-                seconds_to_come=_seconds(plan, todo, workers, speeds.get(key, speeds.get(stage.kind))),
+                seconds_to_come=_seconds(plan, todo, hands, speeds.get(key, speeds.get(stage.kind))),
             )
         )
     return lines

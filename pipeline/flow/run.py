@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recon.pipeline.base.digests import digest_of
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import NotFetched, UserError
+from recon.pipeline.caption.table import CaptionsTable
 from recon.pipeline.caption.templates import templates_of
-from recon.pipeline.execution.engine import ROW_SECONDS, StageResult, run_stage
+from recon.pipeline.execution.engine import (
+    ROW_SECONDS,
+    StageResult,
+    Work,
+    ask,
+    attributes_of,
+    run_side_by_side,
+    run_stage,
+)
 from recon.pipeline.execution.executor import Executor, InProcess
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
@@ -21,6 +32,7 @@ from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted,
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
 from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.copies import Copies, copies_of
+from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.verify import verify
@@ -28,9 +40,9 @@ from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.store.columns import read_column
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 from recon.pipeline.store.prompts import class_prompts
-from recon.pipeline.teachers.loaded import teacher_of
+from recon.pipeline.teachers.loaded import count_cut, facts_of
 
 T = TypeVar("T")
 
@@ -59,7 +71,8 @@ class Flow:
 
     manifest: Manifest
     root: Path | None
-    store: FeatureStore
+    opened: FeatureStore
+    """One opened for reading will do to plan, and to find that nothing is left to do."""
     executor: Executor = field(default_factory=InProcess)
     limit: int | None = None
     shard: tuple[int, int] = (0, 1)
@@ -68,12 +81,21 @@ class Flow:
     begin: Callable[[str, StagePlan], None] = lambda stage, plan: None
 
     def __post_init__(self) -> None:
-        self.manifest, _ = settled(self.manifest, self.store.path)
+        self.manifest, _ = settled(self.manifest, self.opened.path)
         self._registered = False
         self._rows: dict[str, Sequence[Row]] = {}
         self._results: dict[str, StageResult] = {}
+        self._side_by_side: dict[str, StageResult] = {}
+        self._keeping: set[str] = set()
+        self._waiting: dict[str, NotFetched] = {}
         self.mended: list[str] = []
         self.notes: list[str] = []
+
+    @cached_property
+    def store(self) -> WritableStore:
+        """What the stages write through."""
+        opened = self.opened
+        return opened if isinstance(opened, WritableStore) else WritableStore(opened.path, opened.group)
 
     # ---- the commands
 
@@ -161,7 +183,7 @@ class Flow:
     @cached_property
     def plan(self) -> Plan:
         """The manifest's stages."""
-        return Plan(self.manifest, self.root, lambda: self._all_shapes)
+        return Plan(self.manifest, self.root, lambda: self._all_shapes, partial(ask, self.executor), self._kept)
 
     @cached_property
     def shapes(self) -> list[Shape]:
@@ -187,19 +209,46 @@ class Flow:
             self.notes += register(self.store, self.manifest.name, self.shapes, whole=self._is_whole)
             self._registered = True
         captions = False
-        for node in self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds}):
-            if node.kind == "text" and captions:
-                self._settle_ref()
-            self._run(node)
-            captions |= node.kind == "captions"
+        nodes = self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds})
+        self._keeping = {node.name for node in [node for node in nodes if self.plan.reads_meshes(node)][:-1]}
+        try:
+            for number, node in enumerate(nodes):
+                if node.kind == "text" and captions:
+                    self._settle_ref()
+                if node.needs & set(self._waiting):
+                    continue
+                try:
+                    if self.executor.gpus and not self._side_by_side:
+                        self._run_side_by_side([node for node in nodes[number:] if node.name not in self._results])
+                    self._run(node)
+                except NotFetched as error:  # what needs no weights is done first
+                    self._waiting[node.name] = error
+                    continue
+                captions |= node.kind == "captions"
+        finally:
+            shutil.rmtree(self._kept, ignore_errors=True)
+            with suppress(OSError):  # where workers keep notes it stays
+                self._kept.parent.rmdir()
         if captions or "captions" in kinds:
             self._settle_ref()
+        if self._waiting:
+            raise next(iter(self._waiting.values()))
         return list(self._results.values())
+
+    @property
+    def results(self) -> dict[str, StageResult]:
+        """What ran so far, in its order, by what people call the stage, such as "targets demo"."""
+        return dict(self._results)
 
     @property
     def _is_whole(self) -> bool:
         """Whether the flow is about all that the manifest lists."""
         return self.limit is None and self.shard == (0, 1)
+
+    @property
+    def _kept(self) -> Path:
+        """Where meshes are kept from one stage to the next."""
+        return self.store.path / "running" / "meshes"
 
     def _run(self, node: Node) -> None:
         """Run a stage once a flow and note its key under the manifest's name."""
@@ -207,13 +256,71 @@ class Flow:
         if name in self._results or stage is None:
             return
         rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
-        report = lambda done, total, written: self.progress(name, done, total, written)  # noqa: E731
-        begin = lambda plan: self.begin(name, plan)  # noqa: E731
-        result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, report, begin)
+        result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, *self._told(name))
+        if before := self._side_by_side.get(name):
+            seconds = before.seconds + result.seconds
+            result = replace(result, computed=before.computed + result.computed, seconds=seconds)
         self._rows[name], self._results[name] = rows, result
         if node.kind == "meshes":
             self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
+        if node.kind == "text":
+            self._count_cut(str(node.part), bool(result.computed))
+
+    def _count_cut(self, name: str, changed: bool) -> None:
+        """Note how many of the manifest's prompts a teacher reads the beginnings of alone; changed: some are new."""
+        if not changed and name in self.store.ref(self.manifest.name).cut:
+            return
+        spec = next(spec for spec in self.manifest.features.teachers if spec.name == name)
+        prompts = list(dict.fromkeys(self.prompts()))
+        count = ask(self.executor, count_cut, (spec, prompts))
+        if count is not None:
+            self.store.note_cut(self.manifest.name, name, count, len(prompts))
+
+    def cut(self) -> list[str]:
+        """A line a teacher that reads the beginnings alone of some of the manifest's prompts."""
+        there = (self.store.path / "refs" / f"{self.manifest.name}.json").is_file()
+        return describe_cut(self.store.ref(self.manifest.name).cut) if there else []
+
+    def _run_side_by_side(self, nodes: Sequence[Node]) -> None:
+        """Where the meshes are read: render, and let the GPUs look at each shard of pictures as it is finished.
+
+        nodes: what is left. Those that wait for nothing else go along. What is left undone is done node by node.
+        """
+        views = next((node for node in nodes if node.kind == "views"), None)
+        behind = [node for node in nodes if views and node.after == views.name]
+        if not views or views.after not in self._results or not behind:
+            return
+        free = [node for node in nodes if node.after == LISTING or node.after in self._results]
+        works: dict[str, Work] = {}
+        for node in (views, *behind, *free):
+            try:
+                stage = self.plan.stage(node)
+            except NotFetched:  # told when its turn comes
+                continue
+            if stage is None or any(digest_of(stage.recipe) == digest_of(w.stage.recipe) for w in works.values()):
+                continue
+            progress, begin = self._told(node.name)
+            if node in behind:
+                works[node.name] = Work(stage, (), works[views.name], node.rows, progress, begin)
+            else:
+                works[node.name] = Work(stage, node.rows(self._handed(node)), progress=progress, begin=begin)
+        results = run_side_by_side(self.store, list(works.values()), self.executor, self.row_seconds)
+        self._side_by_side = dict(zip(works, results, strict=True))
+
+    def _told(self, name: str) -> tuple[Callable[[int, int, int], None], Callable[[StagePlan], None]]:
+        """What is told of a stage's progress, and of its plan before it begins.
+
+        A stage that others read the same meshes after finds a folder to keep them in.
+        """
+
+        def begin(plan: StagePlan) -> None:
+            self.begin(name, plan)
+            if name in self._keeping:
+                with suppress(OSError):  # then each stage reads them, or tells what is wrong with the disk
+                    self._kept.mkdir(parents=True, exist_ok=True)
+
+        return partial(self.progress, name), begin
 
     def _split_again(self) -> None:
         """Note the splits that have changed now that more meshes are known."""
@@ -267,7 +374,7 @@ class Flow:
     def _add_prompts(self, stage: Stage) -> list[Row]:
         """All prompts of a text stage's key, after what the shapes have come to need."""
         key = digest_of(stage.recipe)
-        self.store.require_key(stage.kind, key, stage.recipe, stage.columns, stage.attributes)
+        self.store.require_key(stage.kind, key, stage.recipe, stage.columns, attributes_of(stage, self.executor))
         self.store.append_prompts(key, self.prompts())
         return prompt_rows(self.store.prompts(key))
 
@@ -295,28 +402,44 @@ class Flow:
         return prompts + [caption for row in mine for caption in captions[row] if caption]
 
 
-def load_models(manifest: Manifest, teachers: bool) -> None:
-    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work."""
+def load_models(manifest: Manifest, teachers: bool, executor: Executor) -> list[str]:
+    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work.
+
+    What is said of those whose weights are not here and cannot be fetched now: what needs none can go on without.
+    """
     tables = manifest.captions or ()
     looked_at = {table.teacher_named for table in tables}
+    wanted: list[Callable[[], object]] = []
     for spec in manifest.features.teachers:
         if teachers or spec.name in looked_at:
-            teacher_of(spec)
-    for table in tables:
-        table.load()
+            wanted.append(partial(ask, executor, facts_of, spec))
+    wanted += [partial(ask, executor, _load, table) for table in tables if table.has_model]
+    absent = []
+    for load in wanted:
+        try:
+            load()
+        except NotFetched as error:
+            absent.append(str(error))
+    return list(dict.fromkeys(absent))
 
 
-def summary(results: Sequence[StageResult]) -> str:
-    """The results as JSON, for programs."""
+def _load(table: CaptionsTable) -> None:
+    table.load()
+
+
+def summary(results: Mapping[str, StageResult]) -> str:
+    """The results by stage as JSON, for programs."""
     lines: list[dict[str, Any]] = [
         {
             "stage": r.kind,
+            "name": name,
             "key": r.key,
             "rows": r.total,
+            "finished": r.total - len(r.failed),
             "computed": r.computed,
             "failed": len(r.failed),
             "seconds": round(r.seconds, 3),
         }
-        for r in results
+        for name, r in results.items()
     ]
     return json.dumps(lines)

@@ -22,9 +22,9 @@ from recon.pipeline.base.files import sync_directory
 from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.retired import bytes_of, drop_rows
 from recon.pipeline.store import twins
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import FeatureStore, WritableStore
+from recon.pipeline.store.keys import KINDS
 from recon.pipeline.store.names import list_refs, named_keys
-from recon.pipeline.store.reader import KINDS
 
 DAY = 86400.0
 _TEMPORARY = (".writing-*", ".*.tmp", "*.partial-*", "*.partial")  # the last is Zarr's
@@ -100,7 +100,7 @@ def plan_gc(store: FeatureStore, grace_days: float, now: float | None = None) ->
     return GcPlan(tuple(items), tuple(young), tuple(skipped), sum(item.bytes for item in items))
 
 
-def collect(store: FeatureStore, plan: GcPlan) -> tuple[GcItem, ...]:
+def collect(store: WritableStore, plan: GcPlan) -> tuple[GcItem, ...]:
     """Drop the plan's items; those that were dropped.
 
     What a ref has come to reach since, or what has been written since (a cache: read), is kept. At any point where

@@ -20,7 +20,7 @@ from recon.pipeline.base.files import sync_directory
 from recon.pipeline.keeping.recipes import explain
 from recon.pipeline.store import twins
 from recon.pipeline.store.columns import VERIFY, has_column, open_column
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 from recon.pipeline.store.names import list_refs, named_keys
 from recon.pipeline.store.reader import REGISTRY_COLUMNS
 from recon.pipeline.store.receipts import Entry, Failure, Receipt
@@ -287,7 +287,7 @@ def _merge_prompts(stores: Sequence[FeatureStore], key: str) -> tuple[list[str],
     return list(chosen), _Origin(*np.array(list(chosen.values()), np.int64).reshape(-1, 2).T)
 
 
-def _copy_key(merged: FeatureStore, stores: Sequence[FeatureStore], plan: _Plan) -> Iterator[Receipt | None]:
+def _copy_key(merged: WritableStore, stores: Sequence[FeatureStore], plan: _Plan) -> Iterator[Receipt | None]:
     """Write a key shard by shard: each one's receipt, or None where no part has any row of it."""
     first = next(store for store in stores if (store.path / plan.kind / plan.key / "zarr.json").is_file())
     notes = dict(first.kind_group(plan.kind, plan.key).attrs)
@@ -305,7 +305,7 @@ def _copy_key(merged: FeatureStore, stores: Sequence[FeatureStore], plan: _Plan)
             yield _copy_shard(merged, shard, plan, sources)
 
 
-def _copy_shard(merged: FeatureStore, shard: Shard, plan: _Plan, sources: Sequence[_Source]) -> Receipt | None:
+def _copy_shard(merged: WritableStore, shard: Shard, plan: _Plan, sources: Sequence[_Source]) -> Receipt | None:
     """Gather one shard's rows, check them, write them, sign for them."""
     entries: dict[int, Entry] = {}
     failed: dict[int, Failure] = {}
@@ -382,7 +382,7 @@ class _Source:
         return block[span.start - start : span.stop - start]
 
 
-def _carry_log(merged: FeatureStore, stores: Sequence[FeatureStore]) -> None:
+def _carry_log(merged: WritableStore, stores: Sequence[FeatureStore]) -> None:
     """The parts' logs one after another: what the rows have cost, and where."""
     for store in stores:
         path = store.path / "log.jsonl"

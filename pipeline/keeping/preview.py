@@ -19,9 +19,11 @@ from recon.pipeline.base.digests import row_seed
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory, write_atomically
 from recon.pipeline.keeping.pictures import Pictures, pictures
+from recon.pipeline.shapes.upright import UNCLEAR, likely_up
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import named_keys
 from recon.pipeline.store.records import Ref
+from recon.pipeline.store.shards import read_rows
 
 CELL = 144  # px a picture is shown at
 GAP = 12
@@ -51,6 +53,8 @@ class _Strip:
     note: str
     pictures: list[tuple[int, int, str]]
     """(row of the registry, view, the line below)"""
+    tipped: frozenset[int] = frozenset()
+    """Those rows whose likely up is another than the store's."""
 
 
 def contact_sheet(
@@ -65,7 +69,9 @@ def contact_sheet(
     """Draw sheets into the folder `out`: classes-<n>.png and, where shapes were set aside, failures-<n>.png.
 
     A row is a class and shows the first view of `per_class` of its finished shapes, those whose uid has the lowest
-    hash (`row_seed("preview", uid)`): the same in every store. With `views` a row is a shape and shows all its views.
+    hash (`row_seed("preview", uid)`): the same in every store. Those whose points say that another direction than +Y is
+    likely up (`shapes.upright`) have a red frame and that direction below. With `views` a row is a shape and shows all
+    its views.
     A class is not divided between sheets unless it fills one. `show` names what is drawn, one of `pictures.SHOWN`.
     What was set aside is listed with its stage and reason and shown as a picture where there is one, else by its
     points where there are some: a shape of which nothing was seen, say. Sheets of an earlier call are replaced.
@@ -91,6 +97,14 @@ def contact_sheet(
     except OSError as error:
         raise UserError(f"{out}: cannot write sheets there ({error.strerror or error}); name another folder") from error
     return PreviewResult(tuple(written), len(chosen), sum(map(len, chosen.values())), len(aside))
+
+
+def class_sheets(store: FeatureStore, ref: str | None = None, per_class: int = 8) -> Iterator[Image.Image]:
+    """The sheets of classes that `contact_sheet` writes, one at a time."""
+    found = store.ref(ref)
+    shown = pictures(store, found, "rgb")
+    chosen = choose(store, found, shown.ok, per_class)
+    return (sheet for _, sheet in _sheets(store, found, shown, chosen, [], views=False))
 
 
 def _sheets(
@@ -138,8 +152,10 @@ def _strips(
         count[0] += bool(shown.ok[row])
         count[1] += 1
     strips = {}
+    ways = _tipped(store, ref, [row for rows in chosen.values() for row in rows])
     for category, rows in chosen.items():
-        names = [registry.uid[row].removeprefix(f"{category}/") for row in rows]
+        uids = [registry.uid[row].removeprefix(f"{category}/") for row in rows]
+        names = [f"up {ways[row]}? {uid}" if row in ways else uid for row, uid in zip(rows, uids, strict=True)]
         if views:
             several = [(v, f"view {v}") for v in range(shown.num_views)]
             whole = [_Strip(category, names[i], [(row, *v) for v in several]) for i, row in enumerate(rows)]
@@ -148,11 +164,21 @@ def _strips(
             pairs = zip(rows, names, strict=True)
             whole = [_Strip(category, f"{done} of {total} finished", [(row, 0, name) for row, name in pairs])]
         strips[category] = [
-            replace(strip, pictures=strip.pictures[start : start + COLUMNS])
+            replace(strip, pictures=strip.pictures[start : start + COLUMNS], tipped=frozenset(ways))
             for strip in whole
             for start in range(0, max(len(strip.pictures), 1), COLUMNS)
         ]
     return strips
+
+
+def _tipped(store: FeatureStore, ref: Ref, rows: Sequence[int]) -> dict[int, str]:
+    """Of those rows whose points are there: the likely up, where that is clear and not +Y."""
+    if "points" not in ref.keys:
+        return {}
+    points = store.points(ref)
+    there = sorted(row for row in rows if points.ok[row])
+    ways = {row: likely_up(read_rows(points.xyz, [row])[0]) for row in there}
+    return {row: way for row, way in ways.items() if way not in ("+Y", UNCLEAR)}
 
 
 def _pages(strips: dict[str, list[_Strip]]) -> list[list[_Strip]]:
@@ -202,7 +228,8 @@ def _draw_strips(title: str, strips: Sequence[_Strip], shown: Pictures) -> Image
         _write(draw, (MARGIN, top + 10 + height), strip.note, LABEL - 20, 12, FAINT, lines=3)
         for j, (row, view, line) in enumerate(strip.pictures):
             left = MARGIN + LABEL + j * (CELL + GAP)
-            _paste(sheet, draw, (left, top), _enlarged(shown.draw(row, view)))
+            frame = WARNING if row in strip.tipped else FRAME
+            _paste(sheet, draw, (left, top), _enlarged(shown.draw(row, view)), frame)
             where = (left + CELL / 2, top + CELL + 3)
             draw.multiline_text(where, _below(line), FAINT, _font(11), anchor="ma", align="center", spacing=2)
     return sheet
@@ -233,13 +260,15 @@ def _blank(title: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.
     return sheet, draw
 
 
-def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], image: Image.Image | None) -> None:
+def _paste(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], image: Image.Image | None, frame: str = FRAME
+) -> None:
     left, top = at
     if image is None:
         draw.text((left + CELL / 2, top + CELL / 2), "no picture", FAINT, _font(12), anchor="mm")
     else:
         sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
-    draw.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline=FRAME)
+    draw.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline=frame, width=1 if frame == FRAME else 3)
 
 
 def _write(

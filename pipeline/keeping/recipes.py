@@ -7,7 +7,7 @@ from typing import Any
 
 from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.reader import KINDS
+from recon.pipeline.store.keys import KINDS
 
 Resolve = Callable[[str, str], dict[str, Any] | None]
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from recon.pipeline.keeping.layout import Layout, MissingColumn, read_layout
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 from recon.pipeline.store.receipts import Entry, Receipt
 from recon.pipeline.store.shards import Shard, write_shard
 
@@ -35,7 +35,7 @@ def bytes_of(store: FeatureStore, rows: Collection[int]) -> int:
     return int(total)
 
 
-def drop_rows(store: FeatureStore, ref: str, when: str) -> None:
+def drop_rows(store: WritableStore, ref: str, when: str) -> None:
     """Drop the rows that a ref retired at a time: their data and receipts' entries, then their place in the data set.
 
     Cut off at any point, the next call goes on; a shard that was being written then is computed again by the next run.

@@ -22,8 +22,8 @@ from recon.pipeline.keeping.mend import mend as mend
 from recon.pipeline.store import lock, twins
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.forms import SUMS
+from recon.pipeline.store.keys import KINDS, RECEIPT_NAME
 from recon.pipeline.store.names import named_keys
-from recon.pipeline.store.reader import KINDS, RECEIPT_NAME
 from recon.pipeline.store.receipts import MEND, DamagedReceipt, Receipt
 from recon.pipeline.store.twins import Damage as Damage
 

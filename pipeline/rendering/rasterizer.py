@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.wording import one_line
+from recon.pipeline.shapes.mesh import Wrap
 
 Floats32 = NDArray[np.float32]
 
@@ -126,11 +127,12 @@ MAX_FRAMEBUFFER_WIDTH = 8192  # every driver in use allows it
 @dataclass(frozen=True)
 class DrawRange:
     """Corners [first, first + num_corners) share a texture ([H, W, 3 or 4] uint8 sRGB, first row at the top)
-    or have none."""
+    or have none; `wrap` is what it does beyond its edges."""
 
     first: int
     num_corners: int
     texture: NDArray[np.uint8] | None
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
 
 
 class _Context:
@@ -248,16 +250,17 @@ class Rasterizer:
             gl.glBindBuffer(gl.GL_ARRAY_BUFFER, self._buffer)
             gl.glBufferData(gl.GL_ARRAY_BUFFER, corners.nbytes, corners, gl.GL_STREAM_DRAW)
             # a picture that many primitives share goes up once
-            images = {id(r.texture): r.texture for r in ranges if r.texture is not None}
-            names = {key: _upload(gl, image) for key, image in images.items()}
-            textures = [names.get(id(r.texture)) for r in ranges]
+            images = {(id(r.texture), r.wrap): r.texture for r in ranges if r.texture is not None}
+            names = {key: _upload(gl, image, key[1]) for key, image in images.items()}
+            textures = [names.get((id(r.texture), r.wrap)) for r in ranges]
             passes = [
                 self._draw_pass(gl, ranges, textures, camera_to_world[i : i + self.views_a_pass], projection)
                 for i in range(0, len(camera_to_world), self.views_a_pass)
             ]
             if names:
                 gl.glDeleteTextures(list(names.values()))
-        return np.concatenate([p[0] for p in passes]), np.concatenate([p[1] for p in passes])
+        color = passes[0][0] if len(passes) == 1 else np.concatenate([p[0] for p in passes])
+        return color, np.concatenate([p[1] for p in passes])
 
     def close(self) -> None:
         """Free this rasterizer's buffers; the context stays for the others of the process."""
@@ -367,8 +370,8 @@ def _compile(gl: Any, lights: Lights | None, textured: bool) -> tuple[int, dict[
     return program, {name: gl.glGetUniformLocation(program, name) for name in uniforms}
 
 
-def _upload(gl: Any, image: NDArray[np.uint8]) -> int:
-    """A repeating, mipmapped texture: always RGBA, as rows of 3-byte texels break OpenGL's row alignment."""
+def _upload(gl: Any, image: NDArray[np.uint8], wrap: tuple[Wrap, Wrap]) -> int:
+    """A mipmapped texture: always RGBA, as rows of 3-byte texels break OpenGL's row alignment."""
     height, width, num_channels = image.shape
     rgba = np.full((height, width, 4), 255, np.uint8)
     rgba[..., :num_channels] = image[::-1]  # v = 0 is the bottom row
@@ -376,11 +379,12 @@ def _upload(gl: Any, image: NDArray[np.uint8]) -> int:
     gl.glBindTexture(gl.GL_TEXTURE_2D, texture)
     gl.glTexImage2D(gl.GL_TEXTURE_2D, 0, gl.GL_RGBA8, width, height, 0, gl.GL_RGBA, gl.GL_UNSIGNED_BYTE, rgba)
     gl.glGenerateMipmap(gl.GL_TEXTURE_2D)
+    modes = {"repeat": gl.GL_REPEAT, "mirror": gl.GL_MIRRORED_REPEAT, "clamp": gl.GL_CLAMP_TO_EDGE}
     for parameter, value in (
         (gl.GL_TEXTURE_MIN_FILTER, gl.GL_LINEAR_MIPMAP_LINEAR),
         (gl.GL_TEXTURE_MAG_FILTER, gl.GL_LINEAR),
-        (gl.GL_TEXTURE_WRAP_S, gl.GL_REPEAT),
-        (gl.GL_TEXTURE_WRAP_T, gl.GL_REPEAT),
+        (gl.GL_TEXTURE_WRAP_S, modes[wrap[0]]),
+        (gl.GL_TEXTURE_WRAP_T, modes[wrap[1]]),
     ):
         gl.glTexParameteri(gl.GL_TEXTURE_2D, parameter, value)
     return texture

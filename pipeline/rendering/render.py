@@ -71,7 +71,7 @@ class Views:
 
 def check_visible(depth: NDArray[np.float16]) -> None:
     """Raises MeshError ("blank") when fewer than 0.5% of the pixels of all views, [V, H, W], show the shape."""
-    foreground = float((depth > 0).mean())
+    foreground = np.count_nonzero(depth.view(np.uint16)) / depth.size  # none is negative; as floats it takes longer
     if foreground < MIN_FOREGROUND:
         raise MeshError(
             "blank",
@@ -191,6 +191,6 @@ def _corners(mesh: Mesh, frame: Normalisation) -> tuple[NDArray[np.float32], lis
         if texture is None and ranges and ranges[-1].texture is None:
             ranges[-1] = DrawRange(ranges[-1].first, ranges[-1].num_corners + len(part), None)
         else:
-            ranges.append(DrawRange(first, len(part), texture))
+            ranges.append(DrawRange(first, len(part), texture, primitive.wrap))
         first += len(part)
     return corners, ranges

@@ -6,7 +6,7 @@ Convention: +Y up, +Z front, right-handed. Colours are linear unless a name says
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from recon.pipeline.base.errors import UserError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Wrap = Literal["repeat", "mirror", "clamp"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Primitive:
     """Triangles that share a part and a material.
 
     vertices [V, 3] float64, faces [F, 3] int64 (counter-clockwise seen from outside); optional per-vertex linear
-    `colors` [V, 3] in [0, 1] and, for textured files, `uv` [V, 2] with `texture` [H, W, 3 or 4] uint8 sRGB.
+    `colors` [V, 3] in [0, 1] and, for textured files, `uv` [V, 2] with `texture` [H, W, 3 or 4] uint8 sRGB. `wrap`:
+    what the texture does beyond its edges, along u and v.
     """
 
     part: str
@@ -42,6 +44,7 @@ class Primitive:
     colors: Floats | None = None
     uv: Floats | None = None
     texture: NDArray[np.uint8] | None = None
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
 
 
 @dataclass(frozen=True)

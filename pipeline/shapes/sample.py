@@ -11,7 +11,7 @@ from pydantic import Field
 
 from recon.pipeline.base.settings import Strict
 from recon.pipeline.shapes.cloud import Cloud
-from recon.pipeline.shapes.mesh import Floats, Ints, Mesh, Primitive
+from recon.pipeline.shapes.mesh import Floats, Ints, Mesh, Primitive, Wrap
 from recon.pipeline.shapes.meshfile import MeshError, concatenate
 from recon.pipeline.shapes.normals import corner_normals
 
@@ -209,14 +209,24 @@ def _colors(mesh: Mesh, primitive: Ints, face: Ints, weight: Floats) -> Floats:
 
 
 def _texels(item: Primitive, corners: Ints, weight: Floats) -> NDArray[np.uint8]:
-    """Nearest texels [p, 3 or 4] at the points' texture coordinates, which repeat; v = 0: the bottom row."""
+    """Nearest texels [p, 3 or 4] at the points' texture coordinates; v = 0: the bottom row."""
     assert item.uv is not None and item.texture is not None
     height, width = item.texture.shape[:2]
     uv = np.einsum("pk,pkc->pc", weight, item.uv[corners])
-    column = np.floor(uv[:, 0] * width).astype(np.int64) % width
-    row = np.floor((1 - uv[:, 1]) * height).astype(np.int64) % height
+    column = _wrapped(np.floor(uv[:, 0] * width).astype(np.int64), width, item.wrap[0])
+    row = _wrapped(np.floor((1 - uv[:, 1]) * height).astype(np.int64), height, item.wrap[1])
     texels: NDArray[np.uint8] = item.texture[row, column]
     return texels
+
+
+def _wrapped(texel: Ints, size: int, wrap: Wrap) -> Ints:
+    """Numbers of texels beyond 0 to size - 1 brought back there."""
+    if wrap == "clamp":
+        return np.clip(texel, 0, size - 1)
+    if wrap == "mirror":
+        texel = texel % (2 * size)
+        return np.minimum(texel, 2 * size - 1 - texel)
+    return texel % size
 
 
 _SRGB = np.arange(256) / 255

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.shapes.axes import axes
-from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.cloud import Cloud, nearby
 from recon.pipeline.shapes.mesh import MeshError
 
 MAX_POINTS = 1 << 20
@@ -28,23 +28,24 @@ def cloud_of(
 ) -> Cloud:
     """A cloud from columns x y z, or x y z nx ny nz, turned into the project's axes.
 
-    values [P, 3] or [P, 6]; where the axes are the project's already the numbers stay as they are, bit by bit.
-    MeshError, starting with `where`, for any other shape.
+    values [P, 3] or [P, 6]; where the axes are the project's already the numbers stay as they are, bit by bit, but
+    that a cloud far from the origin is moved there (`nearby`). MeshError, starting with `where`, for any other shape.
     """
     if values.ndim != 2 or values.shape[1] not in (3, 6) or not 1 <= len(values) <= MAX_POINTS:
         raise MeshError("wrong-shape", f"{where}: holds {list(values.shape)}, not [points, 3] or [points, 6]")
     if values.dtype.kind not in "fiu":
         raise MeshError("wrong-shape", f"{where}: holds {values.dtype}, not numbers")
-    values = values.astype(np.float32)
+    if values.dtype.kind != "f" or values.dtype.itemsize < 4:
+        values = values.astype(np.float64)
     rotation = axes(up, front)
     if not np.array_equal(rotation, np.eye(3)):
         values = np.concatenate([turn @ rotation.T for turn in np.split(values, values.shape[1] // 3, axis=1)], axis=1)
-    xyz = np.ascontiguousarray(values[:, :3], np.float32)
+    xyz = nearby(values[:, :3])
     normal = np.ascontiguousarray(values[:, 3:], np.float32) if values.shape[1] == 6 else None
     return Cloud(xyz, normal, part=part, parts=parts)
 
 
-def read_table(path: Path, columns: int, delimiter: str | None) -> NDArray[np.float32]:
+def read_table(path: Path, columns: int, delimiter: str | None) -> NDArray[np.float64]:
     """[lines, columns] of numbers from text; delimiter None: white space. MeshError names the file and the line."""
     try:
         size = path.stat().st_size
@@ -52,7 +53,7 @@ def read_table(path: Path, columns: int, delimiter: str | None) -> NDArray[np.fl
             raise MeshError("too-large", f"{path}: {size >> 20} MB, more than any cloud has")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file, which the caller names better
-            table = np.loadtxt(path, np.float32, delimiter=delimiter, ndmin=2, comments=None)
+            table = np.loadtxt(path, np.float64, delimiter=delimiter, ndmin=2, comments=None)
     except FileNotFoundError:
         raise MeshError("unreadable", f"{path}: no such file, though a list names it") from None
     except (OSError, ValueError) as error:

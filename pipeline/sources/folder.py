@@ -1,4 +1,4 @@
-"""Mesh files laid out as one folder a class, or named by a CSV file.
+"""Mesh files laid out as one folder a class or without classes, or named by a CSV file.
 
 root/
   chair/   a.obj  b.glb ...
@@ -26,18 +26,23 @@ from recon.pipeline.sources.tables import SPLITS, inside, read_csv
 Listing = list[Listed]  # the class below has a field called `list`
 Lines = list[str]
 
+UNKNOWN = "object"  # the class of what lies in no folder of a class
 # Files of shapes that people have and that have to be converted first.
 FOREIGN = (".3ds", ".3mf", ".abc", ".blend", ".fbx", ".igs", ".iges", ".max", ".step", ".stp", ".usd", ".usdz")
 
 
 class FolderSource(Source):
-    """Mesh files under `root/<class>/`, or those that a CSV file names."""
+    """Mesh files under `root/<class>/`, anywhere below the root, or those that a CSV file names."""
 
     layout: Literal["folder"]
     list: str = ""
     """A CSV file, relative to the root or absolute, with the columns path (relative to the root) and class, and if
     wanted split and caption. A path may stand in several rows that differ in nothing but the caption. "": no such file.
     """
+
+    classes: bool = True
+    """Whether the folders below the root are classes. False, and where no file lies in one: every mesh file below the
+    root, however deep, is a shape of the one class "object"."""
 
     @property
     def has_meshes(self) -> bool:
@@ -48,7 +53,7 @@ class FolderSource(Source):
         """Sorted by path, or in the CSV file's order.
 
         The uid is the path, whatever lies beside the file; bytes of it that are no UTF-8 stand there as "%E9". Without
-        a CSV file, hidden files and folders, other files and deeper folders are left out.
+        a CSV file, hidden files and folders and other files are left out, and beside classes deeper folders.
         """
         if self.list:
             if not root.is_dir():
@@ -56,7 +61,7 @@ class FolderSource(Source):
             return _read_list(root / self.list, root)
         return [
             Listed(spelt(path), spelt(category), None, spelt(path), stamp(root / path), earlier=_stem(spelt(path)))
-            for category, path in list_folder(root)
+            for category, path in list_folder(root, self.classes)
         ]
 
     def mesh_file(self, root: Path, reference: str) -> tuple[Path, Path]:
@@ -71,7 +76,7 @@ class FolderSource(Source):
         foreign = [path for path in others if path.lower().endswith(FOREIGN)]
         lost = [path for path in others if not (root / path).exists()]
         lines = []
-        if not self.list:
+        if not self.list and {shape.category for shape in self.shapes(root)} != {UNKNOWN}:
             held = {shape.split("/")[0] for shape in listed}
             empty = sorted({spelt(entry.name) for entry in _folders(root)} - held)
             lines += [f"class {name!r} holds no mesh file of its own" for name in empty]
@@ -85,22 +90,25 @@ class FolderSource(Source):
         return lines
 
 
-def list_folder(root: Path) -> list[tuple[str, str]]:
-    """(category, path relative to root) of every mesh file, sorted by path; UserError when there is none."""
+def list_folder(root: Path, classes: bool = True) -> list[tuple[str, str]]:
+    """(category, path relative to root) of every mesh file, sorted by path; UserError when there is none.
+
+    Without classes, and where no file lies in a folder of the root's own, all files there are, of class `UNKNOWN`.
+    """
     from recon.pipeline.shapes.meshfile import SUFFIXES
 
     if not root.is_dir():
-        raise UserError(f"no folder {root}: the data set's root must hold one folder of mesh files a class")
-    paths = []
-    for folder in _folders(root):
+        raise UserError(f"no folder {root}: the data set's root must hold mesh files, or one folder of them a class")
+    found = []
+    for folder in _folders(root) if classes else ():
         with os.scandir(folder.path) as entries:
-            paths += [(folder.name, entry.name) for entry in entries if _is_mesh(entry.name) and _is_file(entry)]
-    if not paths:
-        with os.scandir(root) as entries:
-            flat = any(_is_mesh(entry.name) for entry in entries)
-        mend = "move them into one folder a class" if flat else f"one of {', '.join(SUFFIXES)}"
-        raise UserError(f"no mesh files in folders of {root}: expected <class>/<name>; {mend}")
-    return [(category, f"{category}/{name}") for category, name in sorted(paths)]
+            paths = [entry.name for entry in entries if _is_mesh(entry.name) and _is_file(entry)]
+        found += [(folder.name, f"{folder.name}/{name}") for name in paths]
+    if not found:
+        found = [(UNKNOWN, path) for path in _walk(root) if _is_mesh(path.rsplit("/", 1)[-1])]
+    if not found:
+        raise UserError(f"no mesh files below {root}: expected <name> or <class>/<name>, one of {', '.join(SUFFIXES)}")
+    return sorted(found, key=lambda pair: pair[1])
 
 
 def _read_list(path: Path, root: Path) -> Listing:

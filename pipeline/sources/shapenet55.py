@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import some
 from recon.pipeline.shapes.axes import axes
-from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.cloud import Cloud, nearby
 from recon.pipeline.shapes.mesh import Mesh
 from recon.pipeline.sources.shapenet_core import FILES, FRONTS, SYNSETS, ShapeNetCoreSource
 from recon.pipeline.sources.source import Listed, Source, stamp
@@ -90,7 +90,7 @@ class ShapeNet55Source(Source):
     def cloud(self, root: Path, reference: str) -> Cloud:
         """[P, 3] points of one `.npy` file. MeshError where it holds something else."""
         xyz = read_points(root / reference) @ axes(self.up, self.front).T
-        return Cloud(np.ascontiguousarray(xyz, np.float32))
+        return Cloud(nearby(xyz))
 
     def recipe(self) -> dict[str, Any]:
         """The version of ShapeNetCore counts: their meshes face different ways."""

@@ -13,7 +13,7 @@ from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code makes other numbers from the same recipe
-READER = 1  # raise it when the same file gives another mesh (0 had no number): colours, poses, places
+READER = 2  # raise it when the same file gives another mesh (0 had no number): colours, poses, edges of textures
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Meshes(SingleLane):
         def one(row: Row) -> tuple[str, str, str, int]:
             mesh = self.origin.mesh(row)
             check_mesh(mesh)
-            faces = sum(len(p.faces) for p in mesh.primitives)
-            return mesh_digest(mesh), json.dumps(mesh.facts, sort_keys=True), json.dumps(mesh.parts), faces
+            faces, digest = sum(len(p.faces) for p in mesh.primitives), mesh_digest(mesh)
+            self.origin.keep(row, mesh, digest)
+            return digest, json.dumps(mesh.facts, sort_keys=True), json.dumps(mesh.parts), faces
 
         return each_row(rows, [c.name for c in self.columns], one)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.faults import GOES_ON
 from recon.pipeline.execution.stage import Row
 from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.kept import Shelf
 from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.shapes.meshfile import mesh_digest
 from recon.pipeline.sources.layouts import AnySource
 
 
@@ -25,6 +28,8 @@ class Origin:
 
     source: AnySource
     root: Path
+    kept: Path | None = None
+    """The folder that the stages of a run keep meshes in, while it is there."""
 
     def recipe(self) -> dict[str, Any]:
         """What turns a source reference into a mesh or cloud. Which shapes there are is the registry's business."""
@@ -34,6 +39,24 @@ class Origin:
         """A row's mesh. MeshError where it cannot be used, MachineError where the root is gone."""
         with self.there():
             return self.source.mesh(self.root, row.source)
+
+    def keep(self, row: Row, mesh: Mesh, digest: str) -> None:
+        """Keep a row's mesh, of this digest, for the stages after; see `shapes.kept`."""
+        if self.kept is not None:
+            _shelf(self.kept).keep(str(row.index), mesh, digest)
+
+    def checked_mesh(self, row: Row, keep: bool = False) -> Mesh:
+        """The mesh of a row whose input is its digest: the kept one, or read as by `mesh`, and kept if asked for.
+
+        What is read is kept only where it is still the mesh of that digest.
+        """
+        found = None if self.kept is None else _shelf(self.kept).take(str(row.index), row.inputs)
+        if found is not None:
+            return found
+        mesh = self.mesh(row)
+        if keep and self.kept is not None and self.kept.is_dir() and mesh_digest(mesh) == row.inputs:
+            self.keep(row, mesh, row.inputs)
+        return mesh
 
     def cloud(self, row: Row) -> Cloud:
         """A row's ready-made points. MeshError where they cannot be used, MachineError where the root is gone."""
@@ -63,6 +86,12 @@ class Origin:
                 words = "the data set's root is gone, or empty, since its shapes were listed (a mount that was lost?)"
                 raise MachineError(f"{self.root}: {words}; {GOES_ON}") from error
             raise
+
+
+@lru_cache(maxsize=4)
+def _shelf(folder: Path) -> Shelf:
+    """A process's one of a folder, which counts what it keeps there."""
+    return Shelf(folder)
 
 
 def _holds_something(folder: Path) -> bool:

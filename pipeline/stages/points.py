@@ -17,6 +17,7 @@ from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.records import Column
 
 VERSION = 2  # raise it when this code, or that of shapes.sample, makes other numbers from the same recipe
+READER = 1  # raise it when the same file gives another cloud (0 had no number): far ones are moved to the origin
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PointClouds(SingleLane):
     def recipe(self) -> dict[str, Any]:
         """The clouds or meshes that points come from, and how many are drawn."""
         if self.origin.source.has_clouds:
-            made_from: dict[str, Any] = {"clouds": self.origin.recipe()}
+            made_from: dict[str, Any] = {"clouds": self.origin.recipe() | {"reader": READER}}
         else:
             made_from = {"meshes": digest_of(Meshes(self.origin).recipe)}
         return {"stage": "points", "version": VERSION, **made_from, **self.sample.model_dump()}
@@ -65,7 +66,7 @@ class PointClouds(SingleLane):
             if self.origin.source.has_clouds:
                 points = take_points(self.origin.cloud(row), count, seed)
             else:
-                points = sample_points(self.origin.mesh(row), count, seed)
+                points = sample_points(self.origin.checked_mesh(row, keep=True), count, seed)
             order = farthest_point_order(points.xyz).astype(order_type)
             normal = points.normal.astype(np.float16)
             return points.xyz, normal, points.color, points.part, order, point_frame(points.xyz)

@@ -14,7 +14,7 @@ from recon.pipeline.base.digests import canonical_json, digest_of
 from recon.pipeline.execution.stage import Row
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Receipt
-from recon.pipeline.store.shards import read_rows
+from recon.pipeline.store.shards import read_rows, shard_rows
 from recon.pipeline.teachers.loaded import PROBE
 from recon.pipeline.teachers.probe import difference
 
@@ -40,7 +40,7 @@ def _of_draw(store: FeatureStore, kind: str, recipe: dict[str, Any], lane: int) 
     return rest
 
 
-def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], shard_rows: int, lane: int = 0) -> Donors:
+def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], lane: int = 0) -> Donors:
     """The other keys of `kind` that hold the same bits of a draw for a camera that they share."""
     own, wanted = digest_of(recipe), canonical_json(_of_draw(store, kind, recipe, lane))
     found = []
@@ -51,7 +51,7 @@ def donors(store: FeatureStore, kind: str, recipe: dict[str, Any], shard_rows: i
                 continue  # features that came with a data set: of no views that are known
             if canonical_json(_of_draw(store, kind, other, lane)) == wanted and _alike(store, kind, key, own):
                 found.append((key, _cameras(store, kind, other)))
-    return Donors(store, kind, found, _cameras(store, kind, recipe), shard_rows)
+    return Donors(store, kind, found, _cameras(store, kind, recipe))
 
 
 def _alike(store: FeatureStore, kind: str, donor: str, own: str) -> bool:
@@ -67,14 +67,9 @@ class Donors:
     """Where single views of a row can be copied from."""
 
     def __init__(
-        self,
-        store: FeatureStore,
-        kind: str,
-        found: list[tuple[str, list[list[float]]]],
-        cameras: list[list[float]],
-        shard_rows: int,
+        self, store: FeatureStore, kind: str, found: list[tuple[str, list[list[float]]]], cameras: list[list[float]]
     ) -> None:
-        self.store, self.kind, self.shard_rows = store, kind, shard_rows
+        self.store, self.kind = store, kind
         # (donor, [(own view, the donor's view)])
         self.shared = [
             (key, [(cameras.index(camera), there) for there, camera in enumerate(held) if camera in cameras])
@@ -82,12 +77,13 @@ class Donors:
         ]
         self.read = lru_cache(maxsize=4)(self._read)
         self._receipt = lru_cache(maxsize=4)(self._read_receipt)
+        self._rows_a_shard = lru_cache(maxsize=4)(self._find_rows)
 
     def views_of(self, row: Row, lane: int) -> dict[int, tuple[str, int]]:
         """Own view -> (donor key, its view), for those a donor has finished from the same inputs."""
         held: dict[int, tuple[str, int]] = {}
         for key, pairs in self.shared:
-            receipt = self._receipt(key, lane, row.index // self.shard_rows)
+            receipt = self._receipt(key, lane, row.index // self._rows_a_shard(key))
             at = row.index - receipt.rows[0] if receipt else -1
             if receipt and at < len(receipt.ok) and receipt.ok[at] and receipt.inputs[at] == row.inputs:
                 held |= {own: (key, there) for own, there in pairs}
@@ -96,6 +92,11 @@ class Donors:
     def _read(self, key: str, name: str, row: int, lane: int | None = None) -> Any:
         """All views of a finished row of a donor's column."""
         return read_rows(self.store.column(self.kind, key, name), [row], lane)[0]
+
+    def _find_rows(self, key: str) -> int:
+        """Of a shard of a donor: its pictures may be more or fewer, and so its rows."""
+        name = self.store.columns(self.kind, key)[0].name
+        return shard_rows(self.store.column(self.kind, key, name), 0 if self.kind == "targets" else None)
 
     def _read_receipt(self, key: str, lane: int, shard: int) -> Receipt | None:
         return Receipt.read(self.store.receipt_path(key, lane, shard))

@@ -19,8 +19,8 @@ from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.receipts import Failure
 from recon.pipeline.store.records import Column
 from recon.pipeline.store.shards import read_rows
-from recon.pipeline.teachers import Teacher, TeacherSpec, probe
-from recon.pipeline.teachers.loaded import DRAWN, PROBE, check_probe, check_recipe, loaded
+from recon.pipeline.teachers import TeacherSpec, probe
+from recon.pipeline.teachers.loaded import DRAWN, PROBE, LoadedTeacher, check_probe, check_recipe, loaded
 
 VERSION = 1  # raise it when this code makes other numbers from the same recipe
 
@@ -38,7 +38,11 @@ class ImageTargets:
     teacher_recipe: str
     """Canonical JSON of the teacher's recipe: it needs the weights, so it is read once, in the parent."""
     kind = "targets"
-    gpu = True
+
+    @property
+    def gpu(self) -> bool:
+        """Unless the manifest keeps the teacher to the CPU."""
+        return self.teacher.device != "cpu"
 
     @property
     def lanes(self) -> int:
@@ -78,34 +82,41 @@ class ImageTargets:
         """Features that another key holds of the same camera and draw are taken from there."""
         recipe = self.recipe
         views = store.recipe("views", recipe["views"])
-        donors = reuse.donors(store, "targets", recipe, self.shard_rows, lane)
+        donors = reuse.donors(store, "targets", recipe, lane)
         rgb = store.column("views", recipe["views"], "rgb")
-        pictures = read_rows(rgb, [row.index for row in rows])
-        feat = np.zeros((len(rows), pictures.shape[1], *self.shape), np.float32)
+        num_views = self.views.num_views
+        feat = np.zeros((len(rows), num_views, *self.shape), np.float32)
         cells = []
         for at, row in enumerate(rows):
             held = donors.views_of(row, lane)
             for view, (donor, there) in held.items():
                 feat[at, view] = donors.read(donor, "feat", row.index, lane)[there]
-            cells += [(at, view) for view in range(pictures.shape[1]) if view not in held]
+            cells += [(at, view) for view in range(num_views) if view not in held]
         if cells:
-            where = tuple(np.array(cells).T)
+            where = np.array(cells)
             # Of the camera, not of its place in the preset: the same draw whatever other views are taken.
             base = digest_of(reuse.without_cameras(store, "targets", recipe))
             names = [digest_of([base, camera]) for camera in views["render"]["cameras"]]
             seeds = [row_seed(names[view], rows[at].name, lane) for at, view in cells] if lane else None
-            found = self._checked(store, key, lane).embed_images(pictures[where], seeds)
+
+            def read(start: int, stop: int) -> NDArray[np.uint8]:
+                asked, place = np.unique(where[start:stop, 0], return_inverse=True)
+                pictures = read_rows(rgb, [rows[at].index for at in asked])
+                chosen: NDArray[np.uint8] = pictures[place, where[start:stop, 1]]
+                return chosen
+
+            found = self._checked(store, key, lane).embed_read(len(cells), read, seeds)
             check_features(self.teacher, found, (len(cells), *self.shape))
-            feat[where] = found
+            feat[tuple(where.T)] = found
         return finite_block(self.teacher, feat)
 
-    def _checked(self, store: FeatureStore, key: str, lane: int) -> Teacher:
+    def _checked(self, store: FeatureStore, key: str, lane: int) -> LoadedTeacher:
         """The teacher, after what it is and does was compared with what the key's was and did."""
         model, size, drawn = loaded(self.teacher), self.views.config.resolution, lane > 0
         check_recipe(model.name, model.teacher.recipe(), json.loads(self.teacher_recipe))
         held = store.kind_group(self.kind, key).attrs.get(DRAWN if drawn else PROBE)
         check_probe(model.name, f"{self.kind}/{key}", held, lambda: model.image_probe(size, drawn), model.precision)
-        return model.teacher
+        return model
 
 
 def check_features(spec: TeacherSpec, found: np.ndarray, wanted: tuple[int, ...]) -> None:

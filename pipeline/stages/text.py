@@ -25,8 +25,12 @@ class TextTargets(SingleLane):
     dim: int
     teacher_recipe: str
     kind = "text"
-    gpu = True
     shard_rows = 1024
+
+    @property
+    def gpu(self) -> bool:
+        """Unless the manifest keeps the teacher to the CPU."""
+        return self.teacher.device != "cpu"
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -46,7 +50,7 @@ class TextTargets(SingleLane):
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Embeds the rows' names. UserError for features of another shape than the teacher's."""
         held = store.kind_group(self.kind, key).attrs.get(PROBE)
-        found = self.checked(f"{self.kind}/{key}", held).reader.embed_texts([row.name for row in rows])
+        found = self.checked(f"{self.kind}/{key}", held).embed_texts([row.name for row in rows])
         check_features(self.teacher, found, (len(rows), self.dim))
         return finite_block(self.teacher, found)
 

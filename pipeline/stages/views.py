@@ -74,7 +74,7 @@ class RenderedViews(SingleLane):
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """Views that another preset's key holds of the same camera are taken from there."""
-        donors = reuse.donors(store, "views", self.recipe, self.shard_rows)
+        donors = reuse.donors(store, "views", self.recipe)
 
         def one(row: Row) -> tuple[Any, ...]:
             held = donors.views_of(row, 0)
@@ -84,7 +84,7 @@ class RenderedViews(SingleLane):
                 for view, (key, there) in held.items():
                     picture[view] = donors.read(key, name, row.index)[there]
             if missing:
-                drawn = _renderer(self.config).render_some(self.origin.mesh(row), missing)
+                drawn = _renderer(self.config).render_some(self.origin.checked_mesh(row), missing)
                 for name, picture in pictures.items():
                     picture[missing] = getattr(drawn, name)
                 frame = np.array([*drawn.normalisation.box_center, drawn.normalisation.box_radius], np.float64)

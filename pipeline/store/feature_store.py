@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 import zarr
@@ -29,11 +29,11 @@ from recon.pipeline.base.documents import MissingDocument
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.store import twins
-from recon.pipeline.store.columns import COMPRESSORS, VERIFY, append_text, has_column, open_column
+from recon.pipeline.store.columns import COMPRESSORS, append_text, has_column, open_column
 from recon.pipeline.store.listed import relist
 from recon.pipeline.store.prompts import CLASS_PROMPTS
-from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader
-from recon.pipeline.store.receipts import DamagedStore, Entry
+from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader, open_group
+from recon.pipeline.store.receipts import Entry
 from recon.pipeline.store.records import Column
 
 SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
@@ -41,21 +41,35 @@ CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's
 
 
 class FeatureStore(StoreReader):
-    """A store to read, and for the stages to write through.
+    """A store to read; `create` and `open(write=True)` give one to write through.
 
-    What a teacher says of the first eight shapes:
+    What a teacher says of every shape that is finished, and of the first eight rows, where `ok` says which are:
 
         store = FeatureStore.open("stores/demo.zarr")
+        features = dict(store.features("demo"))  # uid -> [6, 256] float16
         targets = store.targets("demo")
-        targets.feat[0, :8].shape  # (8, 6, 256)
+        targets.feat[0, :8].shape, targets.ok[0, :8]  # (8, 6, 256)
     """
 
+    @overload
     @classmethod
-    def create(cls, path: Path | str) -> FeatureStore:
+    def open(cls, path: Path | str, write: Literal[False] = False) -> Self: ...
+
+    @overload
+    @classmethod
+    def open(cls, path: Path | str, write: Literal[True]) -> WritableStore: ...
+
+    @classmethod
+    def open(cls, path: Path | str, write: bool = False) -> Self | WritableStore:
+        """UserError when there is no store at `path`, or one of another format or newer version."""
+        return WritableStore(Path(path), open_group(Path(path), "r+")) if write else super().open(path)
+
+    @staticmethod
+    def create(path: Path | str) -> WritableStore:
         """Open the store at `path` for writing, made empty if nothing lies there."""
         path = Path(path)
         if (path / "zarr.json").is_file():
-            return cls.open(path, write=True)
+            return FeatureStore.open(path, write=True)
         # What Zarr was writing when the store's very beginning was cut off is nobody's.
         if path.exists() and (not path.is_dir() or any(p.suffix != ".partial" for p in path.iterdir())):
             raise UserError(f"{path}: exists and is no feature store; name an empty or new folder")
@@ -63,10 +77,14 @@ class FeatureStore(StoreReader):
             group = zarr.create_group(str(path), attributes=FORMAT, zarr_format=3)
             twins.save(path, ["zarr.json"])
         except zarr.errors.ContainsGroupError:  # another process was faster
-            return cls.open(path, write=True)
+            return FeatureStore.open(path, write=True)
         except OSError as error:
             raise UserError(f"{path}: cannot make a store there ({error.strerror or error})") from error
-        return cls(path, group)
+        return WritableStore(path, group)
+
+
+class WritableStore(FeatureStore):
+    """A store for the stages to write through."""
 
     def append_registry(self, columns: dict[str, list[str]]) -> None:
         """Add rows; they count once the group's `rows` attribute names them, which is written last."""
@@ -141,13 +159,6 @@ class FeatureStore(StoreReader):
             self.group.create_group(f"{kind}/{key}", attributes=notes)
             twins.save(self.path, [f"{kind}/{key}/zarr.json"])
         return self.kind_group(kind, key)
-
-    def columns(self, kind: str, key: str) -> tuple[Column, ...]:
-        """The columns of a key, in the order its rows' digests are taken in."""
-        listed = self.attributes(kind, key).get("columns")
-        if listed is None:
-            raise DamagedStore(f"{self.path}/{kind}/{key}/zarr.json: columns: is missing; {VERIFY}")
-        return tuple(Column(name, tuple(shape), dtype) for name, shape, dtype in listed)
 
     def require_column(
         self, group: zarr.Group, column: Column, rows: int, lanes: int, shard_rows: int
@@ -226,6 +237,11 @@ class FeatureStore(StoreReader):
         with self._editing(name) as data:
             data["captions"] = {table: data["captions"][table] for table in captions if table in data["captions"]}
             data["templates"] = list(templates)
+
+    def note_cut(self, name: str, teacher: str, cut: int, prompts: int) -> None:
+        """Note in the ref how many of its prompts are longer than a teacher reads; see `Ref.cut`."""
+        with self._editing(name) as data:
+            data.setdefault("cut", {})[teacher] = [cut, prompts]
 
     @contextmanager
     def _editing(self, name: str) -> Iterator[dict[str, Any]]:

@@ -88,6 +88,7 @@ class RefForm(TypedDict):
     templates: NotRequired[list[Annotated[str, AfterValidator(_of_slots)]]]
     listed: NotRequired[Ranges]
     retired: NotRequired[dict[Annotated[str, AfterValidator(_of_time)], Ranges]]
+    cut: NotRequired[dict[str, tuple[Count, Count]]]
 
 
 @with_config(_OPEN)

@@ -6,7 +6,7 @@ import difflib
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.feature_store import FeatureStore
-from recon.pipeline.store.reader import KINDS
+from recon.pipeline.store.keys import KINDS
 from recon.pipeline.store.records import Ref
 
 SHORTEST = 4  # digits of a key's beginning

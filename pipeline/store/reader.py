@@ -3,64 +3,71 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from recon.pipeline.base.documents import BadDocument, read_document
+from recon.pipeline.base.documents import read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.limits import check_interpreter
-from recon.pipeline.base.wording import near_paths, one_line
+from recon.pipeline.base.wording import near_paths, nearest, one_line
 from recon.pipeline.store.captions import Tables, caption_records, joined_captions
 from recon.pipeline.store.columns import VERIFY, has_column, open_column, parsed, read_column, read_rows
-from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, GROUP, NAMES, REF, AttributesForm, RefForm
+from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, NAMES, REF, RefForm
+from recon.pipeline.store.keys import StoredKeys
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
-from recon.pipeline.store.receipts import DamagedStore, Failure, Receipt
-from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Views
+from recon.pipeline.store.receipts import DamagedStore, Failure
+from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Texts, Views
 
 FORMAT = {"format": "recon-store", "version": 3}
-KINDS = ("meshes", "points", "views", "captions", "targets", "text")
-RECEIPT_NAME = re.compile(r"(\d+)-(\d{6,})\.json")
+FEATURE_ROWS = 512  # that `features` reads at once
 REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
 
-class StoreReader:
+class StoreReader(StoredKeys):
     """A store as its readers see it."""
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
-        self.path = path
-        self.group = group
-        self.guard: Callable[[], None] = lambda: None
-        """Asked before what is written; UserError when the store is not this process's to write: `session.writing`."""
-
     @classmethod
-    def open(cls, path: Path | str, write: bool = False) -> Self:
-        """UserError when there is no store at `path`, or one of another format or newer version."""
-        path = Path(path)
-        check_interpreter()
-        if not is_store(path):
-            raise no_store(path)
+    def open(cls, path: Path | str) -> Self:
+        """For reading. UserError when there is no store at `path`, or one of another format or newer version."""
+        return cls(Path(path), open_group(Path(path), "r"))
+
+    def __len__(self) -> int:
+        """Rows of the registry; 0 before the first ingest."""
+        return len(self.registry) if self.has_registry else 0
+
+    def __bool__(self) -> bool:
+        return True  # an empty store is a store
+
+    def __repr__(self) -> str:
         try:
-            attributes = read_document(path / "zarr.json", FOREIGN_GROUP, VERIFY).get("attributes", {})
-            group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
-        except Exception as error:  # zarr raises many kinds for a foreign or damaged zarr.json
-            raise UserError(f"{path}: not a Zarr v3 group ({one_line(error)}); name another store") from error
-        if attributes.get("format") != FORMAT["format"]:
-            raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
-        if attributes.get("version") != FORMAT["version"]:
-            raise UserError(
-                f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}: use the "
-                "release that made it, or compute the store anew"
-            )
-        return cls(path, group)
+            told = "; ".join(self._told_of(name) for name in self.refs) or "no finished stage"
+            return f"<{type(self).__name__} {self.path}: {len(self)} shapes; {told}>"
+        except UserError as error:  # a notebook shows what it can
+            return f"<{type(self).__name__} {self.path}: {error}>"
+
+    def _told_of(self, name: str) -> str:
+        """A ref: how many shapes it lists, and each teacher with how many of them it has finished."""
+        mine = [self.targets(teacher, name) for teacher in self.ref(name).targets]
+        words = [teacher for teacher in self.ref(name).text if teacher not in self.ref(name).targets]
+        features = [f"{target.teacher} {int(target.ok.all(0).sum())}" for target in mine]
+        return f"ref {name!r} of {len(self.rows(name))}, features of {', '.join([*features, *words]) or 'no teacher'}"
+
+    @property
+    def refs(self) -> list[str]:
+        """Names of what experiments use, one a manifest; `ref` reads one."""
+        return sorted(path.stem for path in (self.path / "refs").glob("[!.]*.json"))
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the teachers whose features any ref names, of pictures or words."""
+        return sorted({name for ref in map(self.ref, self.refs) for name in (*ref.targets, *ref.text)})
 
     @cached_property
     def registry(self) -> Registry:
@@ -76,13 +83,14 @@ class StoreReader:
         categories = sorted(set(columns["category"]))
         index = {name: i for i, name in enumerate(categories)}
         category = np.array([index[name] for name in columns.pop("category")], dtype=np.int64)
-        return Registry(category=category, categories=categories, **columns)
+        texts = {name: Texts(values) for name, values in columns.items()}
+        return Registry(category=category, categories=categories, **texts)
 
     def ref(self, name: str | Ref | None = None) -> Ref:
         """The keys under `refs/<name>.json`; without a name the store's only ref. UserError when there is none."""
         if isinstance(name, Ref):
             return name
-        names = sorted(p.stem for p in (self.path / "refs").glob("*.json"))
+        names = self.refs
         if name is None and len(names) == 1:
             name = names[0]
         if name not in names:
@@ -96,7 +104,7 @@ class StoreReader:
         several = data["targets"], data["text"], data["captions"]
         templates = tuple(data.get("templates", EARLIER_PROMPTS))
         listed = tuple(data["listed"]) if "listed" in data else None
-        return Ref(name, data["dataset"], data["keys"], *several, templates, listed)
+        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, dict(data.get("cut", {})))
 
     def _ref_document(self, name: str) -> RefForm:
         return read_document(self.path / "refs" / f"{name}.json", REF, VERIFY)
@@ -106,6 +114,30 @@ class StoreReader:
         ref = self.ref(ref)
         mine = np.flatnonzero(np.array(self.registry.dataset) == ref.dataset)
         return mine if ref.listed is None else np.intersect1d(mine, of_ranges(ref.listed))
+
+    def rows_of(self, *uids: str, ref: Ref | str | None = None) -> NDArray[np.int64]:
+        """[len(uids)] the rows of the ref's shapes of these uids. UserError for one it has not, with the nearest."""
+        ref = self.ref(ref)
+        known = self.registry.numbers(ref.dataset)
+        for uid in uids:
+            if uid not in known:
+                raise UserError(f"{self.path}: ref {ref.name!r} has no shape {uid!r}{nearest(uid, known)}")
+        return np.array([known[uid] for uid in uids], np.int64)
+
+    def features(
+        self, teacher: str | None = None, ref: Ref | str | None = None, draw: int = 0
+    ) -> Iterator[tuple[str, NDArray[np.float16]]]:
+        """(uid, [V, D] feature) of every shape whose features are finished, in row order; draw 0 is the clean picture.
+
+        Rows that were set aside or are not there yet are left out, where `targets().feat` has something to fill them.
+        """
+        targets = self.targets(teacher, ref)
+        if not 0 <= draw < len(targets.ok):
+            raise UserError(f"{self.path}: draw {draw}: {targets.teacher!r} has draws 0 to {len(targets.ok) - 1}")
+        rows = np.flatnonzero(targets.ok[draw])
+        for at in range(0, len(rows), FEATURE_ROWS):
+            part = rows[at : at + FEATURE_ROWS]
+            yield from zip(self.registry.uid[part], read_rows(targets.feat, part, draw), strict=True)
 
     def retired(self, ref: Ref | str | None = None) -> dict[str, NDArray[np.int64]]:
         """Rows that the ref's manifest listed once, by the time (ISO 8601) when it listed them no more."""
@@ -221,14 +253,6 @@ class StoreReader:
             names[row] = tuple(its)
         return names
 
-    def ok(self, key: str, rows: int, lane: int = 0) -> NDArray[np.bool_]:
-        """[rows] which rows of a key hold finished data, by its receipts."""
-        ok = np.zeros(rows, dtype=np.bool_)
-        for _, _, receipt in self.receipts(key, lane):
-            start, stop = receipt.rows
-            ok[start:stop] = receipt.ok[: max(min(stop, rows) - start, 0)]
-        return ok
-
     def _finished(self, ref: Ref, key: str, lane: int = 0) -> NDArray[np.bool_]:
         ok = self.ok(key, len(self.registry), lane)
         mine = np.zeros_like(ok)
@@ -259,83 +283,6 @@ class StoreReader:
             lines += [f"{names[start + i]}:{lane}:{d}" for i, d in enumerate(receipt.digests) if receipt.ok[i]]
         return hashlib.sha256("\n".join([key, *sorted(lines)]).encode()).hexdigest()
 
-    def list_keys(self) -> list[tuple[str, str]]:
-        """Every (kind, key) the store holds."""
-        found = []
-        for kind in KINDS:
-            found += sorted((kind, p.name) for p in (self.path / kind).glob("*") if (p / "zarr.json").is_file())
-        return found
-
-    def recipe(self, kind: str, key: str) -> dict[str, Any]:
-        """What the key is a digest of. DamagedStore where it is missing."""
-        held = self.attributes(kind, key)
-        if "recipe" not in held:
-            raise DamagedStore(f"{self.path}/{kind}/{key}/zarr.json: recipe: is missing; {VERIFY}")
-        return held["recipe"]
-
-    def attributes(self, kind: str, key: str) -> AttributesForm:
-        """What is noted of a key: its recipe, columns, and what else its stage says of it."""
-        self._require_key(kind, key)
-        return self._attributes(f"{kind}/{key}")
-
-    def prompts(self, key: str) -> list[str]:
-        """The distinct prompts of a `text` key, in row order."""
-        group = self.kind_group("text", key)
-        return cast(list[str], read_column(group, "prompt", self._attributes(f"text/{key}").get("rows", 0)))
-
-    def kind_group(self, kind: str, key: str) -> zarr.Group:
-        """The group of one key. UserError offers the keys there are."""
-        self._require_key(kind, key)
-        return self._group(f"{kind}/{key}")
-
-    def column(self, kind: str, key: str, name: str) -> zarr.Array[Any]:
-        """A column of a key. UserError as for `kind_group`; DamagedStore where it is missing or unreadable."""
-        return open_column(self.kind_group(kind, key), name)
-
-    def _require_key(self, kind: str, key: str) -> None:
-        if not (self.path / kind / key / "zarr.json").is_file():
-            there = [k for found, k in self.list_keys() if found == kind]
-            raise UserError(f"{self.path}: no {kind} under key {key!r}; it holds {', '.join(there) or 'none'}")
-
-    @property
-    def has_registry(self) -> bool:
-        """Whether any shape was ever registered."""
-        return (self.path / "registry" / "zarr.json").is_file()
-
-    def _group(self, name: str) -> zarr.Group:
-        self._attributes(name)  # held to its form before Zarr sees it
-        try:
-            return cast(zarr.Group, self.group[name])
-        except Exception as error:  # Zarr raises what it likes of damaged metadata
-            raise DamagedStore(f"{self.path}/{name}: unreadable ({one_line(error)}); {VERIFY}") from error
-
-    def _attributes(self, name: str) -> AttributesForm:
-        try:
-            return read_document(self.path / name / "zarr.json", GROUP, VERIFY).get("attributes", {})
-        except BadDocument as error:
-            raise DamagedStore(str(error)) from None
-
-    def receipt_path(self, key: str, lane: int, shard: int) -> Path:
-        """Where the receipt of a shard lies, whether there is one or not."""
-        return self.path / "receipts" / key / f"{lane}-{shard:06d}.json"
-
-    def receipt_places(self, key: str) -> list[tuple[int, int]]:
-        """(lane, shard) of a key's receipts, ascending, by the names of their files alone."""
-        try:
-            names = os.listdir(self.path / "receipts" / key)  # noqa: PTH208 - of folders with 100 000 of them
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted((int(match[1]), int(match[2])) for match in map(RECEIPT_NAME.fullmatch, names) if match)
-
-    def receipts(self, key: str, lane: int | None = None) -> Iterator[tuple[int, int, Receipt]]:
-        """(lane, shard, receipt) of a key, or of one lane of it, ascending; one withdrawn meanwhile is passed over.
-
-        DamagedReceipt for the first that cannot be trusted.
-        """
-        for of, shard in self.receipt_places(key):
-            if lane in (None, of) and (receipt := Receipt.read(self.receipt_path(key, of, shard))) is not None:
-                yield of, shard, receipt
-
     def _of_ref(self, kind: str, ref: Ref, command: str) -> tuple[str, zarr.Group]:
         if kind not in ref.keys:
             raise UserError(f"{self.path}: ref {ref.name!r} has no {kind}; run `recon-pipeline {command}`")
@@ -349,12 +296,6 @@ class StoreReader:
             raise UserError(f"{self.path}: no teacher {name!r}; it holds {', '.join(named)}")
         return name, named[name]
 
-    def _kind_of(self, key: str) -> str:
-        for kind, found in self.list_keys():
-            if found == key:
-                return kind
-        raise UserError(f"{self.path}: no key {key!r}; `recon-pipeline status` lists them")
-
 
 def is_store(path: Path) -> bool:
     """Whether something that may be a store lies there."""
@@ -367,3 +308,23 @@ def no_store(path: Path) -> UserError:
     return UserError(
         f"no feature store at {path}{near}; make one with `recon-pipeline all --manifest M --store {path}`"
     )
+
+
+def open_group(path: Path, mode: Literal["r", "r+"]) -> zarr.Group:
+    """The Zarr group of the store at `path`; UserError as for `StoreReader.open`."""
+    check_interpreter()
+    if not is_store(path):
+        raise no_store(path)
+    try:
+        attributes = read_document(path / "zarr.json", FOREIGN_GROUP, VERIFY).get("attributes", {})
+        group = zarr.open_group(str(path), mode=mode, zarr_format=3)
+    except Exception as error:  # zarr raises many kinds for a foreign or damaged zarr.json
+        raise UserError(f"{path}: not a Zarr v3 group ({one_line(error)}); name another store") from error
+    if attributes.get("format") != FORMAT["format"]:
+        raise UserError(f"{path}: a Zarr group, but no feature store; name another path")
+    if attributes.get("version") != FORMAT["version"]:
+        raise UserError(
+            f"{path}: store version {attributes.get('version')}, this program reads {FORMAT['version']}: use the "
+            "release that made it, or compute the store anew"
+        )
+    return group

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,28 +24,63 @@ class Column:
     dtype: str
 
 
-@dataclass(frozen=True)
-class Registry:
-    """Which shapes the store holds; all lists have one entry a row."""
+class Texts(list[str]):
+    """One text a row: a list that NumPy's ways of asking work on too.
 
-    uid: list[str]
+    `texts == "test"` is [N] bool, `texts[mask]` and `texts[rows]` are the texts there.
+    """
+
+    __hash__ = None
+
+    def __eq__(self, other: object) -> Any:
+        return self._where(other) if isinstance(other, str) else super().__eq__(other)
+
+    def __ne__(self, other: object) -> Any:
+        return ~self._where(other) if isinstance(other, str) else super().__ne__(other)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, np.ndarray) and at.ndim:
+            return Texts(np.array(self, object)[at])
+        return super().__getitem__(at)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self[:3]))
+        return f"[{shown}{', ...' if len(self) > 3 else ''}] ({len(self)})"
+
+    def _where(self, text: str) -> NDArray[np.bool_]:
+        return np.fromiter((str.__eq__(one, text) for one in self), np.bool_, len(self))
+
+
+@dataclass(frozen=True, repr=False)
+class Registry:
+    """Which shapes the store holds; all columns have one entry a row."""
+
+    uid: Texts
     """Unique within a dataset."""
-    dataset: list[str]
+    dataset: Texts
     """The manifest that lists the shape."""
     category: NDArray[np.int64]
     """Index into `categories`."""
     categories: list[str]
-    split: list[str]
-    source: list[str]
-    fingerprint: list[str]
+    split: Texts
+    source: Texts
+    fingerprint: Texts
 
     def __len__(self) -> int:
         return len(self.uid)
+
+    def __repr__(self) -> str:
+        told = f"{len(self)} shapes of {len(self.categories)} categories"
+        return f"<Registry: {told}; data sets: {_counts(self.dataset)}; splits: {_counts(self.split)}>"
 
     def numbers(self, dataset: str) -> dict[str, int]:
         """Rows of a dataset's shapes by uid."""
         pairs = enumerate(zip(self.uid, self.dataset, strict=True))
         return {uid: row for row, (uid, its) in pairs if its == dataset}
+
+
+def _counts(texts: Sequence[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(Counter(texts).items()))
 
 
 @dataclass(frozen=True)
@@ -61,11 +98,13 @@ class Ref:
     text: dict[str, str]
     captions: dict[str, str]
     """In the manifest's order."""
-    templates: tuple[str, ...]
+    templates: tuple[str, ...] = field(repr=False)
     """Of class prompts."""
-    listed: tuple[tuple[int, int], ...] | None
+    listed: tuple[tuple[int, int], ...] | None = field(repr=False)
     """Ranges of rows that the manifest lists now, each its first row and the one after its last. None: of an earlier
     version, which used all rows of the data set."""
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of a teacher with words: how many of the data set's prompts are longer than it reads, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +144,7 @@ class Points:
     """[N, P] uint16 or uint32: any prefix of `xyz[i][order[i]]` is a farthest point sample"""
     frame: zarr.Array[Any]
     """[N, 4] float64: the centroid x, y, z and the largest distance from it, in the shape's own units"""
-    ok: NDArray[np.bool_]
+    ok: NDArray[np.bool_] = field(repr=False)
     """[N] finished, and one of the ref's dataset"""
 
 
@@ -114,7 +153,7 @@ class Views:
     """Rendered views; `recon.pipeline.rendering.cameras` has the convention, `compositing` what alpha is good for."""
 
     key: str
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] = field(repr=False)
     rgb: zarr.Array[Any]
     """[N, V, H, W, 3] uint8 sRGB on white"""
     alpha: zarr.Array[Any]
@@ -125,16 +164,16 @@ class Views:
     """[N, V, H, W, 3] int8: 127 times the unit normal in the points' axes, 0 = background; None: not asked for"""
     frame: zarr.Array[Any]
     """[N, 4] float64: the box centre x, y, z and the box radius, in the mesh's own units"""
-    camera_to_world: NDArray[np.float64]
+    camera_to_world: NDArray[np.float64] = field(repr=False)
     """[V, 4, 4] about the box centre, in box radii; OpenGL axes: a camera looks along its -Z"""
-    intrinsics: NDArray[np.float64]
+    intrinsics: NDArray[np.float64] = field(repr=False)
     """[3, 3] pinhole matrix in pixels, x right and y down"""
-    angles: NDArray[np.float64]
+    angles: NDArray[np.float64] = field(repr=False)
     """[V, 3] azimuth and elevation in degrees, distance in box radii"""
     near: float
     """Distance of the near plane in box radii"""
     far: float
-    ok: NDArray[np.bool_]
+    ok: NDArray[np.bool_] = field(repr=False)
     """[N] finished, and one of the ref's dataset"""
 
     def __post_init__(self) -> None:
@@ -165,10 +204,10 @@ class Targets:
 
     key: str
     teacher: str
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] = field(repr=False)
     feat: zarr.Array[Any]
     """[K, N, V, D] float16, not normalised; draw 0 is the clean picture"""
-    ok: NDArray[np.bool_]
+    ok: NDArray[np.bool_] = field(repr=False)
     """[K, N] every view of the row embedded and finite, and the row one of the ref's dataset"""
 
     @property
@@ -183,11 +222,11 @@ class Text:
 
     key: str
     teacher: str
-    recipe: dict[str, Any]
-    feat: NDArray[np.float16]
+    recipe: dict[str, Any] = field(repr=False)
+    feat: NDArray[np.float16] = field(repr=False)
     """[T, D]"""
-    prompts: list[str]
-    class_prompts: NDArray[np.int64]
+    prompts: list[str] = field(repr=False)
+    class_prompts: NDArray[np.int64] = field(repr=False)
     """[num_categories, templates] rows of feat; -1 for a category that the ref's dataset does not have"""
-    captions: NDArray[np.int64]
+    captions: NDArray[np.int64] = field(repr=False)
     """[N, C] rows of feat, -1 where a shape has fewer captions"""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.store import twins
-from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 from recon.pipeline.store.lock import Lock, hold
 from recon.pipeline.store.reader import is_store, no_store
 
@@ -26,7 +26,7 @@ def require_store(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path, what: str, idle: bool = False) -> Iterator[FeatureStore]:
+def writing(path: Path, what: str, idle: bool = False) -> Iterator[WritableStore]:
     """The store at `path`, made if there is none, with its lock held by this process.
 
     Small files that a kill left between two states go back to the last whole one; notes of workers that are gone are
@@ -65,11 +65,11 @@ def _hold(stack: ExitStack, path: Path, what: str, idle: bool) -> Lock | OSError
         raise
 
 
-def _to_read(path: Path, refusal: OSError) -> FeatureStore:
+def _to_read(path: Path, refusal: OSError) -> WritableStore:
     def refuse() -> None:
         raise cannot_write(path, refusal)
 
-    store = FeatureStore.open(path)
+    store = WritableStore.open(path)
     store.guard = refuse
     return store
 

@@ -93,7 +93,8 @@ class Teacher(Protocol):
     A manifest takes a teacher of one's own by `kind = "python"` and `model = "package.module:Class"`: the class is
     called with (spec, device) in every worker, which must be able to import it, and imports run its code. These three
     members are all it needs; with `TextTeacher`'s two it embeds words too, and a method `tokens` (texts -> lists of
-    numbers) lets the probe of a key compare those. One built on a torch model can leave pictures, precision, batches
+    numbers) lets the probe of a key compare those, and a method `cut` (texts -> list of bool) lets a run tell how many
+    are longer than it reads. One built on a torch model can leave pictures, precision, batches
     and device to `tower.ImageTower`.
     """
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recon.pipeline.base.devices import preparing_threads
 from recon.pipeline.base.errors import MachineError
 from recon.pipeline.base.provenance import note
+from recon.pipeline.base.watch import getting_on
 from recon.pipeline.teachers.images import Pictures, Preprocess
 
 CPU_BATCH = 32
 GPU_BATCH = 256
+READ = 256
+"""Pictures that are read together where batches are smaller."""
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 Prepare = Callable[[int, int], Any]
 """(start, rows) -> exactly so many rows, in a tensor, list or range."""
+Read = Callable[[int, int], Pictures]
+"""(start, stop) -> those of a run of pictures, [stop - start, H, W, 3]. Called in several threads for a GPU."""
 Result = TypeVar("Result")
 
 
@@ -36,15 +45,20 @@ class BatchSize:
     def __init__(self, device: torch.device, cpu: int = CPU_BATCH, gpu: int = GPU_BATCH) -> None:
         """`gpu`, the most to begin with, is a power of two: what is left of a batch fills its halves."""
         self.rows = gpu if device.type == "cuda" else cpu
-        self.prepare_ahead = device.type != "cpu"
+        self.ahead = 0 if device.type == "cpu" else preparing_threads()
+        self.seconds = 0.0
+        """What the last pass took."""
         self._device = device
 
     @property
     def device_name(self) -> str:
         """The GPU's own name, or the sort of device."""
-        device = self._device
-        named = device.type == "cuda" and torch.cuda.is_available()
-        return torch.cuda.get_device_name(device) if named else device.type
+        return torch.cuda.get_device_name(self._device) if self.on_gpu else self._device.type
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is a GPU of torch's that is there."""
+        return self._device.type == "cuda" and torch.cuda.is_available()
 
     def halve(self, whose: str, error: RuntimeError) -> None:
         """Go on with half as many; MachineError when a single row is too much, the error itself on a CPU."""
@@ -73,28 +87,41 @@ def in_batches(
     """
     note("device", size.device_name)
     results: list[Result] = []
+    getting_on(size.seconds)
     for start, batch in _prepared(count, size, prepare):
+        began = time.monotonic()
         results += _forward(whose, batch, min(len(batch), count - start), size, run)
+        size.seconds = time.monotonic() - began
+        getting_on(size.seconds)
     return results
 
 
 def _prepared(count: int, size: BatchSize, prepare: Prepare) -> Iterator[tuple[int, Any]]:
-    """Batches by their first row. For a GPU a thread prepares the next one meanwhile; its errors are raised here.
+    """Batches by their first row. For a GPU threads prepare the next ones meanwhile; their errors are raised here.
 
-    On a CPU there is nothing to gain: workers fill every core, and the two threads would wait for each other.
+    On a CPU there is nothing to gain: workers fill every core, and the threads would wait for each other.
     """
     rows = size.rows
-    starts = range(0, count, rows)
-    if not size.prepare_ahead:
+    starts = iter(range(0, count, rows))
+    if not size.ahead:
         yield from ((start, prepare(start, rows)) for start in starts)
         return
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(prepare, 0, rows)
-        for start in starts:
-            batch = coming.result()
-            if start + rows < count:
-                coming = thread.submit(prepare, start + rows, rows)
-            yield start, batch
+    with ThreadPoolExecutor(size.ahead) as threads:
+        submit = lambda start: (start, threads.submit(lambda: _pinned(prepare(start, rows), size)))  # noqa: E731
+        coming: deque[tuple[int, Future[Any]]] = deque(map(submit, islice(starts, size.ahead)))
+        try:
+            while coming:
+                start, batch = coming[0][0], coming.popleft()[1].result()
+                coming.extend(map(submit, islice(starts, 1)))
+                yield start, batch
+        finally:
+            for _, future in coming:
+                future.cancel()
+
+
+def _pinned(batch: Any, size: BatchSize) -> Any:
+    """A tensor where a GPU fetches it by itself, while the next pass is being asked for."""
+    return batch.pin_memory() if size.on_gpu and isinstance(batch, torch.Tensor) else batch
 
 
 def _forward(
@@ -129,14 +156,41 @@ def embed_pictures(
         raise ValueError(f"{len(seeds)} augmentation seeds for {len(images)} pictures")
     if not len(images):
         raise ValueError("no pictures to embed")
+    return embed_read(name, len(images), lambda start, stop: images[start:stop], seeds, preprocess, size, encode)
+
+
+def embed_read(
+    name: str,
+    count: int,
+    read: Read,
+    seeds: Sequence[int] | None,
+    preprocess: Preprocess,
+    size: BatchSize,
+    encode: Encode,
+) -> NDArray[np.float32]:
+    """`embed_pictures` of `count` pictures that are read as they are needed: for a GPU ahead of its batches."""
+    part = read if size.ahead else _in_blocks(count, read)
 
     def prepare(start: int, rows: int) -> torch.Tensor:
         batch = np.zeros((rows, *preprocess.size, 3), np.uint8)
-        for row, index in enumerate(range(start, min(start + rows, len(images)))):
-            batch[row] = preprocess.pixels(images[index], None if seeds is None else seeds[index])
+        for row, image in enumerate(part(start, min(start + rows, count))):
+            batch[row] = preprocess.pixels(image, None if seeds is None else seeds[start + row])
         return preprocess.normalized(batch)
 
-    return embed(name, len(images), size, prepare, encode)
+    return embed(name, count, size, prepare, encode)
+
+
+def _in_blocks(count: int, read: Read) -> Read:
+    """`read` that keeps what it has read READ pictures ahead: those of one row lie together in the store."""
+    first, held = 0, read(0, min(READ, count))
+
+    def part(start: int, stop: int) -> Pictures:
+        nonlocal first, held
+        if start < first or stop > first + len(held):
+            first, held = start, read(start, min(start + READ, count))
+        return held[start - first : stop - first]
+
+    return part
 
 
 def embed_texts(

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from typing import Any
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.named import import_named
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import Teacher, TeacherSpec, trouble
 
 
 def load_custom(spec: TeacherSpec, device: str) -> Teacher:
     """The class that `spec.model` ("package.module:Class") names, made with (spec, device); see `Teacher`."""
-    module_name, colon, attribute = spec.model.partition(":")
-    if not (module_name and colon and attribute):
-        raise trouble(spec, "model", f'{spec.model!r} is no import path: write "package.module:Class"')
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a module may raise anything
-        message = f"cannot import {module_name}: {said(error)}; install it, or put its folder on PYTHONPATH"
-        raise trouble(spec, "model", message) from error
-    if not hasattr(module, attribute):
-        raise trouble(spec, "model", f"{module_name} ({module.__file__}) has no {attribute!r}")
+        own = import_named(spec.model)
+    except UserError as error:
+        raise trouble(spec, "model", str(error)) from error
     try:
-        teacher: Teacher = getattr(module, attribute)(spec, device)
+        teacher: Teacher = own(spec, device)
         problem = _problem(teacher)
     except UserError:
         raise
-    except Exception as error:  # and so may a class
+    except Exception as error:  # a class may raise anything
         message = f"{spec.model} does not start: {type(error).__name__}: {said(error)}"
         raise trouble(spec, "model", message) from error
     if problem:

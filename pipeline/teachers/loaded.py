@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
+from recon.pipeline.base.devices import share_memory
 from recon.pipeline.base.digests import canonical_json
 from recon.pipeline.base.errors import MachineError, UserError
+from recon.pipeline.base.watch import getting_on, unhurried
 from recon.pipeline.base.wording import said
 from recon.pipeline.keeping.recipes import recipe_diff
-from recon.pipeline.teachers import Teacher, TeacherSpec, TextTeacher, device_of, load_teacher, probe
+from recon.pipeline.teachers import Floats, Teacher, TeacherSpec, TextTeacher, device_of, load_teacher, probe
 
+if TYPE_CHECKING:  # it imports torch
+    from recon.pipeline.teachers.batches import Read
+
+PIECE = 256
+"""Inputs that a class of one's own is given at a time: it gets on when they are done."""
 PROBE, DRAWN, WORDS = "probe", "drawn_probe", "words_probe"  # what a group's attributes call them
 
 
@@ -24,6 +34,20 @@ class LoadedTeacher:
     spec: TeacherSpec
     teacher: Teacher
     _probes: dict[tuple[int, bool], dict[str, Any]] = field(default_factory=dict)
+
+    def embed_read(self, count: int, read: Read, seeds: Sequence[int] | None) -> Floats:
+        """[count, ...] features of the pictures that `read` gives, a part at a time."""
+        if hasattr(self.teacher, "embed_read"):
+            return cast(Floats, self.teacher.embed_read(count, read, seeds))
+        return _in_pieces(
+            count, lambda at, to: self.teacher.embed_images(read(at, to), None if seeds is None else seeds[at:to])
+        )
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """[B] strings -> [B, D]."""
+        if hasattr(self.teacher, "embed_read"):
+            return self.reader.embed_texts(texts)
+        return _in_pieces(len(texts), lambda at, to: self.reader.embed_texts(texts[at:to]))
 
     @property
     def reader(self) -> TextTeacher:
@@ -56,7 +80,8 @@ class LoadedTeacher:
         import torch
 
         try:
-            yield
+            with unhurried():
+                yield
         except UserError:
             raise
         except Exception as error:  # a class of one's own may raise anything
@@ -82,12 +107,57 @@ def loaded(spec: TeacherSpec) -> LoadedTeacher:
     import torch
 
     torch.set_num_threads(1)  # workers share the cores, and other thread counts round differently
-    return LoadedTeacher(spec, load_teacher(spec, device_of(spec)))
+    device = device_of(spec)
+    if device == "cuda":
+        share_memory()
+    with unhurried():
+        return LoadedTeacher(spec, load_teacher(spec, device))
 
 
 def teacher_of(spec: TeacherSpec) -> Teacher:
     """The process's one copy of a teacher."""
     return loaded(spec).teacher
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What stages are made of: all of a teacher that is needed where it does not run."""
+
+    shape: tuple[int, ...]
+    """Of one picture's feature, see `Teacher.shape`."""
+    recipe: str
+    """Canonical JSON, as is the next."""
+    text_recipe: str = ""
+    """Empty for a teacher without words."""
+    width: int = 0
+    """Of the words' features."""
+
+
+def facts_of(spec: TeacherSpec) -> Facts:
+    """Loads the teacher: its recipes hold digests of its weights."""
+    teacher = teacher_of(spec)
+    recipe = canonical_json(teacher.recipe())
+    if not hasattr(teacher, "embed_texts"):
+        return Facts(teacher.shape, recipe)
+    reader = cast(TextTeacher, teacher)
+    return Facts(teacher.shape, recipe, canonical_json(reader.text_recipe()), reader.embed_texts(["a shape"]).shape[1])
+
+
+def count_cut(about: tuple[TeacherSpec, Sequence[str]]) -> int | None:
+    """How many of a list of strings a teacher reads the beginnings of alone; None of one that cannot tell."""
+    spec, texts = about
+    cut: Callable[[Sequence[str]], Sequence[bool]] | None = getattr(teacher_of(spec), "cut", None)
+    return None if cut is None else sum(cut(texts))
+
+
+def _in_pieces(count: int, embed: Callable[[int, int], Floats]) -> Floats:
+    """What `embed` (start, stop) gives for all of them, PIECE at a time; see `base/watch.py`."""
+    parts = []
+    for start in range(0, count, PIECE):
+        began = time.monotonic()
+        parts.append(embed(start, min(start + PIECE, count)))
+        getting_on(time.monotonic() - began)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 MEND = "its files were changed during the run or differ from machine to machine: make them one and run it again"

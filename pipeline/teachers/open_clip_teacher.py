@@ -16,14 +16,16 @@ import torch
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.base.hub import fetching_if_it_answers
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Floats, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.batches import BatchSize, embed_texts
 from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from recon.pipeline.teachers.known import KnownWeights
 from recon.pipeline.teachers.probe import SENTENCES, of_tokens
-from recon.pipeline.teachers.published import Published, check_tag, tag_of
+from recon.pipeline.teachers.published import Published, check_tag, source_of, tag_of
 from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
-from recon.pipeline.teachers.weights import in_hub_cache, openai_state, text_weights, weights_digest
+from recon.pipeline.teachers.weights import in_hub_cache, openai_state, require_fetchable, text_weights
 
 DEMO_CONFIG = Path(__file__).parent / "demo" / "open_clip_config.json"
 HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -38,6 +40,7 @@ class OpenClipTeacher(ImageTower):
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
         path = _config_path(spec)
         check_tag(spec, takes_file=path is None and not spec.model.startswith(HUB))
+        known = KnownWeights(_files(spec, path), source_of(spec))
         model, self._tokenizer, self._config = _load_named(spec) if path is None else _load_local(spec, path)
         text = self._config["text_cfg"]
         options = text.get("tokenizer_kwargs", {})
@@ -48,8 +51,9 @@ class OpenClipTeacher(ImageTower):
         # Of local configs alone: those of the library's own models are in their keys, which stay as they are.
         if path and (options or text.get("tokenizer_mode")):
             self._tokenizing["tokens"] = digest_of(of_tokens(self.tokens(SENTENCES)))
-        self._words = weights_digest(text_weights(model.state_dict()))
-        super().__init__(spec, device, model, _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec), tapped)
+        self._words = known.digest("words", text_weights(model.state_dict()))
+        preprocess = _preprocess(PreprocessCfg(**model.visual.preprocess_cfg), spec)
+        super().__init__(spec, device, model, preprocess, tapped, known)
         self._text_batch = BatchSize(self._device)
 
     def recipe(self) -> dict[str, Any]:
@@ -75,6 +79,21 @@ class OpenClipTeacher(ImageTower):
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """[B] strings -> [B, context length], as the text tower reads them."""
         found: list[list[int]] = self._tokenizer(list(texts)).tolist()
+        return found
+
+    def cut(self, texts: Sequence[str]) -> list[bool]:
+        """Which of [B] strings are longer than the context: the text tower reads their beginnings alone."""
+        length = self._tokenizer.context_length
+        long = [at for at, text in enumerate(texts) if len(text.encode()) + 2 > length]  # a token is a byte or more
+        found = [False] * len(texts)
+        for start in range(0, len(long), 1024):
+            some = long[start : start + 1024]
+            words = [*(texts[at] for at in some), ""]
+            whole, read = self._tokenizer(words, context_length=length + 1), self._tokenizer(words)
+            # One more token would be read of what is cut, and of the rest nothing but padding.
+            more = (whole[:, :length] != read).any(1) | (whole[:, length] != read[-1, -1])
+            for at, is_cut in zip(some, more[:-1].tolist(), strict=True):
+                found[at] = is_cut
         return found
 
     def _encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -136,6 +155,14 @@ def cached_weights(spec: TeacherSpec) -> Path | None:
     return saved if saved.is_file() else None
 
 
+def _files(spec: TeacherSpec, config: Path | None) -> list[Path]:
+    """What the model is read from; none before it is fetched."""
+    if config is not None:
+        return [config, _weights_beside(spec, config)]
+    file = cached_weights(spec)
+    return [] if file is None else [file]
+
+
 def _config_path(spec: TeacherSpec) -> Path | None:
     if spec.model == "demo":
         return DEMO_CONFIG
@@ -165,21 +192,21 @@ def _load_named(spec: TeacherSpec) -> Loaded:
     # Some tags were trained with another GELU than their config says: wrong features, and only a warning.
     quick_gelu = bool(settings.get("quick_gelu"))
     preprocess = {name: settings[name] for name in asdict(PreprocessCfg()) if name in settings}
+    mend = f'name a weights file you have as `pretrained`, with tag = "{tag}"'
+    if tag is None:
+        mend = "name the open_clip_config.json of a downloaded copy as `model`"
+    failure = f"cannot fetch {spec.model} {spec.pretrained or ''}".rstrip()
+    mend = f'offline, {mend}, or use the shipped model = "demo"'
+    require_fetchable(spec, cached_weights(spec), failure, mend)
     try:
-        model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu, force_preprocess_cfg=preprocess)
-        config = open_clip.get_model_config(spec.model)
-        tokenizer = open_clip.get_tokenizer(spec.model)
+        with fetching_if_it_answers():
+            model = _create(spec.model, spec.pretrained, force_quick_gelu=quick_gelu, force_preprocess_cfg=preprocess)
+            config = open_clip.get_model_config(spec.model)
+            tokenizer = open_clip.get_tokenizer(spec.model)
     except Exception as error:  # transports and formats raise what they like
         if spec.pretrained is not None and Path(spec.pretrained).is_file():
             raise trouble(spec, "pretrained", _unreadable(Path(spec.pretrained), spec.model, error)) from error
-        mend = f'name a weights file you have as `pretrained`, with tag = "{tag}"'
-        if tag is None:
-            mend = "name the open_clip_config.json of a downloaded copy as `model`"
-        message = (
-            f"cannot fetch {spec.model} {spec.pretrained or ''}: {said(error)}; offline, {mend}, "
-            'or use the shipped model = "demo"'
-        )
-        raise trouble(spec, "model", message) from error
+        raise trouble(spec, "model", f"{failure}: {said(error)}; {mend}") from error
     return model, tokenizer, {**config, "quick_gelu": True} if quick_gelu else config
 
 

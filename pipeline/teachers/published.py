@@ -10,6 +10,7 @@ from typing import Any
 
 from recon.pipeline.base.wording import some
 from recon.pipeline.teachers import HUB, OWN, TeacherSpec, trouble, unknown
+from recon.pipeline.teachers.known import KnownWeights
 
 _CACHED = "models--"  # begins the name of a repository's folder in the hub's cache
 _LEAST_DIGITS = 8  # of a digest that counts
@@ -71,6 +72,11 @@ def tag_of(spec: TeacherSpec, known: Mapping[str, Published], plain: Any) -> str
     return None if spec.tag == OWN else spec.tag or found
 
 
+def source_of(spec: TeacherSpec) -> dict[str, Any]:
+    """What of a spec decides what is read from its files."""
+    return spec.model_dump(include={"kind", "model", "pretrained", "tag"})
+
+
 def gelu_notes(spec: TeacherSpec) -> list[str]:
     """A line where timm's model computes another network than its weights were trained as, as timm itself notes."""
     base, _, named = spec.model.partition(".")
@@ -102,6 +108,10 @@ def _recognised(file: Path, known: Mapping[str, Published]) -> str | None:
     stated = {tag: published.digest for tag, published in known.items() if len(published.digest) >= _LEAST_DIGITS}
     if not stated:
         return None
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = KnownWeights([file]).kept("file", lambda: _sha256(file))
     return next((tag for tag, beginning in stated.items() if digest.startswith(beginning)), None)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,12 +12,14 @@ import timm.models
 import torch
 from timm.data.config import resolve_model_data_config
 
+from recon.pipeline.base.hub import fetching_if_it_answers
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from recon.pipeline.teachers.published import Published, check_tag, tag_of
+from recon.pipeline.teachers.known import KnownWeights
+from recon.pipeline.teachers.published import Published, check_tag, source_of, tag_of
 from recon.pipeline.teachers.tower import ImageTower, NoTap, tap_shapes, token_tap
-from recon.pipeline.teachers.weights import in_hub_cache
+from recon.pipeline.teachers.weights import in_hub_cache, require_fetchable
 
 HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
 FITS = {"center": "shortest", "squash": "squash", "border": "longest"}
@@ -28,10 +30,11 @@ class TimmTeacher(ImageTower):
 
     def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
         check_tag(spec, takes_file=not Path(spec.model).is_dir() and not spec.model.startswith(HUB))
+        known = KnownWeights(_files(spec), source_of(spec))
         model = _load(spec)
         self._architecture = model.pretrained_cfg["architecture"]
         self._arguments = _arguments(spec)
-        super().__init__(spec, device, model, _preprocess(model, spec), tapped)
+        super().__init__(spec, device, model, _preprocess(model, spec), tapped, known)
 
     def recipe(self) -> dict[str, Any]:
         """See `Teacher.recipe`."""
@@ -82,6 +85,14 @@ def cached_weights(spec: TeacherSpec) -> Path | None:
     return file if file.is_file() else None
 
 
+def _files(spec: TeacherSpec) -> list[Path]:
+    """What the model is read from; none before it is fetched."""
+    if Path(spec.model).is_dir():
+        return sorted(path for path in Path(spec.model).iterdir() if path.is_file())
+    file = Path(spec.pretrained) if spec.pretrained and Path(spec.pretrained).is_file() else cached_weights(spec)
+    return [] if file is None else [file]
+
+
 def _load(spec: TeacherSpec) -> Any:
     """The model with exactly the weights asked for, then without its classifier.
 
@@ -101,8 +112,11 @@ def _load(spec: TeacherSpec) -> Any:
     if options:
         field, mend = "pretrained", "name a whole file of that model"
         failure = f"{spec.pretrained} does not hold weights of {name} that can be read"
+    if field == "model" and not Path(spec.model).is_dir():
+        require_fetchable(spec, cached_weights(spec), failure, mend)
     try:
-        model = timm.create_model(name, pretrained=True, **options)
+        with fetching_if_it_answers():
+            model = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # transports and architectures raise what they like
         raise trouble(spec, field, f"{failure}: {said(error)}; {mend}") from error
     if model.num_classes:

@@ -10,9 +10,10 @@ import torch
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import TAPS, Floats, Pictures, Tap, TeacherSpec, trouble
-from recon.pipeline.teachers.batches import BatchSize, Encode, embed_pictures
+from recon.pipeline.teachers.batches import BatchSize, Encode, Read, embed_pictures, embed_read
 from recon.pipeline.teachers.images import Preprocess
-from recon.pipeline.teachers.weights import DTYPES, weights_digest
+from recon.pipeline.teachers.known import KnownWeights
+from recon.pipeline.teachers.weights import DTYPES
 
 Tapped = Callable[[Any, torch.Tensor, Tap], torch.Tensor]
 """(model, pictures [B, 3, h, w], tap) -> [B, D], or [B, T, D] for "patch". NoTap where there is no such tap."""
@@ -25,8 +26,19 @@ class NoTap(Exception):
 class ImageTower:
     """A frozen torch model that embeds pictures; see `Teacher`."""
 
-    def __init__(self, spec: TeacherSpec, device: str, model: Any, preprocess: Preprocess, tapped: Tapped) -> None:
-        """Takes the model over: it is cast and moved. UserError when it has not got the spec's tap."""
+    def __init__(
+        self,
+        spec: TeacherSpec,
+        device: str,
+        model: Any,
+        preprocess: Preprocess,
+        tapped: Tapped,
+        known: KnownWeights | None = None,
+    ) -> None:
+        """Takes the model over: it is cast and moved. UserError when it has not got the spec's tap.
+
+        known: of the files it was read from; without it its weights are hashed every time.
+        """
         self.name = spec.name
         self._spec, self._model, self._preprocess, self._tapped = spec, model, preprocess, tapped
         self._device, self._dtype = torch.device(device), DTYPES[spec.precision]
@@ -34,7 +46,7 @@ class ImageTower:
         # in other bits, and inference mode gives none in any case.
         self._model.eval()
         # Before any cast, so that a file in half precision and its float32 twin have one digest.
-        self._weights = weights_digest(self._model.state_dict())
+        self._weights = (known or KnownWeights()).digest("all", self._model.state_dict())
         self._model.to(self._device, self._dtype)
         self._batch = BatchSize(self._device)
         try:
@@ -61,6 +73,10 @@ class ImageTower:
         """See `Teacher.embed_images`."""
         return embed_pictures(self.name, images, seeds, self._preprocess, self._batch, self._forward)
 
+    def embed_read(self, count: int, read: Read, seeds: Sequence[int] | None) -> Floats:
+        """`embed_images` of `count` pictures that are read as they are needed."""
+        return embed_read(self.name, count, read, seeds, self._preprocess, self._batch, self._forward)
+
     def taps(self) -> dict[str, tuple[int, ...]]:
         """The shape of one picture's feature by tap, for those the model has."""
         pictures = torch.zeros(1, 3, *self._preprocess.size).to(self._device, self._dtype)
@@ -72,7 +88,9 @@ class ImageTower:
         return self._preprocess.size
 
     def _encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self._tapped(self._model, pictures.to(self._device, self._dtype), self._spec.tap)
+        # Moved as they are: cast on the way they would leave pinned memory, and be waited for.
+        moved = pictures.to(self._device, non_blocking=True).to(self._dtype)
+        return self._tapped(self._model, moved, self._spec.tap)
 
 
 def tap_shapes(model: Any, pictures: torch.Tensor, tapped: Tapped) -> dict[str, tuple[int, ...]]:

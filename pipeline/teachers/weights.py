@@ -10,6 +10,10 @@ from pathlib import Path
 
 import torch
 
+from recon.pipeline.base.errors import NotFetched
+from recon.pipeline.base.hub import hub_answers
+from recon.pipeline.teachers import TeacherSpec
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,3 +71,10 @@ def in_hub_cache(repository: str, files: Sequence[str]) -> Path | None:
         if isinstance(found, str):
             return Path(found)
     return None
+
+
+def require_fetchable(spec: TeacherSpec, here: Path | None, failure: str, mend: str) -> None:
+    """NotFetched where the weights are not here and the hub does not answer: said before libraries try for a minute."""
+    if here is None and not hub_answers():
+        said = f"teacher {spec.name!r}: field 'model': {failure}: its weights are not on this machine, and the "
+        raise NotFetched(f"{said}Hugging Face hub does not answer; {mend}")

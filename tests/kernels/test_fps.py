@@ -1,4 +1,7 @@
+from typing import Any
+
 import clouds
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,11 +42,55 @@ def test_fps_is_the_reference_at_real_sizes(kind: str) -> None:
     assert torch.equal(idx, reference.farthest_points(points, [1024] * 2, 64, [0] * 2))
 
 
+def spread(kind: str) -> torch.Tensor:
+    """[4, 2100, 3]: what a guess at the last distance fits, and what it does not."""
+    points = clouds.cloud("random", 4, 2100, 3, torch.float32, seed=8)
+    if kind == "surface":
+        return points / points.norm(dim=2, keepdim=True)
+    if kind == "speck":  # one point far off, then nothing but duplicates
+        return torch.cat([points[:, :1] + 50, points[:, :100].repeat(1, 21, 1)[:, :2099]], 1)
+    return points if kind == "random" else clouds.cloud(kind, 4, 2100, 3, torch.float32, seed=8)
+
+
+RAGGED = [100, 2100, 1000, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [*((kind, None) for kind in (*clouds.KINDS, "surface", "speck")), ("random", RAGGED), ("non_finite", RAGGED)],
+)
+def test_many_samples_among_few_points(kind: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = []
+    among_few = on_torch._among_few
+
+    def spied(*arguments: Any) -> int:
+        right.append(among_few(*arguments))
+        return right[-1]
+
+    monkeypatch.setattr(on_torch, "_among_few", spied)
+    points, start = spread(kind), torch.tensor([7, 0, 0, 0])
+    sizes = None if lengths is None else torch.tensor(lengths)
+    idx = on_torch.farthest_points(points, sizes, start, 128)
+    beyond = torch.arange(128) >= (torch.tensor(lengths or [2100] * 4))[:, None]
+    expected = reference.farthest_points(points, lengths or [2100] * 4, 128, start.tolist())
+    assert torch.equal(idx.masked_fill(beyond, -1), expected)
+    # Where the guess holds, the first quarter alone looks at all points; on a line it falls faster.
+    if lengths is None:
+        assert (right == [128]) == (kind not in ("collinear", "constant", "grid", "speck")), right
+    assert np.getbufsize() == 8192
+
+
 @pytest.mark.parametrize("kind", ["constant", "duplicates"])
 def test_no_point_twice(kind: str) -> None:
     points = clouds.cloud(kind, 1, 50, 3, torch.float32, seed=1)
     _, idx = sample_farthest_points(points, K=50)
     assert idx[0].sort().values.tolist() == list(range(50))
+
+
+def test_no_samples_of_any_cloud() -> None:
+    points = clouds.cloud("random", 2, 30, 3, torch.float32, seed=2)
+    chosen, idx = sample_farthest_points(points, K=[0, 0])
+    assert chosen.shape == (2, 0, 3) and idx.shape == (2, 0)
 
 
 def test_starts() -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from recon import kernels
-from recon.kernels import ops
+from recon.kernels import loss_ops, ops
 from recon.kernels.backends import choose
+from recon.kernels.on_torch import small
 
 
 def cloud(
@@ -55,6 +56,24 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nearest_backward of one": (
         ops.nearest_backward,
         (values(2, 4, 2), values(2, 0, 3), *CLOUDS, whole(2, 4), whole(2, 0), 2, True, False, "torch"),
+    ),
+    "nearest_backward of roots": (
+        ops.nearest_backward,
+        (values(2, 4, 2), values(2, 5, 3), *CLOUDS, whole(2, 4), whole(2, 5) - 1, small.ROOT, True, True, "torch"),
+    ),
+    "chamfer_loss": (loss_ops.chamfer_loss, (*CLOUDS, False, "torch")),
+    "chamfer_loss of roots": (loss_ops.chamfer_loss, (*CLOUDS, True, "torch")),
+    "chamfer_loss_backward": (
+        loss_ops.chamfer_loss_backward,
+        (
+            cloud(1, 1, width=1).detach()[0, 0, 0].requires_grad_(),
+            *CLOUDS,
+            whole(2, 4),
+            whole(2, 5),
+            True,
+            [True, True],
+            "torch",
+        ),
     ),
     "groups": (ops.groups, (cloud(2, 9), 3, 4, "torch")),
     "weighted_rows": (ops.weighted_rows, (cloud(2, 5), whole(2, 6, 3), cloud(2, 6, 1), "torch")),

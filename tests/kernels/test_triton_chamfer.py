@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recon.kernels import reference
+from recon.kernels.on_torch import small
 
 pytest.importorskip("triton")
 
@@ -127,6 +128,7 @@ def plain_gradients(
         for b, i in zip(*torch.where(near >= 0), strict=True):
             apart = one[b, i] - other[b, near[b, i]]
             value = apart.abs().sum() if norm == 1 else (apart * apart).sum()
+            value = value.sqrt() if norm == small.ROOT and value > 0 else value
             if value.float().isfinite():
                 total = total + grad[b, i].double() * value
     return [each.nan_to_num(0) for each in torch.autograd.grad(total, leaves)]
@@ -149,13 +151,21 @@ def check_backward(shape: tuple[int, int, int, int], norm: int, single: bool, se
         torch.testing.assert_close(one.cpu(), other.float(), rtol=1e-5, atol=1e-5)
     again = chamfer.nearest_backward(*arguments, True, True)
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+    shared = [torch.full((), 0.3, device=DEVICE).expand(grad.shape) for grad in grads]
+    filled = [grad.contiguous() for grad in shared]
+    for one, other in zip(
+        chamfer.nearest_backward(*shared, *arguments[2:], True, True),
+        chamfer.nearest_backward(*filled, *arguments[2:], True, True),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
     of_x, nothing = chamfer.nearest_backward(*arguments, True, False)
     assert torch.equal(of_x, found[0]) and nothing.numel() == 0
     nothing, of_y = chamfer.nearest_backward(*arguments, False, True)
     assert torch.equal(of_y, found[1]) and nothing.numel() == 0
 
 
-@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("norm", [1, 2, small.ROOT])
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("shape", [(3, 7, 5, 3), (5, 1, 2, 1)])
 def test_gradients_match_autograd(shape: tuple[int, int, int, int], norm: int, single: bool) -> None:
@@ -203,6 +213,8 @@ def launch_all() -> None:
         chamfer.nearest(x, x, None, None, 2, False)
         chamfer.nearest(x, x, lengths, lengths, 2, False)
         chamfer.nearest_backward(grad, grad, x, x, idx, idx, 2, True, True)
+        shared = torch.empty((), device="meta").expand(num_clouds, size)
+        chamfer.nearest_backward(shared, shared, x, x, idx, idx, small.ROOT, True, True)
     for shape, width in (((32, 2048, 3), 384), ((1, 1, 1), 1)):
         features = torch.empty(shape[0], 128, width, device="meta")
         idx, weights = (torch.empty(shape, dtype=dtype, device="meta") for dtype in (torch.int64, torch.float32))

@@ -108,6 +108,12 @@ def test_knn_is_the_reference_at_real_sizes(num_queries: int, num_points: int, K
     check_knn(cloud("random", 1, num_queries, 3, 4), cloud("random", 1, num_points, 3, 5), None, 2, K)
 
 
+@pytest.mark.parametrize("norm", [1, 2])
+def test_knn_of_many_coordinates_is_the_reference(norm: int) -> None:
+    points = cloud("random", 2, 40, 19, seed=9)
+    check_knn(points[:, :3].contiguous(), points, [40, 33], norm, 6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grid", "non_finite"])
 def test_knn_is_the_reference_with_the_most_neighbours(kind: str) -> None:
@@ -152,6 +158,8 @@ def launch_all() -> None:
     for num_queries, num_points, K in [(64, 1024, 32), (512, 8192, 32), (1024, 128, 3), (64, 3000, 128)]:
         p1, p2 = (torch.empty(2, size, 3, device="meta") for size in (num_queries, num_points))
         knn.search(p1, p2, lengths, 2, K)
+    for K in (1, 32):  # features, as in a dynamic graph of neighbours
+        knn.search(torch.empty(2, 64, 64, device="meta"), torch.empty(2, 1024, 64, device="meta"), None, 2, K)
 
 
 MODULES = (fps, knn)

@@ -24,7 +24,7 @@ from recon.trainer.checkpoints.released import infer_sizes, to_released
 from recon.trainer.model.blocks import PATCH_WIDTH
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
-from recon.trainer.model.teaching import RELEASED_TEACHERS
+from recon.trainer.model.teaching import MATCHED, RELEASED_TEACHERS
 from recon.trainer.model.tuning import merge_lora
 from recon.trainer.show.card import make_card
 
@@ -32,6 +32,9 @@ RELEASED, PROGRAM, ONNX = (".pth", ".safetensors"), ".pt2", ".onnx"
 # What the release's segmentation code fixes: its sizes, and the data set's categories.
 SEGMENT_SIZES = {"width": 384, "heads": 6, "depth": 12}
 SEGMENT_CATEGORIES = 16
+# What only ReCon++ has other than as it is by default, and what only ReCon++ has so.
+RECON2_SETTINGS = ("mlp_ratio", "layer_scale", "position", "color", "patch_layers", "cls_query")
+RECON2_VALUES = {"block": "recon2", "mask_type": "causal", "reconstruction": "mdm"}
 # Settings that the outputs depend on and no weight's shape tells for sure.
 UNTOLD = ("heads", "num_group", "group_size")
 
@@ -99,6 +102,14 @@ def misfit(model: Model) -> str:
         return f"teachers other than one of pictures, then one of words; this model has {', '.join(kinds) or 'none'}"
     if config.streams != "recon":
         return f'model.streams "{config.streams}": an ablation, which its main model is not'
+    second = [name for name in RECON2_SETTINGS if getattr(config, name) != getattr(ModelConfig, name)]
+    second += [name for name, value in RECON2_VALUES.items() if getattr(config, name) == value]
+    if second:
+        return (
+            f"model.{second[0]} {getattr(config, second[0])!r}: it is of ReCon++, whose files are read and not written"
+        )
+    if matched := [each.name for each in config.teachers if each.loss in MATCHED]:
+        return f"the matched loss of {matched[0]!r}"
     if config.block != "released":
         return f'model.block "{config.block}": it would compute the "released" one with these weights'
     if config.patch_width != PATCH_WIDTH:

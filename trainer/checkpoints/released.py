@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints under the names of the public ReCon release.
+"""Reading and writing checkpoints under the names of the public ReCon release; reading those of ReCon++.
 
 Three forms of them exist: "pretrain" (encoder, decoder, projections), "classify" (the fine-tuned classifier, full or
 linear) and "segment" (part segmentation). Our names follow what a layer is; the tables below are the whole difference,
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recon.pipeline.base.errors import UserError
+from recon.trainer.checkpoints.released2 import check_named, from_released2, infer_sizes2, is_released2
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import RELEASED_TEACHERS
@@ -117,6 +118,8 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a released state, leaving out frozen teachers; ValueError names what has no place in our model."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith(TEACHER_PREFIXES)}
+    if is_released2(state):
+        return from_released2(state)
     form = detect_form(state)
     renamed, unknown = {}, []
     for name, value in state.items():
@@ -206,8 +209,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def infer_config(state: Mapping[str, Tensor], **settings: object) -> ModelConfig:
     """Read the model's sizes off a state under our names; `settings` give what no shape tells, or overrule.
 
-    ValueError names a tensor that is missing or misshapen, or a setting that cannot work.
+    ValueError names a tensor that is missing or misshapen, a setting that cannot work, or one of ReCon++'s that has to
+    be named.
     """
+    check_settings(state, settings)
     return ModelConfig(**{**infer_sizes(state), **settings})  # type: ignore[arg-type]
 
 
@@ -217,6 +222,8 @@ def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, object]:
     Not in the weights: `num_group`, the Chamfer form, the mask. A classifier's or segmenter's state holds neither
     decoder nor projections, so it tells no `group_size`. The release segments 2048 points in 128 groups.
     """
+    if _is_recon2(state):
+        return infer_sizes2(state)
     if "encoder.norm.weight" not in state:
         raise ValueError("the weights are not whole; missing: encoder.norm.weight")
     width = state["encoder.norm.weight"].numel()
@@ -238,6 +245,16 @@ def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, object]:
         )
         found["self_contrastive"] = any(name.startswith("contrast_projection.") for name in state)
     return found
+
+
+def check_settings(state: Mapping[str, Tensor], settings: Mapping[str, object]) -> None:
+    """ValueError where `settings` of the model lack what no shape of a state under our names tells of it."""
+    if _is_recon2(state):
+        check_named(state, settings)
+
+
+def _is_recon2(state: Mapping[str, Tensor]) -> bool:
+    return "encoder.query_norm.weight" in state
 
 
 def kind_of(state: Mapping[str, Tensor]) -> type[Model]:
@@ -262,7 +279,8 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor]) -> Model:
     elif kind is Classifier:
         linear = all(name.startswith("head.layers.0.") for name in state if name.startswith("head."))
         classes = _size(state, f"head.layers.{0 if linear else LAST_LAYER}.weight", 0)
-        model = Classifier(config, classes, "linear" if linear else "full")
+        rebuilds = "decoder.head.weight" in state
+        model = Classifier(config, classes, "linear" if linear else "full", rebuilds)
         if rank := lora_rank(state):
             add_lora(model, rank, torch.Generator())
     else:
@@ -278,6 +296,7 @@ def _check_sizes(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     dims = [teacher.dim for teacher in config.teachers] if kind_of(state) is ReCon else []
     widths = [config.width, config.patch_width, *dims]
     deepest = max(len(state), ModelConfig.depth)
+    widths.append(sum(teacher.queries for teacher in config.teachers))
     if max(config.depth, config.decoder_depth) > deepest or config.width * max(widths) > values:
         raise ValueError(f"the settings ask for a larger model than its {values} values are of")
 

@@ -24,7 +24,7 @@ from recon.trainer.commands.options import (
 if TYPE_CHECKING:
     from recon.trainer.evaluate.features import Probe
 
-StoreOption = Annotated[Path, typer.Option(help="The store the run was trained on, or another.")]
+StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The store the run was trained on, or another.")]
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="UID", help="A shape of the store; repeatable. Without, some test shapes."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.console import Terminal, loading
 from recon.pipeline.base.precision import Decision, decide
 from recon.trainer.commands.options import (
     DeviceChoice,
@@ -46,10 +46,11 @@ def svm(
     json: JsonOption = False,
 ) -> None:
     """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
-    from recon.trainer.evaluate.svm import run_svm
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.svm import run_svm
 
-    probe = partial(run_svm, split=split, ema=ema, output=output, overrides=overrides or [])
-    _measure(probe, run, store, ref, device, precision, json)
+    measure = partial(run_svm, split=split, ema=ema, output=output, overrides=overrides or [])
+    _measure(measure, run, store, ref, device, precision, json)
 
 
 def zeroshot(
@@ -72,13 +73,35 @@ def zeroshot(
     json: JsonOption = False,
 ) -> None:
     """Classify by class prompts alone: the student, the same student before training, and the image teacher."""
-    from recon.trainer.evaluate.zero_shot import run_zero_shot
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.zero_shot import run_zero_shot
 
-    probe = partial(
+    measure = partial(
         run_zero_shot, split=split, ema=ema, prompt=prompt, text_weight=text_weight, output=output,
         overrides=overrides or [], teacher=teacher,
     )  # fmt: skip
-    _measure(probe, run, store, ref, device, precision, json)
+    _measure(measure, run, store, ref, device, precision, json)
+
+
+def probe(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Python file with a function `predict`.")],
+    store: LabelledOption,
+    run: StudentOption,
+    ref: RefOption = None,
+    split: SplitOption = "test",
+    device: ProbeDevice = DeviceChoice.auto,
+    precision: ProbePrecision = PrecisionChoice.float32,
+    ema: EmaOption = False,
+    output: OutputOption = None,
+    overrides: FileOverrideOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure by a probe of one's own, on the student and the same student before training; runs the file's code."""
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.own import run_own
+
+    own = partial(run_own, file=file, split=split, ema=ema, output=output, overrides=overrides or [])
+    _measure(own, run, store, ref, device, precision, json)
 
 
 def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None:
@@ -97,7 +120,7 @@ Measure = Callable[[Path, Path, "torch.device", str | None, Decision], dict[str,
 
 
 def _measure(
-    probe: Measure,
+    measure: Measure,
     run: Path,
     store: Path,
     ref: str | None,
@@ -112,7 +135,7 @@ def _measure(
     decision = decide(precision.value, target.type, "--precision auto")
     if decision.note:
         Terminal(stderr=True, highlight=False, soft_wrap=True).print(decision.note)
-    found = probe(run, store, target, ref, decision)
+    found = measure(run, store, target, ref, decision)
     # Which words a file's student is held against is its user's word: it is said where it was taken.
     words = [f"{'words of':>30} {found['text_teacher']}"] if "model" in found and "text_teacher" in found else []
     answer(found if json else [*headlines(found), *words, f"{'precision':>30} {decision}"])
@@ -123,8 +146,8 @@ def headlines(result: dict[str, Any]) -> list[str]:
     return [
         f"{name:>30} {value:.4f}"
         for name, value in result.items()
-        if name.startswith(("svm_", "zero_shot_", "teacher_", "chance")) and value is not None
+        if name.startswith(("svm_", "zero_shot_", "teacher_", "chance", "accuracy")) and value is not None
     ]
 
 
-COMMANDS = (svm, zeroshot, report)
+COMMANDS = (svm, zeroshot, probe, report)

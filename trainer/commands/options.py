@@ -35,8 +35,10 @@ OverrideOption = Annotated[
 ]
 
 
-StoreOption = Annotated[Path, typer.Option(help="The store the run was trained on.")]
-LabelledOption = Annotated[Path, typer.Option(help="A store with splits train and test: the run's or another.")]
+StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The store the run was trained on.")]
+LabelledOption = Annotated[
+    Path, typer.Option("--store", "-s", help="A store with splits train and test: the run's or another.")
+]
 RefOption = Annotated[
     str | None, typer.Option(help="Name of the store's ref; without it the run's own, or the only one there is.")
 ]

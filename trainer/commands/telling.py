@@ -98,6 +98,7 @@ class TableFormat(StrEnum):
     markdown = "markdown"
     csv = "csv"
     latex = "latex"
+    html = "html"
 
 
 def table(

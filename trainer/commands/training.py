@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.console import Terminal, loading
 from recon.trainer.commands.options import DeviceChoice, JsonOption, OverrideOption, answer, numbers
 
 
@@ -20,7 +20,7 @@ class TeachersChoice(StrEnum):
 
 
 def pretrain(
-    store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
+    store: Annotated[Path, typer.Option("--store", "-s", help="Feature store that recon-pipeline filled.")],
     run: Annotated[Path, typer.Option(help="Folder for settings, metrics and checkpoints.")],
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = None,
     overrides: OverrideOption = None,
@@ -39,9 +39,10 @@ def pretrain(
 
     Ctrl-C saves a checkpoint and exits with 130; the same command with --resume goes on from there.
     """
-    from recon.trainer.training.distributed import rank
-    from recon.trainer.training.peers import joined
-    from recon.trainer.training.pretraining import pretrain as train
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.training.distributed import rank
+        from recon.trainer.training.peers import joined
+        from recon.trainer.training.pretraining import pretrain as train
 
     online = [f"data.online={str(teachers == TeachersChoice.online).lower()}"] if teachers else []
     with joined(device.value):
@@ -53,7 +54,7 @@ def pretrain(
 
 def ablate(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="One of `recon-train ablations`, or a TOML file.")],
-    store: Annotated[Path, typer.Option(help="Feature store that recon-pipeline filled.")],
+    store: Annotated[Path, typer.Option("--store", "-s", help="Feature store that recon-pipeline filled.")],
     run: Annotated[Path, typer.Option(help="Folder for the runs and the result.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = "demo",
     seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once from each: 0-2.")] = "0-2",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recon.pipeline.base.console import Terminal
+from recon.pipeline.base.console import Terminal, loading
 from recon.trainer.commands.options import (
     DeviceChoice,
     JsonOption,
@@ -101,8 +101,9 @@ def fewshot(
 
     The same command again goes on where it was stopped.
     """
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.training.peers import joined
     from recon.pipeline.store import FeatureStore
-    from recon.trainer.training.peers import joined
     from recon.trainer.transfer import jobs_of_folds, read_settings, starting_model
 
     asked = ways is not None or shots is not None
@@ -142,7 +143,9 @@ def test(
 ) -> None:
     """Test a fine-tuned or segmentation model on a labelled store, by voting too: mean and best of it told apart."""
     from recon.pipeline.base.precision import decide
-    from recon.trainer.evaluate.testing import test_weights
+
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.testing import test_weights
     from recon.trainer.training.pretraining import choose_device
 
     target = choose_device(device.value)
@@ -186,7 +189,8 @@ def _run(
     device: DeviceChoice,
     json: bool,
 ) -> None:
-    from recon.trainer.training.peers import joined
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.training.peers import joined
     from recon.trainer.transfer import jobs_of_seeds, read_settings, starting_model
 
     with joined(device.value):

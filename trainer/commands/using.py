@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from recon.trainer.use.search import Question
 
 RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder.")]
-SearchedStore = Annotated[Path, typer.Option(help="The store the run was trained on, or another of the same teachers.")]
+SearchedStore = Annotated[
+    Path, typer.Option("--store", "-s", help="The store the run was trained on, or another of the same teachers.")
+]
 UpOption = Annotated[
     str | None, typer.Option(metavar="AXIS", help="The files' up axis: y, z, -z, ...; without, by format, or guessed.")
 ]
@@ -139,7 +141,7 @@ def retrieve(
     console = loading(run)
     from recon.pipeline.base.files import write_atomically
     from recon.pipeline.store import FeatureStore
-    from recon.trainer.data.files import read_image, read_shape
+    from recon.trainer.data.files import own_picture, read_shape
     from recon.trainer.use import search
     from recon.trainer.use.words import Teachers
 
@@ -150,7 +152,7 @@ def retrieve(
     if text is not None:
         asked = search.ask_words(Teachers(run, probe, weights), text)
     elif image is not None:
-        asked = search.ask_image(Teachers(run, probe, weights), read_image(image), str(image))
+        asked = search.ask_image(Teachers(run, probe, weights), own_picture(image), str(image))
     else:
         assert mesh is not None
         shape = read_shape(mesh, student.config.data.num_points, up, front)

@@ -20,7 +20,7 @@ from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.points import draw_points, in_frame, scale_translate
-from recon.trainer.data.transforms import random_bits, random_uniform, rotate_y, stream
+from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -29,6 +29,8 @@ DRAWS = ("points", "draw", "view", "angle", "prompt", "caption", "augmentation")
 """Names of the streams a sample's random bits come from."""
 MOVES = ("scale x", "scale y", "scale z", "shift x", "shift y", "shift z")
 """Those besides where samples are scaled and shifted."""
+TILTS = ("tilt x", "tilt y", "tilt z")
+"""Those besides where samples are tilted."""
 _THREADS = 2
 
 
@@ -62,8 +64,8 @@ class Samples:
     points: Tensor
     """[B, num_points, 3] float32, raw"""
     moves: Tensor
-    """[B, 1 or 7] float64 in [0, 1): the turn about y and, where samples are scaled and shifted, three factors and
-    three shifts"""
+    """[B, M] float64 in [0, 1), by `move_names`: the turn about y; where samples are scaled and shifted three factors
+    and three shifts; where they are tilted three angles"""
     labels: Tensor
     """[B] int64 category"""
     rows: Tensor
@@ -96,10 +98,12 @@ class Samples:
         """The arithmetic, on the device."""
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
         points = in_frame(moved.points, config.normalize)
+        if config.tilt:
+            points = tilt(points, config.tilt * normal_of(moved.moves[:, -len(TILTS) :]))
         if config.rotate:
             points = rotate_y(points, moved.moves[:, 0] * (2 * math.pi))
         if moves(config):
-            points = scale_translate(points, moved.moves[:, 1:4], moved.moves[:, 4:], config)
+            points = scale_translate(points, moved.moves[:, 1:4], moved.moves[:, 4:7], config)
         targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
         return Batch(points, targets, moved.labels, moved.rows)
 
@@ -190,7 +194,8 @@ def count_steps(num_rows: int, batch_size: int, config: DataConfig) -> int:
 
 def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: int) -> Samples:
     """What an epoch draws of `samples` [B], indices into the data set: a function of seed, epoch and row alone."""
-    names = (*DRAWS, *MOVES) if moves(config) else DRAWS
+    drawn = move_names(config)
+    names = (*DRAWS, *drawn[1:])
     keys = torch.tensor([[stream(seed, name, epoch)] for name in names], device=samples.device)
     # All in one call: in a batch of few samples, calls are what costs.
     bits = dict(zip(names, random_bits(keys, data.row[samples]), strict=True))
@@ -201,7 +206,7 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
         points = (points - frame[..., :3]) / frame[..., 3:]
     return Samples(
         points=points,
-        moves=torch.stack([random_uniform(bits[name]) for name in ("angle", *names[len(DRAWS) :])], dim=1),
+        moves=torch.stack([random_uniform(bits[name]) for name in drawn], dim=1),
         labels=category,
         rows=data.row[samples],
         targets=tuple(target.draw(samples, category, config, bits) for target in data.targets),
@@ -211,6 +216,11 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
 def moves(config: DataConfig) -> bool:
     """Whether samples are scaled or shifted."""
     return config.scale != (1.0, 1.0) or config.translate > 0
+
+
+def move_names(config: DataConfig) -> tuple[str, ...]:
+    """The streams of what `Samples.moves` holds, in its order."""
+    return ("angle", *(MOVES if moves(config) else ()), *(TILTS if config.tilt else ()))
 
 
 def pinned(samples: Samples, device: torch.device) -> Samples:

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -106,7 +107,8 @@ def _only_builder(root: Path) -> Iterator[None]:
 
 
 def _write_cache(folder: Path, array: zarr.Array[Any], rows: NDArray[np.int64], what: str, lanes: int) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    temporary = folder.with_name(f".writing-{uuid.uuid4().hex}")
+    temporary.mkdir()  # as the umask says, like the rest of the store: who may read that may map this
     try:
         _copy_rows(temporary / FILE, array, rows, what, lanes)
         sums = {path.name: crc32(path) for path in sorted(temporary.iterdir())}

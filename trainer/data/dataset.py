@@ -155,7 +155,8 @@ def load_dataset(store: FeatureStore, config: DataConfig, parts: bool = False) -
     xyz = _points(store, config, record, points, rows)
     teachers, targets = [], list[AnyTargets]()
     for place, (asked, each) in enumerate(zip(config.teachers, stored, strict=True)):
-        teachers.append(Teacher(asked.teacher, asked.kind, int(each.feat.shape[-1]), asked.loss, asked.weight))
+        dim = int(each.feat.shape[-1])
+        teachers.append(Teacher(asked.teacher, asked.kind, dim, asked.loss, asked.weight, asked.queries))
         told = {"kind": asked.kind, "teacher": each.teacher, "key": each.key, "digest": store.digest(each.key)}
         # A student is measured on other stores too, which need not hold what it was taught with.
         record["teachers"][asked.teacher] = told | {"recipe": part_of(each.recipe, "teacher")}

@@ -138,7 +138,7 @@ def read_shape(path: Path, num_points: int, up: str | None = None, front: str | 
         raise MeshError(error.reason, f"{path}: {error.words}") from None
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def own_picture(path: Path) -> NDArray[np.uint8]:
     """A picture [H, W, 3], on white where it is transparent; UserError for what is none."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:

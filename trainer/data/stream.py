@@ -18,7 +18,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import memory_bytes
 from recon.pipeline.store.shards import read_rows, shard_rows
 from recon.trainer.config import DataConfig
-from recon.trainer.data.batches import MOVES, Batch, Samples, count_steps, draw, moves, pinned, workers
+from recon.trainer.data.batches import Batch, Samples, count_steps, draw, move_names, pinned, workers
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.targets import ImageTargets, TextTargets
 from recon.trainer.data.transforms import random_bits, stream
@@ -207,7 +207,7 @@ class StreamBatches:
     def _allocate(self, count: int) -> Samples:
         return Samples(
             points=torch.empty(count, self.config.num_points, 3),
-            moves=torch.empty(count, 1 + len(MOVES) * moves(self.config), dtype=torch.float64),
+            moves=torch.empty(count, len(move_names(self.config)), dtype=torch.float64),
             labels=torch.empty(count, dtype=torch.int64),
             rows=torch.empty(count, dtype=torch.int64),
             targets=tuple(torch.empty(count, each.width, dtype=each.dtype) for each in self.dataset.targets),

@@ -8,6 +8,7 @@ resumed, or on the device.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -72,6 +73,27 @@ def rotate_y(points: Tensor, angles: Tensor) -> Tensor:
     cos, sin = angles.cos()[:, None].to(points.dtype), angles.sin()[:, None].to(points.dtype)
     x, y, z = points.unbind(dim=2)
     return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=2)
+
+
+def tilt(points: Tensor, angles: Tensor) -> Tensor:
+    """Turn each cloud about z, then y, then x: points @ Rz @ Ry @ Rx of row vectors and the usual matrices, so that a
+    positive angle about z takes +Y towards +X.
+
+    points: [B, N, 3]; angles: [B, 3] in radians, about x, y and z.
+    """
+    for axis in (2, 1, 0):
+        cos, sin = angles[:, axis, None].cos().to(points.dtype), angles[:, axis, None].sin().to(points.dtype)
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        turned = list(points.unbind(dim=2))
+        turned[first] = cos * points[..., first] + sin * points[..., second]
+        turned[second] = cos * points[..., second] - sin * points[..., first]
+        points = torch.stack(turned, dim=2)
+    return points
+
+
+def normal_of(uniform: Tensor) -> Tensor:
+    """Uniform draws in [0, 1) -> standard normal ones, cut off at three deviations as ReCon++ cuts them."""
+    return (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).clamp(-3, 3)
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The layers ReCon is made of: patch embedding, attention, and the block in its two forms.
+"""The layers ReCon is made of: patch embedding, attention, and the block in its three forms.
 
 Every layer takes its random numbers (drop path) as an argument, so that a training step is a function of its inputs,
 its weights and one seed.
@@ -8,19 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recon.trainer.model.masks import take
 from recon.trainer.model.patch_pieces import embed_constant, embed_in_pieces
 from recon.trainer.training.distributed import of_batch
 
-POSITION_WIDTH = 128  # hidden width of the position MLP
 PATCH_WIDTH = 512  # the release's hidden width of the patch embedding
 MLP_RATIO = 4
 BLOCK_BRANCHES = 4  # residual branches of a ReCon block, in the order of its `scales`
 PLAIN_BRANCHES = 2
-
-
-def position_mlp(width: int) -> nn.Sequential:
-    """MLP from a group's centre `[..., 3]` to its position code `[..., C]`."""
-    return nn.Sequential(nn.Linear(3, POSITION_WIDTH), nn.GELU(), nn.Linear(POSITION_WIDTH, width))
 
 
 class PatchEmbed(nn.Module):
@@ -31,21 +26,26 @@ class PatchEmbed(nn.Module):
     second; as W [g ; x] = Wg g + Wx x, the first product is formed once a group, not once a point.
 
     `hidden` is the width once both halves stand side by side, a multiple of 4; the layers before have a quarter of it
-    and a half.
+    and a half. ReCon++'s large embedding has three `layers` there, of an eighth, a quarter and a half. `channels` are a
+    point's: 3, or 6 with its colour.
     """
 
-    def __init__(self, width: int, hidden: int = PATCH_WIDTH) -> None:
+    def __init__(self, width: int, hidden: int = PATCH_WIDTH, channels: int = 3, layers: int = 2) -> None:
         super().__init__()
-        self.width, self.hidden, self.local = width, hidden, hidden // 2
-        self.conv1 = nn.Linear(3, hidden // 4)
-        self.norm1 = nn.BatchNorm1d(hidden // 4)
+        self.width, self.hidden, self.local, self.layers = width, hidden, hidden // 2, layers
+        first = hidden // 2**layers
+        self.conv1 = nn.Linear(channels, first)
+        self.norm1 = nn.BatchNorm1d(first)
+        third = (nn.Linear(first, hidden // 4), nn.BatchNorm1d(hidden // 4), nn.ReLU()) if layers == 3 else ()
+        self.between = nn.Sequential(*third)
         self.conv2 = nn.Linear(hidden // 4, self.local)
         self.conv3 = nn.Linear(hidden, hidden)
         self.norm2 = nn.BatchNorm1d(hidden)
         self.conv4 = nn.Linear(hidden, width)
 
     def forward(self, groups: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Embed `groups [B, G, S, 3]`, centre-relative, as tokens `[B, G, C]`, or `[B, V, C]` of `kept [B, V]` alone.
+        """Embed `groups [B, G, S, 3]` centre-relative, or with colours `[B, G, S, 6]`, as tokens `[B, G, C]`; or
+        those of `kept [B, V]` alone, `[B, V, C]`.
 
         In training mode the batch statistics run over every point given, so they depend on which groups are given; the
         groups that are not kept have no other part in the tokens.
@@ -54,11 +54,11 @@ class PatchEmbed(nn.Module):
             groups, kept = take(groups, kept), None
         if self._in_pieces(groups):
             return embed_in_pieces(self, groups, kept)
-        if not self.training and type(self.norm1) is nn.BatchNorm1d and _constant(self, groups):
+        if not self.training and self._foldable() and _constant(self, groups):
             return embed_constant(self, groups)
         batch, num_group, group_size, _ = groups.shape
-        points = groups.reshape(-1, 3)
-        local = self.conv2(F.relu(self.norm1(self.conv1(points)), inplace=True))
+        points = groups.reshape(-1, groups.shape[-1])
+        local = self.conv2(self.between(F.relu(self.norm1(self.conv1(points)), inplace=True)))
         pooled = local.view(-1, group_size, self.local).max(dim=1).values
 
         weight = self.conv3.weight
@@ -84,46 +84,53 @@ class PatchEmbed(nn.Module):
             and not groups.requires_grad
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
-            and type(self.norm1) is nn.BatchNorm1d
+            and self._foldable()
             and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.children())
         )
+
+    def _foldable(self) -> bool:
+        """Whether these are the layers that the faster forms are of."""
+        return self.layers == 2 and type(self.norm1) is nn.BatchNorm1d
 
 
 class Attention(nn.Module):
     """Multi-head self attention over `[B, L, C]`."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """Mix `x [B, L, C]`; with `last`, compute and return the last that many tokens only."""
+    def forward(self, x: Tensor, last: int | None = None, sight: Tensor | None = None) -> Tensor:
+        """Mix `x [B, L, C]`; with `last`, compute and return the last that many tokens only.
+
+        `sight` is bool `[B or 1, 1, L, L]`, True where a token may look; None where all may look at all.
+        """
         width = x.shape[-1]
         if last is None or last == x.shape[1]:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
-            weight = self.qkv.weight
-            q = F.linear(x[:, -last:], weight[:width])
-            k, v = F.linear(x, weight[width:]).chunk(2, dim=-1)
-        projected: Tensor = self.proj(_attend(q, k, v, self.heads))
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x[:, -last:], weight[:width], None if bias is None else bias[:width])
+            k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+        projected: Tensor = self.proj(_attend(q, k, v, self.heads, sight))
         return projected
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weights(self, x: Tensor, sight: Tensor | None = None) -> Tensor:
         """How much each of `x [B, L, C]` takes of each, by head: `[B, heads, L, L]`, every row adding up to 1."""
         q, k, _ = self.qkv(x).chunk(3, dim=-1)
-        return _weights(q, k, self.heads)
+        return _weights(q, k, self.heads, sight)
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of queries `[B, Q, C]` over tokens `[B, L, C]`."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(width, 2 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
@@ -142,7 +149,8 @@ class CrossAttention(nn.Module):
         """As `forward`, without a key or a value of any token.
 
         q . (Wk x) = (Wk^T q) . x and sum a (Wv x) = Wv (sum a x): a head's weights meet its few queries, not its many
-        tokens.
+        tokens. A bias of the keys is one number for all tokens, which softmax does not see, and the weights a of a bias
+        of the values add up to 1.
         """
         batch, num_query, width = queries.shape
         heads, each = self.heads, width // self.heads
@@ -152,17 +160,19 @@ class CrossAttention(nn.Module):
         attention = (asked @ tokens.transpose(1, 2)).mul_(each**-0.5).softmax(dim=-1)
         mixed = (attention @ tokens).view(batch, heads, num_query, width).transpose(0, 1)
         heard = (mixed.reshape(heads, -1, width) @ to_value.transpose(1, 2)).transpose(0, 1)
-        projected: Tensor = self.proj(heard.reshape(batch, num_query, width))
+        heard = heard.reshape(batch, num_query, width)
+        projected: Tensor = self.proj(heard if self.kv.bias is None else heard + self.kv.bias[width:])
         return projected
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between, four times as wide inside."""
+    """Two linear layers with a GELU between, `ratio` times as wide inside, rounded down."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ratio: float = MLP_RATIO) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, MLP_RATIO * width)
-        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+        hidden = int(ratio * width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., C]` -> `[..., C]`."""
@@ -173,21 +183,36 @@ class Mlp(nn.Module):
 class PlainBlock(nn.Module):
     """A pre-norm transformer block, as the decoder uses it."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, bias)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, scales: Tensor | None = None, last: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, scales: Tensor | None = None, last: int | None = None, sight: Tensor | None = None
+    ) -> Tensor:
         """Map `x [B, L, C]`; `scales [2, B, 1, 1]` multiply the branches' outputs (drop path), None leaves them.
 
-        With `last`, only the last that many tokens are computed, from all of them: `[B, last, C]`.
+        With `last`, only the last that many tokens are computed, from all of them: `[B, last, C]`. `sight` as
+        `Attention` takes it.
         """
-        mixed = _scaled(self.attention(self.norm1(x), last), scales, 0)
+        mixed = _scaled(self.attention(self.norm1(x), last, sight), scales, 0)
         x = (x if last is None else x[:, -last:]) + mixed
         return x + _scaled(self.mlp(self.norm2(x)), scales, 1)
+
+
+class LayerScale(nn.Module):
+    """Learned factors of a branch's channels, which begin as nearly nothing (Touvron et al. 2021)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x `[..., C]` -> `[..., C]`."""
+        return x * self.gamma
 
 
 class ReConBlock(nn.Module):
@@ -195,48 +220,79 @@ class ReConBlock(nn.Module):
 
     "released" is what the public code computes, and every published number with it: the norms replace the residual
     streams themselves, and both streams' attention sees the same normed X. "paper" is what the paper's figure states: a
-    pre-norm block on X, then one on Q that reads the updated X. Both hold the same parameters under the same names.
+    pre-norm block on X, then one on Q that reads the updated X. "recon2" is ReCon++'s: as "paper", but Q reads X after
+    its MLP, and through the norm that Q goes through; its attention has biases. All three hold their parameters under
+    the same names.
     """
 
-    def __init__(self, width: int, heads: int, form: str) -> None:
+    def __init__(
+        self, width: int, heads: int, form: str, mlp_ratio: float = MLP_RATIO, layer_scale: bool = False
+    ) -> None:
         super().__init__()
         self.form = form
+        bias = form == "recon2"
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, bias)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, mlp_ratio)
         self.query_norm1 = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, heads)
+        self.cross_attention = CrossAttention(width, heads, bias)
         self.query_norm2 = nn.LayerNorm(width)
-        self.query_mlp = Mlp(width)
+        self.query_mlp = Mlp(width, mlp_ratio)
+        self.layer_scale = layer_scale
+        # In the order of `scales`: cross attention, attention, the queries' MLP, the tokens'.
+        self.layer_scales = nn.ModuleList(LayerScale(width) for _ in range(BLOCK_BRANCHES if layer_scale else 0))
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, stop_gradient: bool, scales: Tensor | None = None
+        self,
+        queries: Tensor,
+        tokens: Tensor,
+        stop_gradient: bool,
+        scales: Tensor | None = None,
+        sight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Map `queries [B, Q, C]` and `tokens [B, L, C]`.
 
         `stop_gradient` keeps what the queries' losses ask for out of the local stream (pretraining only).
-        `scales [4, B, 1, 1]` multiply the branches' outputs (drop path), None leaves them.
+        `scales [4, B, 1, 1]` multiply the branches' outputs (drop path), None leaves them. `sight` is whom a token may
+        look at (see `Attention`); the queries look at all.
         """
-        if self.form == "released":
-            return self._released(queries, tokens, stop_gradient, scales)
-        return self._paper(queries, tokens, stop_gradient, scales)
+        form = {"released": self._released, "paper": self._paper, "recon2": self._recon2}[self.form]
+        return form(queries, tokens, stop_gradient, scales, sight)
 
-    def _released(self, q: Tensor, x: Tensor, stop_gradient: bool, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _released(
+        self, q: Tensor, x: Tensor, stop_gradient: bool, s: Tensor | None, sight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         q, x = self.query_norm1(q), self.norm1(x)
-        q = q + _scaled(self.cross_attention(q, x.detach() if stop_gradient else x), s, 0)
-        x = x + _scaled(self.attention(x), s, 1)
+        q = q + self._branch(self.cross_attention(q, x.detach() if stop_gradient else x), s, 0)
+        x = x + self._branch(self.attention(x, None, sight), s, 1)
         q, x = self.query_norm2(q), self.norm2(x)
-        q = q + _scaled(self.query_mlp(q), s, 2)
-        x = x + _scaled(self.mlp(x), s, 3)
+        q = q + self._branch(self.query_mlp(q), s, 2)
+        x = x + self._branch(self.mlp(x), s, 3)
         return q, x
 
-    def _paper(self, q: Tensor, x: Tensor, stop_gradient: bool, s: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = x + _scaled(self.attention(self.norm1(x)), s, 1)
-        q = q + _scaled(self.cross_attention(self.query_norm1(q), x.detach() if stop_gradient else x), s, 0)
-        x = x + _scaled(self.mlp(self.norm2(x)), s, 3)
-        q = q + _scaled(self.query_mlp(self.query_norm2(q)), s, 2)
+    def _paper(
+        self, q: Tensor, x: Tensor, stop_gradient: bool, s: Tensor | None, sight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x = x + self._branch(self.attention(self.norm1(x), None, sight), s, 1)
+        q = q + self._branch(self.cross_attention(self.query_norm1(q), x.detach() if stop_gradient else x), s, 0)
+        x = x + self._branch(self.mlp(self.norm2(x)), s, 3)
+        q = q + self._branch(self.query_mlp(self.query_norm2(q)), s, 2)
         return q, x
+
+    def _recon2(
+        self, q: Tensor, x: Tensor, stop_gradient: bool, s: Tensor | None, sight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x = x + self._branch(self.attention(self.norm1(x), None, sight), s, 1)
+        x = x + self._branch(self.mlp(self.norm2(x)), s, 3)
+        # The stop lies before the norm, which learns from both.
+        read = self.query_norm1(x.detach() if stop_gradient else x)
+        q = q + self._branch(self.cross_attention(self.query_norm1(q), read), s, 0)
+        q = q + self._branch(self.query_mlp(self.query_norm2(q)), s, 2)
+        return q, x
+
+    def _branch(self, out: Tensor, scales: Tensor | None, index: int) -> Tensor:
+        return _scaled(self.layer_scales[index](out) if self.layer_scale else out, scales, index)
 
 
 class DropPath(nn.Module):
@@ -268,43 +324,17 @@ class DropPath(nn.Module):
         return (of_batch(draw, batch, dim=2) < keep) / keep
 
 
-def random_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
-    """Hide `num_masked` groups a cloud, each cloud its own permutation. `centers [B, G, 3]` -> `[B, G]` bool."""
-    batch, num_group, _ = centers.shape
-    noise = of_batch(lambda count: torch.rand(count, num_group, generator=generator, device=centers.device), batch)
-    return _hide_first(noise.argsort(dim=1, stable=True), num_masked)
-
-
-def block_mask(centers: Tensor, num_masked: int, generator: torch.Generator | None = None) -> Tensor:
-    """Hide the `num_masked` groups nearest to one random centre a cloud. `centers [B, G, 3]` -> `[B, G]` bool."""
-    batch, num_group, _ = centers.shape
-    start = of_batch(
-        lambda count: torch.randint(num_group, (count, 1), generator=generator, device=centers.device), batch
-    )
-    distance = (centers - take(centers, start)).square().sum(dim=-1)
-    return _hide_first(distance.argsort(dim=1, stable=True), num_masked)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Select rows `index [B, K]` of `x [B, G, ...]`, each sample its own: `[B, K, ...]`."""
-    index = index.reshape(*index.shape, *[1] * (x.ndim - 2))
-    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
-
-
-def _hide_first(order: Tensor, num_masked: int) -> Tensor:
-    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_masked], True)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, sight: Tensor | None = None) -> Tensor:
     """Attention of `q [B, Q, C]` over `k, v [B, L, C]`, each head on its share of the channels: `[B, Q, C]`."""
     q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, sight).transpose(1, 2).flatten(2)
 
 
-def _weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
+def _weights(q: Tensor, k: Tensor, heads: int, sight: Tensor | None = None) -> Tensor:
     """What `_attend` weighs values by: `q [B, Q, C]`, `k [B, L, C]` -> `[B, heads, Q, L]`."""
     q, k = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k))
-    weights: Tensor = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    weights: Tensor = (logits if sight is None else logits.masked_fill(~sight, -torch.inf)).softmax(dim=-1)
     return weights
 
 

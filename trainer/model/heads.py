@@ -5,13 +5,16 @@ Both hold `encoder`, an `Encoder` like the pretrained one, whose weights load in
 stop-gradient here.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recon.kernels import interpolate_three
 from recon.trainer.model.encoder import TwoTowers
-from recon.trainer.model.recon import ModelConfig, ReCon, Student
+from recon.trainer.model.losses import reconstruction_loss
+from recon.trainer.model.recon import Decoder, ModelConfig, ReCon, Student
 from recon.trainer.training.distributed import of_batch
 
 CLASSIFY_WIDTH = 256
@@ -21,9 +24,12 @@ SEGMENT_WIDTHS = (512, 256)
 NUM_TAPS = 3
 
 
-def global_feature(queries: Tensor, tokens: Tensor) -> Tensor:
-    """Input of the classification heads, `[B, (Q + 1) C]`: the Q queries, and the max of the local tokens."""
-    return torch.cat([queries.flatten(1), tokens.amax(dim=1)], dim=1)
+def global_feature(queries: Tensor, tokens: Tensor, config: ModelConfig) -> Tensor:
+    """Input of the classification heads, `[B, feature_width]`: cls, the max of each teacher's queries, and the max of
+    the local tokens, of queries `[B, Q, C]` and tokens `[B, L, C]`.
+    """
+    parts = [queries[:, :1]] * config.has_cls + [queries[:, span] for span in config.teacher_queries]
+    return torch.cat([part.amax(dim=1) for part in (*parts, tokens)], dim=1)
 
 
 def dropped(x: Tensor, layer: nn.Dropout, generator: torch.Generator | None) -> Tensor:
@@ -70,19 +76,40 @@ class ClassificationHead(nn.Module):
 
 
 class Classifier(Student):
-    """Encoder and classification head; `config` gives the groups and the drop path of the downstream task."""
+    """Encoder and classification head; `config` gives the groups and the drop path of the downstream task.
 
-    def __init__(self, config: ModelConfig, num_classes: int, head: str = "full") -> None:
-        super().__init__(config)
+    It has the cls query, whether the pretrained model had it or not. With `rebuilds` it keeps the pretrained decoder,
+    as ReCon++ does for a causal model: every group is rebuilt along.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, head: str = "full", rebuilds: bool = False) -> None:
+        super().__init__(config if config.streams == "two_tower" else replace(config, cls_query=True))
         self.head = ClassificationHead(self.encoder.feature_width, num_classes, head)
+        if rebuilds and config.mask_type != "causal":
+            raise ValueError("model.mask_type: only a causal model rebuilds what it classifies")
+        self.decoder = Decoder(config) if rebuilds else None
 
     def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
         groups, centers = self.group(points)
-        scales = self.encoder.drop_path(points.shape[0], generator)
-        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
-        logits: Tensor = self.head(global_feature(queries, tokens), generator)
+        queries, tokens = self._encoded(groups, centers, generator)
+        logits: Tensor = self.head(global_feature(queries, tokens, self.config), generator)
         return logits
+
+    def forward_rebuilt(self, points: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the reconstruction loss of all groups; of a model that `rebuilds`."""
+        assert self.decoder is not None
+        groups, centers = self.group(points)
+        queries, tokens = self._encoded(groups, centers, generator)
+        logits: Tensor = self.head(global_feature(queries, tokens, self.config), generator)
+        predicted = self.decoder.causal(tokens, centers, None, self.decoder.drop_path(len(points), generator))
+        truth = groups[..., : predicted.shape[-1]]
+        return logits, reconstruction_loss(predicted, truth, self.config.reconstruction)
+
+    def _encoded(self, groups: Tensor, centers: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        scales = self.encoder.drop_path(len(groups), generator)
+        queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
+        return queries, tokens
 
 
 class SegmentationHead(nn.Module):
@@ -147,6 +174,8 @@ class Segmenter(Student):
         super().__init__(config)
         if isinstance(self.encoder, TwoTowers):
             raise ValueError("model.streams: segmentation takes one encoder, no 'two_tower'")
+        if config.mask_type == "causal":
+            raise ValueError('model.mask_type: segmentation needs each group\'s own token, which "causal" has not')
         # Blocks 4, 8 and 12 of the released depth, and the same shares of any other; of fewer than three some twice.
         self.taps = [max(1, config.depth * tap // NUM_TAPS) for tap in range(1, NUM_TAPS + 1)]
         self.head = SegmentationHead(config.width, num_parts, num_categories)
@@ -158,7 +187,7 @@ class Segmenter(Student):
         assert not isinstance(self.encoder, TwoTowers)
         tapped = self.encoder.features(self.encoder.patch_embed(groups), centers, self.taps, scales=scales)
         tokens = torch.cat([self.encoder.norm(tokens) for _, tokens in tapped], dim=-1)
-        logits: Tensor = self.head(points, centers, tokens, tapped[-1][0], category, generator)
+        logits: Tensor = self.head(points[..., :3], centers, tokens, tapped[-1][0], category, generator)
         return logits.log_softmax(dim=-1)
 
 

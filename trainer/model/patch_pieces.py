@@ -47,7 +47,7 @@ def embed_in_pieces(layers: Layers, groups: Tensor, kept: Tensor | None) -> Tens
         first = torch.arange(0, batch * num_group, num_group).unsqueeze(1)
         rest = torch.ones(batch, num_group, dtype=torch.uint8).scatter_(1, kept, 0).argsort(dim=1, stable=True)
         points = points[torch.cat([(kept + first).flatten(), (rest[:, num_kept:] + first).flatten()])]
-    points = points.reshape(-1, 3)
+    points = points.reshape(-1, groups.shape[-1])
     kept_groups = batch * num_kept
 
     centered = points - points.mean(dim=0)
@@ -75,7 +75,7 @@ def embed_in_pieces(layers: Layers, groups: Tensor, kept: Tensor | None) -> Tens
 def embed_constant(layers: Layers, groups: Tensor) -> Tensor:
     """What `PatchEmbed.forward(groups)` of these layers is in eval mode, without gradients."""
     batch, num_group, size, _ = groups.shape
-    points, local = groups.reshape(-1, 3), layers.local
+    points, local = groups.reshape(-1, groups.shape[-1]), layers.local
     weight1, bias1 = _in_eval(layers.norm1, layers.conv1)
     weight3, bias3 = _in_eval(layers.norm2, layers.conv3)
     # conv3's half for a point's own feature follows conv2 directly: their product is half as wide on the way in.

@@ -11,29 +11,39 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from recon.kernels import group_points
+from recon.kernels import group_points, knn_gather, knn_points, sample_farthest_points
 from recon.trainer.data.transforms import normalize
-from recon.trainer.model.blocks import PLAIN_BRANCHES, DropPath, PlainBlock, block_mask, position_mlp, random_mask, take
+from recon.trainer.model.blocks import PLAIN_BRANCHES, DropPath, PlainBlock
 from recon.trainer.model.encoder import AnyEncoder, build_encoder
 from recon.trainer.model.losses import category_contrast_loss, reconstruction_loss
+from recon.trainer.model.masks import block_mask, causal_mask, causal_sight, chain_order, chain_steps, random_mask, take
+from recon.trainer.model.position import position_code
 from recon.trainer.model.settings import SIZES as SIZES
 from recon.trainer.model.settings import ModelConfig as ModelConfig
 from recon.trainer.model.teaching import Kind, TeacherHead, contrast_mlp, init_projection_layer
+from recon.trainer.training.distributed import of_batch
 
 
 class Decoder(nn.Module):
-    """Rebuilds the points of masked groups from the visible tokens and the masked groups' centres."""
+    """Rebuilds the points of masked groups from the visible tokens and the masked groups' centres.
+
+    Of the causal form there is no mask token: what the encoder gives at each place rebuilds that place's group.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = position_mlp(width)
-        self.blocks = nn.ModuleList(PlainBlock(width, config.heads) for _ in range(config.decoder_depth))
+        self.channels = config.rebuilt_channels
+        self.mask_token = None if config.mask_type == "causal" else nn.Parameter(torch.zeros(1, 1, width))
+        self.position = position_code(config.position, width)
+        self.blocks = nn.ModuleList(
+            PlainBlock(width, config.heads, bias=config.block == "recon2") for _ in range(config.decoder_depth)
+        )
         self.drop_path = DropPath(config.drop_path, config.decoder_depth, PLAIN_BRANCHES)
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 3 * config.group_size)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.head = nn.Linear(width, self.channels * config.group_size)
+        if self.mask_token is not None:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
         # The release starts the decoder's blocks unlike the encoder's, and its position MLP and head as torch does.
         self.blocks.apply(_init_decoder_layer)
 
@@ -42,8 +52,10 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Map `tokens [B, V, C]`, `visible_centers [B, V, 3]` and `masked_centers [B, M, 3]` to points `[B, M, S, 3]`.
 
-        The points are relative to their group's centre. `scales` is what `drop_path` draws.
+        The points are relative to their group's centre, and `[B, M, S, 6]` where colours are rebuilt. `scales` is what
+        `drop_path` draws.
         """
+        assert self.mask_token is not None
         batch, num_masked, _ = masked_centers.shape
         mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, num_masked, -1)
         x = torch.cat([tokens, mask_tokens], dim=1)
@@ -52,8 +64,24 @@ class Decoder(nn.Module):
             # Of the last block's output only the masked groups are read.
             last = num_masked if index + 1 == len(self.blocks) else None
             x = block(x + position, None if scales is None else scales[index], last)
+        return self._points(x)
+
+    def causal(
+        self, tokens: Tensor, centers: Tensor, hidden: Tensor | None = None, scales: Tensor | None = None
+    ) -> Tensor:
+        """Map `tokens [B, G, C]` of the causal form, of groups at `centers [B, G, 3]`, to points `[B, G, S, 3]`.
+
+        Each is told where its group lies from the one before, not where it is. `hidden` as `Encoder.forward` takes it.
+        """
+        x, position = tokens, self.position(chain_steps(centers))
+        sight = causal_sight(tokens.shape[1], hidden, tokens.device)
+        for index, block in enumerate(self.blocks):
+            x = block(x + position, None if scales is None else scales[index], None, sight)
+        return self._points(x)
+
+    def _points(self, x: Tensor) -> Tensor:
         points: Tensor = self.head(self.norm(x))
-        return points.view(batch, num_masked, -1, 3)
+        return points.view(*x.shape[:2], -1, self.channels)
 
 
 class Student(nn.Module):
@@ -74,15 +102,32 @@ class Student(nn.Module):
         return self
 
     def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`."""
-        groups, centers = group_points(points, self.config.num_group, self.config.group_size)
+        """Split `points [B, N, 3]` into centre-relative groups `[B, G, S, 3]` and their centres `[B, G, 3]`.
+
+        With colours `[B, N, 6]` into groups `[B, G, S, 6]`; a model of colours gives those of the default colour to
+        `[B, N, 3]`, another ValueError for `[B, N, 6]`. Of the causal form in the order of its walk.
+        """
+        config = self.config
+        if not config.color:
+            if points.shape[-1] != 3:
+                raise ValueError(f"points: of {points.shape[-1]} channels, but model.color is off, which takes 3")
+            groups, centers = group_points(points, config.num_group, config.group_size)
+        else:
+            points = colored(points, config.default_color)
+            place = points[..., :3].contiguous()
+            centers, _ = sample_farthest_points(place, K=config.num_group)
+            near = knn_gather(points, knn_points(centers, place, K=config.group_size).idx)
+            groups = torch.cat([near[..., :3] - centers[:, :, None], near[..., 3:]], dim=-1)
+        if config.mask_type == "causal":
+            order = chain_order(centers)
+            groups, centers = take(groups, order), take(centers, order)
         return groups, centers
 
     def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode whole clouds `[B, N, 3]`: queries `[B, 1 + T, C]` (cls, then the teachers') and tokens `[B, G, C]`.
+        """Encode whole clouds `[B, N, 3]`: queries `[B, Q, C]` (see `ModelConfig.queries`) and tokens `[B, G, C]`.
 
         The clouds are taken as they are: centred and scaled to the unit sphere, as `forward` takes them. Of two towers
-        queries `[B, T, C]`, without cls, and tokens `[B, G, 2C]`.
+        tokens `[B, G, 2C]`.
         """
         groups, centers = self.group(points)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers)
@@ -93,7 +138,7 @@ class Student(nn.Module):
 
         Of clouds `[B, N, 3]` in any frame and scale. Of two towers `[B, 3C]`.
         """
-        return pooled(*self.forward_features(normalize(points)))
+        return pooled(*self.forward_features(framed(points)))
 
     def embed(self, points: Tensor) -> Tensor:
         """Describe clouds `[B, N, 3]` in any frame and scale by `svm_feature`, `[B, 2C]`."""
@@ -105,13 +150,32 @@ def pooled(queries: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
 
 
+def framed(points: Tensor) -> Tensor:
+    """Clouds `[B, N, 3]` in any frame and scale as the models take them; colours behind the places stay as they are."""
+    if points.shape[-1] == 3:
+        return normalize(points)
+    return torch.cat([normalize(points[..., :3]), points[..., 3:]], dim=-1)
+
+
+def colored(points: Tensor, default: float, lost: Tensor | None = None) -> Tensor:
+    """Clouds `[B, N, 3]` or `[B, N, 6]` with a colour each, `[B, N, 6]`: `default` where there is none.
+
+    `lost [B]` (bool): clouds whose colour is left out. ValueError for points of other channels.
+    """
+    if points.shape[-1] not in (3, 6):
+        raise ValueError(f"points: must have 3 or 6 channels, got {points.shape[-1]}")
+    color = points[..., 3:] if points.shape[-1] == 6 else torch.full_like(points, default)
+    if lost is not None:
+        color = torch.where(lost[:, None, None], default, color)
+    return torch.cat([points[..., :3], color.to(points.dtype)], dim=-1)
+
+
 class ReCon(Student):
     """The pretraining model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.first = self.encoder.num_queries - len(config.teachers)
-        """Place of the first teacher's query, behind cls where there is one"""
+        self.spans = config.teacher_queries
         self.decoder = Decoder(config) if config.reconstruction != "none" else None
         self.teachers = nn.ModuleList(TeacherHead(config.width, teacher) for teacher in config.teachers)
         self.contrast_projection = contrast_mlp(config.width) if config.self_contrastive else None
@@ -126,11 +190,14 @@ class ReCon(Student):
         labels: Tensor | None = None,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        present: Sequence[Tensor | None] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the pretraining losses of a batch.
 
-        points: `[B, N, 3]`, centred and scaled to the unit sphere.
-        targets: the teachers' raw features, `[B, D]` each, in the order of `config.teachers`.
+        points: `[B, N, 3]`, or `[B, N, 6]` with colours, centred and scaled to the unit sphere.
+        targets: the teachers' raw features, `[B, D]` each, in the order of `config.teachers`; `[B, T, D]`, several a
+        cloud, of those with a matched loss.
+        present: beside `targets`, bool `[B, T]`: which of several are there; all, where there is None.
         labels: `[B]` int category ids, needed by the contrast only.
         mask: `[B, G]` bool, True where hidden; drawn from `generator` when not given.
         generator: source of the mask and of drop path; torch's global one when not given.
@@ -140,25 +207,51 @@ class ReCon(Student):
         """
         if len(targets) != len(self.teachers):
             raise ValueError(f"targets: {len(targets)} given, the model has {len(self.teachers)} teachers")
+        if self.config.color and self.config.color_drop:
+            points = colored(points, self.config.default_color, self._lost_colors(points, generator))
         groups, centers = self.group(points)
         if mask is None:
             mask = self.draw_mask(centers, generator)
         else:
             _check_mask(mask, centers, self.config.num_masked)
-        visible, masked = self.split(mask)
         scales = self.encoder.drop_path(len(points), generator)
         decoder_scales = None if self.decoder is None else self.decoder.drop_path(len(points), generator)
+        queries, predicted, place = self.rebuild(groups, centers, mask, scales, decoder_scales)
+        truth = None if predicted is None else take(groups, place)
+        return self.forward_losses(predicted, truth, queries, targets, labels, present)
+
+    def _lost_colors(self, points: Tensor, generator: torch.Generator | None) -> Tensor:
+        draw = of_batch(lambda count: torch.rand(count, generator=generator, device=points.device), len(points))
+        return draw < self.config.color_drop
+
+    def rebuild(
+        self,
+        groups: Tensor,
+        centers: Tensor,
+        mask: Tensor,
+        scales: Tensor | None = None,
+        decoder_scales: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Encode groups `[B, G, S, 3]` at centers `[B, G, 3]` behind `mask [B, G]`, and rebuild what it asks for.
+
+        Returns the queries `[B, Q, C]`, the rebuilt points `[B, M, S, 3]` (None without a decoder) and which groups
+        they are, `[B, M]`: the masked ones, of the causal form all.
+        """
+        visible, masked = self.split(mask)
         queries, tokens = self.forward_encoder(groups, centers, visible, scales)
+        if self.config.mask_type == "causal":
+            everything = torch.arange(groups.shape[1], device=groups.device).expand(len(groups), -1)
+            predicted = None if self.decoder is None else self.decoder.causal(tokens, centers, mask, decoder_scales)
+            return queries, predicted, everything
         if self.decoder is None:
-            return self.forward_losses(None, None, queries, targets, labels)
+            return queries, None, masked
         predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), decoder_scales)
-        return self.forward_losses(predicted, take(groups, masked), queries, targets, labels)
+        return queries, predicted, masked
 
     def draw_mask(self, centers: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw `[B, G]` bool, True where hidden, with the same count in every row."""
-        if self.config.mask_type == "rand":
-            return random_mask(centers, self.config.num_masked, generator)
-        return block_mask(centers, self.config.num_masked, generator)
+        draw = {"rand": random_mask, "block": block_mask, "causal": causal_mask}[self.config.mask_type]
+        return draw(centers, self.config.num_masked, generator)
 
     def split(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn a mask `[B, G]` into the indices of its visible `[B, G - M]` and masked `[B, M]` groups, ascending."""
@@ -169,7 +262,9 @@ class ReCon(Student):
     def forward_encoder(
         self, groups: Tensor, centers: Tensor, visible: Tensor, scales: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encode the visible groups: queries `[B, 1 + T, C]` and tokens `[B, V, C]`, with the stop-gradient between."""
+        """Encode the visible groups: queries `[B, Q, C]` and tokens `[B, V, C]` (of the causal form `[B, G, C]`), with
+        the stop-gradient between.
+        """
         queries, tokens = self.encoder.masked(groups, centers, visible, self.config, scales)
         return queries, tokens
 
@@ -180,17 +275,20 @@ class ReCon(Student):
         queries: Tensor,
         targets: Sequence[Tensor],
         labels: Tensor | None,
+        present: Sequence[Tensor | None] | None = None,
     ) -> dict[str, Tensor]:
-        """Compare `predicted [B, M, S, 3]` with `groups`, where something was rebuilt; and `queries [B, 1 + T, C]` with
-        the teachers' features `[B, D]` and, for cls, with each other.
+        """Compare `predicted [B, M, S, 3]` with `groups`, where something was rebuilt; and `queries [B, Q, C]` with the
+        teachers' features (see `forward`) and, for cls, with each other.
         """
         losses: dict[str, Tensor] = {}
         if predicted is not None and groups is not None:
-            losses["reconstruction"] = reconstruction_loss(predicted, groups, self.config.reconstruction)
+            truth = groups[..., : predicted.shape[-1]]
+            losses["reconstruction"] = reconstruction_loss(predicted, truth, self.config.reconstruction)
         weight = {}
         for place, (teacher, head) in enumerate(zip(self.config.teachers, self.teachers, strict=True)):
             assert isinstance(head, TeacherHead)
-            losses[teacher.name] = head.loss(queries[:, self.first + place], targets[place])
+            there = None if present is None else present[place]
+            losses[teacher.name] = head.loss(queries[:, self.spans[place]], targets[place], there)
             weight[teacher.name] = teacher.weight
         if self.contrast_projection is not None:
             if labels is None:
@@ -219,8 +317,8 @@ class ReCon(Student):
                 f"zero-shot needs image and text features of one space; this model was trained on "
                 f"{widths[0]}-d images and {widths[1]}-d text"
             )
-        queries, _ = self.forward_features(normalize(points))
-        predicted = [self.teachers[place](queries[:, self.first + place]) for place in (seeing, reading)]
+        queries, _ = self.forward_features(framed(points))
+        predicted = [self._feature(queries, place) for place in (seeing, reading)]
         feature: Tensor = text_weight * predicted[1] + predicted[0]
         return feature
 
@@ -228,8 +326,8 @@ class ReCon(Student):
         """All that one pass says of clouds `[B, N, 3]` in any frame and scale: `embed`'s feature `[B, 2C]`, and each
         teacher's raw feature as its query predicts it, `[B, D]`, in the order of `config.teachers`.
         """
-        queries, tokens = self.forward_features(normalize(points))
-        predicted = [head(queries[:, self.first + place]) for place, head in enumerate(self.teachers)]
+        queries, tokens = self.forward_features(framed(points))
+        predicted = [self._feature(queries, place) for place in range(len(self.teachers))]
         return pooled(queries, tokens), predicted
 
     def image_feature(self, points: Tensor, teacher: str | None = None) -> Tensor:
@@ -244,9 +342,13 @@ class ReCon(Student):
         return self._predict(points, self._place("text", teacher))
 
     def _predict(self, points: Tensor, place: int) -> Tensor:
-        queries, _ = self.forward_features(normalize(points))
-        predicted: Tensor = self.teachers[place](queries[:, self.first + place])
-        return predicted
+        queries, _ = self.forward_features(framed(points))
+        return self._feature(queries, place)
+
+    def _feature(self, queries: Tensor, place: int) -> Tensor:
+        head = self.teachers[place]
+        assert isinstance(head, TeacherHead)
+        return head.feature(queries[:, self.spans[place]])
 
     def _place(self, kind: Kind, name: str | None) -> int:
         for place, teacher in enumerate(self.config.teachers):

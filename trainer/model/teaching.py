@@ -5,17 +5,19 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from recon.trainer.model.losses import INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE, teacher_loss
+from recon.trainer.model.losses import INFONCE_LOG_SCALE, INFONCE_MAX_LOG_SCALE, matched_loss, teacher_loss, widened
 
 CONTRAST_WIDTH = 128
 Kind = Literal["image", "text"]
-Loss = Literal["smooth_l1", "cosine", "infonce"]
+Loss = Literal["smooth_l1", "cosine", "infonce", "matched", "matched_sum"]
+MATCHED = ("matched", "matched_sum")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen encoder that one global query learns to predict the features of."""
+    """A frozen encoder that a global query, or several, learn to predict the features of."""
 
     name: str
     """What its loss is called, and the query's place is found by."""
@@ -24,15 +26,23 @@ class Teacher:
     dim: int
     """Width of its feature."""
     loss: Loss = "smooth_l1"
-    """Distance to the feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch."""
+    """Distance to the feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch. "matched" is that of
+    ReCon++, of several features, each to the query that fits it; "matched_sum" the same summed over the batch, as it
+    was released with a weight of 5."""
     weight: float = 1.0
     """Factor of the loss in the sum."""
+    queries: int = 1
+    """Global queries that learn from it; more than one of "matched" alone."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"model.teachers: kind of {self.name!r} must be image or text, got {self.kind!r}")
         if self.loss not in get_args(Loss):
             raise ValueError(f"model.teachers: loss of {self.name!r} must be one of {', '.join(get_args(Loss))}")
+        if self.queries < 1 or (self.queries > 1 and self.loss not in MATCHED):
+            raise ValueError(
+                f"model.teachers: queries of {self.name!r} must be 1, or more with loss matched, got {self.queries}"
+            )
         if self.dim < 1:
             raise ValueError(f"model.teachers: width of {self.name!r} must be at least 1, got {self.dim}")
 
@@ -42,7 +52,7 @@ RELEASED_TEACHERS = (Teacher("image", "image", 768), Teacher("text", "text", 512
 
 
 class TeacherHead(nn.Module):
-    """What a global query learns one teacher with: a projection, for InfoNCE a learned scale, and the loss."""
+    """What global queries learn one teacher with: a projection, for InfoNCE a learned scale, and the loss."""
 
     def __init__(self, width: int, teacher: Teacher) -> None:
         super().__init__()
@@ -51,17 +61,30 @@ class TeacherHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(INFONCE_LOG_SCALE)) if teacher.loss == "infonce" else None
 
     def forward(self, query: Tensor) -> Tensor:
-        """Predict the teacher's raw feature `[B, D]` from its query `[B, C]`."""
+        """Predict the teacher's raw feature `[B, D]` from its query `[B, C]`; unit vectors `[B, Q, D]` from several."""
         predicted: Tensor = self.projection(query)
+        return F.normalize(widened(predicted), dim=-1) if self.teacher.loss in MATCHED else predicted
+
+    def feature(self, queries: Tensor) -> Tensor:
+        """What the teacher's `queries [B, Q, C]` say together, `[B, D]`: the mean of what each predicts."""
+        predicted: Tensor = self(queries[:, 0]) if queries.shape[1] == 1 else self(queries).mean(dim=1)
         return predicted
 
-    def loss(self, query: Tensor, target: Tensor) -> Tensor:
-        """Unweighted distance from the prediction to `target [B, D]`, a scalar."""
+    def loss(self, queries: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
+        """Unweighted distance from what `queries [B, Q, C]` predict to `target`, a scalar.
+
+        `target [B, D]`; of "matched" `[B, T, D]`, of which those of `present [B, T]` are there, without it all, and
+        `[B, D]` is one a cloud.
+        """
+        if self.teacher.loss in MATCHED:
+            target = target.unsqueeze(1) if target.ndim == 2 else target
+            present = torch.ones_like(target[..., 0], dtype=torch.bool) if present is None else present
+            return matched_loss(self(queries), target, present, self.teacher.loss == "matched_sum")
         if self.log_scale is not None:
             # Brought back to its limit, as CLIP does: beyond it no gradient would bring it back.
             with torch.no_grad():
                 self.log_scale.clamp_(max=INFONCE_MAX_LOG_SCALE)
-        return teacher_loss(self(query), target, self.teacher.loss, self.log_scale)
+        return teacher_loss(self(queries[:, 0]), target, self.teacher.loss, self.log_scale)
 
 
 def contrast_mlp(width: int) -> nn.Sequential:

@@ -68,8 +68,7 @@ class Attended:
 def attend(model: ReCon, names: Sequence[str], points: Tensor) -> list[Attended]:
     """Of clouds [B, N, 3] within the unit sphere, as the model takes them. Of two towers that of the teachers."""
     encoder = model.encoder.teaching if isinstance(model.encoder, TwoTowers) else model.encoder
-    teachers = tuple(teacher.name for teacher in model.config.teachers)
-    queries = ("cls", *teachers)[-encoder.num_queries :]
+    queries = model.config.queries
     taken: dict[nn.Module, tuple[Tensor, ...]] = {}
 
     def keep(module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -81,7 +80,7 @@ def attend(model: ReCon, names: Sequence[str], points: Tensor) -> list[Attended]
         for module in (*looking, *reading):
             hooks.callback(module.register_forward_pre_hook(keep).remove)
         model.forward_features(points)
-    local = _stacked(module.weights(taken[module][0]) for module in looking)
+    local = _stacked(module.weights(taken[module][0], *taken[module][2:]) for module in looking)
     if reading:
         cross = _stacked(module.weights(*taken[module]) for module in reading)
     else:  # one stream: queries and tokens side by side

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from rich.table import Column, Table
 from rich.text import Text
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.pages import embedded, render
 from recon.pipeline.base.wording import shown
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.results import read_results
@@ -50,13 +49,8 @@ def write_comparison(runs: Sequence[Path], output: Path) -> tuple[list[str], dic
     }
     names = [run.name for run in read]
     curves = {"training": [run.training for run in read], "probes": [run.probes for run in read]}
-    figures = {
-        what: "data:image/png;base64," + base64.b64encode(overlaid_curves(names, lines)).decode()
-        for what, lines in curves.items()
-        if any(lines)
-    }
-    loader = Environment(loader=PackageLoader("recon.trainer", "show"), autoescape=select_autoescape())
-    page = loader.get_template("compare.html").render(names=names, tables=tables, figures=figures)
+    figures = {what: embedded(overlaid_curves(names, lines)) for what, lines in curves.items() if any(lines)}
+    page = render("recon.trainer.show", "compare.html", names=names, tables=tables, figures=figures)
     try:
         write_atomically(output, page)
     except OSError as error:

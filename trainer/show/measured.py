@@ -259,12 +259,18 @@ def few_shot(num_test: int, num_train: int) -> str:
 def model_words(config: Mapping[str, Any]) -> str:
     """What a run's settings train, as papers call it."""
     model, task = config["model"], config.get("task", {})
-    depth = model.get("depth", ModelConfig.depth)
+    depth, second = model.get("depth", ModelConfig.depth), model.get("block") == "recon2"
     # The paper's sizes differ in width alone; a shallower model is none of them.
-    fits = [name for name, sizes in SIZES.items() if sizes.items() <= model.items() and depth == ModelConfig.depth]
-    name = STREAMS.get(model.get("streams", "recon"), "ReCon")
-    suffixes = {"base": "", "small": "-Small", "tiny": "-Tiny"}
-    words = [name + (suffixes[fits[0]] if fits else f" of width {model['width']} and depth {depth}")]
+    fits = [
+        name
+        for name, sizes in SIZES.items()
+        if sizes.items() <= model.items() and depth == sizes.get("depth", ModelConfig.depth)
+    ]
+    name = "ReCon++" if second else STREAMS.get(model.get("streams", "recon"), "ReCon")
+    # Those of ReCon++, which name its block, come last.
+    suffix = f"-{fits[-1].removeprefix('recon2-').capitalize()}" if fits else ""
+    suffix = "" if suffix == "-Base" and not second else suffix
+    words = [name + (suffix if fits else f" of width {model['width']} and depth {depth}")]
     words += [] if model.get("stop_gradient", True) else ["no stop-gradient"]
     if task.get("kind", "pretrain") == "pretrain":
         return ", ".join([*words, *([] if model["teachers"] else ["single-modal"])])

@@ -15,7 +15,7 @@ from torch import Tensor
 from recon.kernels import chamfer_distance
 from recon.pipeline.base.errors import UserError
 from recon.trainer.data.transforms import stream
-from recon.trainer.model.blocks import take
+from recon.trainer.model.masks import take
 from recon.trainer.model.recon import ReCon
 from recon.trainer.show.clouds import HEAT, draw_cloud, grid, plain
 
@@ -62,9 +62,10 @@ def rebuild(source: Path, model: ReCon, names: Sequence[str], points: Tensor, se
         )
     groups, centers = model.group(points)
     mask = torch.cat([_mask(model, centers[i : i + 1], seed, name) for i, name in enumerate(names)])
-    visible, masked = model.split(mask)
-    _, tokens = model.forward_encoder(groups, centers, visible)
-    predicted = model.decoder(tokens, take(centers, visible), take(centers, masked)).float()
+    visible, _ = model.split(mask)
+    _, rebuilt, masked = model.rebuild(groups, centers, mask)
+    assert rebuilt is not None
+    groups, predicted = groups[..., :3], rebuilt[..., :3].float()
     truth = take(groups, masked).float()
     chamfer = _chamfer(predicted.flatten(0, 1), truth.flatten(0, 1), model.config.reconstruction).view(masked.shape)
     placed = [

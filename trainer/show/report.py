@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,24 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 
 from recon.pipeline.base.documents import BadDocument, bounded_lines, parse_document, read_document
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.machine import cores, processor
+from recon.pipeline.base.pages import embedded, render
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.columns import VERIFY
 from recon.pipeline.store.forms import LOG
 from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
-from recon.trainer.evaluate.results import read_results
+from recon.trainer.evaluate.results import per_class, read_results
 from recon.trainer.forms import TRAINING
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 from recon.trainer.training.metrics import read_lines
 
 SHAPES_A_CATEGORY = 5
+LOSS_LINES = 20
 PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")
 HEADLINES = {
     "svm": ("svm_accuracy", "svm_accuracy_random_init"),
@@ -89,14 +89,15 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
     figures = {"losses": loss_curves(lines, list(data["teachers"]))}
     if "views" in ref.keys:
         figures["views"] = contact_sheet(_sheet_rows(store, ref))
-    matrices = {title: confusion_matrix(*counts) for title, counts in _matrices(measured)}
-    loader = Environment(loader=PackageLoader("recon.trainer", "show"), autoescape=select_autoescape())
-    page = loader.get_template("report.html").render(
+    page = render(
+        "recon.trainer.show",
+        "report.html",
         run=run.name,
         metrics=metrics,
         rows=[row for result in measured for row in _rows(result)],
-        images={name: _embedded(png) for name, png in figures.items()},
-        matrices={title: _embedded(png) for title, png in matrices.items()},
+        images={name: embedded(png) for name, png in figures.items()},
+        losses=_loss_table(lines, list(data["teachers"])),
+        matrices=[_matrix(title, *counts) for title, counts in _matrices(measured)],
         seen_in_training=any(
             _is_own(result, data) and result["split"] in (*data["splits"], "train+test") and result["split"] != "train"
             for result in measured
@@ -158,8 +159,19 @@ def _matrices(measured: Sequence[dict[str, Any]]) -> Iterator[tuple[str, tuple[A
                 yield f"{_title(result)}{words}", (result[name], result["categories"])
 
 
-def _embedded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _matrix(title: str, counts: list[list[int]], categories: list[str]) -> dict[str, Any]:
+    """A confusion matrix as a picture and as lines of (true class, counts, share named rightly)."""
+    right = per_class(counts, categories)
+    lines = [(name, row, right[name]) for name, row in zip(categories, counts, strict=True)]
+    image = embedded(confusion_matrix(counts, categories))
+    return {"title": title, "image": image, "categories": categories, "lines": lines}
+
+
+def _loss_table(lines: Sequence[dict[str, Any]], teachers: Sequence[str]) -> dict[str, Any]:
+    """The losses at some of the steps, the first and the last among them."""
+    names = [name for name in ("total", "reconstruction", *teachers, "contrast") if name in lines[-1]]
+    places = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), LOSS_LINES)).round().astype(int))
+    return {"names": ["step", *names], "lines": [[lines[at]["step"], *(lines[at][n] for n in names)] for at in places]}
 
 
 def stage_log(store: FeatureStore, ref: Ref) -> dict[str, dict[str, Any]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from recon.pipeline.base.pages import render
 from recon.trainer.show.formats import Format, write_table
 from recon.trainer.show.measured import CLASSIFICATION, PARTS, QUERIES, ZERO_SHOT, Measured, read_measured
 
@@ -58,11 +60,15 @@ class DataSet:
 
 
 def make_table(folders: Sequence[Path], form: Format) -> tuple[str, list[str]]:
-    """The table of runs' folders and of folders of several seeds, and notes on what was left out.
+    """The table of runs' folders and of folders of several seeds, and notes on what was left out; "html" is a page.
 
     UserError for a folder that is neither or holds no result.
     """
     rows, notes = find_rows(folders)
+    if form == "html":
+        blocks = groupby(rows, key=lambda row: (row.task, row.data, row.measure))
+        told = [(block, list(mine)) for block, mine in blocks]
+        return render("recon.trainer.show", "table.html", blocks=told, notes=notes), notes
     header = CSV_HEADER if form == "csv" else HEADER
     return write_table(header, [row.cells(form) for row in rows], form), notes
 

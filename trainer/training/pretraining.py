@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.files import write_atomically
+from recon.pipeline.base.files import stamp, write_atomically
 from recon.pipeline.base.precision import Decision
 from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.store import FeatureStore
@@ -33,6 +34,7 @@ from recon.trainer.model.recon import ReCon
 from recon.trainer.model.tuning import count_trained
 from recon.trainer.recipe import config_from_dict, list_recipes, load_config
 from recon.trainer.training.distributed import rank, world_size
+from recon.trainer.training.held import held_run
 from recon.trainer.training.loop import Probes, Trainer
 from recon.trainer.training.peers import check_alike, own_device
 from recon.trainer.training.tasks import load_data, load_pretrained
@@ -79,6 +81,17 @@ def train(
     profile: bool = False,
 ) -> int:
     """As `pretrain`, of settings of any task, in a folder that `check_run` has let pass."""
+    with ExitStack() as stack:
+        return _train(stack, console, store, run, config, resume, device, profile)
+
+
+def _train(
+    stack: ExitStack, console: Console, store: Path, run: Path, config: Config, resume: bool, device: str, profile: bool
+) -> int:
+    """`train`; the stack holds the run's folder."""
+    before = stamp(run / "config.json")
+    if resume and rank() == 0:
+        stack.enter_context(held_run(run, before))
     target = choose_device(device)
     precision = choose_precision(config, target.type)
     if resume:
@@ -103,6 +116,7 @@ def train(
         notes = [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
     check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
     if not resume and rank() == 0:
+        stack.enter_context(held_run(run, before))
         begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
     for line in (*notes, _first_line(trainer, precision), precision.note):
         if line:

@@ -68,8 +68,12 @@ def load_pretrained(model: Model, path: str) -> None:
     student, _ = read_any(Path(path))
     merge_lora(student)  # of a run that was tuned so itself
     try:
-        state = student.encoder.state_dict()
-        own = {name: value for name, value in model.encoder.state_dict().items() if ".lora_" in name}
+        state, fresh = student.encoder.state_dict(), model.encoder.state_dict()
+        own = {name: value for name, value in fresh.items() if ".lora_" in name}
+        if model.config.has_cls and not student.config.has_cls:
+            for name in ("query_token", "query_position"):
+                if name in state:
+                    own[name] = torch.cat([fresh[name][:, :1], state[name]], dim=1)
         model.encoder.load_state_dict(state | own)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()

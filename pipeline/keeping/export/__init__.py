@@ -15,7 +15,7 @@ from recon.pipeline.base.files import sync_directory
 from recon.pipeline.keeping.export.table import Progress, Table, load_table, safe_names
 from recon.pipeline.store.feature_store import FeatureStore
 
-Form = Literal["memmap", "webdataset", "parquet", "safetensors", "openshape", "captions"]
+Form = Literal["parquet", "memmap", "webdataset", "safetensors", "openshape", "captions"]
 Writer = Callable[[Table, Path, dict[str, Any], int, Progress], dict[str, Any]]
 
 VERSION = 1  # of the exports' layout
@@ -51,23 +51,27 @@ def export(
     splits: Sequence[str] = (),
     shard_rows: int = 1024,
     progress: Progress = lambda done, total: None,
+    only_targets: bool = False,
 ) -> ExportResult:
     """Write the finished rows of a ref (of `splits`, or all) to the new or empty folder `out`.
 
     Every row is compared with its receipt on the way. The same store gives the same bytes. Holds `shard_rows` rows and
     the words' features in memory; `progress` is told (rows done, rows to do). Besides the form's own files there are
-    README.json (ref, keys, recipes, digests, columns) and rows.jsonl (line i is row i). UserError for a folder in use,
-    a ref or split that is not there, a damaged row, a missing package, a full disk.
+    README.json (ref, keys, recipes, digests, columns) and rows.jsonl (line i is row i). `only_targets`: the teachers'
+    features alone, of every row that they have finished, with its uid, category and split. UserError for a folder in
+    use, a ref or split that is not there, a damaged row, a missing package, a full disk.
     """
     out = Path(out).absolute()
     if form not in get_args(Form):
         raise UserError(f"no export form {form!r}; choose one of {', '.join(get_args(Form))}")
     if shard_rows < 1:
         raise UserError(f"shard rows {shard_rows}: give 1 or more")
+    if only_targets and form in ("openshape", "captions"):
+        raise UserError(f"form {form} holds more than targets: with --only targets choose parquet, memmap, or another")
     write = _writer(form)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; name a new or empty folder")
-    table = load_table(store, ref, splits)
+    table = load_table(store, ref, splits, only_targets)
     trace = _trace(table, form)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

@@ -46,7 +46,7 @@ def _shapes(table: Table, start: int, stop: int, arrays: Arrays) -> dict[str, tu
         name: (pa.array([record[name] for record in records]), ()) for name in ("uid", "dataset", "category", "split")
     }
     columns["label"] = (pa.array(table.label[start:stop]), ())
-    for name in ("parts", "captions"):
+    for name in () if table.only_targets else ("parts", "captions"):
         columns[name] = (pa.array([record[name] for record in records], type=pa.list_(pa.string())), ())
     for name, values in arrays.items():
         columns[name] = (_fixed(values), values.shape[1:])

@@ -58,7 +58,10 @@ class Words:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one ref's dataset that every one of its stages finished, in the store's order."""
+    """Rows of one ref's dataset that every one of its stages finished, in the store's order.
+
+    With `only_targets` those that every teacher finished, and nothing but their features.
+    """
 
     store: FeatureStore
     ref: Ref
@@ -75,14 +78,17 @@ class Table:
     """[N] JSON values: row, uid, name (safe as a file's name), dataset, category, label, split, parts, captions"""
     words: Words | None
     """None where no teacher of the ref reads words."""
+    only_targets: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def columns(self) -> dict[str, tuple[str, str, str, bool]]:
         """By exported name: kind, key, column, and whether it has lanes (the draws)."""
-        points = self.ref.keys["points"]
-        found = {c.name: ("points", points, c.name, False) for c in self.store.columns("points", points)}
+        found: dict[str, tuple[str, str, str, bool]] = {}
+        if not self.only_targets:
+            points = self.ref.keys["points"]
+            found = {c.name: ("points", points, c.name, False) for c in self.store.columns("points", points)}
         names = safe_names(list(self.ref.targets))
         for name, key in zip(names, self.ref.targets.values(), strict=True):
             found[f"targets-{name}"] = ("targets", key, "feat", True)
@@ -106,11 +112,11 @@ class Table:
             yield start, start + len(rows), arrays
 
 
-def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> Table:
-    """UserError for a ref without points, an unknown split, no finished row, or words not embedded yet."""
+def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str], only_targets: bool = False) -> Table:
+    """UserError for a ref without points (or targets), an unknown split, no finished row, or words not embedded yet."""
     found = store.ref(ref)
     registry = store.registry
-    store.points(found)  # says which stage to run
+    _ = store.targets(None, found) if only_targets else store.points(found)  # says which stage to run
     mine = store.rows(found)
     known = sorted({registry.split[row] for row in mine})
     for split in splits:
@@ -118,7 +124,7 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
             raise UserError(f"{store.path}: no split {split!r}; it has {', '.join(known)}")
     chosen = np.array([row for row in mine if not splits or registry.split[row] in splits], dtype=np.int64)
     done = np.ones(len(registry), dtype=np.bool_)
-    for key in (*found.keys.values(), *found.captions.values()):
+    for key in () if only_targets else (*found.keys.values(), *found.captions.values()):
         done &= store.ok(key, len(registry))
     for teacher in found.targets:
         done &= store.targets(teacher, found).ok.all(axis=0)
@@ -128,8 +134,8 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
     used = sorted({int(number) for number in registry.category[mine]})
     label = np.searchsorted(used, registry.category[rows]).astype(np.int64)
     categories = [registry.categories[number] for number in used]
-    captions = store.captions(found)
-    parts = _parts(store, found, rows)
+    captions = None if only_targets else store.captions(found)
+    parts = [[]] * len(rows) if only_targets else _parts(store, found, rows)
     names = safe_names([registry.uid[row] for row in rows])
     records = [
         {
@@ -141,12 +147,13 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str]) -> T
             "label": int(number),
             "split": registry.split[row],
             "parts": its,
-            "captions": [caption for caption in captions[row] if caption],
+            "captions": [caption for caption in captions[row] if caption] if captions else [],
         }
         for row, name, number, its in zip(rows, names, label, parts, strict=True)
     ]
-    words = _load_words(store, found, used, rows, records) if found.text else None
-    return Table(store, found, tuple(splits), rows, len(chosen) - len(rows), categories, label, records, words)
+    words = _load_words(store, found, used, rows, records) if found.text and not only_targets else None
+    left_out = len(chosen) - len(rows)
+    return Table(store, found, tuple(splits), rows, left_out, categories, label, records, words, only_targets)
 
 
 def _parts(store: FeatureStore, ref: Ref, rows: NDArray[np.int64]) -> list[list[str]]:

@@ -14,18 +14,22 @@ from numpy.typing import NDArray
 from recon.pipeline.base.digests import row_seed
 from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.copies import describe as describe_copies
+from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.lacking import describe as describe_lacking
 from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
 from recon.pipeline.keeping.stats.listing import list_store as list_store
+from recon.pipeline.shapes.upright import UNCLEAR, likely_up
 from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.store.names import named_keys
 from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.store.records import Ref
 from recon.pipeline.store.shards import read_rows
+
+TIPPED = 5  # shapes that are named
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class PointStatistics:
     """Share of points that have a normal."""
     parts: int
     """Different part labels."""
+    up: dict[str, int]
+    """Shapes by the direction that is likely to be up, most frequent first; see `shapes.upright`."""
+    tipped: tuple[str, ...]
+    """Uids of the first whose likely up is clear and not +Y."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ class Statistics:
     captions: tuple[CaptionStatistics, ...]
     targets: tuple[FeatureStatistics, ...]
     text: tuple[FeatureStatistics, ...]
+    cut: dict[str, tuple[int, int]]
+    """By teacher how many prompts are longer than it reads, and of how many."""
 
 
 def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, seed: int = 0) -> Statistics:
@@ -150,6 +160,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
         captions=_caption_statistics(store, found, mine),
         targets=tuple(filter(None, targets)),
         text=tuple(filter(None, text)),
+        cut=found.cut,
     )
 
 
@@ -179,6 +190,8 @@ def describe(found: Statistics) -> list[str]:
             f"median {p.extent_median:.3g}; {p.colored:.1%} not black, {p.normals:.1%} with a normal; "
             f"{p.parts} part labels"
         )
+        shares = ", ".join(f"{way} {count / p.sampled:.0%}" for way, count in p.up.items())
+        lines.append(f"  likely up: {shares}" + (f"; not +Y: {', '.join(p.tipped)}" if p.tipped else ""))
     if found.views:
         v = found.views
         lines.append(
@@ -192,7 +205,7 @@ def describe(found: Statistics) -> list[str]:
         )
     for kind, several in (("targets", found.targets), ("text", found.text)):
         lines += [line for f in several for line in _describe_features(kind, f)]
-    return lines
+    return [*lines, *describe_cut(found.cut)]
 
 
 def _describe_features(kind: str, f: FeatureStatistics) -> list[str]:
@@ -277,7 +290,12 @@ def _point_statistics(store: FeatureStore, key: str, rows: NDArray[np.int64]) ->
     parts = _gather(group, "part", rows, np.unique)
     low, middle, high = (float(f(extents)) for f in (np.min, np.median, np.max))
     shares = float(colored.mean()), float(normals.mean())
-    return PointStatistics(len(rows), low, middle, high, *shares, len(np.unique(parts)))
+    ways = _gather(group, "xyz", rows, lambda xyz: np.array([likely_up(points) for points in xyz]))
+    tipped = [store.registry.uid[row] for row, way in zip(rows, ways, strict=True) if way not in ("+Y", UNCLEAR)]
+    return PointStatistics(
+        len(rows), low, middle, high, *shares, len(np.unique(parts)),
+        dict(Counter(ways.tolist()).most_common()), tuple(tipped[:TIPPED]),
+    )  # fmt: skip
 
 
 def _view_statistics(store: FeatureStore, key: str, rows: NDArray[np.int64]) -> ViewStatistics | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.faults import causes
 from recon.pipeline.base.limits import fenced
-from recon.pipeline.shapes.axes import axes
+from recon.pipeline.shapes.axes import axes, to_origin
 from recon.pipeline.shapes.mesh import Floats, Ints, Mesh, Primitive
 from recon.pipeline.shapes.mesh import MeshError as MeshError  # where its users look for it
 from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES, MAX_MEMORY, check_count
@@ -26,7 +26,6 @@ from recon.pipeline.shapes.meshfile.scene import Reading, import_readers, read_s
 
 SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf", ".dae")
 MAX_COORDINATE = 1e6
-FAR, LOST = 100.0, 1e9  # extents from the origin at which float32, and float64, no longer tell points apart
 MAX_PARTS = 256  # part labels are stored as bytes
 MIN_AREA = 1e-9  # as a share of the squared extent
 
@@ -111,11 +110,9 @@ def _near(primitives: tuple[Primitive, ...]) -> tuple[tuple[Primitive, ...], lis
     if not corners:
         return primitives, []
     low, high = (np.min([c.min((0, 1)) for c in corners], 0), np.max([c.max((0, 1)) for c in corners], 0))
-    extent = (high - low).max()
-    # float32 rounds by some 1e-7 of the largest coordinate, so that here it is 1e-5 of the shape
-    if not np.isfinite(extent) or not FAR * extent < np.abs([low, high]).max() < LOST * extent:
+    by = to_origin(low, high)
+    if by is None:
         return primitives, []
-    by = -(low + high) / 2
     return tuple(replace(p, vertices=p.vertices + by) for p in primitives), by.tolist()
 
 
@@ -167,7 +164,8 @@ def mesh_digest(mesh: Mesh) -> str:
         ]
         shapes = [None if a is None else a.shape for a in arrays]
         # with their shapes, neighbouring arrays cannot be taken for one another
-        digest.update(json.dumps([item.part, item.material.name, shapes]).encode())
+        wrap = [] if item.wrap == ("repeat", "repeat") else [item.wrap]  # as before there was another
+        digest.update(json.dumps([item.part, item.material.name, shapes, *wrap]).encode())
         for array in arrays:
             if array is not None:
                 digest.update(array.tobytes())

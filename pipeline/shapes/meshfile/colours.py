@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.pipeline.shapes.mesh import Floats
+from recon.pipeline.shapes.mesh import Floats, Ints
+from recon.pipeline.shapes.meshfile.polygons import concave
 
 Bytes = NDArray[np.uint8]
 Colours = tuple["NDArray[Any] | None", "NDArray[Any] | None"]
@@ -64,6 +65,8 @@ def dress(scene: Any, suffix: str, content: bytes, given: Colours = (None, None)
         vertex, face = given
         if suffix == ".ply":
             elements = geometry.metadata.get("_ply_raw", {})
+            _cut_polygons(geometry, elements.get("face"))
+            faces = geometry.faces
             vertex, face = (_of_element(elements.get(name)) for name in ("vertex", "face"))
             vertex, face = (vertex, None) if vertex is not None else (None, face)
         elif suffix == ".stl" and "stl" in geometry.face_attributes:
@@ -72,6 +75,41 @@ def dress(scene: Any, suffix: str, content: bytes, given: Colours = (None, None)
             geometry.visual.vertex_colors = as_bytes(vertex)
         elif face is not None and len(face) == len(faces):
             geometry.visual.face_colors = as_bytes(face)
+
+
+def _cut_polygons(geometry: Any, element: dict[str, Any] | None) -> None:
+    """Give a PLY's geometry its polygons in the file's order, concave ones without what a fan would add; and each of
+    their triangles a row of its own in the element, so that it has its polygon's colour.
+
+    A geometry of triangles, or of convex polygons without colours, stays as trimesh made it.
+    """
+    data: Any = None if element is None else element.get("data")
+    names = () if data is None else data.keys() if isinstance(data, dict) else data.dtype.names or ()
+    lists = next((data[name] for name in ("vertex_index", "vertex_indices") if name in names), None)
+    if element is None or lists is None:
+        return
+    rings = lists if isinstance(data, dict) else lists["f1"]  # of a binary file all are of one size
+    sizes = np.array([len(ring) for ring in rings], np.int64)
+    if not (sizes > 3).any():
+        return
+    corners = np.concatenate(list(rings)).astype(np.int64)
+    found = concave(np.asarray(geometry.vertices), corners, sizes)
+    if not found and "red" not in names:
+        return
+    ends = np.cumsum(sizes).tolist()
+    triangles = [
+        found[number] if number in found else _fan(corners[end - size : end])
+        for number, (end, size) in enumerate(zip(ends, sizes.tolist(), strict=True))
+    ]
+    geometry.faces = np.concatenate(triangles)
+    counts = np.maximum(sizes - 2, 0)
+    shades = {"red", "green", "blue"} & set(names)
+    element["data"] = {name: np.repeat(np.ravel(data[name]), counts) for name in shades}
+
+
+def _fan(ring: Ints) -> Ints:
+    """[corners - 2, 3] of a polygon's vertices."""
+    return np.stack([np.repeat(ring[:1], max(len(ring) - 2, 0)), ring[1:-1], ring[2:]], 1)
 
 
 def _of_element(element: dict[str, Any] | None) -> NDArray[Any] | None:

@@ -241,9 +241,10 @@ def file_name(text: str) -> str:
     return picture_options(text)[0]
 
 
-def picture_options(text: str) -> tuple[str, tuple[float, float], tuple[float, float]]:
-    """A picture's name as an MTL gives it: the name, which may hold spaces, its scale and its offset."""
-    rest, found = text.strip(), {"-s": (1.0, 1.0), "-o": (0.0, 0.0)}
+def picture_options(text: str) -> tuple[str, tuple[float, float], tuple[float, float], bool]:
+    """A picture's name as an MTL gives it: the name, which may hold spaces, its scale, its offset, and whether it is
+    clamped at its edges."""
+    rest, found, clamped = text.strip(), {"-s": (1.0, 1.0), "-o": (0.0, 0.0)}, False
     while rest.startswith("-") and (option := rest.split(None, 1)[0].lower()) in OPTIONS:
         count = OPTIONS[option]
         if count == 3:
@@ -252,8 +253,10 @@ def picture_options(text: str) -> tuple[str, tuple[float, float], tuple[float, f
             if option in found and numbers:
                 found[option] = numbers[0], (*numbers, found[option][1])[1]
         parts = rest.split(None, count + 1)
+        if option == "-clamp" and len(parts) > 1:
+            clamped = parts[1].lower() == "on"
         rest = parts[count + 1] if len(parts) > count + 1 else ""
-    return rest, found["-s"], found["-o"]
+    return rest, found["-s"], found["-o"], clamped
 
 
 def _leading_numbers(words: list[str]) -> list[float]:

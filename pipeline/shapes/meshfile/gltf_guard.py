@@ -8,11 +8,12 @@ import json
 import struct
 from collections import Counter, defaultdict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from recon.pipeline.shapes.mesh import Floats, MeshError
+from recon.pipeline.shapes.mesh import Floats, MeshError, Wrap
 from recon.pipeline.shapes.meshfile.budget import MAX_FACES, Budget, check_count, check_pieces
 from recon.pipeline.shapes.meshfile.draco import check_draco
 from recon.pipeline.shapes.meshfile.files import ModelFiles, decode_text
@@ -36,14 +37,20 @@ MAX_VALUES = 32 * MAX_FACES  # rows of all arrays, and of all primitives that us
 MAX_JSON_VALUES = 2_000_000  # of a header: each costs some hundred bytes, twice
 COUNTED = ("meshes", "materials", "textures", "images", "buffers", "cameras", "skins")
 
-Transforms = dict[int, Floats]
+WRAPS: dict[int, Wrap] = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
 
 
-def guard_gltf(content: bytes, files: ModelFiles) -> tuple[bytes, Transforms]:
+@dataclass(frozen=True)
+class Layout:
+    """How a material lays out its texture: a transform [2, 3] of its coordinates, v downwards, and its edges."""
+
+    transform: Floats | None
+    wrap: tuple[Wrap, Wrap]
+
+
+def guard_gltf(content: bytes, files: ModelFiles) -> tuple[bytes, dict[int, Layout]]:
     """The file with each material's name after its index and a space, stand-ins of its pictures (see `ModelFiles`),
-    and what trimesh leaves out of the materials.
-
-    That is how each lays out its texture, by index: [2, 3] transforms of its coordinates, v downwards.
+    and what trimesh leaves out of the materials, by their index.
     """
     binary = content[:4] == b"glTF"
     header, chunks = _split(content) if binary else (read_header(content), b"")
@@ -57,19 +64,19 @@ def guard_gltf(content: bytes, files: ModelFiles) -> tuple[bytes, Transforms]:
     _check_draco(header, buffers)
     _take_pictures(header, buffers, files)
     plain_arrays(header, buffers)
-    transforms: Transforms = {}
+    layouts: dict[int, Layout] = {}
     users = defaultdict(list)
     for item in _primitives(header):
         users[item.get("material")].append(item)
     for index, material in enumerate(header.get("materials", [])):
-        _mend_material(users[index], index, material, transforms)
+        layouts[index] = _mend_material(users[index], material, header)
         material["name"] = f"{index} {material.get('name') or ''}"
     text = json.dumps(header).encode()
     if not binary:
-        return text, transforms
+        return text, layouts
     text += b" " * (-len(text) % 4)
     length = 20 + len(text) + len(chunks)
-    return b"".join([struct.pack("<4sIII4s", b"glTF", 2, length, len(text), b"JSON"), text, chunks]), transforms
+    return b"".join([struct.pack("<4sIII4s", b"glTF", 2, length, len(text), b"JSON"), text, chunks]), layouts
 
 
 def read_header(content: bytes) -> dict[str, Any]:
@@ -235,8 +242,11 @@ def _check_nodes(header: dict[str, Any]) -> None:
         raise MeshError("unreadable", "nodes of its scene are their own parents")
 
 
-def _mend_material(users: list[dict[str, Any]], index: int, material: dict[str, Any], transforms: Transforms) -> None:
-    """Older glossy materials become plain ones; another layout of a texture becomes the first, which trimesh reads."""
+def _mend_material(users: list[dict[str, Any]], material: dict[str, Any], header: dict[str, Any]) -> Layout:
+    """How a material's texture lies.
+
+    Older glossy materials become plain ones; another set of coordinates becomes the first, which trimesh reads.
+    """
     gloss = material.get("extensions", {}).pop(GLOSS, None)
     if gloss is not None:
         look = {"baseColorFactor": gloss.get("diffuseFactor", [1, 1, 1, 1]), "metallicFactor": 0.0}
@@ -263,8 +273,20 @@ def _mend_material(users: list[dict[str, Any]], index: int, material: dict[str, 
         item["attributes"].pop("TEXCOORD_0", None)
         if f"TEXCOORD_{layout}" in item["attributes"]:
             item["attributes"]["TEXCOORD_0"] = item["attributes"][f"TEXCOORD_{layout}"]
+    matrix = None
     if transform:
         angle = float(transform.get("rotation", 0.0))
         cosine, sine = np.cos(angle), np.sin(angle)
         turn = np.array([[cosine, sine], [-sine, cosine]]) * np.array(transform.get("scale", (1, 1)), np.float64)
-        transforms[index] = np.column_stack([turn, np.array(transform.get("offset", (0, 0)), np.float64)])
+        matrix = np.column_stack([turn, np.array(transform.get("offset", (0, 0)), np.float64)])
+    return Layout(matrix, _wrap(texture, header))
+
+
+def _wrap(texture: dict[str, Any], header: dict[str, Any]) -> tuple[Wrap, Wrap]:
+    """What a material's texture does beyond its edges, by its sampler."""
+    number = header["textures"][texture["index"]].get("sampler") if "index" in texture else None
+    sampler = {} if number is None else header["samplers"][number]
+    codes = (sampler.get("wrapS", 10497), sampler.get("wrapT", 10497))
+    if unknown := [code for code in codes if code not in WRAPS]:
+        raise MeshError("unreadable", f"a texture's sampler wraps by {unknown[0]!r}, which glTF does not have")
+    return WRAPS[codes[0]], WRAPS[codes[1]]

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, srgb_to_linear
+from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, Wrap, srgb_to_linear
 from recon.pipeline.shapes.meshfile.budget import check_count, check_vertices
 from recon.pipeline.shapes.meshfile.colours import Colours, dress
 from recon.pipeline.shapes.meshfile.dae_guard import guard_dae, without_controllers
 from recon.pipeline.shapes.meshfile.files import ModelFiles, picture_options
-from recon.pipeline.shapes.meshfile.gltf_guard import guard_gltf
+from recon.pipeline.shapes.meshfile.gltf_guard import Layout, guard_gltf
 from recon.pipeline.shapes.meshfile.ply_guard import guard_ply
 from recon.pipeline.shapes.meshfile.text_guard import guard_obj, guard_off, guard_stl
 
@@ -44,24 +44,26 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Finish:
-    """A material, its picture, how its coordinates [2, 3] are changed before they are used, and whether it hides."""
+    """A material, its picture, how its coordinates [2, 3] are changed before they are used, whether it hides,
+    and what the picture does beyond its edges."""
 
     material: Material
     texture: NDArray[np.uint8] | None = None
     layout: Floats | None = None
     hidden: bool = False
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """trimesh's scene, the content it was read from, and what the guards found out: colours, a glTF's transforms of
+    """trimesh's scene, the content it was read from, and what the guards found out: colours, how a glTF lays out its
     textures, the axis that the file states to be up, and how many faces it promises.
     """
 
     scene: Any
     content: bytes
     colours: Colours
-    transforms: dict[int, Floats] | None
+    layouts: dict[int, Layout] | None
     up: str | None
     promised: int
 
@@ -83,7 +85,7 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
     """Every placed piece of a mesh file that is there; MeshError, or whatever trimesh raises, when it is broken."""
     with _opened(path, files) as opened:
         dress(opened.scene, path.suffix.lower(), opened.content, opened.colours)
-        reading = _Builder(files, opened.transforms, path.suffix.lower() == ".dae").read(opened.scene)
+        reading = _Builder(files, opened.layouts, path.suffix.lower() == ".dae").read(opened.scene)
     _check_files(files)
     found = sum(len(p.faces) for p in reading.shown)
     if 0 < found < opened.promised:
@@ -110,7 +112,7 @@ def _opened(path: Path, files: ModelFiles) -> Iterator[_Opened]:
     options: dict[str, Any] = {}
     up, promised = None, 0
     colours: Colours = None, None
-    transforms: dict[int, Floats] | None = None
+    layouts: dict[int, Layout] | None = None
     if suffix == ".obj":
         content, options, files.libraries = guard_obj(content, files.budget)
     elif suffix == ".off":
@@ -124,7 +126,7 @@ def _opened(path: Path, files: ModelFiles) -> Iterator[_Opened]:
         up, options = guard_dae(content, files.budget), {"ignore_broken": False}
         content = without_controllers(content)
     else:
-        content, transforms = guard_gltf(content, files)
+        content, layouts = guard_gltf(content, files)
     import trimesh
 
     resolver: Any = files
@@ -136,7 +138,7 @@ def _opened(path: Path, files: ModelFiles) -> Iterator[_Opened]:
             raise MeshError("unreadable", f"it needs {str(error)!r}, which is not there") from None
         finally:
             _check_files(files)
-        yield _Opened(scene, content, colours, transforms, up, promised)
+        yield _Opened(scene, content, colours, layouts, up, promised)
 
 
 class _Hearing(logging.Handler):
@@ -184,10 +186,10 @@ def _check_files(files: ModelFiles) -> None:
 
 
 class _Builder:
-    """`transforms`: a glTF's, see `guard_gltf`; None for files whose colours are sRGB."""
+    """`layouts`: a glTF's, see `guard_gltf`; None for files whose colours are sRGB."""
 
-    def __init__(self, files: ModelFiles, transforms: dict[int, Floats] | None, is_dae: bool) -> None:
-        self.files, self.transforms, self.is_dae = files, transforms, is_dae
+    def __init__(self, files: ModelFiles, layouts: dict[int, Layout] | None, is_dae: bool) -> None:
+        self.files, self.layouts, self.is_dae = files, layouts, is_dae
         self._cut: dict[tuple[int, float], NDArray[np.uint8]] = {}
 
     def read(self, scene: Any) -> Reading:
@@ -229,13 +231,13 @@ class _Builder:
         if colors is not None:
             scale = np.iinfo(colors.dtype).max if np.issubdtype(np.asarray(colors).dtype, np.integer) else 1
             colors = np.asarray(colors, np.float64)[:, :3] / scale
-        uv = uv if texture is not None else None
-        return Primitive(part, vertices, faces, finish.material, colors, uv, texture), finish.hidden
+        uv, wrap = (uv, finish.wrap) if texture is not None else (None, _Finish.wrap)
+        return Primitive(part, vertices, faces, finish.material, colors, uv, texture, wrap), finish.hidden
 
     def _linear(self, colors: Any) -> Floats:
         """[N, 3] linear of trimesh's bytes: glTF stores colours linear, the others in sRGB."""
         shares: Floats = np.asarray(colors)[:, :3] / 255
-        return shares if self.transforms is not None else srgb_to_linear(shares)
+        return shares if self.layouts is not None else srgb_to_linear(shares)
 
     def _finish(self, source: Any) -> _Finish:
         if hasattr(source, "baseColorTexture"):
@@ -254,11 +256,12 @@ class _Builder:
         # The format's default is bare metal, which files that leave it out hardly ever mean.
         metallic = 0.0 if source.metallicFactor is None else float(source.metallicFactor)
         roughness = PLAIN_GREY.roughness if source.roughnessFactor is None else float(source.roughnessFactor)
-        layout = (self.transforms or {}).get(int(number or -1))
+        known = (self.layouts or {}).get(int(number or -1), Layout(None, _Finish.wrap))
+        layout = known.transform
         if layout is not None:  # it is meant for v downwards
             turned = layout * [[1, -1, 1], [-1, 1, -1]]
             layout = np.column_stack([turned[:, :2], turned[:, 2] + [layout[0, 1], 1 - layout[1, 1]]])
-        return _Finish(Material(name, base, metallic, roughness), texture, layout, hidden)
+        return _Finish(Material(name, base, metallic, roughness), texture, layout, hidden, known.wrap)
 
     def _cut_at(self, picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
         """The picture with its alpha scaled so that one half, where the renderer cuts, is where the file cuts."""
@@ -288,10 +291,11 @@ class _Builder:
         if source.image is not None and source.image.size == (2, 2) and "file_path" not in source.image.info:
             return _Finish(PLAIN_GREY)  # trimesh's stand-in for a material that the file does not have
         base = srgb_to_linear(np.asarray(source.main_color, np.float64)[:3] / 255)
-        texture, layout = self.files.pixels(source.image, keep_alpha=True), None
+        texture, layout, wrap = self.files.pixels(source.image, keep_alpha=True), None, _Finish.wrap
         if texture is not None:
             base = np.ones(3)  # exporters write any Kd, even black, beside a texture
-            _, scale, offset = picture_options(source.image.info.get("file_path", ""))
+            _, scale, offset, clamped = picture_options(source.image.info.get("file_path", ""))
+            wrap = ("clamp", "clamp") if clamped else wrap
             if (scale, offset) != ((1.0, 1.0), (0.0, 0.0)):
                 layout = np.array([[scale[0], 0.0, offset[0]], [0.0, scale[1], offset[1]]])
         elif base.max() < BLACK and max(shine := _words(source.kwargs, "ke")) > BLACK:
@@ -300,7 +304,7 @@ class _Builder:
             base = np.array(PLAIN_GREY.base_color)  # black because its texture, which is missing, gave the colour
         red, green, blue = (float(c) for c in base)
         return _Finish(
-            Material(str(source.name or ""), (red, green, blue)), texture, layout, _transparent(source.kwargs)
+            Material(str(source.name or ""), (red, green, blue)), texture, layout, _transparent(source.kwargs), wrap
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ from recon.pipeline.shapes.meshfile.budget import (
 )
 from recon.pipeline.shapes.meshfile.colours import Colours, of_off
 from recon.pipeline.shapes.meshfile.files import decode_text
+from recon.pipeline.shapes.meshfile.polygons import concave
 
 MAX_LINES = 2 * (MAX_FACES + MAX_VERTICES)  # of an OFF, blank ones and comments among them
 MAX_NAMED = 256  # objects or groups, above which they are no parts: labels are bytes
 
 # The letters before it announce texture coordinates, colours or normals, which follow a vertex's position.
 OFF_MAGIC = re.compile(r"\s*(?:ST)?C?N?OFF(?![A-Z])", re.IGNORECASE)
+MANY_CORNERS = re.compile(r"(?m)^f +(\S+ +\S+ +\S+ +\S[^\n]*)$")  # an OBJ's face of more than three
 STL_HEADER_BYTES, STL_FACE_BYTES = 84, 50
 
 
@@ -49,7 +51,7 @@ def guard_obj(content: bytes, budget: Budget) -> tuple[bytes, dict[str, Any], li
         text = _absolute(text)
     if any(zero in faces for zero in (" 0 ", " 0/", " 0\n")) and re.search(r"(?m)^f [^\n]*(?<= )0(?=[/ \n])", faces):
         raise MeshError("bad-index", "a face names vertex 0, which does not exist: they are counted from 1")
-    text = _shares(text)
+    text = _without_concave(_shares(text))
     options: dict[str, Any] = {}
     for letter, option in (("o", "split_objects"), ("g", "split_groups")):
         names = set(re.findall(rf"(?m)^{letter} +(.*)$", text)) if f"\n{letter} " in text else ()
@@ -88,6 +90,37 @@ def _shares(text: str) -> str:
         return " ".join(["v", *words[:3], *(str(float(word) / 255) for word in words[3:6])])
 
     return re.sub(r"(?m)^v +([^\n]*)$", scaled, text)
+
+
+def _without_concave(text: str) -> str:
+    """The text with triangles in place of the polygons that trimesh's fans would not fill."""
+    faces = MANY_CORNERS.findall(text)
+    if not faces:
+        return text
+    words = " ".join(faces)
+    corners = re.sub(r"/\S*", "", words).split() if "/" in words else words.split()
+    sizes = np.array([len(line.split()) for line in faces])
+    places = re.findall(r"(?m)^v +(\S+) +(\S+) +(\S+)", text)
+    try:
+        rings = np.array(corners, np.int64) - 1
+        found = concave(np.array(places, np.float64).reshape(-1, 3), rings, sizes)
+    except ValueError:  # no numbers: trimesh tells
+        return text
+    if not found:
+        return text
+    starts = (np.cumsum(sizes) - sizes).tolist()
+    numbers = iter(range(len(faces)))
+
+    def cut(line: re.Match[str]) -> str:
+        number = next(numbers)
+        if number not in found:
+            return line[0]
+        polygon = line[1].split()
+        start = starts[number]
+        corner = dict(zip(rings[start : start + len(polygon)].tolist(), polygon, strict=True))
+        return "\n".join("f " + " ".join(corner[vertex] for vertex in row) for row in found[number].tolist())
+
+    return MANY_CORNERS.sub(cut, text)
 
 
 def tidied(content: bytes) -> str:
@@ -155,12 +188,31 @@ def guard_off(content: bytes, budget: Budget) -> tuple[bytes, Colours]:
     letters = magic[0].upper().replace("OFF", "") if magic else ""
     faces = [line.split() for line in lines[1 + num_vertices :]] if coloured else []
     of_vertices, of_faces = of_off(lines[1 : 1 + num_vertices], faces, letters)
-    if of_faces is not None:  # trimesh would sort polygons by their size
-        sizes = [max(int(face[0]) - 2, 0) for face in faces]
-        of_faces = np.repeat(of_faces, sizes, axis=0)
-        fans = (f"3 {face[1]} {face[i]} {face[i + 1]}" for face in faces for i in range(2, int(face[0])))
-        lines = [f"{num_vertices} {num_triangles} 0", *lines[1 : 1 + num_vertices], *fans]
+    cut = _concave_off(lines, num_vertices) if num_triangles > num_faces else {}
+    if of_faces is not None or cut:  # trimesh would sort polygons by their size
+        faces = [line.split() for line in lines[1 + num_vertices :]]
+        triangles = [cut[number] if number in cut else _fan(face) for number, face in enumerate(faces)]
+        if of_faces is not None:
+            of_faces = np.repeat(of_faces, [len(rows) for rows in triangles], axis=0)
+        texts = (f"3 {a} {b} {c}" for rows in triangles for a, b, c in rows)
+        lines = [f"{num_vertices} {num_triangles} 0", *lines[1 : 1 + num_vertices], *texts]
     return "\n".join(["OFF", *lines]).encode(), (of_vertices, of_faces)
+
+
+def _fan(face: list[str]) -> list[tuple[str, str, str]]:
+    """The triangles of a face's line."""
+    return [(face[1], face[i], face[i + 1]) for i in range(2, int(face[0]))]
+
+
+def _concave_off(lines: list[str], num_vertices: int) -> dict[int, Any]:
+    """See `concave`; of an OFF's lines."""
+    try:
+        vertices = np.array([line.split()[:3] for line in lines[1 : 1 + num_vertices]], np.float64).reshape(-1, 3)
+        faces = [[int(word) for word in line.split()] for line in lines[1 + num_vertices :]]
+    except ValueError:  # no numbers: trimesh tells
+        return {}
+    rings = [face[1 : 1 + face[0]] for face in faces]
+    return concave(vertices, np.array(list(chain(*rings)), np.int64), np.array([len(ring) for ring in rings]))
 
 
 def guard_stl(content: bytes, budget: Budget) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.columns import read_rows
-from recon.trainer.data.files import SUFFIXES, OwnShape, read_image, read_shape
+from recon.trainer.data.files import SUFFIXES, OwnShape, own_picture, read_shape
 from recon.trainer.data.surfaces import Surface, read_surface, source_of, to_srgb
 from recon.trainer.data.transforms import normalize
 from recon.trainer.evaluate.features import Probe, Student
@@ -209,7 +209,7 @@ class Collection:
             raise UserError(f"{name}: files of this kind are not read; read are {', '.join((*SUFFIXES, *PICTURES))}")
         try:
             if suffix in PICTURES:
-                picture = self.reader.read(read_image, path)
+                picture = self.reader.read(own_picture, path)
                 with self._asking:
                     return self._answered(ask_image(self._teachers, picture, f"the picture {name}"))
             shape: OwnShape = self.reader.read(read_shape, path, self.probe.config.data.num_points, up)
