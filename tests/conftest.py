@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from recon.trainer.evaluate.features import Probe
     from recon.trainer.evaluate.labelled import Labelled
+    from tests.serving import Served
 
 # Neither the clock nor the load nor chance decides: every run draws the same examples and none is kept on disk.
 # `--hypothesis-profile default` looks for new ones.
@@ -143,6 +144,19 @@ def probe(probed_run: Path, small_store: Path) -> Probe:
     from tests.probed_run import CPU
 
     return load_probe(probed_run, small_store, CPU)
+
+
+@pytest.fixture(scope="module")
+def served(
+    probed_run: Path, small_store: Path, clip_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """The page of `recon-train serve` on a copy of `probed_run` and `small_store`; has a process of its own."""
+    from tests.serving import serving
+
+    run = tmp_path_factory.mktemp("served") / "run"
+    shutil.copytree(probed_run, run)
+    with serving(run, small_store, clip_config.parent) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ LEVELS = (
 """Of the pipeline, from below."""
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 TRAINER_MAY = {"recon.pipeline.base", "recon.pipeline.store"}
-DOORS = {"teachers": ("frozen", "online"), "shapes": ("files",)}
+DOORS = {"teachers": ("frozen", "online"), "shapes": ("files", "surfaces"), "sources": ("surfaces",)}
 """What else it takes of the pipeline, and by which of its files."""
 
 

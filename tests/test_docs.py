@@ -100,6 +100,9 @@ def test_every_command_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
             continue
         if words[0] == "pretrain":
             words += small_settings()
+        if words[0] == "serve":  # would answer until it is interrupted; tests/test_serve.py asks it
+            monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: sockets[0].close())
+            words += ["--port", "0"]
         if words[0] == "classify":
             words += ["--split", "train+test"]  # a miniature has too few test shapes to calibrate on
         if any(word.startswith(OTHER_STORES) for word in words):

@@ -19,7 +19,7 @@ from PIL import Image
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.loading import load_model
-from recon.trainer.data.files import read_shape
+from recon.trainer.data.files import own_picture, read_shape
 from recon.trainer.data.points import farthest_points
 from recon.trainer.evaluate.features import Probe, Student, load_student
 from recon.trainer.model.recon import ReCon
@@ -27,7 +27,7 @@ from recon.trainer.show.answers import answers_png, thumbnails
 from recon.trainer.use import index as indexing
 from recon.trainer.use import search
 from recon.trainer.use.embedding import Described, describe
-from recon.trainer.use.words import Space, embed_words, text_space
+from recon.trainer.use.words import Space, Teachers, text_space
 from tests.probed_run import CPU, edit_record
 from tests.test_docs import succeeds
 from tests.trainer_store import make_store
@@ -254,9 +254,9 @@ def test_words_are_held_against_the_mix_of_zero_shot_probing(
     space = text_space(run, beside)
     assert space == Space("text", "image")
     held = beside.store.text(None, beside.ref)
-    stored = embed_words(run, beside, "text", [held.prompts[5]], None)  # without the teacher
+    stored = Teachers(run, beside, None).words("text", [held.prompts[5]])  # without the teacher
     np.testing.assert_array_equal(stored[0], held.feat[5].astype(np.float32))
-    asked = search.ask_words(run, beside, "something nobody wrote", clip_config.parent)
+    asked = search.ask_words(Teachers(run, beside, clip_config.parent), "something nobody wrote")
     found = search.answer(beside.store, index, asked, 3, False)
     feature = index.described.queries["image"] + 0.25 * index.described.queries["text"]
     cosines = indexing.unit(feature) @ asked.vector
@@ -266,15 +266,14 @@ def test_words_are_held_against_the_mix_of_zero_shot_probing(
 
 
 def test_the_teacher_of_new_words_is_the_key_s(own_run: Path, beside: Probe, clip_config: Path, tmp_path: Path) -> None:
-    again = embed_words(own_run, beside, "text", ["a new thing"], clip_config.parent)
-    both = embed_words(
-        own_run, beside, "text", ["a new thing", beside.store.text(None, beside.ref).prompts[0]], clip_config.parent
-    )
+    teachers = Teachers(own_run, beside, clip_config.parent)
+    again = teachers.words("text", ["a new thing"])
+    both = teachers.words("text", ["a new thing", beside.store.text(None, beside.ref).prompts[0]])
     np.testing.assert_array_equal(again[0], both[0])
     with pytest.raises(
         UserError, match=r"'a new thing': 'text' is not at hand: .* with --weights, or ask for words that"
     ):
-        embed_words(own_run, beside, "text", ["a new thing"], tmp_path)
+        Teachers(own_run, beside, tmp_path).words("text", ["a new thing"])
 
 
 def test_a_stored_view_finds_what_its_feature_finds(
@@ -283,7 +282,7 @@ def test_a_stored_view_finds_what_its_feature_finds(
     run, beside, _ = indexed
     views, targets = beside.store.views(beside.ref), beside.store.targets(None, beside.ref)
     Image.fromarray(np.asarray(views.rgb[3, 1])).save(tmp_path / "view.png")
-    asked = search.ask_image(run, beside, tmp_path / "view.png", clip_config.parent)
+    asked = search.ask_image(Teachers(run, beside, clip_config.parent), own_picture(tmp_path / "view.png"), "view.png")
     stored = np.asarray(targets.feat[0, 3, 1], np.float32)
     np.testing.assert_allclose(asked.vector, indexing.unit(stored), atol=2e-3)  # stored in half precision
 
@@ -310,8 +309,8 @@ def test_a_shape_finds_itself(
 def test_shapes_without_views_are_drawn_by_their_points(beside: Probe) -> None:
     found = [search.Found(row, f"shape {row}", "chair", "test", 0.5) for row in range(8)]
     keys = {kind: key for kind, key in beside.ref.keys.items() if kind != "views"}
-    drawn = thumbnails(replace(beside, ref=replace(beside.ref, keys=keys)), found[:1])
-    seen = thumbnails(beside, found)
+    drawn = thumbnails(replace(beside, ref=replace(beside.ref, keys=keys)), [0])
+    seen = thumbnails(beside, range(8))
     assert {picture.shape for picture in (*drawn, *seen)} == {(160, 160, 3)}
     assert 0.01 < (drawn[0] < 200).all(axis=2).mean() < 0.5 and not np.array_equal(drawn[0], seen[0])
     with Image.open(io.BytesIO(answers_png("a title", found, seen))) as sheet:  # six, and two below

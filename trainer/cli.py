@@ -11,13 +11,13 @@ from recon.pipeline.base.limits import WITH_TORCH, check_limits
 from recon.pipeline.base.machine import use_allowed_cores
 from recon.pipeline.base.program import make_program, name_stores_either_way
 from recon.pipeline.base.wording import shown
-from recon.trainer.commands import looking, measuring, telling, training, transfer, using
+from recon.trainer.commands import looking, measuring, serving, telling, training, transfer, using
 
 app = make_program(
     "Pretrain ReCon on a feature store and measure what it learnt.\n\nExit status: 0 done, 1 failed, 2 a mistyped "
     "command line, 130 interrupted."
 )
-PARTS = (training, transfer, measuring, looking, using, telling)
+PARTS = (training, transfer, measuring, looking, using, serving, telling)
 for command in (command for part in PARTS for command in part.COMMANDS):
     app.command(command.__name__)(command)
 name_stores_either_way(app)

@@ -203,6 +203,16 @@ class IndexForm(TypedDict):
     faiss: list[str]
 
 
+class LayoutForm(TypedDict):
+    """index/NAME/map.json."""
+
+    format: str
+    version: int
+    method: str
+    seed: int
+    rows: Step
+
+
 @with_config(_OPEN)
 class WandbForm(TypedDict):
     """wandb.json."""
@@ -224,6 +234,7 @@ TRAINING = TypeAdapter(TrainingForm)
 RESULT = TypeAdapter(Annotated[ResultForm, AfterValidator(_fits)])
 SUMMARY = TypeAdapter(SummaryForm)
 INDEX = TypeAdapter(IndexForm)
+LAYOUT = TypeAdapter(LayoutForm)
 WANDB = TypeAdapter(WandbForm)
 LINE = TypeAdapter(Annotated[dict[str, int | float | None], AfterValidator(_of_step)])
 """A line of metrics.jsonl: numbers by name, "step" among them."""

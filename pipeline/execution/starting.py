@@ -13,9 +13,9 @@ import dask
 import distributed
 
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.interrupts import without_interrupts
 from recon.pipeline.base.wording import one_line
 from recon.pipeline.execution.executor import default_workers
-from recon.pipeline.execution.workers import without_interrupts
 
 DISTRIBUTION = "recon-pointcloud"
 SILENT = logging.CRITICAL + 1

@@ -8,31 +8,18 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import connection, resource_tracker
+from contextlib import suppress
+from multiprocessing import connection
 from typing import TypeVar
 
 from recon.pipeline.base.devices import Place
+from recon.pipeline.base.interrupts import without_interrupts
 from recon.pipeline.execution.jobs import Job, at_hand, attempt
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 GRACE_SECONDS = 5.0
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Processes and threads started within never see Ctrl-C, which reaches the whole process group.
-
-    This process stops its workers itself; without this, one that is importing would print a traceback.
-    """
-    resource_tracker.ensure_running()  # which would clear the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Crew:

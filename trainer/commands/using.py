@@ -58,13 +58,13 @@ def embed(
 
     Files that cannot be read are told of and left out, with exit status 3.
     """
-    console = _console(run)
+    console = loading(run)
     from recon.pipeline.store.reader import is_store
     from recon.trainer.use.embedding import check_output, made_by, write_embeddings
     from recon.trainer.use.rows import embed_files, embed_store
 
     check_output(out)
-    student = _student(run, device, ema, overrides)
+    student = student_of(run, device, ema, overrides)
     stores = [path for path in paths if is_store(path)]
     if stores and len(paths) > 1:
         raise UserError(f"{stores[0]}: is a store; embed it alone, into a file of its own")
@@ -96,13 +96,13 @@ def index(
 
     An index of the same weights and shapes is left as it is.
     """
-    console = _console(run)
+    console = loading(run)
     from recon.pipeline.store import FeatureStore
     from recon.trainer.use.index import build_index, open_index
     from recon.trainer.use.search import spaces
 
     opened = FeatureStore.open(store)
-    student = _student(run, device, ema, None)
+    student = student_of(run, device, ema, None)
     probe = student.on(opened, ref)
     asked = spaces(run, probe) if faiss else {}
     found = open_index(run, probe)
@@ -138,29 +138,32 @@ def retrieve(
         raise UserError(f"{' and '.join(given) or 'nothing'} given: ask by one of --text, --image and --mesh")
     if output is not None and output.suffix not in (".png", ".html"):
         raise UserError(f"-o {output}: its name must end in .png or .html")
-    console = _console(run)
+    console = loading(run)
     from recon.pipeline.base.files import write_atomically
     from recon.pipeline.store import FeatureStore
+    from recon.trainer.data.files import own_picture, read_shape
     from recon.trainer.use import search
+    from recon.trainer.use.words import Teachers
 
     opened = FeatureStore.open(store)
-    student = _student(run, device, ema, None)
+    student = student_of(run, device, ema, None)
     probe = student.on(opened, ref)
     asked: Question
     if text is not None:
-        asked = search.ask_words(run, probe, text, weights)
+        asked = search.ask_words(Teachers(run, probe, weights), text)
     elif image is not None:
-        asked = search.ask_image(run, probe, image, weights)
+        asked = search.ask_image(Teachers(run, probe, weights), own_picture(image), str(image))
     else:
         assert mesh is not None
-        asked = search.ask_mesh(student, mesh, up, front)
+        shape = read_shape(mesh, student.config.data.num_points, up, front)
+        asked = search.ask_mesh(student, shape, str(mesh))
         console.print(asked.told)
-    known = _index(console, run, student, probe)
+    known = index_of(console, run, student, probe)
     found = search.answer(opened, known, asked, top, faiss)
     if output is not None:
         from recon.trainer.show.answers import answers_page, answers_png, thumbnails
 
-        pictures = thumbnails(probe, found)
+        pictures = thumbnails(probe, [each.row for each in found])
         told = text if text is not None else (image or mesh or Path()).name
         page = answers_png if output.suffix == ".png" else answers_page
         write_atomically(output, page(repr(told), found, pictures))
@@ -187,7 +190,7 @@ def classify(
     json: JsonOption = False,
 ) -> None:
     """Name a shape of one's own by words alone, with probabilities and "none of these", calibrated on the store."""
-    console = _console(run)
+    console = loading(run)
     import torch
 
     from recon.pipeline.store import FeatureStore
@@ -198,7 +201,7 @@ def classify(
     from recon.trainer.use.words import text_space
 
     opened = FeatureStore.open(store)
-    student = _student(run, device, ema, None)
+    student = student_of(run, device, ema, None)
     probe = student.on(opened, ref, tested=split)
     space = text_space(run, probe)
     names = parse_classes(classes, probe.split(split).categories)
@@ -220,21 +223,21 @@ def classify(
     answer(found if json else lines)
 
 
-def _console(run: Path) -> Terminal:
+def loading(run: Path) -> Terminal:
     """A console that has said what is done: torch takes seconds to import."""
     console = Terminal(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"loading {run}")
     return console
 
 
-def _student(run: Path, device: DeviceChoice, ema: bool, overrides: list[str] | None) -> Student:
+def student_of(run: Path, device: DeviceChoice, ema: bool, overrides: list[str] | None) -> Student:
     from recon.trainer.evaluate.features import load_student
     from recon.trainer.training.pretraining import choose_device
 
     return load_student(run, choose_device(device.value), ema, overrides or [])
 
 
-def _index(console: Terminal, run: Path, student: Student, probe: Any) -> Index:
+def index_of(console: Terminal, run: Path, student: Student, probe: Any) -> Index:
     """The run's index of the store, made where there is none that fits."""
     from recon.trainer.use.index import build_index, open_index
 

@@ -19,13 +19,13 @@ from recon.trainer.use.search import Found, thumbnail
 SIZE, ACROSS = 160, 6
 
 
-def thumbnails(probe: Probe, found: Sequence[Found]) -> list[NDArray[np.uint8]]:
-    """A picture [SIZE, SIZE, 3] of each: its first stored view, or its points where there is none."""
+def thumbnails(probe: Probe, rows: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """A picture [SIZE, SIZE, 3] of each row: its first stored view, or its points where there is none."""
     pictures = []
-    for each in found:
-        view = thumbnail(probe, each.row)
+    for row in rows:
+        view = thumbnail(probe, row)
         if view is None:
-            cloud = clouds_of(probe, np.array([each.row]))[0].cpu().numpy()
+            cloud = clouds_of(probe, np.array([row]))[0].cpu().numpy()
             pictures.append(draw_cloud(cloud, plain(len(cloud)), SIZE))
         else:
             small = Image.fromarray(view).resize((SIZE, SIZE), Image.Resampling.LANCZOS)

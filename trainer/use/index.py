@@ -96,7 +96,7 @@ def open_index(source: Path, probe: Probe) -> Index | None:
         row, embedding, *predicted = (
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ("row.npy", *_names(len(dims)))
         )
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); {again}") from error
     whole = held["queries"] == [*dims] and (row.dtype, row.shape) == (np.int64, (count,))
     whole &= embedding.ndim == 2 and all(each.dtype == np.float32 for each in (embedding, *predicted))

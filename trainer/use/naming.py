@@ -23,7 +23,7 @@ from recon.trainer.evaluate.features import Probe, Student
 from recon.trainer.evaluate.labelled import Labelled
 from recon.trainer.use.embedding import describe
 from recon.trainer.use.index import Index, unit
-from recon.trainer.use.words import Floats, Space, embed_words
+from recon.trainer.use.words import Floats, Space, Teachers
 
 MOST = 512
 """Test shapes to calibrate on, those whose uid has the lowest hash"""
@@ -90,7 +90,7 @@ def parse_classes(given: str | None, categories: Sequence[str]) -> list[str]:
 def class_vectors(source: Path, probe: Probe, space: Space, names: Sequence[str], weights: Path | None) -> Floats:
     """[K, D] unit vectors of classes: each the sum of its prompts by the ref's templates, as in zero-shot probing."""
     prompts = [class_prompts(name, probe.ref.templates) for name in names]
-    found = embed_words(source, probe, space.text, [prompt for lines in prompts for prompt in lines], weights)
+    found = Teachers(source, probe, weights).words(space.text, [prompt for lines in prompts for prompt in lines])
     return unit(found.reshape(len(names), -1, found.shape[1]).sum(axis=1))
 
 

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from recon.pipeline.store import FeatureStore
-from recon.trainer.data.files import own_picture, read_shape
+from recon.trainer.data.files import OwnShape
 from recon.trainer.evaluate.features import Probe, Student
 from recon.trainer.use.embedding import describe
 from recon.trainer.use.index import SHAPES, Index, nearest, nearest_by_graph, unit
-from recon.trainer.use.words import Floats, Space, embed_image, embed_words, image_teacher, text_space
+from recon.trainer.use.words import Floats, Space, Teachers, image_teacher, text_space
 
 WORDS, PICTURES = "words", "pictures"
 
@@ -57,23 +57,22 @@ def spaces(source: Path, probe: Probe) -> dict[str, str | Space]:
     return found
 
 
-def ask_words(source: Path, probe: Probe, text: str, weights: Path | None) -> Question:
+def ask_words(teachers: Teachers, text: str) -> Question:
     """UserError for a student without a text teacher, and for one whose teacher is neither here nor in the store."""
-    space = text_space(source, probe)
-    return Question(WORDS, space, unit(embed_words(source, probe, space.text, [text], weights)[0]), f"{text!r}")
+    space = text_space(teachers.source, teachers.probe)
+    return Question(WORDS, space, unit(teachers.words(space.text, [text])[0]), f"{text!r}")
 
 
-def ask_image(source: Path, probe: Probe, path: Path, weights: Path | None) -> Question:
-    """UserError for what is no picture, and as for `ask_words`."""
-    picture, teacher = own_picture(path), image_teacher(source, probe)
-    return Question(PICTURES, teacher, unit(embed_image(source, probe, teacher, picture, weights)), f"{path}")
+def ask_image(teachers: Teachers, picture: NDArray[np.uint8], name: str) -> Question:
+    """By a picture [H, W, 3], called `name`; UserError as for `ask_words`."""
+    teacher = image_teacher(teachers.source, teachers.probe)
+    return Question(PICTURES, teacher, unit(teachers.picture(teacher, picture)), name)
 
 
-def ask_mesh(student: Student, path: Path, up: str | None, front: str | None) -> Question:
-    """UserError for what is neither a mesh nor a cloud; the answer tells what was taken for granted of it."""
-    shape = read_shape(path, student.config.data.num_points, up, front)
+def ask_mesh(student: Student, shape: OwnShape, name: str) -> Question:
+    """By somebody's shape; the answer tells what was taken for granted of it."""
     described = describe(student, torch.from_numpy(shape.points)[None])
-    return Question(SHAPES, SHAPES, unit(described.embedding[0]), f"{path}: {shape.told()}")
+    return Question(SHAPES, SHAPES, unit(described.embedding[0]), f"{name}: {shape.told()}")
 
 
 def answer(store: FeatureStore, index: Index, asked: Question, top: int, by_graph: bool) -> list[Found]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.forms import part_of
+from recon.pipeline.store.records import Text
 from recon.trainer.data.frozen import Wanted, check_frozen, load_frozen, spec_of
 from recon.trainer.data.targets import OnlineTeacher
 from recon.trainer.evaluate.features import Probe
@@ -56,60 +57,69 @@ def image_teacher(source: Path, probe: Probe) -> str:
     raise UserError(f"{source}: has no image teacher, so it knows no pictures; ask by --mesh")
 
 
-def embed_words(source: Path, probe: Probe, teacher: str, texts: Sequence[str], weights: Path | None) -> Floats:
-    """[len(texts), D] raw, by the student's text teacher itself; what the store holds already is taken from it.
+class Teachers:
+    """The run's own teachers, loaded when words or pictures come that the store does not hold, and kept."""
 
-    UserError for a store without this teacher's words, and where its files are not at hand.
-    """
-    held = learnt_words(source, probe, teacher)
-    rows = {prompt: row for row, prompt in enumerate(held.prompts)}
-    missing = [text for text in dict.fromkeys(texts) if text not in rows]
-    found = {text: held.feat[rows[text]].astype(np.float32) for text in texts if text in rows}
-    if missing:
-        wanted = Wanted(f"the words {missing[0]!r}", "--weights", "or ask for words that the store holds")
-        model = _model(_key(probe, "text", held.teacher, held.key, teacher, held.prompts), probe, weights, wanted)
-        found |= dict(zip(missing, model.reader.embed_texts(missing), strict=True))
-    return np.stack([found[text] for text in texts])
+    def __init__(self, source: Path, probe: Probe, weights: Path | None) -> None:
+        self.source, self.probe, self.weights = source, probe, weights
+        """`weights` is where their files lie; None: where the run's settings say"""
+        self._models: dict[str, Any] = {}
+        self._held: dict[str, Text] = {}
 
+    def words(self, teacher: str, texts: Sequence[str]) -> Floats:
+        """[len(texts), D] raw, by the student's text teacher itself; what the store holds already is taken from it.
 
-def embed_image(source: Path, probe: Probe, teacher: str, picture: NDArray[np.uint8], weights: Path | None) -> Floats:
-    """[D] raw, of a picture [H, W, 3] by the student's image teacher itself; UserError as for `embed_words`."""
-    learnt = _learnt(source, probe)[teacher]
-    stored = next((name for name, key in probe.ref.targets.items() if key == learnt["key"]), None)
-    if stored is None:
-        has = ", ".join(f"{name} ({key})" for name, key in probe.ref.targets.items()) or "none"
-        raise UserError(
-            f"{probe.store.path}: ref {probe.ref.name!r} has nothing of the image teacher {source} learnt, "
-            f"{learnt['teacher']!r} ({learnt['key']}); it has {has}: name the store that the run was trained on"
-        )
-    targets = probe.store.targets(stored, probe.ref)
-    views = targets.recipe.get("views")
-    if views is None or targets.feat.ndim != 4:
-        raise UserError(
-            f"{probe.store.path}: {stored!r} gives no feature of a single picture that can be made again here; ask by "
-            "--text or --mesh"
-        )
-    wanted = Wanted("--image", "--weights", "or ask by --text or --mesh")
-    rgb = probe.store.column("views", views, "rgb")
-    model = _model(_key(probe, "targets", stored, targets.key, teacher, rgb), probe, weights, wanted)
-    feature: Floats = model.teacher.embed_images(picture[None], None)[0]
-    return feature
+        UserError for a store without this teacher's words, and where its files are not at hand.
+        """
+        if teacher not in self._held:
+            self._held[teacher] = learnt_words(self.source, self.probe, teacher)
+        held = self._held[teacher]
+        rows = {prompt: row for row, prompt in enumerate(held.prompts)}
+        missing = [text for text in dict.fromkeys(texts) if text not in rows]
+        found = {text: held.feat[rows[text]].astype(np.float32) for text in texts if text in rows}
+        if missing:
+            wanted = Wanted(f"the words {missing[0]!r}", "--weights", "or ask for words that the store holds")
+            model = self._model("text", held.teacher, held.key, teacher, held.prompts, wanted)
+            found |= dict(zip(missing, model.reader.embed_texts(missing), strict=True))
+        return np.stack([found[text] for text in texts])
+
+    def picture(self, teacher: str, picture: NDArray[np.uint8]) -> Floats:
+        """[D] raw, of a picture [H, W, 3] by the student's image teacher itself; UserError as for `words`."""
+        store, ref = self.probe.store, self.probe.ref
+        learnt = _learnt(self.source, self.probe)[teacher]
+        stored = next((name for name, key in ref.targets.items() if key == learnt["key"]), None)
+        if stored is None:
+            has = ", ".join(f"{name} ({key})" for name, key in ref.targets.items()) or "none"
+            raise UserError(
+                f"{store.path}: ref {ref.name!r} has nothing of the image teacher {self.source} learnt, "
+                f"{learnt['teacher']!r} ({learnt['key']}); it has {has}: name the store that the run was trained on"
+            )
+        targets = store.targets(stored, ref)
+        views = targets.recipe.get("views")
+        if views is None or targets.feat.ndim != 4:
+            raise UserError(
+                f"{store.path}: {stored!r} gives no feature of a single picture that can be made again here; ask by "
+                "--text or --mesh"
+            )
+        wanted = Wanted("--image", "--weights", "or ask by --text or --mesh")
+        rgb = store.column("views", views, "rgb")
+        model = self._model("targets", stored, targets.key, teacher, rgb, wanted)
+        feature: Floats = model.teacher.embed_images(picture[None], None)[0]
+        return feature
+
+    def _model(self, kind: str, stored: str, key: str, name: str, inputs: Any, wanted: Wanted) -> Any:
+        if (kept := self._models.get(f"{kind}/{key}")) is not None:
+            return kept
+        recipe = part_of(self.probe.store.recipe(kind, key), "teacher")
+        attributes = dict(self.probe.store.kind_group(kind, key).attrs)
+        teacher = OnlineTeacher(name, stored, f"{kind}/{key}", recipe, attributes, inputs)
+        spec = spec_of(teacher, self.weights or Path(self.probe.config.data.weights), wanted)
+        model = load_frozen(teacher, spec, self.probe.device, wanted)
+        check_frozen(teacher, model, False, wanted)
+        return self._models.setdefault(f"{kind}/{key}", model)
 
 
 def _learnt(source: Path, probe: Probe) -> dict[str, Any]:
     if probe.of_file:
         raise UserError(f"{source}: a checkpoint file does not say what taught it; name the run's folder")
     return learnt_teachers(source, probe)
-
-
-def _key(probe: Probe, kind: str, stored: str, key: str, name: str, inputs: Any) -> OnlineTeacher:
-    recipe = part_of(probe.store.recipe(kind, key), "teacher")
-    attributes = dict(probe.store.kind_group(kind, key).attrs)
-    return OnlineTeacher(name, stored, f"{kind}/{key}", recipe, attributes, inputs)
-
-
-def _model(teacher: OnlineTeacher, probe: Probe, weights: Path | None, wanted: Wanted) -> Any:
-    spec = spec_of(teacher, weights or Path(probe.config.data.weights), wanted)
-    model = load_frozen(teacher, spec, probe.device, wanted)
-    check_frozen(teacher, model, False, wanted)
-    return model
