@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.loading import load_model
+from recon.trainer.checkpoints.portable import save_program
 from recon.trainer.checkpoints.released2 import RELEASED2_TEACHERS
 from recon.trainer.model.blocks import ReConBlock
 from recon.trainer.model.heads import Classifier, Segmenter
@@ -218,7 +219,6 @@ def test_queries_are_named_and_the_classifier_has_its_own(config: ModelConfig, t
         ({"default_color": 102.0}, r"model\.default_color: must lie in \[0, 1\]"),
         ({"streams": "multitask", "stop_gradient": True}, r"model\.block: streams 'multitask'"),
         ({"self_contrastive": True}, r"model\.self_contrastive: needs model\.cls_query"),
-        ({"teachers": ()}, r"model\.cls_query: without it and without a teacher"),
         ({"mask_type": "causal", "patch_scope": "visible"}, r"model\.patch_scope"),
     ],
 )
@@ -230,6 +230,8 @@ def test_a_setting_that_cannot_work_is_named(change: dict[str, object], told: st
 def test_what_cannot_be_is_told() -> None:
     with pytest.raises(ValueError, match="queries of 'x' must be 1, or more with loss matched, got 2"):
         Teacher("x", "image", 3, queries=2)
+    with pytest.raises(ValueError, match=r"model\.cls_query: without it and without a teacher"):
+        ReCon(dataclasses.replace(RAND, teachers=()))
     with pytest.raises(ValueError, match="segmentation needs each group's own token"):
         Segmenter(CAUSAL, 4, 2)
     with pytest.raises(ValueError, match="only a causal model rebuilds"):
@@ -321,3 +323,17 @@ def test_half_precision_keeps_the_losses_in_float32(config: ModelConfig) -> None
     whole = model(clouds(config), features, mask=mask, present=present)
     for name in losses:
         assert float(losses[name].detach()) == pytest.approx(float(whole[name].detach()), rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+@pytest.mark.slow
+@BOTH
+def test_a_program_of_it_takes_any_number_of_clouds(config: ModelConfig, tmp_path: Path) -> None:
+    model = build(config).eval()
+    save_program(model, tmp_path / "model.pt2", "a run")
+    points = clouds(config, 3)
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / "model.pt2").module()(points)
+        expected = model.describe(points)
+    found = list(found.values()) if isinstance(found, dict) else list(found)
+    torch.testing.assert_close(found, [expected[0], *expected[1]], rtol=1e-3, atol=1e-4)

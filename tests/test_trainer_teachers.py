@@ -89,6 +89,23 @@ def train(store: FeatureStore, run: Path, *overrides: str) -> Path:
     return run
 
 
+@pytest.mark.parametrize("form", ["rand", "causal"])
+def test_a_run_of_recon2_trains_and_loads(store: FeatureStore, tmp_path: Path, form: str) -> None:
+    teachers = '["image:toy", "text"]'.replace('"image:toy"', '{teacher="image:toy", loss="matched", queries=3}')
+    shape = ["model.block=recon2", "model.num_group=16", "model.group_size=4", f"model.mask_type={form}"]
+    if form == "causal":
+        shape += ["model.position=sine", "model.patch_layers=3", "model.patch_width=64"]
+    settings = [*shape, "model.cls_query=false", "model.reconstruction=mdm", "model.mask_ratio=0.7"]
+    run = train(store, tmp_path / "run", f"data.teachers={teachers}", *settings)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["image:toy"] < lines[0]["image:toy"] and {"reconstruction", "text"} <= lines[0].keys()
+    model, config = read_model(run)
+    assert model.config.queries == ("image:toy 1", "image:toy 2", "image:toy 3", "text")
+    assert config.model == model.config
+    cloud = torch.randn(2, 64, 3)
+    assert model.image_feature(cloud).shape == (2, tiny.IMAGE_DIM) and model.embed(cloud).shape == (2, 24)
+
+
 def test_a_run_with_four_teachers(store: FeatureStore, tmp_path: Path) -> None:
     teachers = '["image:toy", {teacher="image:vit", loss="cosine"}, {teacher="text:toy", loss="infonce", weight=0.5}]'
     run = train(store, tmp_path / "run", f"data.teachers={teachers}")

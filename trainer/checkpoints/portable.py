@@ -21,7 +21,7 @@ from recon.kernels import knn_points, sample_farthest_points
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
 from recon.trainer.model.heads import Classifier, Model, Segmenter
-from recon.trainer.model.recon import ReCon
+from recon.trainer.model.recon import ReCon, colored
 
 CLOSE = 1e-4
 """How far onnxruntime's outputs may lie from the model's, relative to the largest"""
@@ -40,7 +40,7 @@ class Program(nn.Module):
     def __init__(self, model: ReCon | Classifier) -> None:
         super().__init__()
         self.model = model
-        model.group = self._group  # type: ignore[method-assign] # so that every task's own forward is what is traced
+        model.cut = self._cut  # type: ignore[method-assign] # so that every task's own forward is what is traced
         teachers = [teacher.name for teacher in model.config.teachers]
         self.outputs = ["embedding", *teachers] if isinstance(model, ReCon) else ["logits"]
 
@@ -51,12 +51,16 @@ class Program(nn.Module):
         embedding, predicted = self.model.describe(points)
         return embedding, *predicted
 
-    def _group(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        indices = neighbourhoods(points, self.model.config.num_group, self.model.config.group_size)
-        flat = indices.flatten(1)[..., None].expand(-1, -1, 3)
-        taken = points.gather(1, flat).view(*indices.shape, 3)
-        centers = taken[:, :, 0]
-        return taken[:, :, 1:] - centers[:, :, None], centers
+    def _cut(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.model.config
+        if config.color:
+            points = colored(points, config.default_color)
+        indices = neighbourhoods(points[..., :3].contiguous(), config.num_group, config.group_size)
+        flat = indices.flatten(1)[..., None].expand(-1, -1, points.shape[2])
+        taken = points.gather(1, flat).view(*indices.shape, points.shape[2])
+        centers = taken[:, :, 0, :3]
+        groups = taken[:, :, 1:, :3] - centers[:, :, None]
+        return torch.cat([groups, taken[:, :, 1:, 3:]], dim=-1) if config.color else groups, centers
 
 
 @custom_op("recon::neighbourhoods", mutates_args=())
@@ -107,7 +111,7 @@ def trace(model: Model, name: str) -> tuple[Program, torch.export.ExportedProgra
         raise UserError(f"{name}: a model with {which}, whose groups no program makes yet; hand its folder over")
     least = max(model.config.num_group, model.config.group_size)
     program = Program(model.float().requires_grad_(False)).eval()
-    example = torch.rand(2, 2 * least + 1, 3, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(2, 2 * least + 1, model.config.channels, generator=torch.Generator().manual_seed(0))
     sizes = {0: torch.export.Dim("clouds", min=1), 1: torch.export.Dim("points", min=least)}
     with _quiet():
         return program, torch.export.export(program, (example,), dynamic_shapes=(sizes,))
@@ -173,7 +177,7 @@ def _worst(program: Program, session: Any) -> float:
     worst, draw = 0.0, torch.Generator().manual_seed(1)
     least = max(program.model.config.num_group, program.model.config.group_size)
     for clouds, count in ((1, least), (3, 2 * least + 5)):
-        points = torch.randn(clouds, count, 3, generator=draw)
+        points = torch.randn(clouds, count, program.model.config.channels, generator=draw)
         points[-1] = points[-1, torch.arange(count) // 2]  # pairs in one place
         with torch.no_grad():
             expected = program(points)

@@ -26,7 +26,10 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        """ValueError where no query reads the tokens."""
         super().__init__()
+        if not config.queries:
+            raise ValueError("model.cls_query: without it and without a teacher nothing reads the tokens; leave it on")
         width = config.width
         self.patch_embed = build_patch_embed(config)
         self.position = position_code(config.position, width)
@@ -113,7 +116,7 @@ class Encoder(nn.Module):
 
 def _led(start: Tensor, rows: Tensor) -> Tensor:
     """`start [1, 1, C]` in front of all but the last of `rows [B, L, C]`."""
-    return torch.cat([start.to(rows.dtype).expand(len(rows), -1, -1), rows[:, :-1]], dim=1)
+    return torch.cat([start.to(rows.dtype).expand(rows.shape[0], -1, -1), rows[:, :-1]], dim=1)
 
 
 class OneStream(nn.Module):

@@ -102,12 +102,12 @@ class Classifier(Student):
         groups, centers = self.group(points)
         queries, tokens = self._encoded(groups, centers, generator)
         logits: Tensor = self.head(global_feature(queries, tokens, self.config), generator)
-        predicted = self.decoder.causal(tokens, centers, None, self.decoder.drop_path(len(points), generator))
+        predicted = self.decoder.causal(tokens, centers, None, self.decoder.drop_path(points.shape[0], generator))
         truth = groups[..., : predicted.shape[-1]]
         return logits, reconstruction_loss(predicted, truth, self.config.reconstruction)
 
     def _encoded(self, groups: Tensor, centers: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        scales = self.encoder.drop_path(len(groups), generator)
+        scales = self.encoder.drop_path(groups.shape[0], generator)
         queries, tokens = self.encoder(self.encoder.patch_embed(groups), centers, scales=scales)
         return queries, tokens
 

@@ -55,7 +55,7 @@ def chain_order(centers: Tensor) -> Tensor:
     `centers [B, G, 3]` -> int64 `[B, G]`; of equally near ones the first.
     """
     distance = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
-    at = torch.zeros(len(centers), 1, dtype=torch.int64, device=centers.device)
+    at = torch.zeros(centers.shape[0], 1, dtype=torch.int64, device=centers.device)
     visited, order = torch.zeros_like(distance[:, 0]), [at]
     for _ in range(centers.shape[1] - 1):
         visited.scatter_(1, at, torch.inf)

@@ -107,21 +107,25 @@ class Student(nn.Module):
         With colours `[B, N, 6]` into groups `[B, G, S, 6]`; a model of colours gives those of the default colour to
         `[B, N, 3]`, another ValueError for `[B, N, 6]`. Of the causal form in the order of its walk.
         """
+        groups, centers = self.cut(points)
+        if self.config.mask_type == "causal":
+            order = chain_order(centers)
+            groups, centers = take(groups, order), take(centers, order)
+        return groups, centers
+
+    def cut(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """As `group`, in the order in which the centres are found."""
         config = self.config
         if not config.color:
             if points.shape[-1] != 3:
                 raise ValueError(f"points: of {points.shape[-1]} channels, but model.color is off, which takes 3")
             groups, centers = group_points(points, config.num_group, config.group_size)
-        else:
-            points = colored(points, config.default_color)
-            place = points[..., :3].contiguous()
-            centers, _ = sample_farthest_points(place, K=config.num_group)
-            near = knn_gather(points, knn_points(centers, place, K=config.group_size).idx)
-            groups = torch.cat([near[..., :3] - centers[:, :, None], near[..., 3:]], dim=-1)
-        if config.mask_type == "causal":
-            order = chain_order(centers)
-            groups, centers = take(groups, order), take(centers, order)
-        return groups, centers
+            return groups, centers
+        points = colored(points, config.default_color)
+        place = points[..., :3].contiguous()
+        centers, _ = sample_farthest_points(place, K=config.num_group)
+        near = knn_gather(points, knn_points(centers, place, K=config.group_size).idx)
+        return torch.cat([near[..., :3] - centers[:, :, None], near[..., 3:]], dim=-1), centers
 
     def forward_features(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole clouds `[B, N, 3]`: queries `[B, Q, C]` (see `ModelConfig.queries`) and tokens `[B, G, C]`.
@@ -240,7 +244,7 @@ class ReCon(Student):
         visible, masked = self.split(mask)
         queries, tokens = self.forward_encoder(groups, centers, visible, scales)
         if self.config.mask_type == "causal":
-            everything = torch.arange(groups.shape[1], device=groups.device).expand(len(groups), -1)
+            everything = torch.arange(groups.shape[1], device=groups.device).expand(groups.shape[0], -1)
             predicted = None if self.decoder is None else self.decoder.causal(tokens, centers, mask, decoder_scales)
             return queries, predicted, everything
         if self.decoder is None:

@@ -135,8 +135,6 @@ class ModelConfig:
             raise ValueError("model.self_contrastive: streams 'two_tower' have no cls query; leave it out")
         if self.self_contrastive and not self.cls_query:
             raise ValueError("model.self_contrastive: needs model.cls_query")
-        if not (self.cls_query or self.teachers):
-            raise ValueError("model.cls_query: without it and without a teacher nothing reads the tokens")
         if self.streams != "recon":
             plain = ModelConfig()
             for name in ("block", "mlp_ratio", "layer_scale", "position", "cls_query"):
