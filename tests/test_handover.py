@@ -164,15 +164,6 @@ def test_a_segmentation_is_no_program(tmp_path: Path) -> None:
         portable.save_program(Segmenter(ModelConfig(width=24, heads=3, depth=3), 9, 4), tmp_path / "s.pt2", "s")
 
 
-@pytest.mark.parametrize(
-    ("setting", "told"), [({"color": True}, "model.color"), ({"mask_type": "causal"}, "causal mask")]
-)
-def test_what_no_program_does_is_refused(setting: dict[str, Any], told: str, tmp_path: Path) -> None:
-    model = ReCon(ModelConfig(width=24, heads=3, depth=1, block="recon2", teachers=RELEASED_TEACHERS, **setting))
-    with pytest.raises(UserError, match=f"m: a model with .*{told}"):
-        portable.save_program(model, tmp_path / "m.pt2", "m")
-
-
 @pytest.mark.slow
 def test_a_folder_to_hand_over_loads_as_the_run(
     probed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -106,9 +106,6 @@ def trace(model: Model, name: str) -> tuple[Program, torch.export.ExportedProgra
     """
     if isinstance(model, Segmenter):
         raise UserError(f"{name}: a part segmentation, which asks for categories too; write it as .pth or .safetensors")
-    if model.config.color or model.config.mask_type == "causal":
-        which = "model.color" if model.config.color else "the causal mask"
-        raise UserError(f"{name}: a model with {which}, whose groups no program makes yet; hand its folder over")
     least = max(model.config.num_group, model.config.group_size)
     program = Program(model.float().requires_grad_(False)).eval()
     example = torch.rand(2, 2 * least + 1, model.config.channels, generator=torch.Generator().manual_seed(0))
