@@ -224,7 +224,10 @@ def test_a_disk_that_cannot_be_written_to(small_manifest: Path, small_store: Pat
     with read_only(small_store.parent, tmp_path / "disk") as disk:
         store = disk / small_store.name
         done = run(small_manifest, store)
-        assert (done.returncode, done.stderr.count(": up to date")) == (0, len(FeatureStore.open(store).list_keys()))
+        assert (done.returncode, done.stderr.count(" finished, up to date")) == (
+            0,
+            len(FeatureStore.open(store).list_keys()),
+        )
         for command in ("status", "plan"):
             assert run(small_manifest, store, command=(command, "-q")).returncode == 0
         assert verify_path(store, full=True).damages == ()

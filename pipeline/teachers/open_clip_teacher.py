@@ -146,6 +146,8 @@ def cached_weights(spec: TeacherSpec) -> Path | None:
     if spec.pretrained not in tags:
         return Path(spec.pretrained or "")
     config = open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained)
+    if "file" in config:  # which the library takes before it looks anywhere
+        return Path(config["file"])
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     if repository:
         # What the library itself looks for first.

@@ -56,7 +56,7 @@ class ModelConfig:
     block: str = "released"
     """"released" is the public code's block, "paper" the paper's figure, "recon2" the block of ReCon++ (see
     `trainer.model.blocks.ReConBlock`)."""
-    mlp_ratio: float = MLP_RATIO
+    mlp_ratio: float = float(MLP_RATIO)  # as a recipe writes it
     """Hidden width of the encoder's MLPs over `width`, rounded down to whole channels."""
     layer_scale: bool = False
     """Learned factors behind the branches of the encoder's blocks, as ViTs of DINOv2 have them."""
