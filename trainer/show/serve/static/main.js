@@ -18,10 +18,12 @@ const state = { shape: -1, mode: "points", list: "", page: 0, query: 1, block: -
 
 // ---- asking
 
+// What is said where a file was cut off in the middle of sending, and the answer's own words with it.
+const CUT_OFF = { 408: "the file took too long to arrive", 413: "the file is larger than the server takes (--upload-mb)" };
 async function ask(address, options) {
   let answer;
   try { answer = await fetch(address, options); } catch { throw new Error("the server does not answer; it may have been ended, or have refused what was sent"); }
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answers ${answer.status}`);
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? CUT_OFF[answer.status] ?? `the server answers ${answer.status}`);
   return answer;
 }
 const json = async (address, options) => (await ask(address, options)).json();
