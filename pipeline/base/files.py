@@ -19,28 +19,24 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write, fsync, rename: a reader sees the old file or the whole new one. An OSError names the file."""
-    make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _named(error, path) from error
-        raise
+    make_directory(path.parent)  # whose new folders are synced, too
+    replace_file(path, content.encode() if isinstance(content, str) else content, sync=True)
     sync_directory(path.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write and rename, for the caller to sync: a reader sees the old file or the whole new one."""
+def replace_file(path: Path, content: bytes, sync: bool = False) -> None:
+    """Write and rename: a reader sees the old file or the whole new one. Without `sync` the caller is to sync it.
+
+    An OSError names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
