@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.settings import Strict
@@ -24,6 +24,7 @@ from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.custom import KIND, own_layout
 from recon.pipeline.sources.layouts import AnySource
 from recon.pipeline.sources.openshape import StoredFeatures
+from recon.pipeline.sources.openshape_eval import ClassFeatures
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.store.records import Registry
@@ -37,12 +38,20 @@ SHIPPED = Path(__file__).parents[2] / "data_manifests"
 class FeatureRecipe(Strict):
     """Which frozen teachers see the views and captions."""
 
-    teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
+    teachers: tuple[TeacherSpec, ...] = ()
     stored: tuple[StoredFeatures, ...] = ()
     """Features that came with the data set, named like teachers."""
+    classes: tuple[ClassFeatures, ...] = ()
+    """Features of the categories' names that came with it, named like teachers of words."""
     draws: int = Field(default=1, ge=1)
     """K: draw 0 is the clean picture, the others are augmented with seeds of their own."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not self.teachers and not self.stored and not self.classes:
+            raise ValueError("name a teacher in [[features.teachers]], or features of the files in [[features.stored]]")
+        return self
 
 
 class Manifest(Strict):
@@ -165,10 +174,13 @@ def load_manifest(path: Path | str) -> Manifest:
     except ValidationError as error:
         raise _explain(path, error, form) from error
     names = [spec.name for spec in manifest.features.teachers]
-    stored = [item.name for item in manifest.features.stored]
+    stored = [item.name for item in manifest.features.stored] + [item.name for item in manifest.features.classes]
     if len({*names, *stored}) < len(names) + len(stored):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
-    if stored and not manifest.source.has_features:
+    if manifest.features.classes and not manifest.source.has_class_features:
+        layout = manifest.source.layout
+        raise UserError(f"{path}: field 'features.classes': layout {layout!r} has no features of classes; remove it")
+    if manifest.features.stored and not manifest.source.has_features:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )
