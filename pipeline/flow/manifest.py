@@ -23,9 +23,9 @@ from recon.pipeline.shapes.meshfile.sidecars import fingerprint
 from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.custom import KIND, own_layout
 from recon.pipeline.sources.layouts import AnySource
-from recon.pipeline.sources.openshape import StoredFeatures
 from recon.pipeline.sources.openshape_eval import ClassFeatures
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.sources.stored import AnyStored
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.store.records import Registry
 from recon.pipeline.teachers import TeacherSpec
@@ -39,7 +39,7 @@ class FeatureRecipe(Strict):
     """Which frozen teachers see the views and captions."""
 
     teachers: tuple[TeacherSpec, ...] = ()
-    stored: tuple[StoredFeatures, ...] = ()
+    stored: tuple[AnyStored, ...] = ()
     """Features that came with the data set, named like teachers."""
     classes: tuple[ClassFeatures, ...] = ()
     """Features of the categories' names that came with it, named like teachers of words."""
@@ -102,6 +102,8 @@ def _explain(path: Path, error: ValidationError, form: type[Manifest]) -> UserEr
         del place[1]  # the layout, by which pydantic found the right table
     if place[0] == "captions" and len(place) > 3:
         del place[2]  # the kind, likewise
+    if place[:2] == ["features", "stored"] and len(place) > 3:
+        del place[3]  # what they are of
     where = ".".join(place)
     if first["type"] in unknown:
         known = [*_fields(_table_of(first["loc"], form))]
@@ -129,7 +131,7 @@ def _fields(table: Any) -> Iterator[str]:
         for name, info in table.model_fields.items():
             yield name
             yield from _fields(info.annotation)
-    elif is_dataclass(table):
+    elif isinstance(table, type) and is_dataclass(table):
         for name, inner in get_type_hints(table).items():
             yield name
             yield from _fields(inner)
