@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DIM, VIEWS, POINTS = 16, 12, 64
+DIM, VIEWS, POINTS = 16, 12, 96
 LVIS = ("armchair", "banana", "teddy_bear")
 MODELNET = ("airplane", "chair", "night_stand")
 SCANS = (

@@ -150,7 +150,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], tuple[tuple[str, str], ...], s
     "colours of another length": (
         "modelnet40_openshape",
         rewritten(M + "test_pc.npy", lambda held: [entry | {"rgb": entry["rgb"][:5]} for entry in held]), (),
-        "test_pc.npy:0: rgb [5, 3] beside xyz [64, 3]",
+        "test_pc.npy:0: rgb [5, 3] beside xyz [96, 3]",
     ),
     "another number of points": (
         "scanobjectnn_openshape", lambda root: None, ((f"\npoints = {trees.POINTS}", "\npoints = 9"),),

@@ -25,32 +25,26 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from recon.pipeline.base.errors import UserError
-from recon.pipeline.base.settings import Strict
 from recon.pipeline.base.wording import nearest, some
 from recon.pipeline.shapes.cloud import Cloud
 from recon.pipeline.shapes.mesh import MeshError, srgb_to_linear
 from recon.pipeline.sources.clouds import MAX_POINTS, class_of, cloud_of, folder, row_of
 from recon.pipeline.sources.safe_pickle import load_npy_object, load_npy_objects
 from recon.pipeline.sources.source import Listed, Source, stamp
+from recon.pipeline.sources.stored import StoredFeatures
 from recon.pipeline.sources.tables import inside, read_json
 
 ROUNDING = 1e-3  # of colours, as a share of the largest
 LIST = "field 'source.listing'"
 
 
-class ClassFeatures(Strict):
-    """A `[[features.classes]]` table: features of the categories' names that lie in the data set's files."""
+class ClassFeatures(StoredFeatures):
+    """A `[[features.classes]]` table: features of the categories' names, which stand for a text teacher's."""
 
-    name: str = Field(min_length=1)
-    """What stands for a text teacher's name in the store."""
     file: str
     """Under the root: an .npy file of a dict by name, or of an array in the order of the sorted names."""
     field: str = "open_clip_text_feat"
     """Of a class in a dict."""
-    dim: int = Field(ge=1, le=1 << 16)
-    """Width of a feature."""
-    model: str = ""
-    """Which model the files say they were made by. They hold no digest of it, so this is a claim."""
 
 
 class OpenShapeEvalSource(Source):
