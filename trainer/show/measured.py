@@ -95,7 +95,7 @@ class Measured:
 
     @property
     def std(self) -> float | None:
-        """In per cent, of a sample: over seeds or folds, of a single one over repetitions or draws; None without any."""
+        """In per cent, of a sample: over seeds or folds, of a single one over repetitions or draws; None if none."""
         if len(self.numbers) > 1:
             return 100 * float(summarize(dict(self.numbers))["std"])
         return None if self.spread is None else 100 * self.spread
