@@ -15,6 +15,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.check import check
 from recon.pipeline.flow.manifest import Manifest, load_manifest
 from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.export import export
 from recon.pipeline.sources.safe_pickle import load_npy_objects
 from recon.pipeline.store import FeatureStore
 from tests import openshape_trees as trees
@@ -100,7 +101,27 @@ def test_check_counts_what_is_listed(tmp_path: Path) -> None:
     (tmp_path / trees.MERGED / "Objaverse/000-001/lvis3.npy").unlink()
     found = check(read("objaverse_lvis", tmp_path), tmp_path)
     assert (found.shapes, found.missing, found.expected) == (6, 1, {"test": 46205})
-    assert found.differences == ["split 'test': 6 listed, 46205 expected"]
+    assert found.differences == ["split 'test': 6 listed, 46205 expected"] and not found.problems
+    (tmp_path / "meta_data/lvis_cat_name_pt_feat.npy").unlink()
+    (problem,) = check(read("objaverse_lvis", tmp_path), tmp_path).problems
+    assert "no file" in problem and "lvis_cat_name_pt_feat.npy" in problem
+
+
+def test_prompts_may_be_embedded_beside(tmp_path: Path, clip_config: Path) -> None:
+    trees.modelnet40(tmp_path)
+    teacher = (
+        f'[[features.teachers]]\nname = "tiny"\nkind = "open_clip"\nmodel = "{clip_config}"\n\n[[features.classes]]'
+    )
+    flow = Flow(
+        read("modelnet40_openshape", tmp_path, ("[[features.classes]]", teacher)),
+        tmp_path, FeatureStore.create(tmp_path / "s.zarr"),
+    )  # fmt: skip
+    assert [(r.kind, r.total) for r in flow.all()] == [("points", 6), ("text", 180), ("text", 3)]
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    assert store.text().class_prompts.shape == (3, 60) and not store.text().ready
+    assert store.text("clip-bigg-classes").ready
+    export(store, tmp_path / "out", "memmap")
+    assert [path.name for path in (tmp_path / "out").glob("text-*")] == ["text-tiny.npy"]
 
 
 def rewritten(path: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:

@@ -243,3 +243,8 @@ class Text:
     """[num_categories, templates] rows of feat; -1 for a category that the ref's dataset does not have"""
     captions: NDArray[np.int64] = field(repr=False)
     """[N, C] rows of feat, -1 where a shape has fewer captions"""
+
+    @property
+    def ready(self) -> bool:
+        """Whether they are features of the categories' names that came with a data set: one prompt each, the name."""
+        return part_of(self.recipe, "teacher").get("kind") == "stored"

@@ -98,7 +98,7 @@ def run_zero_shot(
     if prompt is not None:
         number = probe.ref.templates.index(prompt)
         name, variant = f"{name}_prompt{number}", [*variant, f"the one prompt {prompt!r}"]
-    elif is_ready(shapes.text):
+    elif shapes.text.ready:
         variant.append("features of the classes from the data set's files")
     elif variant:
         variant.append("prompt ensemble")
@@ -125,7 +125,7 @@ def read_zero_shot(
     else:
         seeing, reading = shared_space(source, probe)
         text = class_words(source, probe, (seeing, reading), ready)
-    if prompt is not None and is_ready(text):
+    if prompt is not None and text.ready:
         raise UserError(f"--prompt {prompt!r}: the features of the classes came with the data set, without prompts")
     clouds = clouds_of(probe, protocol)
     classes = class_embeddings(text, clouds.data.numbers, chosen, rules.unit)
@@ -248,11 +248,6 @@ def class_words(run: Path, probe: Probe, pair: tuple[str, str], ready: bool) -> 
     return learnt_words(run, probe, reading)
 
 
-def is_ready(text: Text) -> bool:
-    """Whether they are features of the classes that came with a data set, one each."""
-    return part_of(text.recipe, "teacher").get("kind") == "stored"
-
-
 def space_of_file(source: Path, probe: Probe) -> tuple[str, str]:
     """The first image and text query of a checkpoint file that predict features of one width.
 
@@ -333,7 +328,7 @@ def class_embeddings(
     classes' in the store. With `normalized` each is brought to length 1 first.
     """
     places = text.class_prompts[numbers]
-    places = places if is_ready(text) else places[:, chosen]
+    places = places if text.ready else places[:, chosen]
     prompts = torch.from_numpy(text.feat[places].astype(np.float32))
     return (unit(prompts, dim=-1) if normalized else prompts).sum(dim=1)
 
