@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from recon.trainer.commands.options import ProtocolChoice
 from recon.trainer.evaluate.features import encode
 from recon.trainer.evaluate.protocols import PROTOCOLS
 from recon.trainer.evaluate.zero_shot import run_zero_shot
+from recon.trainer.show.compare import write_comparison
+from recon.trainer.show.measured import read_measured
+from recon.trainer.show.report import write_report
 from recon.trainer.show.table import find_rows
 from tests import openshape_trees as trees
 from tests.probed_run import CPU, MEASURED, edit_record, refusal
@@ -161,6 +165,24 @@ def test_each_protocol_stands_in_the_table_by_its_name(own_run: Path, stores: di
     assert {"ReCon++ base", "Uni3D giant", "OpenShape PointBERT"} <= {row.model for row in published}
     assert {row.measure for row in rows} == {"overall accuracy", "top-3", "top-5", "class mean accuracy"}
     assert {row.measure for row in published} == {"overall accuracy", "top-5"}
+
+
+def test_each_protocol_is_told_apart_wherever_results_are_shown(own_run: Path, small_store: Path) -> None:
+    run_zero_shot(own_run, small_store, CPU)
+    run_zero_shot(own_run, small_store, CPU, protocol="openshape", draws=2)
+    other = shutil.copytree(own_run, own_run.parent / "other")
+    _, tables = write_comparison([own_run, other], own_run.parent / "compare.html")
+    fields = {name for name, _ in tables["What the probes found last"]}
+    told = {name for name in fields if name.endswith(", protocol openshape")}
+    assert {f"zero_shot_{name}, protocol openshape" for name in ("accuracy", "top3", "top5", "class_accuracy")} <= told
+    assert "zero_shot_accuracy" in fields
+    write_report(own_run, small_store)
+    page = (own_run / "report.html").read_text()
+    assert "zeroshot_openshape (protocol openshape, prompt ensemble)" in page
+    usual = result_of(own_run, "zeroshot")["zero_shot_accuracy"]
+    assert json.loads((own_run / "metrics.json").read_text())["zero_shot_accuracy"] == usual
+    found, _ = read_measured([own_run])
+    assert {(each.protocol, each.draws) for each in found if each.measure == "top-5"} == {("openshape", 2)}
 
 
 def test_the_command(

@@ -60,3 +60,8 @@ PROTOCOLS = {
 def result_name(protocol: str) -> str:
     """What results of a protocol are called."""
     return "zeroshot" if protocol == RELEASED else f"zeroshot_{protocol}"
+
+
+def named_by(result: str) -> str:
+    """The protocol that a result is called after; empty of the release's, which is not named, and of other measures."""
+    return next((name for name in PROTOCOLS if name != RELEASED and result_name(name) == result), "")

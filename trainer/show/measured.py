@@ -12,7 +12,7 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.documents import parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record
-from recon.trainer.evaluate.protocols import PROTOCOLS, result_name
+from recon.trainer.evaluate.protocols import PROTOCOLS, named_by, result_name
 from recon.trainer.evaluate.results import read_results, summarize
 from recon.trainer.forms import SUMMARY
 from recon.trainer.model.settings import SIZES, ModelConfig
@@ -73,6 +73,8 @@ class Measured:
     ema: bool = False
     variant: str = ""
     """Of zero-shot: what stands in the place of the prompt ensemble and the release's mix"""
+    protocol: str = ""
+    """Of zero-shot: the protocol that was named"""
     draws: int = 1
     """Of zero-shot: how often points were drawn, of which it is the mean"""
     votes: int = 0
@@ -183,6 +185,7 @@ def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) 
         drawn=bool(setting),
         ema=bool(result["checkpoint"].get("ema")),
         variant=str(result.get("variant", "")),
+        protocol=named_by(protocol),
         seen=own and bool({*split.split("+")} & {*data["splits"]}),
         same=digest_of([protocol, result["ref"], result["digests"], _but_seed(config, bool(fold))]) if config else "",
     )
