@@ -23,7 +23,7 @@ from recon.pipeline.store.keys import StoredKeys
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure
-from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Texts, Views
+from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Texts, Views, of_recipe
 
 FORMAT = {"format": "recon-store", "version": 3}
 FEATURE_ROWS = 512  # that `features` reads at once
@@ -176,12 +176,18 @@ class StoreReader(StoredKeys):
         return Views(key, recipe, rgb, alpha, depth, normal, frame, poses, intrinsics, angles, *planes, ok)
 
     def targets(self, teacher: str | None = None, ref: Ref | str | None = None) -> Targets:
-        """Features of `teacher` (a name of the manifest); without a name the first one listed."""
+        """Features of `teacher` (a name of the manifest); without a name the first one listed that is of pictures."""
         ref = self.ref(ref)
-        name, key = self._teacher(ref.targets, teacher)
-        feat = open_column(self.kind_group("targets", key), "feat")
+        named = ref.targets
+        if teacher is None:
+            pictures = {name: key for name, key in named.items() if of_recipe(self.recipe("targets", key)) == "image"}
+            named = pictures or named
+        name, key = self._teacher(named, teacher)
+        group = self.kind_group("targets", key)
+        feat = open_column(group, "feat")
+        present = open_column(group, "present") if has_column(group, "present") else None
         ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
-        return Targets(key, name, self.recipe("targets", key), feat, ok)
+        return Targets(key, name, self.recipe("targets", key), feat, ok, present)
 
     def text(self, teacher: str | None = None, ref: Ref | str | None = None) -> Text:
         """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`."""

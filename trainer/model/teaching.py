@@ -13,6 +13,8 @@ CONTRAST_WIDTH = 128
 Kind = Literal["image", "text"]
 Loss = Literal["smooth_l1", "cosine", "infonce", "matched", "matched_sum"]
 MATCHED = ("matched", "matched_sum")
+SEVERAL = MATCHED
+"""Those that take several targets a cloud."""
 
 
 @dataclass(frozen=True)
