@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -129,7 +130,8 @@ class StoreReader(StoredKeys):
     ) -> Iterator[tuple[str, NDArray[np.float16]]]:
         """(uid, [V, D] feature) of every shape whose features are finished, in row order; draw 0 is the clean picture.
 
-        Rows that were set aside or are not there yet are left out, where `targets().feat` has something to fill them.
+        Rows that were set aside or are not there yet, and single features that are absent (`Targets.present`), are
+        left out, where `targets().feat` has something to fill them.
         """
         targets = self.targets(teacher, ref)
         if not 0 <= draw < len(targets.ok):
@@ -137,7 +139,10 @@ class StoreReader(StoredKeys):
         rows = np.flatnonzero(targets.ok[draw])
         for at in range(0, len(rows), FEATURE_ROWS):
             part = rows[at : at + FEATURE_ROWS]
-            yield from zip(self.registry.uid[part], read_rows(targets.feat, part, draw), strict=True)
+            feats: Iterable[NDArray[np.float16]] = read_rows(targets.feat, part, draw)
+            if targets.present is not None:
+                feats = map(getitem, feats, read_rows(targets.present, part, draw))
+            yield from zip(self.registry.uid[part], feats, strict=True)
 
     def retired(self, ref: Ref | str | None = None) -> dict[str, NDArray[np.int64]]:
         """Rows that the ref's manifest listed once, by the time (ISO 8601) when it listed them no more."""
@@ -185,7 +190,8 @@ class StoreReader(StoredKeys):
         name, key = self._teacher(named, teacher)
         group = self.kind_group("targets", key)
         feat = open_column(group, "feat")
-        present = open_column(group, "present") if has_column(group, "present") else None
+        masked = any(column.name == "present" for column in self.columns("targets", key))
+        present = open_column(group, "present") if masked else None
         ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
         return Targets(key, name, self.recipe("targets", key), feat, ok, present)
 

@@ -9,9 +9,14 @@ def one_space(seeing: dict[str, Any], reading: dict[str, Any], image_dim: int, t
     """Whether pictures and words lie in one space, by their teachers' recipes and the widths of their features.
 
     They do when both come from one CLIP, its words' tower being the one that read. Features taken over from a data
-    set's files have no digest of what made them: of those the manifest's word is taken, and only the widths compared.
+    set's files have no digest of what made them: of those the manifest's word is taken. Where both are such, it has to
+    name one and the same model; beside computed ones only the widths are compared.
     """
+    if seeing.get("kind") == "stored" and reading.get("kind") == "stored":
+        return bool(seeing.get("model")) and seeing.get("model") == reading.get("model") and image_dim == text_dim
     if seeing.get("kind") == "stored":
         return image_dim == text_dim
+    if reading.get("kind") == "stored":
+        return seeing.get("tap") == "pooled" and image_dim == text_dim
     words = seeing.get("words")
     return seeing.get("tap") == "pooled" and words is not None and words == reading.get("weights")
