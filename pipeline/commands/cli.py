@@ -199,7 +199,7 @@ def _tell(flow: Flow) -> bool:
     say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
     say(again)
     lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
-    say([*(describe_lacking(lacking) if lacking else []), *flow.cut()])
+    say([*(describe_lacking(lacking) if lacking else []), *flow.standing(), *flow.cut()])
     return bool(failed)
 
 
