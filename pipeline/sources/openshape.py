@@ -44,6 +44,8 @@ class OpenShapeSource(Source):
     """What `data_path` starts with that is no part of the root, such as "/mnt/data/"."""
     group_is_category: bool = False
     """Otherwise the category is "object": Objaverse's groups are running numbers."""
+    datasets: tuple[str, ...] = ()
+    """Of the listed shapes those of these data sets alone, such as "ShapeNet"; none named: all."""
     text_filter: str = ""
     """A JSON file under the root, id -> {"flag": ...}: of shapes flagged "N" the own texts (`text`) are left out. So
     the release's loader does with GPT-4's opinion of what Objaverse's uploaders wrote."""
@@ -66,7 +68,8 @@ class OpenShapeSource(Source):
     def shapes(self, root: Path) -> list[Listed]:
         """List by list, in its order; the uid is "<dataset>/<group>/<id>". No shape is read."""
         folder(root, ", ".join(self.lists.values()))
-        listed = []
+        listed: list[Listed] = []
+        seen = set()
         for split, name in self.lists.items():
             path = root / inside(name, f"field 'source.lists.{split}'", (".json",))
             entries = read_json(path)
@@ -75,10 +78,16 @@ class OpenShapeSource(Source):
             for at, entry in enumerate(entries):
                 where = f"{path}: entry {at}"
                 dataset, group, uid, source = _fields(entry, where)
+                seen.add(dataset)
+                if self.datasets and dataset not in self.datasets:
+                    continue
                 source = inside(source.removeprefix(self.strip).removeprefix("./"), f"{where}: data_path", (".npy",))
                 category = group if self.group_is_category else "object"
                 uid = "/".join(word for word in (dataset, group, uid) if word)
                 listed.append(Listed(uid, category, split, source, stamp(root / source)))
+        if unknown := [name for name in self.datasets if name not in seen]:
+            has = ", ".join(sorted(seen))
+            raise UserError(f"field 'source.datasets': the lists have no shape of {unknown[0]!r}; they have {has}")
         if all(item.fingerprint == "missing" for item in listed):
             raise UserError(
                 f"{root}: has none of the listed files, such as {listed[0].source}; mend --root or field 'source.strip'"
