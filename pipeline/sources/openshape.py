@@ -31,6 +31,7 @@ from recon.pipeline.sources.stored import Variant
 from recon.pipeline.sources.tables import inside, read_json
 
 ROUNDING = 1e-3  # of colours, beyond [0, 1]
+LISTED = ("dataset", "group", "id", "data_path")
 TEXTS = ("text", "blip_caption", "msft_caption", "retrieval_text")
 
 
@@ -69,7 +70,7 @@ class OpenShapeSource(Source):
         """List by list, in its order; the uid is "<dataset>/<group>/<id>". No shape is read."""
         folder(root, ", ".join(self.lists.values()))
         listed: list[Listed] = []
-        seen = set()
+        seen, under = set(), f"{root}/"  # joining a million paths takes longer than asking for their files
         for split, name in self.lists.items():
             path = root / inside(name, f"field 'source.lists.{split}'", (".json",))
             entries = read_json(path)
@@ -84,7 +85,7 @@ class OpenShapeSource(Source):
                 source = inside(source.removeprefix(self.strip).removeprefix("./"), f"{where}: data_path", (".npy",))
                 category = group if self.group_is_category else "object"
                 uid = "/".join(word for word in (dataset, group, uid) if word)
-                listed.append(Listed(uid, category, split, source, stamp(root / source)))
+                listed.append(Listed(uid, category, split, source, stamp(under + source)))
         if unknown := [name for name in self.datasets if name not in seen]:
             has = ", ".join(sorted(seen))
             raise UserError(f"field 'source.datasets': the lists have no shape of {unknown[0]!r}; they have {has}")
@@ -180,11 +181,10 @@ def _is_empty(value: Any) -> bool:
 
 def _fields(entry: Any, where: str) -> tuple[str, str, str, str]:
     """dataset, group, id and data_path of a list's entry; 3D-FUTURE has no groups."""
-    names = ("dataset", "group", "id", "data_path")
-    values = [entry.get(name, "") for name in names] if isinstance(entry, dict) else []
-    dataset, group, uid, path = (value for value in values) if len(values) == 4 else ("",) * 4
-    if not all(isinstance(value, str) for value in values) or not uid or not path:
-        raise UserError(f"{where}: must have the words {', '.join(names)}")
+    values = [entry.get(name, "") for name in LISTED] if isinstance(entry, dict) else [""] * len(LISTED)
+    dataset, group, uid, path = values
+    if not uid or not path or not all(isinstance(value, str) for value in values):
+        raise UserError(f"{where}: must have the words {', '.join(LISTED)}")
     return dataset, group, uid, path
 
 
