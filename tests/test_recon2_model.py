@@ -228,7 +228,9 @@ def test_a_setting_that_cannot_work_is_named(change: dict[str, object], told: st
 
 
 def test_what_cannot_be_is_told() -> None:
-    with pytest.raises(ValueError, match="queries of 'x' must be 1, or more with loss matched, got 2"):
+    with pytest.raises(
+        ValueError, match="queries of 'x' must be 1, or more with loss matched, infonce or multi_positive, got 2"
+    ):
         Teacher("x", "image", 3, queries=2)
     with pytest.raises(ValueError, match=r"model\.cls_query: without it and without a teacher"):
         ReCon(dataclasses.replace(RAND, teachers=()))

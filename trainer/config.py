@@ -22,11 +22,12 @@ class TeacherConfig:
     """Its kind and its name in the ref, "image:NAME" or "text:NAME"; without the name, the ref's first of that kind."""
     loss: Loss = "smooth_l1"
     """Distance to the teacher's feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch; "matched"
-    and "matched_sum" are ReCon++'s, of several queries to one teacher."""
+    and "matched_sum" are ReCon++'s, of several queries to one teacher, "multi_positive" a contrast with several
+    features."""
     weight: Positive = 1.0
     """Factor of the loss in the sum."""
     queries: Annotated[int, Field(ge=1)] = 1
-    """Global queries that learn from it; more than one with a matched loss only."""
+    """Global queries that learn from it; more than one with "matched", "matched_sum", "infonce" or "multi_positive"."""
 
     @property
     def kind(self) -> Kind:
