@@ -291,7 +291,7 @@ def test_a_released_file_loads_once_what_it_does_not_tell_is_named(case: str, tm
 
 def test_a_pretrained_model_without_cls_is_fine_tuned_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = build(CAUSAL)
-    monkeypatch.setattr(tasks, "read_any", lambda path: (pretrained, None))
+    monkeypatch.setattr(tasks, "read_any", lambda path, untold: (pretrained, None))
     classifier = Classifier(CAUSAL, 3)
     cls = classifier.encoder.query_token[:, :1].detach().clone()
     tasks.load_pretrained(classifier, "runs/some")

@@ -53,6 +53,12 @@ class TaskConfig:
     """Of the low-rank updates that "peft" trains: with the head, 1 makes 0.62 M weights of the base model, 4 1.07 M."""
     pretrained: str = ""
     """A run's folder or a checkpoint that the encoder's weights come from; empty starts from scratch."""
+    start: str = ""
+    """Of pretraining: a vision transformer whose blocks the encoder's start from, as ReCon++'s: "timm:NAME", a folder
+    that timm saved, or a .safetensors file. Empty draws them."""
+    rebuild: NonNegative = 0.0
+    """Of "classify" and a causal model: factor of the reconstruction that is learnt beside the categories with the
+    pretrained decoder; the release of ReCon++ has 3, 0 leaves the decoder out."""
     selection: Literal["last", "validation", "test"] = "last"
     """Which epoch counts downstream: the last, or the best on the validation part that `data.hold_out` carves off the
     training rows, or, as the release's numbers, the best on the test split itself, which is optimistic."""
@@ -60,6 +66,10 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.kind == "segment" and self.protocol != "full":
             raise ValueError(f'protocol {self.protocol!r} is one of classification; segmentation trains "full"')
+        if self.start and self.kind != "pretrain":
+            raise ValueError('start: only kind "pretrain" starts from a vision transformer')
+        if self.rebuild and (self.kind, self.protocol) != ("classify", "full"):
+            raise ValueError('rebuild: goes with kind "classify" and protocol "full", which trains the encoder')
 
 
 @dataclass(frozen=True)
