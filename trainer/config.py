@@ -22,11 +22,12 @@ class TeacherConfig:
     """Its kind and its name in the ref, "image:NAME" or "text:NAME"; without the name, the ref's first of that kind."""
     loss: Loss = "smooth_l1"
     """Distance to the teacher's feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch; "matched"
-    and "matched_sum" are ReCon++'s, of several queries to one teacher."""
+    and "matched_sum" are ReCon++'s, of several queries to one teacher, "multi_positive" a contrast with several
+    features."""
     weight: Positive = 1.0
     """Factor of the loss in the sum."""
     queries: Annotated[int, Field(ge=1)] = 1
-    """Global queries that learn from it; more than one with a matched loss only."""
+    """Global queries that learn from it; more than one with "matched", "matched_sum", "infonce" or "multi_positive"."""
     targets: Literal["one", "all"] = "one"
     """What it says of a sample: "one" view's feature, or one text's, drawn anew in every epoch; or "all" the views or
     the shape's own texts that there are, for a loss of several targets. Of texts `captions` "both" adds a prompt of the
@@ -56,6 +57,12 @@ class TaskConfig:
     """Of the low-rank updates that "peft" trains: with the head, 1 makes 0.62 M weights of the base model, 4 1.07 M."""
     pretrained: str = ""
     """A run's folder or a checkpoint that the encoder's weights come from; empty starts from scratch."""
+    start: str = ""
+    """Of pretraining: a vision transformer whose blocks the encoder's start from, as ReCon++'s: "timm:NAME", a folder
+    that timm saved, or a .safetensors file. Empty draws them."""
+    rebuild: NonNegative = 0.0
+    """Of "classify" and a causal model: factor of the reconstruction that is learnt beside the categories with the
+    pretrained decoder; the release of ReCon++ has 3, 0 leaves the decoder out."""
     selection: Literal["last", "validation", "test"] = "last"
     """Which epoch counts downstream: the last, or the best on the validation part that `data.hold_out` carves off the
     training rows, or, as the release's numbers, the best on the test split itself, which is optimistic."""
@@ -63,6 +70,10 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.kind == "segment" and self.protocol != "full":
             raise ValueError(f'protocol {self.protocol!r} is one of classification; segmentation trains "full"')
+        if self.start and self.kind != "pretrain":
+            raise ValueError('start: only kind "pretrain" starts from a vision transformer')
+        if self.rebuild and (self.kind, self.protocol) != ("classify", "full"):
+            raise ValueError('rebuild: goes with kind "classify" and protocol "full", which trains the encoder')
 
 
 @dataclass(frozen=True)
