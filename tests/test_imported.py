@@ -16,6 +16,7 @@ from recon.pipeline.flow.manifest import Manifest, list_shapes, load_manifest
 from recon.pipeline.flow.report import report
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.export import export
+from recon.pipeline.sources.stored import StoredImages
 from recon.pipeline.store import FeatureStore
 
 pytestmark = pytest.mark.slow  # whole stores are made
@@ -96,7 +97,7 @@ def release(root: Path, *shapes: dict[str, Any]) -> Path:
 def released(**changes: Any) -> Manifest:
     """The shipped manifest with the miniature's sizes, and a teacher of words that needs no download."""
     found = load_manifest(SHIPPED)
-    stored = found.features.stored[0].model_copy(update={"dim": 8, **changes})
+    stored = StoredImages.model_validate({"name": "clip-bigg", "dim": 8, "views": 12, **changes})
     teachers = load_manifest(SHIPPED.parent / "demo.toml").features.teachers
     features = found.features.model_copy(update={"stored": (stored,), "teachers": teachers})
     return found.model_copy(update={"features": features, "sample": found.sample.model_copy(update={"num_points": 30})})

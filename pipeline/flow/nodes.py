@@ -182,10 +182,10 @@ class Plan:
         return self._known[spec]
 
     def _imported(self, name: str) -> ImportedTargets:
-        """UserError when the first file that is there has features of another width: before every row is set aside."""
+        """UserError when the first file that has any has features of another width: before every row is set aside."""
         stored = next(stored for stored in self.manifest.features.stored if stored.name == name)
         stage = ImportedTargets(self.origin, stored)
-        stage.check_width([shape.source for shape in self.shapes() if shape.fingerprint != "missing"])
+        stage.check_width(shape.source for shape in self.shapes() if shape.fingerprint != "missing")
         return stage
 
     def _captions(self, table: AnyCaptions) -> Stage:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,7 +24,7 @@ from recon.pipeline.store.keys import StoredKeys
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure
-from recon.pipeline.store.records import Caption, Lifted, Points, Ref, Registry, Targets, Text, Texts, Views
+from recon.pipeline.store.records import Caption, Lifted, Points, Ref, Registry, Targets, Text, Texts, Views, of_recipe
 
 FORMAT = {"format": "recon-store", "version": 3}
 FEATURE_ROWS = 512  # that `features` reads at once
@@ -130,7 +131,8 @@ class StoreReader(StoredKeys):
     ) -> Iterator[tuple[str, NDArray[np.float16]]]:
         """(uid, [V, D] feature) of every shape whose features are finished, in row order; draw 0 is the clean picture.
 
-        Rows that were set aside or are not there yet are left out, where `targets().feat` has something to fill them.
+        Rows that were set aside or are not there yet, and single features that are absent (`Targets.present`), are
+        left out, where `targets().feat` has something to fill them.
         """
         targets = self.targets(teacher, ref)
         if not 0 <= draw < len(targets.ok):
@@ -138,7 +140,10 @@ class StoreReader(StoredKeys):
         rows = np.flatnonzero(targets.ok[draw])
         for at in range(0, len(rows), FEATURE_ROWS):
             part = rows[at : at + FEATURE_ROWS]
-            yield from zip(self.registry.uid[part], read_rows(targets.feat, part, draw), strict=True)
+            feats: Iterable[NDArray[np.float16]] = read_rows(targets.feat, part, draw)
+            if targets.present is not None:
+                feats = map(getitem, feats, read_rows(targets.present, part, draw))
+            yield from zip(self.registry.uid[part], feats, strict=True)
 
     def retired(self, ref: Ref | str | None = None) -> dict[str, NDArray[np.int64]]:
         """Rows that the ref's manifest listed once, by the time (ISO 8601) when it listed them no more."""
@@ -180,12 +185,19 @@ class StoreReader(StoredKeys):
         return Views(key, recipe, rgb, alpha, depth, normal, frame, poses, intrinsics, angles, *planes, ok)
 
     def targets(self, teacher: str | None = None, ref: Ref | str | None = None) -> Targets:
-        """Features of `teacher` (a name of the manifest); without a name the first one listed."""
+        """Features of `teacher` (a name of the manifest); without a name the first one listed that is of pictures."""
         ref = self.ref(ref)
-        name, key = self._teacher(ref.targets, teacher)
-        feat = open_column(self.kind_group("targets", key), "feat")
+        named = ref.targets
+        if teacher is None:
+            pictures = {name: key for name, key in named.items() if of_recipe(self.recipe("targets", key)) == "image"}
+            named = pictures or named
+        name, key = self._teacher(named, teacher)
+        group = self.kind_group("targets", key)
+        feat = open_column(group, "feat")
+        masked = any(column.name == "present" for column in self.columns("targets", key))
+        present = open_column(group, "present") if masked else None
         ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
-        return Targets(key, name, self.recipe("targets", key), feat, ok)
+        return Targets(key, name, self.recipe("targets", key), feat, ok, present)
 
     def lifted(self, teacher: str | None = None, ref: Ref | str | None = None) -> Lifted:
         """Features a point of `teacher` (a name of the manifest); without a name the first one that is lifted."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recon.pipeline.base.compositing import MAX_RESOLUTION, MAX_VIEWS, mask, straight_rgba
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.columns import read_rows
+from recon.pipeline.store.forms import part_of
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Targets:
-    """A frozen image teacher's raw features."""
+    """A frozen image teacher's raw features; or those of the shapes' own words that came in a data set's files."""
 
     key: str
     teacher: str
@@ -210,12 +211,24 @@ class Targets:
     feat: zarr.Array[Any]
     """[K, N, V, D] float16, not normalised; draw 0 is the clean picture"""
     ok: NDArray[np.bool_] = field(repr=False)
-    """[K, N] every view of the row embedded and finite, and the row one of the ref's dataset"""
+    """[K, N] every view of the row embedded and finite (or not present), and the row one of the ref's dataset"""
+    present: zarr.Array[Any] | None = field(default=None, repr=False)
+    """[K, N, V] bool: which features of a finished row are there, at least one; others are zero. None: all are"""
 
     @property
     def dim(self) -> int:
         """Width of a feature."""
         return int(self.feat.shape[-1])
+
+    @property
+    def of(self) -> Literal["image", "text"]:
+        """What they are features of: pictures of the shape, or its own words in the order of its stored captions."""
+        return of_recipe(self.recipe)
+
+
+def of_recipe(recipe: Mapping[str, Any]) -> Literal["image", "text"]:
+    """What a key of kind `targets` holds features of, by its recipe."""
+    return "text" if part_of(recipe, "teacher").get("of") == "text" else "image"
 
 
 @dataclass(frozen=True)
