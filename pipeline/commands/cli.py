@@ -231,7 +231,7 @@ def stage_command(name: str, doc: str) -> None:
     ) -> None:
         where = (workers, gpu_workers, scheduler, cluster, hosts)
         options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
-        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all"))
+        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "lift", "all"))
 
     app.command(name, help=doc)(command)
 
@@ -241,6 +241,7 @@ stage_command("sample", "Sample surface points with normals, colours and part id
 stage_command("render", "Render views: RGB, depth, cameras.")
 stage_command("caption", "Write captions: from facts, lists, files, a CLIP's features, captioning models.")
 stage_command("features", "Embed views and words with every frozen teacher of the manifest.")
+stage_command("lift", "Lift teachers' patch tokens to points, as the manifest's [features.lift] says.")
 stage_command("all", "Every stage, in order.")
 
 

@@ -123,6 +123,16 @@ class Flow:
         """Every teacher's features of views, where there are such, and of words."""
         return self._run_stages("meshes", "targets", "captions", "text")
 
+    def lift(self) -> list[StageResult]:
+        """Patch tokens lifted to points. UserError for a manifest that names no teacher to lift."""
+        if self.manifest.features.lift is None:
+            name = self.manifest.name
+            raise UserError(
+                f'manifest {name!r} lifts nothing: add a table [features.lift] with teachers = ["NAME"], of teachers '
+                'with tap = "patch" or "dense"'
+            )
+        return self._run_stages("meshes", "lifted")
+
     def all(self) -> list[StageResult]:
         """Every stage."""
         return self._run_stages(*{node.kind for node in self.plan.nodes})
@@ -157,6 +167,7 @@ class Flow:
                 yield self._prompts_there(node, stage, waiting)
                 continue
             rows = node.rows(self._listed_rows(node) if node.after == LISTING else handed[node.after])
+            rows = self._also_finished(node, rows)
             entry = StageRows(node.name, stage, rows, len(self.shapes) - len(rows))
             yield entry
             is_read = any(node.name in other.needs for other in self.plan.nodes)
@@ -262,6 +273,7 @@ class Flow:
         if name in self._results or stage is None:
             return
         rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
+        rows = self._also_finished(node, rows)
         result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, *self._told(name))
         if before := self._side_by_side.get(name):
             seconds = before.seconds + result.seconds
@@ -363,6 +375,13 @@ class Flow:
         if node.kind == "meshes":
             return mesh_rows(self.store, digest_of(stage.recipe), rows)
         return with_upstream(self.store, digest_of(stage.recipe), rows)
+
+    def _also_finished(self, node: Node, rows: list[Row]) -> list[Row]:
+        """The rows of a node that works on shapes, ready where the other nodes that it needs have finished them too."""
+        others = [other for other in self.plan.nodes if node.after is not None and other.name in node.also]
+        for stage in map(self.plan.stage, others):
+            rows = with_upstream(self.store, digest_of(stage.recipe), rows) if stage and rows else rows
+        return rows
 
     def _listed_rows(self, node: Node) -> list[Row]:
         """Those of the shapes that have a row, for a node that works on the listing itself."""

@@ -88,6 +88,20 @@ class ViewStatistics:
 
 
 @dataclass(frozen=True)
+class LiftedStatistics:
+    """Features of points of one teacher, sampled."""
+
+    teacher: str
+    sampled: int
+    points: int
+    """A shape."""
+    shown: float
+    """Share of the points that a view shows."""
+    views: float
+    """How many show such a point, on average."""
+
+
+@dataclass(frozen=True)
 class CaptionStatistics:
     """Captions of one table of the manifest."""
 
@@ -123,6 +137,7 @@ class Statistics:
     views: ViewStatistics | None
     captions: tuple[CaptionStatistics, ...]
     targets: tuple[FeatureStatistics, ...]
+    lifted: tuple[LiftedStatistics, ...]
     text: tuple[FeatureStatistics, ...]
     cut: dict[str, tuple[int, int]]
     """By teacher how many prompts are longer than it reads, and of how many."""
@@ -146,6 +161,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
     faces = _faces(store, found.keys["meshes"], mine) if "meshes" in found.keys else np.zeros(0, np.int64)
     points, views = found.keys.get("points"), found.keys.get("views")
     targets = (_target_statistics(store, teacher, key, pick(key)) for teacher, key in found.targets.items())
+    lifted = (_lifted_statistics(store, teacher, key, pick(key)) for teacher, key in found.lifted.items())
     text = (_text_statistics(store, found, teacher, sample, seed) for teacher in found.text)
     return Statistics(
         ref=found.name,
@@ -162,6 +178,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
         views=_view_statistics(store, views, pick(views)) if views else None,
         captions=_caption_statistics(store, found, mine),
         targets=tuple(filter(None, targets)),
+        lifted=tuple(filter(None, lifted)),
         text=tuple(filter(None, text)),
         cut=found.cut,
     )
@@ -207,6 +224,10 @@ def describe(found: Statistics) -> list[str]:
         lines.append(
             f"captions/{c.table}: {c.captions} of {c.shapes} shapes, {c.distinct} distinct{score}; {c.rejected} unkept"
         )
+    lines += [
+        f"lifted/{f.teacher}, {f.sampled} sampled: {f.points} points, {f.shown:.1%} shown, by {f.views:.1f} views each"
+        for f in found.lifted
+    ]
     for kind, several in (("targets", found.targets), ("text", found.text)):
         lines += [line for f in several for line in _describe_features(kind, f)]
     return [*lines, *describe_cut(found.cut)]
@@ -344,6 +365,15 @@ def _target_statistics(
     masked = any(column.name == "present" for column in store.columns("targets", key))
     present = read_rows(store.column("targets", key, "present"), rows, 0) if masked else None
     return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows], present)
+
+
+def _lifted_statistics(store: FeatureStore, teacher: str, key: str, rows: NDArray[np.int64]) -> LiftedStatistics | None:
+    if not len(rows):
+        return None
+    count = read_rows(store.column("lifted", key, "count"), rows)
+    shown = count[count > 0]
+    views = float(shown.mean()) if len(shown) else 0.0
+    return LiftedStatistics(teacher, len(rows), count.shape[1], len(shown) / count.size, views)
 
 
 def _text_statistics(store: FeatureStore, ref: Ref, teacher: str, sample: int, seed: int) -> FeatureStatistics | None:

@@ -89,6 +89,9 @@ def summarize(kind: str, attributes: dict[str, Any]) -> str:
         cameras = render.get("cameras")
         preset = attributes.get("preset") or f"{len(cameras) if isinstance(cameras, list) else 0} views"
         return f"{preset} {render.get('resolution')}px"
+    if kind == "lifted":
+        name, count = part_of(attributes, "teacher").get("name"), recipe.get("num_points")
+        return f"{name} on {count} points"
     if kind in ("targets", "text"):
         spec, teacher = part_of(attributes, "teacher"), part_of(recipe, "teacher")
         tap = (teacher.get("tap"),) if kind == "targets" else ()
