@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from recon.pipeline.flow.report import report
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.gc import plan_gc
 from recon.pipeline.keeping.merge import merge
+from recon.pipeline.keeping.pictures import pictures
+from recon.pipeline.keeping.preview import contact_sheet
 from recon.pipeline.keeping.stats import describe, list_store, statistics
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.rendering.cameras import Cameras, camera_poses, intrinsic_matrix
@@ -362,6 +365,18 @@ def test_everything_that_walks_the_stages_knows_it(filled: Path, manifest: Path,
     assert FeatureStore.open(tmp_path / "both.zarr").digest(key) == store.digest(key)
 
 
+def test_its_picture_shows_every_point_in_front(filled: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(filled)
+    shown = pictures(store, store.ref(), "lifted", "tokens")
+    assert shown.ok.all() and shown.num_views == 1
+    drawn = shown.draw(0, 0)
+    assert (drawn == shown.draw(0, 0)).all() and 300 < (drawn != 255).any(2).sum() < 64 * 25 + 1
+    unseen = (drawn == 200).all(2).any()
+    assert unseen == bool((np.asarray(store.lifted().count[0]) == 0).any())
+    result = contact_sheet(store, tmp_path, show="lifted")
+    assert [Path(file).name for file in result.files] == ["classes-01.png"] and result.shapes == 6
+
+
 def test_features_leave_it_alone_and_other_points_are_another_key(
     manifest: Path, clip_config: Path, tmp_path: Path
 ) -> None:
@@ -377,6 +392,19 @@ def test_features_leave_it_alone_and_other_points_are_another_key(
     second = Flow(load_manifest(more), None, store).lift()
     assert [result.computed for result in second] == [0, 0, 0, 0, 6]
     assert store.lifted().feat.shape[1] == 128
+
+
+def test_a_shape_of_another_frame_than_its_pictures_is_set_aside(filled: Path, manifest: Path, tmp_path: Path) -> None:
+    """As ready-made clouds may be that come with meshes in other units."""
+    store = FeatureStore.open(Path(shutil.copytree(filled, tmp_path / "moved.zarr")), write=True)
+    xyz: Any = store.column("points", store.points().key, "xyz")
+    xyz[2:3] = 3 * np.asarray(xyz[2:3])
+    entry = next(
+        entry for entry in Flow(load_manifest(manifest), None, store).stages() if entry.name == "lifted tokens"
+    )
+    block = entry.stage.compute(store, store.lifted().key, entry.rows, 0)
+    assert set(block.failed) == {2} and "are of another frame than the mesh that was rendered" in block.failed[2].reason
+    assert (block.columns["feat"][1] == store.lifted().feat[1]).all()
 
 
 @pytest.mark.parametrize(
