@@ -24,7 +24,7 @@ from recon.pipeline.store.keys import StoredKeys
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure
-from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Texts, Views, of_recipe
+from recon.pipeline.store.records import Caption, Lifted, Points, Ref, Registry, Targets, Text, Texts, Views, of_recipe
 
 FORMAT = {"format": "recon-store", "version": 3}
 FEATURE_ROWS = 512  # that `features` reads at once
@@ -105,7 +105,8 @@ class StoreReader(StoredKeys):
         several = data["targets"], data["text"], data["captions"]
         templates = tuple(data.get("templates", EARLIER_PROMPTS))
         listed = tuple(data["listed"]) if "listed" in data else None
-        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, dict(data.get("cut", {})))
+        noted = dict(data.get("cut", {})), data.get("lifted", {})
+        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, *noted)
 
     def _ref_document(self, name: str) -> RefForm:
         return read_document(self.path / "refs" / f"{name}.json", REF, VERIFY)
@@ -158,7 +159,10 @@ class StoreReader(StoredKeys):
     def points(self, ref: Ref | str | None = None) -> Points:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
         ref = self.ref(ref)
-        key, group = self._of_ref("points", ref, "sample")
+        return self._points(self._of_ref("points", ref, "sample")[0], ref)
+
+    def _points(self, key: str, ref: Ref) -> Points:
+        group = self.kind_group("points", key)
         names = ("xyz", "normal", "color", "part", "order", "frame")
         arrays = {name: open_column(group, name) for name in names}
         return Points(key, **arrays, ok=self._finished(ref, key))
@@ -194,6 +198,19 @@ class StoreReader(StoredKeys):
         present = open_column(group, "present") if masked else None
         ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
         return Targets(key, name, self.recipe("targets", key), feat, ok, present)
+
+    def lifted(self, teacher: str | None = None, ref: Ref | str | None = None) -> Lifted:
+        """Features a point of `teacher` (a name of the manifest); without a name the first one that is lifted."""
+        ref = self.ref(ref)
+        if not ref.lifted:
+            raise UserError(f"{self.path}: no features of points yet; run `recon-pipeline lift`")
+        name, key = self._teacher(ref.lifted, teacher)
+        group, recipe = self.kind_group("lifted", key), self.recipe("lifted", key)
+        feat, count = open_column(group, "feat"), open_column(group, "count")
+        if ("points", recipe.get("points")) not in self.list_keys():  # the recipe of somebody's store may say anything
+            raise DamagedStore(f"{self.path}/lifted/{key}: the points that its recipe names are not there; {VERIFY}")
+        points = self._points(recipe["points"], ref)
+        return Lifted(key, name, recipe, feat, count, points, self._finished(ref, key))
 
     def text(self, teacher: str | None = None, ref: Ref | str | None = None) -> Text:
         """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.compositing import MAX_RESOLUTION, MAX_VIEWS, mask, straight_rgba
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.store.columns import read_rows
 from recon.pipeline.store.forms import part_of
 
 
@@ -88,7 +89,7 @@ def _counts(texts: Sequence[str]) -> str:
 class Ref:
     """The keys one experiment uses.
 
-    `targets` and `text` map a teacher's name to a key, `captions` the name of a table of the manifest.
+    `targets`, `lifted` and `text` map a teacher's name to a key, `captions` the name of a table of the manifest.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Ref:
     version, which used all rows of the data set."""
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of a teacher with words: how many of the data set's prompts are longer than it reads, and of how many."""
+    lifted: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,33 @@ class Targets:
 def of_recipe(recipe: Mapping[str, Any]) -> Literal["image", "text"]:
     """What a key of kind `targets` holds features of, by its recipe."""
     return "text" if part_of(recipe, "teacher").get("of") == "text" else "image"
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What a frozen image teacher saw at each of a shape's points: means of its patch tokens over views."""
+
+    key: str
+    teacher: str
+    recipe: dict[str, Any] = field(repr=False)
+    feat: zarr.Array[Any]
+    """[N, P, D] float16, not normalised; zero for a point that no view shows"""
+    count: zarr.Array[Any]
+    """[N, P] uint8: how many views show a point"""
+    points: Points = field(repr=False)
+    """Those that were lifted to: the first P of `order`, see `indices`"""
+    ok: NDArray[np.bool_] = field(repr=False)
+    """[N] finished, and one of the ref's dataset"""
+
+    @property
+    def dim(self) -> int:
+        """Width of a feature."""
+        return int(self.feat.shape[-1])
+
+    def indices(self, row: int) -> NDArray[np.int64]:
+        """[P] which of a finished row's points the features are of: places in `points.xyz[row]`."""
+        found: NDArray[np.int64] = read_rows(self.points.order, [row])[0][: self.feat.shape[1]].astype(np.int64)
+        return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.forms import part_of
-from recon.trainer.config import Config
 from recon.trainer.evaluate.features import BATCH, Probe, random_points, spare_points
 from recon.trainer.evaluate.labelled import Labelled
 from recon.trainer.evaluate.protocols import PROTOCOLS, RELEASED, Feed, Protocol
@@ -35,7 +34,8 @@ class Clouds:
     """All shapes of a split under a protocol."""
 
     data: Labelled
-    config: Config
+    probe: Probe
+    """Of whose student they take the settings"""
     protocol: Protocol
     feed: Feed
     held: Sequence[Part] | None = None
@@ -44,7 +44,7 @@ class Clouds:
     @property
     def num_points(self) -> int:
         """Points of a cloud that is fed."""
-        asked, stored = self.config.data.num_points, self.data.num_stored
+        asked, stored = self.probe.config.data.num_points, self.data.num_stored
         kept = self.feed.sampling == "all" or (self.feed.sampling == "resample_more" and stored <= asked)
         return stored if kept else asked
 
@@ -64,7 +64,7 @@ class Clouds:
             return
         count = self.data.num_stored
         if self.feed.sampling == "farthest":
-            count = spare_points(self.config, count)
+            count = spare_points(self.probe.config, count)
         elif self.feed.sampling == "subset":
             count = max(count, self.num_points)
         for start in range(0, len(self.data), PART_ROWS):
@@ -73,7 +73,7 @@ class Clouds:
                 row=self.data.row[start : start + PART_ROWS],
                 category=self.data.category[start : start + PART_ROWS],
             )
-            yield Part(some.row, some.farthest_points(count))
+            yield Part(some.row, self.probe.farthest_points(some, count))
 
     def draw(self, part: Part, number: int = 0) -> Tensor:
         """A part's clouds as they are fed, raw: [b, num_points, 3 or 6].
@@ -83,7 +83,7 @@ class Clouds:
         points = part.stored
         if self.drawn:
             again = self.feed.sampling.startswith("resample")
-            points = random_points(points, part.rows, self.config, number, again)
+            points = random_points(points, part.rows, self.probe.config, number, again)
         xyz, color = points[..., :3], points[..., 3:]
         if self.feed.color is not None:
             color = torch.full_like(color, self.feed.color)
@@ -99,7 +99,7 @@ def clouds_of(probe: Probe, name: str) -> Clouds:
     protocol, data = PROTOCOLS[name], probe.split(probe.tested)
     if name != RELEASED:
         _check_axes(probe, data, name)
-    return Clouds(data, probe.config, protocol, protocol.of(probe.ref.dataset))
+    return Clouds(data, probe, protocol, protocol.of(probe.ref.dataset))
 
 
 def _check_axes(probe: Probe, data: Labelled, name: str) -> None:

@@ -68,6 +68,14 @@ class Probe:
         """The shapes that have points of one split, or of several, "train+test"."""
         return load_labelled(self.store, self.ref, *name.split("+"))
 
+    def farthest_points(self, data: Labelled, num_points: int) -> Tensor:
+        """The `num_points` farthest points of each of the shapes, as the student takes them: [N, num_points, C], raw.
+
+        UserError as for `Labelled.farthest_points`.
+        """
+        model = self.config.model
+        return data.farthest_points(num_points, model.color, model.default_color)
+
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""
         students = {"": self.student, "_random_init": self.random_init}
@@ -201,7 +209,7 @@ def random_points(
 def encode(
     function: Callable[[Tensor], Tensor], points: Tensor, device: torch.device, precision: Precision = "float32"
 ) -> NDArray[np.float32]:
-    """`function`, which takes clouds in any frame, over clouds [N, P, 3], a batch at a time on the device: [N, D]."""
+    """`function`, which takes clouds in any frame, over clouds [N, P, C], a batch at a time on the device: [N, D]."""
     batches = (points[start : start + BATCH].to(device) for start in range(0, len(points), BATCH))
     parts = []
     for batch in batches:
