@@ -13,6 +13,8 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.stats import statistics
+from recon.pipeline.stages.imported import LOOKED_AT
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
 from tests.openshape_files import DIM, POINTS, ensemble, four, shape, thumbnail, vector
@@ -154,8 +156,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no picture": ({"image_feat": None}, "targets clip: holds no features of pictures"),
     "zeros alone": ({"image_feat": np.zeros((12, DIM), np.float32)}, "targets clip: holds no features of pictures"),
     "wide pictures": ({"image_feat": np.ones((12, 9), np.float32)}, "targets clip: image_feat is 9 wide"),
-    "no text": ({"text": [], "text_feat": []}, "targets words: holds no features of texts"),
-    "texts without features": ({"text_feat": [None]}, "targets words: holds no features of texts"),
     "too few features": ({"text_feat": []}, "targets words: text_feat holds 0 features beside 1 texts"),
     "no list": ({"text_feat": np.ones(DIM)}, "targets words: text_feat holds no list beside 1 texts"),
     "no dict": ({"text_feat": [np.ones(DIM)]}, "targets words: text_feat 0 is no dict of original and prompt_avg"),
@@ -176,6 +176,23 @@ def test_bad_features_set_their_shape_aside_in_one_line(tmp_path: Path) -> None:
         assert f"bad{i}.npy" in reason
         for part in words.split(": ", 1) if words.startswith("targets") else [words]:
             assert part in reason
+
+
+def test_a_shape_without_a_text_is_no_bad_shape(tmp_path: Path) -> None:
+    """Its pictures are there to learn from; but where no file has a word's feature the manifest is at fault."""
+    shapes = {"ABO/1/none": shape(0, [], text_feat=[]), "ABO/1/bare": shape(1, ["a"], text_feat=[None])}
+    shapes["ABO/1/full"] = shape(2, ["a"])
+    store, failed = made(tmp_path, ensemble(tmp_path / "root", shapes))
+    present = store.targets("words").present
+    assert not failed and present is not None and store.targets("words").ok.all()
+    assert np.asarray(present[0]).sum(1).tolist() == [0, 0, 1]
+    assert [feat.shape for _, feat in store.features("words")] == [(0, DIM), (0, DIM), (1, DIM)]
+    (words,) = [found for found in statistics(store).targets if found.teacher == "words"]
+    assert words.sampled == 1
+    bare = {f"ABO/1/{i}": shape(i, ["a"], text_feat=[{"original": vector("a")}]) for i in range(LOOKED_AT)}
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"'words': none of the first 16 files has a feature of a text, prompt_avg"):
+        made(tmp_path / "other", ensemble(tmp_path / "bare", bare))
 
 
 def test_fewer_views_than_declared(tmp_path: Path) -> None:
