@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.stats import statistics
+from recon.pipeline.sources.openshape import OpenShapeSource
 from recon.pipeline.stages.imported import LOOKED_AT
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
@@ -109,6 +112,43 @@ def test_words_lie_beside_the_captions(mini: FeatureStore) -> None:
             wanted = vector(raw.get(text, text), "original" if text in retrieved else "prompt_avg")
             feat = np.asarray(words.feat[0, row, at])
             assert np.array_equal(feat, wanted.astype(np.float16) if present[at] else np.zeros(DIM))
+
+
+SAID = st.one_of(st.none(), st.sampled_from(["", " ", "a chair", "a  chair\n", "b", "c"]))
+FEATURE = st.sampled_from([None, {}, {"original": None}, {"prompt_avg": np.zeros(0)}, "both"])
+
+
+@given(own=st.lists(st.tuples(SAID, FEATURE), max_size=4), blip=SAID, retrieved=st.lists(SAID, max_size=3))
+@settings(max_examples=60)
+def test_a_text_has_the_feature_of_the_first_place_it_stands_in(
+    tmp_path_factory: pytest.TempPathFactory, own: list[Any], blip: str | None, retrieved: list[Any]
+) -> None:
+    """Whatever is blank, doubled, None or without a feature: beside a plain walk through all places."""
+    held = shape(0, [text for text, _ in own], blip or "", "", (), blip_caption=blip or "", retrieval_text=retrieved)
+    number = iter(range(1, 99))
+
+    def numbered(*variants: str) -> dict[str, Any]:
+        return {variant: np.full((1, DIM), next(number), np.float32) for variant in variants}
+
+    both = ("original", "prompt_avg")
+    held["text_feat"] = [numbered(*both) if feature == "both" else feature for _, feature in own]
+    held["blip_caption_feat"] = numbered(*both)
+    held["retrieval_text_feat"] = [numbered("original") for _ in retrieved]
+    folder = tmp_path_factory.mktemp("file")
+    np.save(folder / "a.npy", np.array(held, dtype=object))
+    places = [*zip(held["text"], held["text_feat"], ["prompt_avg"] * len(own), strict=True)]
+    places += [(held["blip_caption"], held["blip_caption_feat"], "prompt_avg")]
+    places += [*zip(retrieved, held["retrieval_text_feat"], ["original"] * len(retrieved), strict=True)]
+    wanted: dict[str, Any] = {}
+    for text, feature, variant in places:
+        name = " ".join((text or "").split())
+        if name and name not in wanted:
+            value = (feature or {}).get(variant)
+            wanted[name] = None if value is None or not value.size else float(value[0, 0])
+    source = OpenShapeSource(layout="openshape", lists={"train": "a.json"})
+    found = source.words(folder, "a.npy", "prompt_avg")
+    assert source.texts(folder, "a.npy") == [text for text, _ in found] == list(wanted)
+    assert [None if feature is None else float(feature[0]) for _, feature in found] == list(wanted.values())
 
 
 def test_what_is_absent_is_not_handed_out(mini: FeatureStore) -> None:
