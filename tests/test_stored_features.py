@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
 from tests.openshape_files import DIM, POINTS, ensemble, four, shape, thumbnail, vector
 
+SHIPPED = Path(__file__).resolve().parents[1] / "data_manifests" / "openshape.toml"
 MANIFEST = """
 name = "mini"
 [source]
@@ -208,6 +210,24 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+class Attack:
+    """What a pickle can ask a careless reader to do."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("exit 1",)
+
+
+def test_a_file_that_names_anything_but_arrays_is_set_aside_unread(tmp_path: Path) -> None:
+    """By every stage that reads it, in one line each, wherever in the dict it stands; it may be the first file."""
+    shapes = {f"ABO/1/{name}": shape(0, ["a"], **{name: Attack()}) for name in ("image_feat", "text_feat", "id")}
+    shapes["ABO/1/good"] = shape(1, ["a"])
+    _, failed = made(tmp_path, ensemble(tmp_path / "root", shapes))
+    assert set(failed) == {"points", "targets clip", "targets words", "captions stored"}
+    for reasons in failed.values():
+        assert len(reasons) == 3 and "\n" not in "".join(reasons.values())
+        assert all("names 'posix.system'; only numpy arrays" in reason for reason in reasons.values())
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_tables_that_do_not_fit(case: str, tmp_path: Path) -> None:
     changes, words = REFUSED[case]
@@ -242,3 +262,38 @@ def test_filters_that_cannot_be_used_stop_the_run(case: str, tmp_path: Path) -> 
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(UserError, match=words):
         made(tmp_path, root, source='text_filter = "meta_data/gpt4_filtering.json"')
+
+
+def shipped(folder: Path, *changes: tuple[str, str]) -> Path:
+    """The shipped manifest with the miniature's sizes."""
+    text = SHIPPED.read_text()
+    for before, after in (("dim = 1280", f"dim = {DIM}"), ("num_points = 10000", f"num_points = {POINTS}"), *changes):
+        assert before in text
+        text = text.replace(before, after)
+    (folder / "openshape.toml").write_text(text)
+    return folder / "openshape.toml"
+
+
+def test_the_shipped_manifest_takes_all_there_is_and_runs_no_model(tmp_path: Path) -> None:
+    root = ensemble(tmp_path / "root", without=("obj0",))
+    results = Flow(load_manifest(shipped(tmp_path)), root, FeatureStore.create(tmp_path / "s.zarr")).all()
+    assert [result.kind for result in results] == ["points", "targets", "targets", "captions"]
+    assert not any(result.failed for result in results)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    pictures, words = store.targets(), store.targets("clip-bigg-words")
+    assert pictures.feat.shape == (1, 4, 13, DIM) and words.feat.shape == (1, 4, 8, DIM)
+    assert pictures.present is not None and words.present is not None
+    assert np.asarray(pictures.present[0]).sum(1).tolist() == [13, 12, 12, 12]
+    told = [sum(map(bool, texts)) for texts in store.captions()]
+    assert told == [4, 3, 3, 3] and np.asarray(words.present[0]).sum(1).tolist() == [4, 3, 2, 3]
+
+
+def test_the_data_sets_that_are_not_at_hand_can_be_left_out(tmp_path: Path) -> None:
+    root = ensemble(tmp_path / "root")
+    wanted = ("# datasets", "datasets")
+    shapes = load_manifest(shipped(tmp_path, wanted)).source.shapes(root)
+    assert [shape.uid.split("/")[0] for shape in shapes] == ["ShapeNet", "ABO", "3D-FUTURE"]
+    with pytest.raises(
+        UserError, match=r"'source\.datasets': the lists have no shape of 'ABC'; they have 3D-FUTURE, ABO"
+    ):
+        load_manifest(shipped(tmp_path, wanted, ('"ABO"', '"ABC"'))).source.shapes(root)

@@ -48,16 +48,12 @@ def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, 
     taken from the store later (`with_teachers`). UserError names the unknown recipe, section or key with its nearest
     neighbour, or the field whose value does not fit.
     """
-    path = _recipe_path(recipe)
-    data = read_toml(path, "mend it")
-    _check_names(data, str(path))
-    for section, values in read_overrides(overrides).items():
-        data.setdefault(section, {}).update(values)
-    own = data.get("model", {})
+    data = read_named(recipe, overrides)
+    own, pretrains = data.get("model", {}), data.get("task", {}).get("kind", "pretrain") == "pretrain"
     size = own.pop("size", None)
     if size is not None and size not in SIZES:
         raise UserError(f"model.size: {_unknown('size', str(size), SIZES)}")
-    if "teachers" in own:
+    if "teachers" in own and pretrains:
         raise UserError(f"{recipe}: model.teachers is taken from the store; name the teachers with data.teachers")
     # Here, and not among the model's own checks: runs and files of before it was said are read as ever.
     if own.get("streams", "recon") != "recon" and own.get("block", "released") != "released":
@@ -66,9 +62,19 @@ def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, 
             "change; set model.block=released"
         )
     data["model"] = {**(model or {}), **SIZES.get(size, {}), **own}
-    if data.get("task", {}).get("kind", "pretrain") != "pretrain":
+    if not pretrains:
         data.setdefault("data", {}).setdefault("teachers", [])
     return config_from_dict(data, recipe)
+
+
+def read_named(recipe: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """What a recipe and overrides name, section by section, none of it checked but the names. UserError for those."""
+    path = _recipe_path(recipe)
+    data = read_toml(path, "mend it")
+    _check_names(data, str(path))
+    for section, values in read_overrides(overrides).items():
+        data.setdefault(section, {}).update(values)
+    return data
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -199,7 +199,7 @@ def _tell(flow: Flow) -> bool:
     say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
     say(again)
     lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
-    say([*(describe_lacking(lacking) if lacking else []), *flow.cut()])
+    say([*(describe_lacking(lacking) if lacking else []), *flow.standing(), *flow.cut()])
     return bool(failed)
 
 
@@ -284,7 +284,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
     ) -> None:
         set_thread_variables()
         with loading(console):
-            from recon.pipeline.flow.report import describe, report
+            from recon.pipeline.flow.report import describe, report, together
         from recon.pipeline.execution.executor import InProcess
         from recon.pipeline.execution.opening import shares
         from recon.pipeline.flow.manifest import load_manifest
@@ -312,7 +312,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         elif not quiet:
             near = near_paths(store, is_store)
             answer([f"{store} does not exist yet{near}: a run makes it"] if not store.exists() else [])
-            answer(describe(listed) if listed else ["nothing to do"])
+            answer([*describe(listed), *together(listed, store, on_cpu)] if listed else ["nothing to do"])
             answer([f"teachers: {on_gpu} workers on GPU {', '.join(gpus)}, beside {on_cpu}"] if gpus else [])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])

@@ -35,6 +35,7 @@ from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.mend import mend
+from recon.pipeline.keeping.standing import standing_of
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.meshes import Meshes
@@ -177,6 +178,11 @@ class Flow:
     def copies(self) -> Copies | None:
         """Which of the listed shapes share a mesh; None where no mesh has been read."""
         return self._of_meshes(copies_of)
+
+    def standing(self) -> list[str]:
+        """What is to be said of the axes of points that were made just now; see `keeping.standing`."""
+        made = self._results.get("points")
+        return standing_of(self.store, made.key, self.manifest.name) if made and made.computed else []
 
     def lacking(self) -> Lacking | None:
         """Which of the listed shapes are not quite what their files say; None where no mesh has been read."""

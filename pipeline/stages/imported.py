@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.sources.stored import StoredImages, StoredTexts
@@ -72,7 +72,9 @@ class ImportedTargets:
         for reference in islice(references, LOOKED_AT):
             try:
                 found = [(name, feat) for name, feat in self._found(reference) if feat is not None]
-            except MeshError:
+            except MachineError:
+                raise
+            except UserError:
                 continue
             for name, feat in found:
                 if len(feat) != stored.dim:

@@ -200,7 +200,7 @@ class ReCon(Student):
 
         points: `[B, N, 3]`, or `[B, N, 6]` with colours, centred and scaled to the unit sphere.
         targets: the teachers' raw features, `[B, D]` each, in the order of `config.teachers`; `[B, T, D]`, several a
-        cloud, of those with a matched loss.
+        cloud, of those with a loss of `trainer.model.teaching.SEVERAL`.
         present: beside `targets`, bool `[B, T]`: which of several are there; all, where there is None.
         labels: `[B]` int category ids, needed by the contrast only.
         mask: `[B, G]` bool, True where hidden; drawn from `generator` when not given.

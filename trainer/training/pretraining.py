@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,6 +29,7 @@ from recon.trainer.checkpoints.checkpoint import (
     threads_note,
     weights_identity,
 )
+from recon.trainer.checkpoints.start import put_start, read_start
 from recon.trainer.config import Config, RunConfig
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.model.recon import ReCon
@@ -103,22 +105,27 @@ def _train(
     if config.task.pretrained:
         identity = weights_identity(Path(config.task.pretrained)) if fresh else read_record(run)["data"]["pretrained"]
         dataset.record["pretrained"] = identity
+    start = read_start(config.task.start) if config.task.start and fresh else None
+    if config.task.start:
+        dataset.record["start"] = start.identity if start else read_record(run)["data"].get("start")
     trainer = Trainer(config, dataset, run, target, precision.used)
     trainer.probes = _probes(trainer, opened, dataset, store)
+    notes: list[str] = []
     if config.task.pretrained and fresh:
-        load_pretrained(trainer.model, config.task.pretrained)
-        if trainer.ema:
-            trainer.ema.load(trainer.model.state_dict())
-    notes = []
+        notes.append(load_pretrained(trainer.model, config.task.pretrained))
+    if start:
+        put_start(trainer.model, start)
+    if trainer.ema and (start or (config.task.pretrained and fresh)):
+        trainer.ema.load(trainer.model.state_dict())
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
-        notes = [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
+        notes += [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
     check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
     if not resume and rank() == 0:
         stack.enter_context(held_run(run, before))
         begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
-    for line in (*notes, _first_line(trainer, precision), precision.note):
+    for line in (*notes, _first_line(trainer, precision), left_out(dataset.record), precision.note):
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     if profile:
@@ -179,6 +186,13 @@ def _settings(run: Path, recipe: str | None, overrides: Sequence[str], resume: b
     if resume and not overrides:
         return config_from_dict(read_record(run)["config"], str(run / "config.json"))
     raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
+
+
+def left_out(record: Mapping[str, Any]) -> str:
+    """How many rows are not trained on for want of a teacher's features; empty where there is none."""
+    counts = record.get("left_out", {})
+    told = " and ".join(f"{count} without a feature of {name}" for name, count in counts.items())
+    return told and f"rows left out: {told}"
 
 
 def _first_line(trainer: Trainer, precision: Decision) -> str:

@@ -18,6 +18,7 @@ from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.lacking import describe as describe_lacking
 from recon.pipeline.keeping.layout import measure
+from recon.pipeline.keeping.standing import declared, describe_standing
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
 from recon.pipeline.keeping.stats.listing import list_store as list_store
@@ -70,6 +71,8 @@ class PointStatistics:
     """Shapes by the direction that is likely to be up, most frequent first; see `shapes.upright`."""
     tipped: tuple[str, ...]
     """Uids of the first whose likely up is clear and not +Y."""
+    axes: tuple[str, str]
+    """Up and front of the files, as the manifest says."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ def describe(found: Statistics) -> list[str]:
         )
         shares = ", ".join(f"{way} {count / p.sampled:.0%}" for way, count in p.up.items())
         lines.append(f"  likely up: {shares}" + (f"; not +Y: {', '.join(p.tipped)}" if p.tipped else ""))
+        lines += [f"  {line}" for line in describe_standing(p.up, *p.axes)]
     if found.views:
         v = found.views
         lines.append(
@@ -315,7 +319,7 @@ def _point_statistics(store: FeatureStore, key: str, rows: NDArray[np.int64]) ->
     tipped = [store.registry.uid[row] for row, way in zip(rows, ways, strict=True) if way not in ("+Y", UNCLEAR)]
     return PointStatistics(
         len(rows), low, middle, high, *shares, len(np.unique(parts)),
-        dict(Counter(ways.tolist()).most_common()), tuple(tipped[:TIPPED]),
+        dict(Counter(ways.tolist()).most_common()), tuple(tipped[:TIPPED]), declared(store, key),
     )  # fmt: skip
 
 
@@ -353,13 +357,14 @@ def _caption_statistics(store: FeatureStore, ref: Ref, mine: NDArray[np.int64]) 
 def _target_statistics(
     store: FeatureStore, teacher: str, key: str, rows: NDArray[np.int64]
 ) -> FeatureStatistics | None:
-    """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token."""
+    """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token; absent features count nowhere."""
     if not len(rows):
         return None
-    feat = store.column("targets", key, "feat")
-    blocks = _in_blocks(feat, rows, lane=0)
+    blocks = _in_blocks(store.column("targets", key, "feat"), rows, lane=0)
     views = [block.mean(axis=2, dtype=np.float32) if block.ndim == 4 else block for block in blocks]
-    return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows])
+    masked = any(column.name == "present" for column in store.columns("targets", key))
+    present = read_rows(store.column("targets", key, "present"), rows, 0) if masked else None
+    return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows], present)
 
 
 def _lifted_statistics(store: FeatureStore, teacher: str, key: str, rows: NDArray[np.int64]) -> LiftedStatistics | None:

@@ -95,7 +95,7 @@ def summarize(kind: str, attributes: dict[str, Any]) -> str:
     if kind in ("targets", "text"):
         spec, teacher = part_of(attributes, "teacher"), part_of(recipe, "teacher")
         tap = (teacher.get("tap"),) if kind == "targets" else ()
-        words = (spec.get("name"), teacher.get("kind"), *tap, teacher.get("precision"))
+        words = (spec.get("name"), teacher.get("kind"), teacher.get("of"), *tap, teacher.get("precision"))
         return " ".join(str(word) for word in words if word)
     if kind == "captions":
         return " ".join(
