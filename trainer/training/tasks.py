@@ -137,7 +137,9 @@ def losses_of(config: Config) -> Losses:
 def pretraining_losses(model: Callable[..., Any], batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
     """As `ReCon.forward` has them."""
     present = batch.present or None
-    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator, present=present)
+    losses: dict[str, Tensor] = model(
+        batch.points, batch.targets, batch.labels, generator=generator, present=present, dense=batch.dense
+    )
     return losses
 
 
@@ -184,4 +186,4 @@ def settled(config: Config, dataset: Dataset | Mixed) -> Config:
     """The settings with what the data say of the model: pretraining's teachers."""
     if config.task.kind != "pretrain":
         return config
-    return with_teachers(config, dataset.teachers)
+    return with_teachers(config, dataset.teachers, dataset.dense)
