@@ -113,6 +113,30 @@ def probe(
     _measure(own, run, store, ref, device, precision, json)
 
 
+def nameparts(
+    store: Annotated[Path, typer.Option("--store", "-s", help="A store of shapes with named parts, lifted.")],
+    ref: RefOption = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose lifted features; default: the first that is lifted.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEMPLATE", help="With {part} and {category}; default: one of both.")
+    ] = None,
+    weights: Annotated[Path, typer.Option(help="The folder of the teacher's files.")] = Path(),
+    device: ProbeDevice = DeviceChoice.auto,
+    json: JsonOption = False,
+) -> None:
+    """Name the parts of shapes by words alone: a teacher's features of points against the names; without a student."""
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.part_names import PROMPT, name_parts
+        from recon.trainer.training.pretraining import choose_device
+
+    found = name_parts(store, choose_device(device.value), ref, teacher, split, prompt or PROMPT, weights)
+    numbers = [f"{name:>30} {value:.4f}" for name, value in found.items() if isinstance(value, float)]
+    answer(found if json else [f"{'shapes':>30} {found['shapes']}", *numbers])
+
+
 def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None:
     """Write the run's metrics.json and report.html from what training left there and whatever was measured."""
     from recon.trainer.show.report import write_report
@@ -160,4 +184,4 @@ def headlines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-COMMANDS = (svm, zeroshot, probe, report)
+COMMANDS = (svm, zeroshot, probe, nameparts, report)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from recon.kernels import group_points, knn_gather, knn_points, sample_farthest_points
 from recon.trainer.data.transforms import normalize
 from recon.trainer.model.blocks import PLAIN_BRANCHES, DropPath, PlainBlock
+from recon.trainer.model.dense import DenseHead, dense_losses
 from recon.trainer.model.encoder import AnyEncoder, build_encoder
 from recon.trainer.model.losses import category_contrast_loss, reconstruction_loss
 from recon.trainer.model.masks import block_mask, causal_mask, causal_sight, chain_order, chain_steps, random_mask, take
@@ -187,6 +188,7 @@ class ReCon(Student):
         for module in (self.teachers, self.contrast_projection):
             if module is not None:
                 module.apply(init_projection_layer)
+        self.dense = nn.ModuleList(DenseHead(config.width, dense) for dense in config.dense)  # last: it draws weights
 
     def forward(
         self,
@@ -196,6 +198,7 @@ class ReCon(Student):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         present: Sequence[Tensor | None] | None = None,
+        dense: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """Compute the pretraining losses of a batch.
 
@@ -206,10 +209,13 @@ class ReCon(Student):
         labels: `[B]` int category ids, needed by the contrast only.
         mask: `[B, G]` bool, True where hidden; drawn from `generator` when not given.
         generator: source of the mask and of drop path; torch's global one when not given.
+        dense: features of the points, `[B, N, D]` each, in the order of `config.dense`; zero where there is none.
 
-        Returns scalars: "reconstruction" unless it is "none", one under each teacher's name, with `self_contrastive`
-        "contrast", and "total", their sum with the teachers' weights.
+        Returns scalars: "reconstruction" unless it is "none", one under each teacher's name, those of `dense` too, with
+        `self_contrastive` "contrast", and "total", their sum with the teachers' weights.
         """
+        if len(dense) != len(self.dense):
+            raise ValueError(f"dense: {len(dense)} given, the model has {len(self.dense)}")
         if len(targets) != len(self.teachers):
             raise ValueError(f"targets: {len(targets)} given, the model has {len(self.teachers)} teachers")
         if self.config.color and self.config.color_drop:
@@ -221,9 +227,13 @@ class ReCon(Student):
             _check_mask(mask, centers, self.config.num_masked)
         scales = self.encoder.drop_path(len(points), generator)
         decoder_scales = None if self.decoder is None else self.decoder.drop_path(len(points), generator)
-        queries, predicted, place = self.rebuild(groups, centers, mask, scales, decoder_scales)
+        queries, tokens, predicted, place = self.rebuild(groups, centers, mask, scales, decoder_scales)
         truth = None if predicted is None else take(groups, place)
-        return self.forward_losses(predicted, truth, queries, targets, labels, present)
+        local = None
+        if self.dense:
+            seen = take(centers, self.split(mask)[0])
+            local = dense_losses(self.dense, tokens, points[..., :3], seen, dense, self.config.group_size)
+        return self.forward_losses(predicted, truth, queries, targets, labels, present, local)
 
     def _lost_colors(self, points: Tensor, generator: torch.Generator | None) -> Tensor:
         draw = of_batch(lambda count: torch.rand(count, generator=generator, device=points.device), len(points))
@@ -236,22 +246,22 @@ class ReCon(Student):
         mask: Tensor,
         scales: Tensor | None = None,
         decoder_scales: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Encode groups `[B, G, S, 3]` at centers `[B, G, 3]` behind `mask [B, G]`, and rebuild what it asks for.
 
-        Returns the queries `[B, Q, C]`, the rebuilt points `[B, M, S, 3]` (None without a decoder) and which groups
-        they are, `[B, M]`: the masked ones, of the causal form all.
+        Returns the queries `[B, Q, C]`, the tokens of `forward_encoder`, the rebuilt points `[B, M, S, 3]` (None
+        without a decoder) and which groups they are, `[B, M]`: the masked ones, of the causal form all.
         """
         visible, masked = self.split(mask)
         queries, tokens = self.forward_encoder(groups, centers, visible, scales)
         if self.config.mask_type == "causal":
             everything = torch.arange(groups.shape[1], device=groups.device).expand(groups.shape[0], -1)
             predicted = None if self.decoder is None else self.decoder.causal(tokens, centers, mask, decoder_scales)
-            return queries, predicted, everything
+            return queries, tokens, predicted, everything
         if self.decoder is None:
-            return queries, None, masked
+            return queries, tokens, None, masked
         predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), decoder_scales)
-        return queries, predicted, masked
+        return queries, tokens, predicted, masked
 
     def draw_mask(self, centers: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw `[B, G]` bool, True where hidden, with the same count in every row."""
@@ -281,15 +291,17 @@ class ReCon(Student):
         targets: Sequence[Tensor],
         labels: Tensor | None,
         present: Sequence[Tensor | None] | None = None,
+        local: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compare `predicted [B, M, S, 3]` with `groups`, where something was rebuilt; and `queries [B, Q, C]` with the
-        teachers' features (see `forward`) and, for cls, with each other.
+        teachers' features (see `forward`) and, for cls, with each other; beside what is lost at the tokens, `local`.
         """
         losses: dict[str, Tensor] = {}
         if predicted is not None and groups is not None:
             truth = groups[..., : predicted.shape[-1]]
             losses["reconstruction"] = reconstruction_loss(predicted, truth, self.config.reconstruction)
-        weight = {}
+        losses |= local or {}
+        weight = {dense.name: dense.weight for dense in self.config.dense}
         for place, (teacher, head) in enumerate(zip(self.config.teachers, self.teachers, strict=True)):
             assert isinstance(head, TeacherHead)
             there = None if present is None else present[place]
