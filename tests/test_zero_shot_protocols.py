@@ -30,7 +30,7 @@ from tests import openshape_trees as trees
 from tests.probed_run import CPU, MEASURED, edit_record, refusal
 from tests.released2_goldens import built, points_of, released_weights
 from tests.released_goldens import GOLDEN, recorded
-from tests.results_files import result_of
+from tests.results_files import result_of, result_path
 from tests.test_trainer_cli import run_main
 
 pytestmark = pytest.mark.slow  # stores and a run are made
@@ -223,6 +223,22 @@ def test_each_protocol_is_told_apart_wherever_results_are_shown(own_run: Path, s
     assert json.loads((own_run / "metrics.json").read_text())["zero_shot_accuracy"] == usual
     found, _ = read_measured([own_run])
     assert {(each.protocol, each.draws) for each in found if each.measure == "top-5"} == {("openshape", 2)}
+
+
+def test_many_classes_are_counted_and_not_drawn(
+    own_run: Path, stores: dict[str, Path], small_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recon.trainer.evaluate.results.INDENTED", 10)
+    monkeypatch.setattr("recon.trainer.show.report.MOST_CLASSES", 10)
+    scans = run_zero_shot(own_run, stores["scanobjectnn_openshape"], CPU, protocol="recon2")
+    assert result_of(own_run, "zeroshot_recon2") == scans
+    assert result_path(own_run, "zeroshot_recon2").read_text().count("\n") == 1
+    run_zero_shot(own_run, small_store, CPU)
+    assert result_path(own_run, "zeroshot").read_text().count("\n") > 9
+    write_report(own_run, small_store)
+    page = (own_run / "report.html").read_text()
+    assert "15 classes are too many to show; the counts are in results/." in page
+    assert page.count("Confusion matrix of zeroshot on") == 2  # the student's and the teacher's
 
 
 def test_the_command(
