@@ -14,14 +14,16 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.loading import read_any
 from recon.trainer.config import Config
-from recon.trainer.data.batches import Batch
+from recon.trainer.data.batches import Batch, Batches, Loader
 from recon.trainer.data.dataset import Dataset, load_dataset
-from recon.trainer.data.mixed import Mixed, load_mixed
+from recon.trainer.data.mixed import Mixed, MixedBatches, load_mixed
+from recon.trainer.data.stream import StreamBatches
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
 from recon.trainer.model.tuning import add_lora, freeze_encoder, merge_lora
 from recon.trainer.recipe import with_teachers
+from recon.trainer.training.distributed import rank, world_size
 
 Losses = Callable[[Callable[..., Any], Batch, torch.Generator | None], dict[str, Tensor]]
 """(model, batch, generator of its draws) -> scalars, each a mean over the batch; of them "total" is gone down."""
@@ -46,6 +48,14 @@ def load_several(stores: Sequence[FeatureStore], config: Config) -> Dataset | Mi
     if config.task.kind != "pretrain":
         raise UserError(f"--store: several are pretraining's, and task.kind is {config.task.kind!r}; name one")
     return load_mixed(stores, config.data, config.model.color, config.model.default_color)
+
+
+def build_loader(config: Config, dataset: Dataset | Mixed, device: torch.device) -> Loader:
+    """The batches of this process. UserError where not one comes of the data."""
+    how = (config.data, config.optim.batch_size, config.run.seed, device, rank(), world_size())
+    if isinstance(dataset, Mixed):
+        return MixedBatches(dataset, *how)
+    return StreamBatches(dataset, *how) if config.data.loader == "stream" else Batches(dataset, *how)
 
 
 def build_model(config: Config, dataset: Dataset | Mixed) -> Model:
@@ -103,8 +113,8 @@ def losses_of(config: Config) -> Losses:
 
 def pretraining_losses(model: Callable[..., Any], batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
     """As `ReCon.forward` has them."""
-    present = batch.present or None
-    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator, present=present)
+    some = {"present": batch.present} if any(there is not None for there in batch.present) else {}
+    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator, **some)
     return losses
 
 
