@@ -91,6 +91,7 @@ def release(root: Path, *shapes: dict[str, Any]) -> Path:
         entries.append({"dataset": data, "group": group, "id": f"id{i}", "data_path": f"/mnt/data/{name}"})
     (root / "meta_data/split").mkdir(parents=True, exist_ok=True)
     (root / "meta_data/split/train_all.json").write_text(json.dumps(entries))
+    (root / "meta_data/gpt4_filtering.json").write_text("{}")
     return root
 
 
@@ -235,8 +236,10 @@ CLOUDS: dict[str, tuple[Any, str]] = {
     "no points": (shape(xyz=None), "no array of numbers 'xyz'"),
     "words": (shape(xyz=np.array(["x"])), "no array of numbers 'xyz'"),
     "flat": (shape(xyz=np.zeros(3, np.float32), rgb=np.zeros(3, np.float32)), r"holds \[3\], not"),
-    "colours of others": (shape(rgb=np.zeros((3, 3), np.float32)), r"rgb \[3, 3\] beside xyz \[30, 3\]"),
-    "bytes as colours": (shape(rgb=np.full((30, 3), 100.0)), "rgb has values outside 0 to 1"),
+    "colours of others": (shape(rgb=np.zeros((3, 3), np.float32)), r"rgb \[3, 3\] beside xyz \[30, 3\]; every"),
+    "bytes as colours": (shape(rgb=np.full((30, 3), 100.0)), r"outside 0 to 1, up to 100: divide them by 255"),
+    "whole bytes as colours": (shape(rgb=np.full((30, 3), 255, np.uint8)), r"outside 0 to 1, up to 255: divide them"),
+    "negative colours": (shape(rgb=np.full((30, 3), -1.0)), r"rgb has values outside 0 to 1$"),
     "no number as colour": (shape(rgb=np.full((30, 3), np.nan)), "rgb has values outside 0 to 1"),
 }
 

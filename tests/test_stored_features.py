@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.stats import statistics
+from recon.pipeline.sources.openshape import OpenShapeSource
+from recon.pipeline.stages.imported import LOOKED_AT
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
 from tests.openshape_files import DIM, POINTS, ensemble, four, shape, thumbnail, vector
 
+SHIPPED = Path(__file__).resolve().parents[1] / "data_manifests" / "openshape.toml"
 MANIFEST = """
 name = "mini"
 [source]
@@ -107,6 +114,43 @@ def test_words_lie_beside_the_captions(mini: FeatureStore) -> None:
             assert np.array_equal(feat, wanted.astype(np.float16) if present[at] else np.zeros(DIM))
 
 
+SAID = st.one_of(st.none(), st.sampled_from(["", " ", "a chair", "a  chair\n", "b", "c"]))
+FEATURE = st.sampled_from([None, {}, {"original": None}, {"prompt_avg": np.zeros(0)}, "both"])
+
+
+@given(own=st.lists(st.tuples(SAID, FEATURE), max_size=4), blip=SAID, retrieved=st.lists(SAID, max_size=3))
+@settings(max_examples=60)
+def test_a_text_has_the_feature_of_the_first_place_it_stands_in(
+    tmp_path_factory: pytest.TempPathFactory, own: list[Any], blip: str | None, retrieved: list[Any]
+) -> None:
+    """Whatever is blank, doubled, None or without a feature: beside a plain walk through all places."""
+    held = shape(0, [text for text, _ in own], blip or "", "", (), blip_caption=blip or "", retrieval_text=retrieved)
+    number = iter(range(1, 99))
+
+    def numbered(*variants: str) -> dict[str, Any]:
+        return {variant: np.full((1, DIM), next(number), np.float32) for variant in variants}
+
+    both = ("original", "prompt_avg")
+    held["text_feat"] = [numbered(*both) if feature == "both" else feature for _, feature in own]
+    held["blip_caption_feat"] = numbered(*both)
+    held["retrieval_text_feat"] = [numbered("original") for _ in retrieved]
+    folder = tmp_path_factory.mktemp("file")
+    np.save(folder / "a.npy", np.array(held, dtype=object))
+    places = [*zip(held["text"], held["text_feat"], ["prompt_avg"] * len(own), strict=True)]
+    places += [(held["blip_caption"], held["blip_caption_feat"], "prompt_avg")]
+    places += [*zip(retrieved, held["retrieval_text_feat"], ["original"] * len(retrieved), strict=True)]
+    wanted: dict[str, Any] = {}
+    for text, feature, variant in places:
+        name = " ".join((text or "").split())
+        if name and name not in wanted:
+            value = (feature or {}).get(variant)
+            wanted[name] = None if value is None or not value.size else float(value[0, 0])
+    source = OpenShapeSource(layout="openshape", lists={"train": "a.json"})
+    found = source.words(folder, "a.npy", "prompt_avg")
+    assert source.texts(folder, "a.npy") == [text for text, _ in found] == list(wanted)
+    assert [None if feature is None else float(feature[0]) for _, feature in found] == list(wanted.values())
+
+
 def test_what_is_absent_is_not_handed_out(mini: FeatureStore) -> None:
     assert [len(feat) for _, feat in mini.features("clip")] == [13, 12, 12, 12]
     assert [len(feat) for _, feat in mini.features("words")] == [5, 3, 2, 3]
@@ -152,8 +196,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no picture": ({"image_feat": None}, "targets clip: holds no features of pictures"),
     "zeros alone": ({"image_feat": np.zeros((12, DIM), np.float32)}, "targets clip: holds no features of pictures"),
     "wide pictures": ({"image_feat": np.ones((12, 9), np.float32)}, "targets clip: image_feat is 9 wide"),
-    "no text": ({"text": [], "text_feat": []}, "targets words: holds no features of texts"),
-    "texts without features": ({"text_feat": [None]}, "targets words: holds no features of texts"),
     "too few features": ({"text_feat": []}, "targets words: text_feat holds 0 features beside 1 texts"),
     "no list": ({"text_feat": np.ones(DIM)}, "targets words: text_feat holds no list beside 1 texts"),
     "no dict": ({"text_feat": [np.ones(DIM)]}, "targets words: text_feat 0 is no dict of original and prompt_avg"),
@@ -174,6 +216,23 @@ def test_bad_features_set_their_shape_aside_in_one_line(tmp_path: Path) -> None:
         assert f"bad{i}.npy" in reason
         for part in words.split(": ", 1) if words.startswith("targets") else [words]:
             assert part in reason
+
+
+def test_a_shape_without_a_text_is_no_bad_shape(tmp_path: Path) -> None:
+    """Its pictures are there to learn from; but where no file has a word's feature the manifest is at fault."""
+    shapes = {"ABO/1/none": shape(0, [], text_feat=[]), "ABO/1/bare": shape(1, ["a"], text_feat=[None])}
+    shapes["ABO/1/full"] = shape(2, ["a"])
+    store, failed = made(tmp_path, ensemble(tmp_path / "root", shapes))
+    present = store.targets("words").present
+    assert not failed and present is not None and store.targets("words").ok.all()
+    assert np.asarray(present[0]).sum(1).tolist() == [0, 0, 1]
+    assert [feat.shape for _, feat in store.features("words")] == [(0, DIM), (0, DIM), (1, DIM)]
+    (words,) = [found for found in statistics(store).targets if found.teacher == "words"]
+    assert words.sampled == 1
+    bare = {f"ABO/1/{i}": shape(i, ["a"], text_feat=[{"original": vector("a")}]) for i in range(LOOKED_AT)}
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"'words': none of the first 16 files has a feature of a text, prompt_avg"):
+        made(tmp_path / "other", ensemble(tmp_path / "bare", bare))
 
 
 def test_fewer_views_than_declared(tmp_path: Path) -> None:
@@ -206,6 +265,24 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "of what": ({"variant": 'original"\nof2 = "'}, r"unknown field 'features\.stored\.1\.of2'"),
     "no such variant": ({"variant": "mean"}, r"'features\.stored\.1\.variant'"),
 }
+
+
+class Attack:
+    """What a pickle can ask a careless reader to do."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("exit 1",)
+
+
+def test_a_file_that_names_anything_but_arrays_is_set_aside_unread(tmp_path: Path) -> None:
+    """By every stage that reads it, in one line each, wherever in the dict it stands; it may be the first file."""
+    shapes = {f"ABO/1/{name}": shape(0, ["a"], **{name: Attack()}) for name in ("image_feat", "text_feat", "id")}
+    shapes["ABO/1/good"] = shape(1, ["a"])
+    _, failed = made(tmp_path, ensemble(tmp_path / "root", shapes))
+    assert set(failed) == {"points", "targets clip", "targets words", "captions stored"}
+    for reasons in failed.values():
+        assert len(reasons) == 3 and "\n" not in "".join(reasons.values())
+        assert all("names 'posix.system'; only numpy arrays" in reason for reason in reasons.values())
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -242,3 +319,38 @@ def test_filters_that_cannot_be_used_stop_the_run(case: str, tmp_path: Path) -> 
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(UserError, match=words):
         made(tmp_path, root, source='text_filter = "meta_data/gpt4_filtering.json"')
+
+
+def shipped(folder: Path, *changes: tuple[str, str]) -> Path:
+    """The shipped manifest with the miniature's sizes."""
+    text = SHIPPED.read_text()
+    for before, after in (("dim = 1280", f"dim = {DIM}"), ("num_points = 10000", f"num_points = {POINTS}"), *changes):
+        assert before in text
+        text = text.replace(before, after)
+    (folder / "openshape.toml").write_text(text)
+    return folder / "openshape.toml"
+
+
+def test_the_shipped_manifest_takes_all_there_is_and_runs_no_model(tmp_path: Path) -> None:
+    root = ensemble(tmp_path / "root", without=("obj0",))
+    results = Flow(load_manifest(shipped(tmp_path)), root, FeatureStore.create(tmp_path / "s.zarr")).all()
+    assert [result.kind for result in results] == ["points", "targets", "targets", "captions"]
+    assert not any(result.failed for result in results)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    pictures, words = store.targets(), store.targets("clip-bigg-words")
+    assert pictures.feat.shape == (1, 4, 13, DIM) and words.feat.shape == (1, 4, 8, DIM)
+    assert pictures.present is not None and words.present is not None
+    assert np.asarray(pictures.present[0]).sum(1).tolist() == [13, 12, 12, 12]
+    told = [sum(map(bool, texts)) for texts in store.captions()]
+    assert told == [4, 3, 3, 3] and np.asarray(words.present[0]).sum(1).tolist() == [4, 3, 2, 3]
+
+
+def test_the_data_sets_that_are_not_at_hand_can_be_left_out(tmp_path: Path) -> None:
+    root = ensemble(tmp_path / "root")
+    wanted = ("# datasets", "datasets")
+    shapes = load_manifest(shipped(tmp_path, wanted)).source.shapes(root)
+    assert [shape.uid.split("/")[0] for shape in shapes] == ["ShapeNet", "ABO", "3D-FUTURE"]
+    with pytest.raises(
+        UserError, match=r"'source\.datasets': the lists have no shape of 'ABC'; they have 3D-FUTURE, ABO"
+    ):
+        load_manifest(shipped(tmp_path, wanted, ('"ABO"', '"ABC"'))).source.shapes(root)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer.config import DataConfig, TeacherConfig
+from recon.trainer.config import DataConfig, DenseConfig, TeacherConfig
 from recon.trainer.data.batches import Batch, Batches, by_epoch
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.data.mixed import MixedBatches, Shares, _check_teachers, interleaved, load_mixed
@@ -263,6 +263,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         ({"refs": ("tiny", "tinny")}, r"b\.zarr: holds other, tiny: choose one"),
         ({"refs": ()}, r"b\.zarr: holds other, tiny: choose one"),
         ({"online": True}, r"data\.online: runs the teachers of one store"),
+        ({"dense": (DenseConfig("toy"),)}, r"data\.dense: takes features of points from one store"),
         ({"num_points": 97}, r"a\.zarr: data\.num_points: 97 asked for"),
         ({"teachers": (TeacherConfig("image:clip"),)}, r"a\.zarr has no teacher 'image:clip'"),
     ],

@@ -23,6 +23,7 @@ from recon.pipeline.shapes.meshfile.sidecars import fingerprint
 from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.custom import KIND, own_layout
 from recon.pipeline.sources.layouts import AnySource
+from recon.pipeline.sources.openshape_eval import ClassFeatures
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.sources.stored import AnyStored
 from recon.pipeline.stages.origin import Origin
@@ -34,19 +35,32 @@ READERS = 8  # files that are looked into at once
 SHIPPED = Path(__file__).parents[2] / "data_manifests"
 
 
+class LiftRecipe(Strict):
+    """Which teachers' patch tokens are lifted to points, and to how many."""
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    """Names of the manifest, of teachers that give a token a patch (`tap` = "patch" or "dense")."""
+    num_points: int = Field(default=1024, ge=1)
+    """The first of the stored farthest point order."""
+
+
 class FeatureRecipe(Strict):
     """Which frozen teachers see the views and captions."""
 
     teachers: tuple[TeacherSpec, ...] = ()
     stored: tuple[AnyStored, ...] = ()
     """Features that came with the data set, named like teachers."""
+    classes: tuple[ClassFeatures, ...] = ()
+    """Features of the categories' names that came with it, named like teachers of words."""
     draws: int = Field(default=1, ge=1)
     """K: draw 0 is the clean picture, the others are augmented with seeds of their own."""
     seed: int = 0
+    lift: LiftRecipe | None = None
+    """None: nothing is lifted."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if not self.teachers and not self.stored:
+        if not self.teachers and not self.stored and not self.classes:
             raise ValueError("name a teacher in [[features.teachers]], or features of the files in [[features.stored]]")
         return self
 
@@ -173,16 +187,20 @@ def load_manifest(path: Path | str) -> Manifest:
     except ValidationError as error:
         raise _explain(path, error, form) from error
     names = [spec.name for spec in manifest.features.teachers]
-    stored = [item.name for item in manifest.features.stored]
+    stored = [item.name for item in manifest.features.stored] + [item.name for item in manifest.features.classes]
     if len({*names, *stored}) < len(names) + len(stored):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
-    if stored and not manifest.source.has_features:
+    if manifest.features.classes and not manifest.source.has_class_features:
+        layout = manifest.source.layout
+        raise UserError(f"{path}: field 'features.classes': layout {layout!r} has no features of classes; remove it")
+    if manifest.features.stored and not manifest.source.has_features:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )
     if manifest.split_by == "mesh" and not manifest.source.has_meshes:
         raise UserError(f"{path}: field 'split_by': layout {manifest.source.layout!r} has no meshes here; use \"uid\"")
     _check_captions(path, manifest, names)
+    _check_lift(path, manifest, names)
     return _with_paths(manifest, path.parent)
 
 
@@ -209,6 +227,22 @@ def _check_captions(path: Path, manifest: Manifest, teachers: list[str]) -> None
         if teacher is not None and teacher not in teachers:
             hint = f"no teacher {teacher!r}{nearest(teacher, teachers)}; there are {', '.join(teachers)}"
             raise UserError(f"{path}: field 'captions.{number}.{table.teacher_field}': {hint}")
+
+
+def _check_lift(path: Path, manifest: Manifest, teachers: list[str]) -> None:
+    lift, field, held = manifest.features.lift, f"{path}: field 'features.lift", manifest.sample.num_points
+    if lift is None:
+        return
+    if not manifest.source.has_meshes:
+        raise UserError(f"{field}': layout {manifest.source.layout!r} has no meshes here, so no views; remove it")
+    for name in lift.teachers:
+        if name not in teachers:
+            hint = f"no teacher {name!r}{nearest(name, teachers)}; there are {', '.join(teachers)}"
+            raise UserError(f"{field}.teachers': {hint}")
+    if len(set(lift.teachers)) < len(lift.teachers):
+        raise UserError(f"{field}.teachers': one is named twice")
+    if lift.num_points > held:
+        raise UserError(f"{field}.num_points': {lift.num_points} are more than sample.num_points = {held}")
 
 
 def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:

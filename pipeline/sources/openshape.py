@@ -31,6 +31,7 @@ from recon.pipeline.sources.stored import Variant
 from recon.pipeline.sources.tables import inside, read_json
 
 ROUNDING = 1e-3  # of colours, beyond [0, 1]
+LISTED = ("dataset", "group", "id", "data_path")
 TEXTS = ("text", "blip_caption", "msft_caption", "retrieval_text")
 
 
@@ -44,6 +45,8 @@ class OpenShapeSource(Source):
     """What `data_path` starts with that is no part of the root, such as "/mnt/data/"."""
     group_is_category: bool = False
     """Otherwise the category is "object": Objaverse's groups are running numbers."""
+    datasets: tuple[str, ...] = ()
+    """Of the listed shapes those of these data sets alone, such as "ShapeNet"; none named: all."""
     text_filter: str = ""
     """A JSON file under the root, id -> {"flag": ...}: of shapes flagged "N" the own texts (`text`) are left out. So
     the release's loader does with GPT-4's opinion of what Objaverse's uploaders wrote."""
@@ -66,7 +69,8 @@ class OpenShapeSource(Source):
     def shapes(self, root: Path) -> list[Listed]:
         """List by list, in its order; the uid is "<dataset>/<group>/<id>". No shape is read."""
         folder(root, ", ".join(self.lists.values()))
-        listed = []
+        listed: list[Listed] = []
+        seen, under = set(), f"{root}/"  # joining a million paths takes longer than asking for their files
         for split, name in self.lists.items():
             path = root / inside(name, f"field 'source.lists.{split}'", (".json",))
             entries = read_json(path)
@@ -75,10 +79,16 @@ class OpenShapeSource(Source):
             for at, entry in enumerate(entries):
                 where = f"{path}: entry {at}"
                 dataset, group, uid, source = _fields(entry, where)
+                seen.add(dataset)
+                if self.datasets and dataset not in self.datasets:
+                    continue
                 source = inside(source.removeprefix(self.strip).removeprefix("./"), f"{where}: data_path", (".npy",))
                 category = group if self.group_is_category else "object"
                 uid = "/".join(word for word in (dataset, group, uid) if word)
-                listed.append(Listed(uid, category, split, source, stamp(root / source)))
+                listed.append(Listed(uid, category, split, source, stamp(under + source)))
+        if unknown := [name for name in self.datasets if name not in seen]:
+            has = ", ".join(sorted(seen))
+            raise UserError(f"field 'source.datasets': the lists have no shape of {unknown[0]!r}; they have {has}")
         if all(item.fingerprint == "missing" for item in listed):
             raise UserError(
                 f"{root}: has none of the listed files, such as {listed[0].source}; mend --root or field 'source.strip'"
@@ -171,11 +181,10 @@ def _is_empty(value: Any) -> bool:
 
 def _fields(entry: Any, where: str) -> tuple[str, str, str, str]:
     """dataset, group, id and data_path of a list's entry; 3D-FUTURE has no groups."""
-    names = ("dataset", "group", "id", "data_path")
-    values = [entry.get(name, "") for name in names] if isinstance(entry, dict) else []
-    dataset, group, uid, path = (value for value in values) if len(values) == 4 else ("",) * 4
-    if not all(isinstance(value, str) for value in values) or not uid or not path:
-        raise UserError(f"{where}: must have the words {', '.join(names)}")
+    values = [entry.get(name, "") for name in LISTED] if isinstance(entry, dict) else [""] * len(LISTED)
+    dataset, group, uid, path = values
+    if not uid or not path or not all(isinstance(value, str) for value in values):
+        raise UserError(f"{where}: must have the words {', '.join(LISTED)}")
     return dataset, group, uid, path
 
 

@@ -55,6 +55,8 @@ class Batch:
     """[B] int64 rows of the store"""
     present: tuple[Tensor | None, ...] = ()
     """Beside `targets`, [B, T] bool: which of several are there; None: all"""
+    dense: tuple[Tensor, ...] = ()
+    """[B, num_points, D] float16 of each teacher of `data.dense`: of each point, zero where there is none"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +66,8 @@ class Batch:
         cut = slice(start, stop)
         targets = tuple(target[cut] for target in self.targets)
         present = tuple(None if there is None else there[cut] for there in self.present)
-        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut], present)
+        dense = tuple(feat[cut] for feat in self.dense)
+        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut], present, dense)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Samples:
     """As of `Batch`"""
     color: Tensor | None
     """[B, num_points, 3] uint8, linear RGB times 255; None: not asked for"""
+    dense: tuple[Tensor, ...] = ()
+    """As of `Batch`"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,7 +98,7 @@ class Samples:
     def tensors(self) -> tuple[Tensor, ...]:
         """All there are, in the fields' order."""
         several = (each for each in (*self.present, self.color) if each is not None)
-        return self.points, self.moves, self.labels, self.rows, *self.targets, *several
+        return self.points, self.moves, self.labels, self.rows, *self.targets, *several, *self.dense
 
     def of(self, tensors: Iterable[Tensor]) -> Samples:
         """Others in the place of its tensors, in that order."""
@@ -104,7 +109,8 @@ class Samples:
 
         points, moves, labels, rows = islice(given, 4)
         targets = tuple(islice(given, len(self.targets)))
-        return Samples(points, moves, labels, rows, targets, tuple(map(put, self.present)), put(self.color))
+        present, color = tuple(map(put, self.present)), put(self.color)
+        return Samples(points, moves, labels, rows, targets, present, color, tuple(given))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """The same with every tensor changed."""
@@ -127,7 +133,7 @@ class Samples:
         if moved.color is not None:
             points = torch.cat([points, student_colors(moved.color, default_color)], dim=2)
         targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
-        return Batch(points, targets, moved.labels, moved.rows, moved.present)
+        return Batch(points, targets, moved.labels, moved.rows, moved.present, moved.dense)
 
 
 class Loader(Protocol):
@@ -270,6 +276,7 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
         targets=tuple(target for target, _ in taught),
         present=tuple(present for _, present in taught),
         color=None if color is None else draw_points(color, samples, bits["points"], config.num_points),
+        dense=tuple(target.draw(samples, config, bits) for target in data.lifted),
     )
 
 

@@ -72,6 +72,8 @@ def load_mixed(
     """
     if config.online:
         raise UserError("data.online: runs the teachers of one store; of several train on the stored features")
+    if config.dense:
+        raise UserError("data.dense: takes features of points from one store; leave it out, or train on one")
     for name in ("shares", "refs"):
         given = getattr(config, name)
         if given and len(given) != len(stores):

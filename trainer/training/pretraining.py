@@ -29,6 +29,7 @@ from recon.trainer.checkpoints.checkpoint import (
     threads_note,
     weights_identity,
 )
+from recon.trainer.checkpoints.start import put_start, read_start
 from recon.trainer.config import Config, RunConfig
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.mixed import Mixed
@@ -113,17 +114,22 @@ def _train(
     if config.task.pretrained:
         identity = weights_identity(Path(config.task.pretrained)) if fresh else read_record(run)["data"]["pretrained"]
         dataset.record["pretrained"] = identity
+    start = read_start(config.task.start) if config.task.start and fresh else None
+    if config.task.start:
+        dataset.record["start"] = start.identity if start else read_record(run)["data"].get("start")
     trainer = Trainer(config, dataset, run, target, precision.used)
     trainer.probes = _probes(trainer, opened[0], dataset.record)
+    notes: list[str] = []
     if config.task.pretrained and fresh:
-        load_pretrained(trainer.model, config.task.pretrained)
-        if trainer.ema:
-            trainer.ema.load(trainer.model.state_dict())
-    notes = []
+        notes.append(load_pretrained(trainer.model, config.task.pretrained))
+    if start:
+        put_start(trainer.model, start)
+    if trainer.ema and (start or (config.task.pretrained and fresh)):
+        trainer.ema.load(trainer.model.state_dict())
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
-        notes = [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
+        notes += [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
     check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
     if not resume and rank() == 0:
         stack.enter_context(held_run(run, before))
