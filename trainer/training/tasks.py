@@ -148,7 +148,7 @@ def pretraining_losses(model: Callable[..., Any], batch: Batch, generator: torch
     """As `ReCon.forward` has them."""
     # Of a plain run models are given what they always were.
     more: dict[str, Any] = {"present": batch.present} if any(each is not None for each in batch.present) else {}
-    more |= {"dense": batch.dense} if batch.dense is not None else {}
+    more |= {"dense": batch.dense} if batch.dense else {}
     losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator, **more)
     return losses
 
