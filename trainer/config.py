@@ -92,6 +92,11 @@ class DataConfig:
 
     ref: str = ""
     """Name of the store's ref (the set of keys an experiment uses); empty takes the only one."""
+    refs: tuple[str, ...] = ()
+    """Of several stores (`--store` more than once), the ref of each, in their order; empty takes `ref` of all."""
+    shares: tuple[PositiveInt, ...] = ()
+    """Of several stores, how many samples come from each, e.g. [3, 1] three of every four from the first; empty takes
+    as many as each has rows."""
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     """Splits whose rows are trained on."""
     teachers: tuple[TeacherConfig, ...] = (TeacherConfig("image"), TeacherConfig("text"))

@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recon.kernels import group_points, knn_gather, knn_points, sample_farthest_points
 from recon.trainer.data.transforms import normalize
@@ -318,13 +319,18 @@ class ReCon(Student):
         return losses | {"total": torch.stack(weighted).sum()}
 
     def zero_shot_feature(
-        self, points: Tensor, image: str | None = None, text: str | None = None, text_weight: float = 0.25
+        self,
+        points: Tensor,
+        image: str | None = None,
+        text: str | None = None,
+        text_weight: float = 0.25,
+        unit: bool = False,
     ) -> Tensor:
         """Feature in the teachers' shared space, `[B, D]`, raw: text_weight * text projection + image projection.
 
         Of clouds `[B, N, 3]` in any frame and scale. `image` and `text` name two of the model's teachers; without a
-        name, the first of that kind. Raises ValueError where there is none, and when the two spaces differ in width,
-        which then cannot be one space.
+        name, the first of that kind. With `unit` what each query predicts is normalised first, as ReCon++ does. Raises
+        ValueError where there is none, and when the two spaces differ in width, which then cannot be one space.
         """
         seeing, reading = self._place("image", image), self._place("text", text)
         widths = [self.config.teachers[place].dim for place in (seeing, reading)]
@@ -334,7 +340,7 @@ class ReCon(Student):
                 f"{widths[0]}-d images and {widths[1]}-d text"
             )
         queries, _ = self.forward_features(framed(points))
-        predicted = [self._feature(queries, place) for place in (seeing, reading)]
+        predicted = [self._feature(queries, place, unit) for place in (seeing, reading)]
         feature: Tensor = text_weight * predicted[1] + predicted[0]
         return feature
 
@@ -361,9 +367,11 @@ class ReCon(Student):
         queries, _ = self.forward_features(framed(points))
         return self._feature(queries, place)
 
-    def _feature(self, queries: Tensor, place: int) -> Tensor:
+    def _feature(self, queries: Tensor, place: int, unit: bool = False) -> Tensor:
         head = self.teachers[place]
         assert isinstance(head, TeacherHead)
+        if unit:
+            return F.normalize(head(queries[:, self.spans[place]]).float(), dim=-1).mean(dim=1)
         return head.feature(queries[:, self.spans[place]])
 
     def _place(self, kind: Kind, name: str | None) -> int:
