@@ -98,7 +98,8 @@ def test_a_shipped_manifests_paths_are_relative_to_where_it_lies(
     [
         (
             "demmo",
-            "no manifest 'demmo' (did you mean 'demo'?); give a file's path or one of cap3d, demo, demo_dense, folder, ",
+            "no manifest 'demmo' (did you mean 'demo'?); give a file's path or one of cap3d, demo, demo_dense, "
+            "folder, ",
         ),
         ("zzz", "no manifest 'zzz'; give a file's path or one of cap3d, demo, "),
         ("", "no manifest ''; give a file's path or one of cap3d, demo, "),
