@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from recon.trainer.model.recon import ModelConfig
-from recon.trainer.model.teaching import Kind, Loss
+from recon.trainer.model.teaching import SEVERAL, Kind, Loss
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -28,6 +28,10 @@ class TeacherConfig:
     """Factor of the loss in the sum."""
     queries: Annotated[int, Field(ge=1)] = 1
     """Global queries that learn from it; more than one with "matched", "matched_sum", "infonce" or "multi_positive"."""
+    targets: Literal["one", "all"] = "one"
+    """What it says of a sample: "one" view's feature, or one text's, drawn anew in every epoch; or "all" the views or
+    the shape's own texts that there are, for a loss of several targets. Of texts `captions` "both" adds a prompt of the
+    class, and "class" gives that prompt alone."""
 
     @property
     def kind(self) -> Kind:
@@ -85,7 +89,8 @@ class DataConfig:
     num_points: PositiveInt = 1024
     """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
     captions: Literal["class", "shape", "both"] = "class"
-    """Text target: a prompt of the row's class, a caption of the row, or either with even odds."""
+    """Text target: a prompt of the row's class, a caption of the row, or either with even odds. Of texts whose features
+    came with the data set's files it says nothing: those are the shapes' own."""
     pool: NonNegativeInt = 0
     """A training sample is drawn from so many farthest points of the shape; 0 draws from all the store holds."""
     normalize: Literal["sample", "cloud", "center", "none"] = "sample"
@@ -120,7 +125,8 @@ class DataConfig:
     draws: tuple[NonNegativeInt, ...] = ()
     """Picture draws to choose among (0 is the clean picture, 1 and up are augmented); empty takes all."""
     views: NonNegativeInt = 1
-    """Views whose mean is a sample's image target: 1 draws one, n draws n different ones, 0 takes all."""
+    """Views whose mean is a sample's image target: 1 draws one, n draws n different ones, 0 takes all. Of teachers
+    with targets "one"."""
     drop_last: bool = True
     """Leave out an epoch's last batch where it is not full."""
     device_resident: Literal["auto", "always", "never"] = "auto"
@@ -150,9 +156,23 @@ class DataConfig:
             raise ValueError("hold_out leaves nothing of a few-shot fold; set it to 0")
         if self.way and self.share < 1:
             raise ValueError("share: a few-shot fold has `shot` shapes of each category; set it to 1")
+        self._check_several()
         names = [each.teacher for each in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers: {twice[0]!r} stands there twice; name each teacher once")
+
+    def _check_several(self) -> None:
+        several = [number for number, each in enumerate(self.teachers) if each.targets == "all"]
+        for number in several:
+            loss = self.teachers[number].loss
+            where = f"data.teachers.{number}.targets"
+            if loss not in SEVERAL:
+                raise ValueError(f'{where}: "all" needs a loss of several targets ({", ".join(SEVERAL)}), not {loss!r}')
+            if self.online:
+                raise ValueError(f'{where}: "all" needs stored features, and data.online makes those of `views` alone')
+        images = [each.targets for each in self.teachers if each.kind == "image"]
+        if self.views != 1 and images and "one" not in images:
+            raise ValueError('views: is of image teachers with targets "one"; those with "all" are given every view')
 
 
 @dataclass(frozen=True)

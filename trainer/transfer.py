@@ -126,7 +126,8 @@ def transfer(console: Console, store: Path, jobs: Sequence[Job], device: str = "
 def _examples(store: FeatureStore, job: Job) -> Examples:
     config = job.config
     ref, parts = store.ref(config.data.ref or None), config.task.kind == "segment"
-    return read_examples(store, ref, config.data, job.split, parts)
+    model = config.model
+    return read_examples(store, ref, config.data, job.split, parts, model.color, model.default_color)
 
 
 def check_jobs(store: FeatureStore, jobs: Sequence[Job]) -> None:

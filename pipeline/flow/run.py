@@ -35,6 +35,7 @@ from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.mend import mend
+from recon.pipeline.keeping.standing import standing_of
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.meshes import Meshes
@@ -122,6 +123,16 @@ class Flow:
         """Every teacher's features of views, where there are such, and of words."""
         return self._run_stages("meshes", "targets", "captions", "text")
 
+    def lift(self) -> list[StageResult]:
+        """Patch tokens lifted to points. UserError for a manifest that names no teacher to lift."""
+        if self.manifest.features.lift is None:
+            name = self.manifest.name
+            raise UserError(
+                f'manifest {name!r} lifts nothing: add a table [features.lift] with teachers = ["NAME"], of teachers '
+                'with tap = "patch" or "dense"'
+            )
+        return self._run_stages("meshes", "lifted")
+
     def all(self) -> list[StageResult]:
         """Every stage."""
         return self._run_stages(*{node.kind for node in self.plan.nodes})
@@ -156,6 +167,7 @@ class Flow:
                 yield self._prompts_there(node, stage, waiting)
                 continue
             rows = node.rows(self._listed_rows(node) if node.after == LISTING else handed[node.after])
+            rows = self._also_finished(node, rows)
             entry = StageRows(node.name, stage, rows, len(self.shapes) - len(rows))
             yield entry
             is_read = any(node.name in other.needs for other in self.plan.nodes)
@@ -166,6 +178,11 @@ class Flow:
     def copies(self) -> Copies | None:
         """Which of the listed shapes share a mesh; None where no mesh has been read."""
         return self._of_meshes(copies_of)
+
+    def standing(self) -> list[str]:
+        """What is to be said of the axes of points that were made just now; see `keeping.standing`."""
+        made = self._results.get("points")
+        return standing_of(self.store, made.key, self.manifest.name) if made and made.computed else []
 
     def lacking(self) -> Lacking | None:
         """Which of the listed shapes are not quite what their files say; None where no mesh has been read."""
@@ -256,6 +273,7 @@ class Flow:
         if name in self._results or stage is None:
             return
         rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
+        rows = self._also_finished(node, rows)
         result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, *self._told(name))
         if before := self._side_by_side.get(name):
             seconds = before.seconds + result.seconds
@@ -357,6 +375,13 @@ class Flow:
         if node.kind == "meshes":
             return mesh_rows(self.store, digest_of(stage.recipe), rows)
         return with_upstream(self.store, digest_of(stage.recipe), rows)
+
+    def _also_finished(self, node: Node, rows: list[Row]) -> list[Row]:
+        """The rows of a node that works on shapes, ready where the other nodes that it needs have finished them too."""
+        others = [other for other in self.plan.nodes if node.after is not None and other.name in node.also]
+        for stage in map(self.plan.stage, others):
+            rows = with_upstream(self.store, digest_of(stage.recipe), rows) if stage and rows else rows
+        return rows
 
     def _listed_rows(self, node: Node) -> list[Row]:
         """Those of the shapes that have a row, for a node that works on the listing itself."""

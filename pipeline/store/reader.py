@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,7 +24,7 @@ from recon.pipeline.store.keys import StoredKeys
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure
-from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Texts, Views
+from recon.pipeline.store.records import Caption, Lifted, Points, Ref, Registry, Targets, Text, Texts, Views, of_recipe
 
 FORMAT = {"format": "recon-store", "version": 3}
 FEATURE_ROWS = 512  # that `features` reads at once
@@ -104,7 +105,8 @@ class StoreReader(StoredKeys):
         several = data["targets"], data["text"], data["captions"]
         templates = tuple(data.get("templates", EARLIER_PROMPTS))
         listed = tuple(data["listed"]) if "listed" in data else None
-        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, dict(data.get("cut", {})))
+        noted = dict(data.get("cut", {})), data.get("lifted", {})
+        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, *noted)
 
     def _ref_document(self, name: str) -> RefForm:
         return read_document(self.path / "refs" / f"{name}.json", REF, VERIFY)
@@ -129,7 +131,8 @@ class StoreReader(StoredKeys):
     ) -> Iterator[tuple[str, NDArray[np.float16]]]:
         """(uid, [V, D] feature) of every shape whose features are finished, in row order; draw 0 is the clean picture.
 
-        Rows that were set aside or are not there yet are left out, where `targets().feat` has something to fill them.
+        Rows that were set aside or are not there yet, and single features that are absent (`Targets.present`), are
+        left out, where `targets().feat` has something to fill them.
         """
         targets = self.targets(teacher, ref)
         if not 0 <= draw < len(targets.ok):
@@ -137,7 +140,10 @@ class StoreReader(StoredKeys):
         rows = np.flatnonzero(targets.ok[draw])
         for at in range(0, len(rows), FEATURE_ROWS):
             part = rows[at : at + FEATURE_ROWS]
-            yield from zip(self.registry.uid[part], read_rows(targets.feat, part, draw), strict=True)
+            feats: Iterable[NDArray[np.float16]] = read_rows(targets.feat, part, draw)
+            if targets.present is not None:
+                feats = map(getitem, feats, read_rows(targets.present, part, draw))
+            yield from zip(self.registry.uid[part], feats, strict=True)
 
     def retired(self, ref: Ref | str | None = None) -> dict[str, NDArray[np.int64]]:
         """Rows that the ref's manifest listed once, by the time (ISO 8601) when it listed them no more."""
@@ -153,7 +159,10 @@ class StoreReader(StoredKeys):
     def points(self, ref: Ref | str | None = None) -> Points:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
         ref = self.ref(ref)
-        key, group = self._of_ref("points", ref, "sample")
+        return self._points(self._of_ref("points", ref, "sample")[0], ref)
+
+    def _points(self, key: str, ref: Ref) -> Points:
+        group = self.kind_group("points", key)
         names = ("xyz", "normal", "color", "part", "order", "frame")
         arrays = {name: open_column(group, name) for name in names}
         return Points(key, **arrays, ok=self._finished(ref, key))
@@ -176,12 +185,32 @@ class StoreReader(StoredKeys):
         return Views(key, recipe, rgb, alpha, depth, normal, frame, poses, intrinsics, angles, *planes, ok)
 
     def targets(self, teacher: str | None = None, ref: Ref | str | None = None) -> Targets:
-        """Features of `teacher` (a name of the manifest); without a name the first one listed."""
+        """Features of `teacher` (a name of the manifest); without a name the first one listed that is of pictures."""
         ref = self.ref(ref)
-        name, key = self._teacher(ref.targets, teacher)
-        feat = open_column(self.kind_group("targets", key), "feat")
+        named = ref.targets
+        if teacher is None:
+            pictures = {name: key for name, key in named.items() if of_recipe(self.recipe("targets", key)) == "image"}
+            named = pictures or named
+        name, key = self._teacher(named, teacher)
+        group = self.kind_group("targets", key)
+        feat = open_column(group, "feat")
+        masked = any(column.name == "present" for column in self.columns("targets", key))
+        present = open_column(group, "present") if masked else None
         ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
-        return Targets(key, name, self.recipe("targets", key), feat, ok)
+        return Targets(key, name, self.recipe("targets", key), feat, ok, present)
+
+    def lifted(self, teacher: str | None = None, ref: Ref | str | None = None) -> Lifted:
+        """Features a point of `teacher` (a name of the manifest); without a name the first one that is lifted."""
+        ref = self.ref(ref)
+        if not ref.lifted:
+            raise UserError(f"{self.path}: no features of points yet; run `recon-pipeline lift`")
+        name, key = self._teacher(ref.lifted, teacher)
+        group, recipe = self.kind_group("lifted", key), self.recipe("lifted", key)
+        feat, count = open_column(group, "feat"), open_column(group, "count")
+        if ("points", recipe.get("points")) not in self.list_keys():  # the recipe of somebody's store may say anything
+            raise DamagedStore(f"{self.path}/lifted/{key}: the points that its recipe names are not there; {VERIFY}")
+        points = self._points(recipe["points"], ref)
+        return Lifted(key, name, recipe, feat, count, points, self._finished(ref, key))
 
     def text(self, teacher: str | None = None, ref: Ref | str | None = None) -> Text:
         """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`."""

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
+from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.points import draw_points, in_frame, scale_translate
+from recon.trainer.data.points import draw_points, in_frame, scale_translate, student_colors
 from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
 
 S = TypeVar("S")
@@ -39,13 +41,17 @@ class Batch:
     """Model inputs on the device."""
 
     points: Tensor
-    """[B, num_points, 3] float32, centred, scaled, rotated"""
+    """[B, num_points, 3] float32, centred, scaled, rotated; of a model with colours [B, num_points, 6], sRGB in 0..1
+    behind the places"""
     targets: tuple[Tensor, ...]
-    """[B, D] float32 of each teacher; of segmentation [B, num_points] int64, the points' parts"""
+    """[B, D] float32 of each teacher, [B, T, D] of one with targets "all"; of segmentation [B, num_points] int64, the
+    points' parts"""
     labels: Tensor
     """[B] int64 category"""
     rows: Tensor
     """[B] int64 rows of the store"""
+    present: tuple[Tensor | None, ...] = ()
+    """Beside `targets`, [B, T] bool: which of several are there; None: all"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +60,8 @@ class Batch:
         """Samples start to stop."""
         cut = slice(start, stop)
         targets = tuple(target[cut] for target in self.targets)
-        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut])
+        present = tuple(None if there is None else there[cut] for there in self.present)
+        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut], present)
 
 
 @dataclass(frozen=True)
@@ -71,31 +78,41 @@ class Samples:
     rows: Tensor
     """[B] int64 rows of the store"""
     targets: tuple[Tensor, ...]
-    """[B, D] float16 of each teacher; of one that is still to run, what it is to be given"""
+    """[B, D] or [B, T, D] float16 of each teacher; of one that is still to run, what it is to be given"""
+    present: tuple[Tensor | None, ...]
+    """As of `Batch`"""
+    color: Tensor | None
+    """[B, num_points, 3] uint8, linear RGB times 255; None: not asked for"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, in the fields' order."""
-        return self.points, self.moves, self.labels, self.rows, *self.targets
+        """All there are, in the fields' order."""
+        several = (each for each in (*self.present, self.color) if each is not None)
+        return self.points, self.moves, self.labels, self.rows, *self.targets, *several
 
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Samples:
-        """From tensors in that order."""
-        points, moves, labels, rows, *targets = tensors
-        return cls(points, moves, labels, rows, tuple(targets))
+    def of(self, tensors: Iterable[Tensor]) -> Samples:
+        """Others in the place of its tensors, in that order."""
+        given = iter(tensors)
+
+        def put(held: Tensor | None) -> Tensor | None:
+            return None if held is None else next(given)
+
+        points, moves, labels, rows = islice(given, 4)
+        targets = tuple(islice(given, len(self.targets)))
+        return Samples(points, moves, labels, rows, targets, tuple(map(put, self.present)), put(self.color))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """The same with every tensor changed."""
-        return Samples.of(map(change, self.tensors()))
+        return self.of(map(change, self.tensors()))
 
     def part(self, start: int, stop: int) -> Samples:
         """Samples start to stop, without copying."""
         return self.map(lambda tensor: tensor[start:stop])
 
-    def to_batch(self, config: DataConfig, device: torch.device) -> Batch:
-        """The arithmetic, on the device."""
+    def to_batch(self, config: DataConfig, device: torch.device, default_color: float = DEFAULT) -> Batch:
+        """The arithmetic, on the device. A shape without colour has the default where colours are asked for."""
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
         points = in_frame(moved.points, config.normalize)
         if config.tilt:
@@ -104,8 +121,10 @@ class Samples:
             points = rotate_y(points, moved.moves[:, 0] * (2 * math.pi))
         if moves(config):
             points = scale_translate(points, moved.moves[:, 1:4], moved.moves[:, 4:7], config)
+        if moved.color is not None:
+            points = torch.cat([points, student_colors(moved.color, default_color)], dim=2)
         targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
-        return Batch(points, targets, moved.labels, moved.rows)
+        return Batch(points, targets, moved.labels, moved.rows, moved.present)
 
 
 class Loader(Protocol):
@@ -161,14 +180,14 @@ class Batches:
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs."""
         samples: Samples = next(self.dataset.teach(iter([self.gather(step)])))
-        return samples.to_batch(self.config, self.device)
+        return samples.to_batch(self.config, self.device, self.dataset.default_color)
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; those gathered on the host are prepared ahead."""
         steps = range(start, stop)
         gathered = map(self.gather, steps) if self.resident else in_threads(self.gather, steps)
         for samples in self.dataset.teach(gathered):
-            yield samples.to_batch(self.config, self.device)
+            yield samples.to_batch(self.config, self.device, self.dataset.default_color)
 
     def gather(self, step: int) -> Samples:
         """A step's samples, where the data set lies; from the host to a GPU in pinned memory."""
@@ -204,12 +223,16 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
     if data.frame is not None:
         frame = data.frame[samples, None]
         points = (points - frame[..., :3]) / frame[..., 3:]
+    taught = [target.draw(samples, category, config, bits) for target in data.targets]
+    color = data.color
     return Samples(
         points=points,
         moves=torch.stack([random_uniform(bits[name]) for name in drawn], dim=1),
         labels=category,
         rows=data.row[samples],
-        targets=tuple(target.draw(samples, category, config, bits) for target in data.targets),
+        targets=tuple(target for target, _ in taught),
+        present=tuple(present for _, present in taught),
+        color=None if color is None else draw_points(color, samples, bits["points"], config.num_points),
     )
 
 

@@ -60,6 +60,7 @@ class StreamBatches:
         self._piece = slice(sum(counts[:rank]), sum(counts))
         stored = dataset.stored
         shards = [shard_rows(stored.xyz), *(shard_rows(feat, 0) for feat in stored.feats.values())]
+        shards += [shard_rows(stored.color)] if stored.color is not None else []
         self.block_rows = math.lcm(*shards)
         sample_bytes = sum(tensor.nbytes for tensor in self._allocate(1).tensors())
         self.window_rows = int(config.buffer_gb * 1e9) // sample_bytes
@@ -75,7 +76,7 @@ class StreamBatches:
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs; reads the one or two windows it lies in."""
         samples: Samples = next(self.dataset.teach(iter([self._assemble(step, self._window)])))
-        return samples.to_batch(self.config, self.device)
+        return samples.to_batch(self.config, self.device, self.dataset.default_color)
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; the next window is read while this one is used.
@@ -83,7 +84,7 @@ class StreamBatches:
         UserError for a damaged shard, when the windows before it are used up.
         """
         for samples in self.dataset.teach(self.gathered(start, stop)):
-            yield samples.to_batch(self.config, self.device)
+            yield samples.to_batch(self.config, self.device, self.dataset.default_color)
 
     def gathered(self, start: int, stop: int) -> Iterator[Samples]:
         """`iterate` before the arithmetic: the steps' samples on the host."""
@@ -119,7 +120,7 @@ class StreamBatches:
         if len(parts) == 1:
             samples = parts[0]
         elif parts:
-            samples = Samples.of(map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
+            samples = parts[0].of(map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
         else:
             samples = self._allocate(0)  # an epoch's last samples can be fewer than the ranks
         return pinned(samples, self.device)
@@ -184,14 +185,19 @@ class StreamBatches:
         targets = list(data.targets)
         for place, feat in stored.feats.items():
             # Only the draws that are chosen among are read, so here they are all there is; none are where teachers run.
-            lanes = self.config.draws or range(feat.shape[0])
-            targets[place] = ImageTargets(torch.from_numpy(np.stack([read_rows(feat, rows, lane) for lane in lanes])))
+            target = data.targets[place]
+            assert isinstance(target, ImageTargets)
+            lanes = [*target.lanes(self.config)]
+            read = torch.from_numpy(np.stack([read_rows(feat, rows, lane) for lane in lanes]))
+            present = None if target.present is None else target.present[lanes][:, indices]
+            targets[place] = replace(target, feat=read, present=present)
         for place, target in enumerate(targets):
             if isinstance(target, TextTargets):
                 targets[place] = replace(target, captions=target.captions[indices])
         block = replace(
             data,
             xyz=torch.from_numpy(read_rows(stored.xyz, rows)),
+            color=None if stored.color is None else torch.from_numpy(read_rows(stored.color, rows)),
             targets=tuple(targets),
             category=data.category[indices],
             row=data.row[indices],
@@ -205,10 +211,18 @@ class StreamBatches:
         return drawn
 
     def _allocate(self, count: int) -> Samples:
+        config, data = self.config, self.dataset
+        shapes = [(count, *each.shape(config)) for each in data.targets]
+        several = [each.masked(config) for each in data.targets]
         return Samples(
-            points=torch.empty(count, self.config.num_points, 3),
-            moves=torch.empty(count, len(move_names(self.config)), dtype=torch.float64),
+            points=torch.empty(count, config.num_points, 3),
+            moves=torch.empty(count, len(move_names(config)), dtype=torch.float64),
             labels=torch.empty(count, dtype=torch.int64),
             rows=torch.empty(count, dtype=torch.int64),
-            targets=tuple(torch.empty(count, each.width, dtype=each.dtype) for each in self.dataset.targets),
+            targets=tuple(torch.empty(s, dtype=each.dtype) for s, each in zip(shapes, data.targets, strict=True)),
+            present=tuple(
+                torch.empty(shape[:2], dtype=torch.bool) if masked else None
+                for shape, masked in zip(shapes, several, strict=True)
+            ),
+            color=None if data.color is None else torch.empty(count, config.num_points, 3, dtype=torch.uint8),
         )

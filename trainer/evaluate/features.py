@@ -68,6 +68,14 @@ class Probe:
         """The shapes that have points of one split, or of several, "train+test"."""
         return load_labelled(self.store, self.ref, *name.split("+"))
 
+    def farthest_points(self, data: Labelled, num_points: int) -> Tensor:
+        """The `num_points` farthest points of each of the shapes, as the student takes them: [N, num_points, C], raw.
+
+        UserError as for `Labelled.farthest_points`.
+        """
+        model = self.config.model
+        return data.farthest_points(num_points, model.color, model.default_color)
+
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""
         students = {"": self.student, "_random_init": self.random_init}
@@ -181,17 +189,17 @@ def spare_points(config: Config, available: int) -> int:
 
 
 def random_points(points: Tensor, rows: NDArray[np.int64], config: Config) -> Tensor:
-    """A random `data.num_points` of each cloud [N, M, 3], seeded by the run's seed and its row in the store [N]."""
+    """A random `data.num_points` of each cloud [N, M, C], seeded by the run's seed and its row in the store [N]."""
     keys = random_bits(stream(config.run.seed, "zero-shot points"), torch.from_numpy(rows))
     subset = random_subset(keys, points.shape[1], config.data.num_points)
-    return points.gather(1, subset[..., None].expand(-1, -1, 3))
+    return points.gather(1, subset[..., None].expand(-1, -1, points.shape[2]))
 
 
 @torch.inference_mode()
 def encode(
     function: Callable[[Tensor], Tensor], points: Tensor, device: torch.device, precision: Precision = "float32"
 ) -> NDArray[np.float32]:
-    """`function`, which takes clouds in any frame, over clouds [N, P, 3], a batch at a time on the device: [N, D]."""
+    """`function`, which takes clouds in any frame, over clouds [N, P, C], a batch at a time on the device: [N, D]."""
     batches = (points[start : start + BATCH].to(device) for start in range(0, len(points), BATCH))
     parts = []
     for batch in batches:

@@ -47,7 +47,7 @@ class Shapes:
 
     data: Labelled
     points: Tensor
-    """[N, num_points, 3]"""
+    """[N, num_points, C]"""
     text: Text
     classes: Tensor
     """[num_categories, D]"""
@@ -116,7 +116,7 @@ def read_zero_shot(source: Path, probe: Probe, prompt: str | None = None, teache
         seeing, reading = shared_space(source, probe)
         text = learnt_words(source, probe, reading)
     data = probe.split(probe.tested)
-    far = data.farthest_points(spare_points(probe.config, data.num_stored))
+    far = probe.farthest_points(data, spare_points(probe.config, data.num_stored))
     points = random_points(far, data.row, probe.config)
     classes = class_embeddings(text, data.numbers, chosen)
     return Shapes(data, points, text, classes, (seeing, reading))

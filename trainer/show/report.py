@@ -28,7 +28,7 @@ from recon.trainer.training.metrics import read_lines
 
 SHAPES_A_CATEGORY = 5
 LOSS_LINES = 20
-PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")
+PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "lifted", "text")
 HEADLINES = {
     "svm": ("svm_accuracy", "svm_accuracy_random_init"),
     "zeroshot": ("zero_shot_accuracy", "zero_shot_accuracy_random_init", "teacher_zero_shot_accuracy", "chance"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -124,7 +125,7 @@ def _train(
     if not resume and rank() == 0:
         stack.enter_context(held_run(run, before))
         begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
-    for line in (*notes, _first_line(trainer, precision), precision.note):
+    for line in (*notes, _first_line(trainer, precision), left_out(dataset.record), precision.note):
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     if profile:
@@ -185,6 +186,13 @@ def _settings(run: Path, recipe: str | None, overrides: Sequence[str], resume: b
     if resume and not overrides:
         return config_from_dict(read_record(run)["config"], str(run / "config.json"))
     raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
+
+
+def left_out(record: Mapping[str, Any]) -> str:
+    """How many rows are not trained on for want of a teacher's features; empty where there is none."""
+    counts = record.get("left_out", {})
+    told = " and ".join(f"{count} without a feature of {name}" for name, count in counts.items())
+    return told and f"rows left out: {told}"
 
 
 def _first_line(trainer: Trainer, precision: Decision) -> str:

@@ -35,7 +35,8 @@ Losses = Callable[[Callable[..., Any], Batch, torch.Generator | None], dict[str,
 
 def load_data(store: FeatureStore, config: Config) -> Dataset:
     """What the settings' task is trained on. UserError as for `load_dataset`."""
-    dataset = load_dataset(store, config.data, config.task.kind == "segment")
+    model = config.model
+    dataset = load_dataset(store, config.data, config.task.kind == "segment", model.color, model.default_color)
     if config.task.kind != "pretrain":
         dataset.record["category_names"] = dataset.categories  # what the head's outputs stand for
     return dataset
@@ -122,7 +123,8 @@ def losses_of(config: Config) -> Losses:
 
 def pretraining_losses(model: Callable[..., Any], batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
     """As `ReCon.forward` has them."""
-    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator)
+    present = batch.present or None
+    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator, present=present)
     return losses
 
 

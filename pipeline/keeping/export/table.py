@@ -91,11 +91,16 @@ class Table:
             found = {c.name: ("points", points, c.name, False) for c in self.store.columns("points", points)}
         names = safe_names(list(self.ref.targets))
         for name, key in zip(names, self.ref.targets.values(), strict=True):
-            found[f"targets-{name}"] = ("targets", key, "feat", True)
+            columns = {column.name for column in self.store.columns("targets", key)}
+            found |= {
+                f"{prefix}-{name}": ("targets", key, column, True)
+                for prefix, column in (("targets", "feat"), ("present", "present"))
+                if column in columns
+            }
         return found
 
     def blocks(self, size: int) -> Iterator[tuple[int, int, Arrays]]:
-        """(start, stop, arrays [stop - start, ...]) in order; targets are [rows, K, V, D].
+        """(start, stop, arrays [stop - start, ...]) in order; targets are [rows, K, V, D], present ones [rows, K, V].
 
         UserError where a row is not what its receipt says.
         """
