@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.stats import statistics
+from recon.pipeline.sources.openshape import OpenShapeSource
+from recon.pipeline.stages.imported import LOOKED_AT
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
 from tests.openshape_files import DIM, POINTS, ensemble, four, shape, thumbnail, vector
@@ -109,6 +114,43 @@ def test_words_lie_beside_the_captions(mini: FeatureStore) -> None:
             assert np.array_equal(feat, wanted.astype(np.float16) if present[at] else np.zeros(DIM))
 
 
+SAID = st.one_of(st.none(), st.sampled_from(["", " ", "a chair", "a  chair\n", "b", "c"]))
+FEATURE = st.sampled_from([None, {}, {"original": None}, {"prompt_avg": np.zeros(0)}, "both"])
+
+
+@given(own=st.lists(st.tuples(SAID, FEATURE), max_size=4), blip=SAID, retrieved=st.lists(SAID, max_size=3))
+@settings(max_examples=60)
+def test_a_text_has_the_feature_of_the_first_place_it_stands_in(
+    tmp_path_factory: pytest.TempPathFactory, own: list[Any], blip: str | None, retrieved: list[Any]
+) -> None:
+    """Whatever is blank, doubled, None or without a feature: beside a plain walk through all places."""
+    held = shape(0, [text for text, _ in own], blip or "", "", (), blip_caption=blip or "", retrieval_text=retrieved)
+    number = iter(range(1, 99))
+
+    def numbered(*variants: str) -> dict[str, Any]:
+        return {variant: np.full((1, DIM), next(number), np.float32) for variant in variants}
+
+    both = ("original", "prompt_avg")
+    held["text_feat"] = [numbered(*both) if feature == "both" else feature for _, feature in own]
+    held["blip_caption_feat"] = numbered(*both)
+    held["retrieval_text_feat"] = [numbered("original") for _ in retrieved]
+    folder = tmp_path_factory.mktemp("file")
+    np.save(folder / "a.npy", np.array(held, dtype=object))
+    places = [*zip(held["text"], held["text_feat"], ["prompt_avg"] * len(own), strict=True)]
+    places += [(held["blip_caption"], held["blip_caption_feat"], "prompt_avg")]
+    places += [*zip(retrieved, held["retrieval_text_feat"], ["original"] * len(retrieved), strict=True)]
+    wanted: dict[str, Any] = {}
+    for text, feature, variant in places:
+        name = " ".join((text or "").split())
+        if name and name not in wanted:
+            value = (feature or {}).get(variant)
+            wanted[name] = None if value is None or not value.size else float(value[0, 0])
+    source = OpenShapeSource(layout="openshape", lists={"train": "a.json"})
+    found = source.words(folder, "a.npy", "prompt_avg")
+    assert source.texts(folder, "a.npy") == [text for text, _ in found] == list(wanted)
+    assert [None if feature is None else float(feature[0]) for _, feature in found] == list(wanted.values())
+
+
 def test_what_is_absent_is_not_handed_out(mini: FeatureStore) -> None:
     assert [len(feat) for _, feat in mini.features("clip")] == [13, 12, 12, 12]
     assert [len(feat) for _, feat in mini.features("words")] == [5, 3, 2, 3]
@@ -154,8 +196,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no picture": ({"image_feat": None}, "targets clip: holds no features of pictures"),
     "zeros alone": ({"image_feat": np.zeros((12, DIM), np.float32)}, "targets clip: holds no features of pictures"),
     "wide pictures": ({"image_feat": np.ones((12, 9), np.float32)}, "targets clip: image_feat is 9 wide"),
-    "no text": ({"text": [], "text_feat": []}, "targets words: holds no features of texts"),
-    "texts without features": ({"text_feat": [None]}, "targets words: holds no features of texts"),
     "too few features": ({"text_feat": []}, "targets words: text_feat holds 0 features beside 1 texts"),
     "no list": ({"text_feat": np.ones(DIM)}, "targets words: text_feat holds no list beside 1 texts"),
     "no dict": ({"text_feat": [np.ones(DIM)]}, "targets words: text_feat 0 is no dict of original and prompt_avg"),
@@ -176,6 +216,23 @@ def test_bad_features_set_their_shape_aside_in_one_line(tmp_path: Path) -> None:
         assert f"bad{i}.npy" in reason
         for part in words.split(": ", 1) if words.startswith("targets") else [words]:
             assert part in reason
+
+
+def test_a_shape_without_a_text_is_no_bad_shape(tmp_path: Path) -> None:
+    """Its pictures are there to learn from; but where no file has a word's feature the manifest is at fault."""
+    shapes = {"ABO/1/none": shape(0, [], text_feat=[]), "ABO/1/bare": shape(1, ["a"], text_feat=[None])}
+    shapes["ABO/1/full"] = shape(2, ["a"])
+    store, failed = made(tmp_path, ensemble(tmp_path / "root", shapes))
+    present = store.targets("words").present
+    assert not failed and present is not None and store.targets("words").ok.all()
+    assert np.asarray(present[0]).sum(1).tolist() == [0, 0, 1]
+    assert [feat.shape for _, feat in store.features("words")] == [(0, DIM), (0, DIM), (1, DIM)]
+    (words,) = [found for found in statistics(store).targets if found.teacher == "words"]
+    assert words.sampled == 1
+    bare = {f"ABO/1/{i}": shape(i, ["a"], text_feat=[{"original": vector("a")}]) for i in range(LOOKED_AT)}
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"'words': none of the first 16 files has a feature of a text, prompt_avg"):
+        made(tmp_path / "other", ensemble(tmp_path / "bare", bare))
 
 
 def test_fewer_views_than_declared(tmp_path: Path) -> None:

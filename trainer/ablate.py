@@ -206,7 +206,7 @@ def _plan(
             config = load_config(recipe, [*overrides, *arm.settings])
             dataset = load_data(store, config)
             steps[arm.name] = count_steps(len(dataset), config.optim.batch_size, config.data) * config.optim.epochs
-            settled = with_teachers(config, dataset.teachers)
+            settled = with_teachers(config, dataset.teachers, dataset.dense)
             _check_tested(store, config)
             if LINEAR in ablation.probes:
                 heads[arm.name] = _head(ablation, settled)
@@ -227,7 +227,7 @@ def _plan(
             check_run(place, begun, False)
             if begun:
                 dataset = datasets[arm.name]
-                check_same(place, with_teachers(run.config, dataset.teachers), dataset.record)
+                check_same(place, with_teachers(run.config, dataset.teachers, dataset.dense), dataset.record)
             runs.append(run)
     return runs
 

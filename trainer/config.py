@@ -45,6 +45,16 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class DenseConfig:
+    """A frozen teacher whose features of points, lifted from its patches, the local tokens learn from."""
+
+    teacher: Annotated[str, Field(min_length=1)]
+    """Its name in the ref, of what `recon-pipeline lift` made."""
+    weight: Positive = 1.0
+    """Factor of the loss in the sum."""
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What the encoder is trained for."""
 
@@ -82,10 +92,18 @@ class DataConfig:
 
     ref: str = ""
     """Name of the store's ref (the set of keys an experiment uses); empty takes the only one."""
+    refs: tuple[str, ...] = ()
+    """Of several stores (`--store` more than once), the ref of each, in their order; empty takes `ref` of all."""
+    shares: tuple[PositiveInt, ...] = ()
+    """Of several stores, how many samples come from each, e.g. [3, 1] three of every four from the first; empty takes
+    as many as each has rows."""
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     """Splits whose rows are trained on."""
     teachers: tuple[TeacherConfig, ...] = (TeacherConfig("image"), TeacherConfig("text"))
     """The teachers, one global query each; none is single-modal pretraining."""
+    dense: tuple[DenseConfig, ...] = ()
+    """Lifted teachers that the local tokens learn from, each token the mean of what was lifted to its group's points,
+    by the cosine. `pool` is then the number of points that were lifted to."""
     num_points: PositiveInt = 1024
     """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
     captions: Literal["class", "shape", "both"] = "class"
@@ -157,6 +175,9 @@ class DataConfig:
         if self.way and self.share < 1:
             raise ValueError("share: a few-shot fold has `shot` shapes of each category; set it to 1")
         self._check_several()
+        lifted = [each.teacher for each in self.dense]
+        if len({*lifted}) < len(lifted):
+            raise ValueError(f"dense: two of one name among {', '.join(lifted)}; name each teacher once")
         names = [each.teacher for each in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers: {twice[0]!r} stands there twice; name each teacher once")
@@ -260,8 +281,14 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if self.data.dense and self.model.mask_type == "causal":
+            raise ValueError(
+                'data.dense: of model.mask_type "causal" a token knows the groups before its own; use "rand"'
+            )
         if self.task.kind == "pretrain":
             return
+        if self.data.dense:
+            raise ValueError("data.dense: only pretraining learns from features of points; leave it out")
         if self.run.keep_best:
             raise ValueError("run.keep_best: pretraining's; downstream task.selection chooses the epoch")
         if (self.task.selection == "validation") != (self.data.hold_out > 0):

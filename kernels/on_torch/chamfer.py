@@ -12,6 +12,7 @@ from recon.kernels.on_torch.knn import (
     pair_distances,
     planes,
     search,
+    search_squares,
     workspace,
 )
 
@@ -29,10 +30,14 @@ def nearest(
         return small.nearest(x, y, x_lengths, y_lengths, norm)
     if x.shape[1] * y.shape[1] <= TINY:
         return _nearest_tiny(x, y, x_lengths, y_lengths, norm, single)
-    if x.shape[1] * y.shape[1] <= chunk_size(x.device) and not single and not _trees_pay(x, y, norm):
+    if not single and _trees_pay(x, y, norm):
+        one, two = tree.in_order(x, x_lengths), tree.in_order(y, y_lengths)
+        forth, back = tree.search(one, two, 1, search_squares), tree.search(two, one, 1, search_squares)
+    elif not single and x.shape[1] * y.shape[1] <= chunk_size(x.device):
         return _nearest_shared(x, y, x_lengths, y_lengths, norm)
-    forth = search(x, y, y_lengths, norm, 1)
-    back = search(y[:, :0] if single else y, x, x_lengths, norm, 1)
+    else:
+        forth = search(x, y, y_lengths, norm, 1)
+        back = search(y[:, :0] if single else y, x, x_lengths, norm, 1)
     return forth[0][..., 0], forth[1][..., 0], back[0][..., 0], back[1][..., 0]
 
 

@@ -106,8 +106,13 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -
     """dists, idx [B, N, K] of the K <= M nearest; float32 or float64 clouds; arbitrary beyond lengths2."""
     flat = p1.device.type == "cpu" and norm == 2 and p1.shape[2] <= tree.WIDEST
     if flat and not fits_small(p1, p2) and tree.pays(p1.shape[1], p2.shape[1], K):
-        return tree.search(p1, p2, lengths2, K, lambda one, two, sizes, K: _search_pairs(one, two, sizes, norm, K))
+        return tree.search(tree.in_order(p1, None), tree.in_order(p2, lengths2), K, search_squares)
     return _search_pairs(p1, p2, lengths2, norm, K)
+
+
+def search_squares(p1: Tensor, p2: Tensor, lengths2: Tensor | None, K: int) -> tuple[Tensor, Tensor]:
+    """`search` among all pairs, of squared distances."""
+    return _search_pairs(p1, p2, lengths2, 2, K)
 
 
 def _search_pairs(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:

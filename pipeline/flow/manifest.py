@@ -23,6 +23,7 @@ from recon.pipeline.shapes.meshfile.sidecars import fingerprint
 from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.custom import KIND, own_layout
 from recon.pipeline.sources.layouts import AnySource
+from recon.pipeline.sources.openshape_eval import ClassFeatures
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.sources.stored import AnyStored
 from recon.pipeline.stages.origin import Origin
@@ -49,6 +50,8 @@ class FeatureRecipe(Strict):
     teachers: tuple[TeacherSpec, ...] = ()
     stored: tuple[AnyStored, ...] = ()
     """Features that came with the data set, named like teachers."""
+    classes: tuple[ClassFeatures, ...] = ()
+    """Features of the categories' names that came with it, named like teachers of words."""
     draws: int = Field(default=1, ge=1)
     """K: draw 0 is the clean picture, the others are augmented with seeds of their own."""
     seed: int = 0
@@ -57,7 +60,7 @@ class FeatureRecipe(Strict):
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if not self.teachers and not self.stored:
+        if not self.teachers and not self.stored and not self.classes:
             raise ValueError("name a teacher in [[features.teachers]], or features of the files in [[features.stored]]")
         return self
 
@@ -184,10 +187,13 @@ def load_manifest(path: Path | str) -> Manifest:
     except ValidationError as error:
         raise _explain(path, error, form) from error
     names = [spec.name for spec in manifest.features.teachers]
-    stored = [item.name for item in manifest.features.stored]
+    stored = [item.name for item in manifest.features.stored] + [item.name for item in manifest.features.classes]
     if len({*names, *stored}) < len(names) + len(stored):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
-    if stored and not manifest.source.has_features:
+    if manifest.features.classes and not manifest.source.has_class_features:
+        layout = manifest.source.layout
+        raise UserError(f"{path}: field 'features.classes': layout {layout!r} has no features of classes; remove it")
+    if manifest.features.stored and not manifest.source.has_features:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )

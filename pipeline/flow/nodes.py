@@ -18,6 +18,7 @@ from recon.pipeline.caption.table import Subject
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.manifest import Manifest, origin_of
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.classes import ClassTexts
 from recon.pipeline.stages.imported import ImportedTargets
 from recon.pipeline.stages.lift import LiftedTokens
 from recon.pipeline.stages.meshes import Meshes
@@ -47,6 +48,8 @@ class Node:
     """Other nodes that have to be done before; where it works on rows, it gets those that they finished too."""
     rows: Callable[[Sequence[Row]], list[Row]] = list
     """Its own rows from those that it is handed."""
+    classes: bool = False
+    """Of a node on prompts: whether they are the categories' names, whose features came with the data set."""
 
     @property
     def name(self) -> str:
@@ -129,6 +132,7 @@ class Plan:
             *found,
             *captions,
             *(Node("text", partial(self._words, t), None, t.name, also=written) for t in features.teachers),
+            *(Node("text", partial(ClassTexts.of, origin, c), None, c.name, classes=True) for c in features.classes),
         ]
 
     def stage(self, node: Node) -> Stage | None:

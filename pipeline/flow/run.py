@@ -38,6 +38,7 @@ from recon.pipeline.keeping.mend import mend
 from recon.pipeline.keeping.standing import standing_of
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.classes import ClassTexts
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.store.columns import read_column
@@ -282,7 +283,7 @@ class Flow:
         if node.kind == "meshes":
             self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
-        if node.kind == "text":
+        if node.kind == "text" and not node.classes:
             self._count_cut(str(node.part), bool(result.computed))
 
     def _count_cut(self, name: str, changed: bool) -> None:
@@ -400,20 +401,23 @@ class Flow:
         """All prompts of a text stage's key, after what the shapes have come to need."""
         key = digest_of(stage.recipe)
         self.store.require_key(stage.kind, key, stage.recipe, stage.columns, attributes_of(stage, self.executor))
-        self.store.append_prompts(key, self.prompts())
+        self.store.append_prompts(key, self._prompts_of(stage))
         return prompt_rows(self.store.prompts(key))
 
     def _prompts_there(self, node: Node, stage: Stage, waiting: bool) -> StageRows:
         """A text stage with the prompts it has; how many it lacks is unknown while captions are still to come."""
         key = digest_of(stage.recipe)
         prompts = self.store.prompts(key) if (self.store.path / "text" / key).is_dir() else []
-        to_come = None if waiting or not self.store.has_registry else len(set(self.prompts()) - set(prompts))
+        to_come = None if waiting or not self.store.has_registry else len(set(self._prompts_of(stage)) - set(prompts))
         return StageRows(node.name, stage, prompt_rows(prompts), to_come)
 
     def _settle_ref(self) -> None:
         """Let the ref say what class prompts and which captions, in which order, the manifest asks for."""
         names = [table.name for table in self.plan.tables]
         self.store.settle_ref(self.manifest.name, names, templates_of(self.manifest.class_prompts))
+
+    def _prompts_of(self, stage: Stage) -> list[str]:
+        return list(stage.names) if isinstance(stage, ClassTexts) else self.prompts()
 
     def prompts(self) -> list[str]:
         """Class prompts of every category, then every shape's captions, in row order."""

@@ -66,9 +66,10 @@ class ImportedTargets:
     def check_width(self, references: Iterable[str]) -> None:
         """UserError when the first file that has features has some of another width: before all rows are set aside.
 
-        A file that cannot be read is left to the stage, which sets it aside.
+        The same where LOOKED_AT files have texts and not one of them has a feature. A file that cannot be read is left
+        to the stage, which sets it aside.
         """
-        stored = self.stored
+        stored, without = self.stored, 0
         for reference in islice(references, LOOKED_AT):
             try:
                 found = [(name, feat) for name, feat in self._found(reference) if feat is not None]
@@ -84,11 +85,18 @@ class ImportedTargets:
                     )
             if found:
                 return
+            without += 1
+        if isinstance(stored, StoredTexts) and without == LOOKED_AT:
+            raise UserError(
+                f"field 'features.stored': {stored.name!r}: none of the first {without} files has a feature of a text, "
+                f"{stored.variant}; choose another variant, or remove the table"
+            )
 
     def _values(self, reference: str) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """feat [num, dim] and present [num] of one shape.
 
-        MeshError for other widths, for what float16 cannot hold, and where none is there.
+        MeshError for other widths, for what float16 cannot hold, and where no picture's is there. A shape may well
+        have no text.
         """
         stored = self.stored
         feat, present = np.zeros((stored.num, stored.dim), np.float16), np.zeros(stored.num, np.bool_)
@@ -103,9 +111,8 @@ class ImportedTargets:
             if not np.isfinite(feat[at]).all():
                 raise MeshError("non-finite", f"{reference}: {name} is not finite in float16")
             present[at] = True
-        if not present.any():
-            what = "pictures" if isinstance(stored, StoredImages) else "texts"
-            raise MeshError("no-features", f"{reference}: holds no features of {what}")
+        if isinstance(stored, StoredImages) and not present.any():
+            raise MeshError("no-features", f"{reference}: holds no features of pictures")
         return feat, present
 
     def _found(self, reference: str) -> list[Found]:

@@ -19,7 +19,7 @@ from recon.pipeline.base.limits import check_interpreter
 from recon.pipeline.base.wording import near_paths, nearest, one_line
 from recon.pipeline.store.captions import Tables, caption_records, joined_captions
 from recon.pipeline.store.columns import VERIFY, has_column, open_column, parsed, read_column, read_rows
-from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, NAMES, REF, RefForm
+from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, NAMES, REF, RefForm, part_of
 from recon.pipeline.store.keys import StoredKeys
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
@@ -213,7 +213,10 @@ class StoreReader(StoredKeys):
         return Lifted(key, name, recipe, feat, count, points, self._finished(ref, key))
 
     def text(self, teacher: str | None = None, ref: Ref | str | None = None) -> Text:
-        """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`."""
+        """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`.
+
+        Features of the categories' names that came with a data set are one prompt a class, the name, and no captions.
+        """
         ref = self.ref(ref)
         name, key = self._teacher(ref.text, teacher)
         group = self.kind_group("text", key)
@@ -227,20 +230,23 @@ class StoreReader(StoredKeys):
         row = {prompt: i for i, prompt in enumerate(prompts)}
         row[""] = -1
         used = set(self.registry.category[self.rows(ref)].tolist())
-        wanted = [class_prompts(category, ref.templates) for category in self.registry.categories]
+        recipe = self.recipe("text", key)
+        came = part_of(recipe, "teacher").get("kind") == "stored"
+        templates = ("{category}",) if came else ref.templates
+        wanted = [class_prompts(category, templates) for category in self.registry.categories]
         for number in used:
             if not set(wanted[number]) <= set(row):
                 category = self.registry.categories[number]
                 raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
         classes = np.array([[row[p] if n in used else -1 for p in lines] for n, lines in enumerate(wanted)], np.int64)
-        captions = self.captions(ref)
+        captions = [[""] for _ in self.registry.uid] if came else self.captions(ref)
         absent = {caption for number in self.rows(ref) for caption in captions[number]} - row.keys()
         if absent:
             raise UserError(
                 f"{self.path}: {len(absent)} captions not embedded by {name!r}; run `recon-pipeline features`"
             )
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
-        return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
+        return Text(key, name, recipe, feat, prompts, classes, index)
 
     def captions(self, ref: Ref | str | None = None) -> list[list[str]]:
         """Shape-specific captions a row, each once, padded with "" to one length; tables in the manifest's order."""

@@ -213,7 +213,8 @@ class Targets:
     ok: NDArray[np.bool_] = field(repr=False)
     """[K, N] every view of the row embedded and finite (or not present), and the row one of the ref's dataset"""
     present: zarr.Array[Any] | None = field(default=None, repr=False)
-    """[K, N, V] bool: which features of a finished row are there, at least one; others are zero. None: all are"""
+    """[K, N, V] bool: which features of a finished row are there, and of words it may be none; others are zero. None:
+    all are there"""
 
     @property
     def dim(self) -> int:
@@ -272,3 +273,8 @@ class Text:
     """[num_categories, templates] rows of feat; -1 for a category that the ref's dataset does not have"""
     captions: NDArray[np.int64] = field(repr=False)
     """[N, C] rows of feat, -1 where a shape has fewer captions"""
+
+    @property
+    def ready(self) -> bool:
+        """Whether they are features of the categories' names that came with a data set: one prompt each, the name."""
+        return part_of(self.recipe, "teacher").get("kind") == "stored"

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 import recon.kernels.on_torch.chamfer
 import recon.kernels.on_torch.knn
+import recon.kernels.on_torch.tree
 from recon.kernels import ChamferL1, ChamferL2, chamfer_distance, reference
 
 
@@ -59,6 +60,25 @@ def test_ties_go_to_the_lowest_index(tiny: int, monkeypatch: pytest.MonkeyPatch)
     whole = [32] * 40
     assert torch.equal(idx_x, reference.knn(x, y, whole, whole, 1)[1][..., 0])
     assert torch.equal(idx_y, reference.knn(y, x, whole, whole, 1)[1][..., 0])
+
+
+@pytest.mark.parametrize("kind", clouds.KINDS)
+@pytest.mark.parametrize("lengths", [None, ([30, 5, 0], [200, 1, 150])])
+def test_two_trees_are_the_reference(
+    kind: str, lengths: tuple[list[int], list[int]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pykdtree")
+    monkeypatch.setattr(recon.kernels.on_torch.chamfer, "_trees_pay", lambda *arguments: True)
+    monkeypatch.setattr(recon.kernels.on_torch.tree, "MANY", 100)  # y has an order, x has none
+    x, y = (clouds.cloud(kind, 3, n, 3, torch.float32, seed=n) for n in (30, 200))
+    of_x, of_y = lengths or ([30] * 3, [200] * 3)
+    given_lengths = (torch.tensor(of_x), torch.tensor(of_y)) if lengths else (None, None)
+    dists_x, idx_x, dists_y, idx_y = recon.kernels.chamfer.nearest(x, y, *given_lengths)
+    for dists, idx, (one, two, own, other) in (
+        (dists_x, idx_x, (x, y, of_x, of_y)), (dists_y, idx_y, (y, x, of_y, of_x))
+    ):  # fmt: skip
+        expected_dists, expected_idx = reference.knn(one, two, own, other, 1)
+        assert torch.equal(dists, expected_dists[..., 0]) and torch.equal(idx, expected_idx[..., 0])
 
 
 @pytest.mark.parametrize("shape", [(70, 32), (9, 16), (2, 300)])

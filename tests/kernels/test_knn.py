@@ -14,6 +14,7 @@ import recon.kernels.on_torch.knn
 import recon.kernels.on_torch.small
 import recon.kernels.on_torch.tree
 from recon.kernels import knn_gather, knn_points, reference
+from recon.kernels.on_torch import curve
 
 
 def test_reference_agrees_with_a_kd_tree() -> None:
@@ -224,11 +225,15 @@ def test_bad_gather_is_named() -> None:
 
 @pytest.mark.parametrize("library", ["pykdtree", "scipy"])
 @pytest.mark.parametrize("own_bits", [True, False])
+@pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("kind", clouds.KINDS)
-def test_either_tree_is_put_right(library: str, own_bits: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_tree_is_put_right(
+    library: str, own_bits: bool, in_order: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ties in order, whichever tree proposes; where its compiler fused a rounding its distances are not taken."""
     pytest.importorskip(library)
     tree = recon.kernels.on_torch.tree
+    monkeypatch.setattr(tree, "MANY", 1 if in_order else 1000)
     monkeypatch.setattr(tree, "pays", lambda *sizes: True)
     monkeypatch.setattr(tree, "_library", lambda: library)
     if not own_bits:
@@ -239,6 +244,23 @@ def test_either_tree_is_put_right(library: str, own_bits: bool, kind: str, monke
         found = knn_points(p1, p2, lengths2=torch.tensor(lengths), K=K)
         dists, idx = reference.knn(p1, p2, [21] * 3, lengths, K)
         assert torch.equal(found.idx, idx) and torch.equal(found.dists, dists)
+
+
+@pytest.mark.parametrize("kind", clouds.KINDS)
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_an_order_has_every_point_once_and_padding_last(kind: str, width: int) -> None:
+    points = clouds.cloud(kind, 3, 50, width, torch.float32, seed=4).numpy()
+    sizes = np.array([50, 7, 0])
+    order = curve.order(points, sizes)
+    for places, size in zip(order, sizes, strict=True):
+        assert sorted(places[:size]) == list(range(size)) and list(places[size:]) == list(range(size, 50))
+
+
+def test_an_order_brings_neighbours_together() -> None:
+    points = clouds.cloud("random", 1, 4096, 3, torch.float32, seed=5).numpy()
+    along = points[0, curve.order(points, np.array([4096]))[0]]
+    steps = [np.linalg.norm(np.diff(cloud, axis=0), axis=1).mean() for cloud in (points[0], along)]
+    assert steps[1] < steps[0] / 5
 
 
 @pytest.mark.parametrize("kind", clouds.KINDS)

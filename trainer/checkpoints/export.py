@@ -100,6 +100,8 @@ def misfit(model: Model) -> str:
     config, kinds = model.config, tuple(teacher.kind for teacher in model.config.teachers)
     if kinds != tuple(teacher.kind for teacher in RELEASED_TEACHERS):
         return f"teachers other than one of pictures, then one of words; this model has {', '.join(kinds) or 'none'}"
+    if config.dense:
+        return f"what the local tokens learnt of {config.dense[0].name!r}"
     if config.streams != "recon":
         return f'model.streams "{config.streams}": an ablation, which its main model is not'
     second = [name for name in RECON2_SETTINGS if getattr(config, name) != getattr(ModelConfig, name)]

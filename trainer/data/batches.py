@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.points import draw_points, in_frame, scale_translate, student_colors
 from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
+
+if TYPE_CHECKING:
+    from recon.trainer.data.mixed import Mixed
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -52,6 +55,8 @@ class Batch:
     """[B] int64 rows of the store"""
     present: tuple[Tensor | None, ...] = ()
     """Beside `targets`, [B, T] bool: which of several are there; None: all"""
+    dense: tuple[Tensor, ...] = ()
+    """[B, num_points, D] float16 of each teacher of `data.dense`: of each point, zero where there is none"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +66,8 @@ class Batch:
         cut = slice(start, stop)
         targets = tuple(target[cut] for target in self.targets)
         present = tuple(None if there is None else there[cut] for there in self.present)
-        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut], present)
+        dense = tuple(feat[cut] for feat in self.dense)
+        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut], present, dense)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Samples:
     """As of `Batch`"""
     color: Tensor | None
     """[B, num_points, 3] uint8, linear RGB times 255; None: not asked for"""
+    dense: tuple[Tensor, ...] = ()
+    """As of `Batch`"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +98,7 @@ class Samples:
     def tensors(self) -> tuple[Tensor, ...]:
         """All there are, in the fields' order."""
         several = (each for each in (*self.present, self.color) if each is not None)
-        return self.points, self.moves, self.labels, self.rows, *self.targets, *several
+        return self.points, self.moves, self.labels, self.rows, *self.targets, *several, *self.dense
 
     def of(self, tensors: Iterable[Tensor]) -> Samples:
         """Others in the place of its tensors, in that order."""
@@ -101,7 +109,8 @@ class Samples:
 
         points, moves, labels, rows = islice(given, 4)
         targets = tuple(islice(given, len(self.targets)))
-        return Samples(points, moves, labels, rows, targets, tuple(map(put, self.present)), put(self.color))
+        present, color = tuple(map(put, self.present)), put(self.color)
+        return Samples(points, moves, labels, rows, targets, present, color, tuple(given))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """The same with every tensor changed."""
@@ -124,14 +133,18 @@ class Samples:
         if moved.color is not None:
             points = torch.cat([points, student_colors(moved.color, default_color)], dim=2)
         targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
-        return Batch(points, targets, moved.labels, moved.rows, moved.present)
+        return Batch(points, targets, moved.labels, moved.rows, moved.present, moved.dense)
 
 
 class Loader(Protocol):
     """Batches as a pure function of the step, so that a run can start at any of them."""
 
     steps_per_epoch: int
-    dataset: Dataset
+
+    @property
+    def dataset(self) -> Dataset | Mixed:
+        """What is loaded."""
+        ...
 
     def samples(self, step: int) -> Tensor:
         """[B] a step's samples, in its batch's order, as indices into the data set."""
@@ -165,17 +178,26 @@ class Batches:
     ) -> None:
         """batch_size counts the samples of all ranks. UserError if not one batch comes of the data."""
         self.steps_per_epoch = count_steps(len(dataset), batch_size, config)
+        self._used = min(len(dataset), self.steps_per_epoch * batch_size)
         self.resident = device.type == "cpu" or _fits(dataset, config, device)
         self.dataset = dataset.to(device) if self.resident else dataset
         self.config, self.batch_size, self.seed, self.device = config, batch_size, seed, device
         self.rank, self.world_size = rank, world_size
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
+    def places(self, step: int) -> range:
+        """Where a step's samples stand in the sequence of all epochs."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        first, end = epoch * self._used + index * self.batch_size, (epoch + 1) * self._used
+        return range(first + self.rank, min(first + self.batch_size, end), self.world_size)
+
     def samples(self, step: int) -> Tensor:
         """[B] a step's samples, in its batch's order, as indices into the data set."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        samples = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        return samples[self.rank :: self.world_size]
+        return self.indices(self.places(step))
+
+    def indices(self, places: range) -> Tensor:
+        """[B] the samples at some places of the sequence of all epochs."""
+        return torch.cat([self._order(epoch)[inside] for epoch, inside in by_epoch(places, self._used)])
 
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs."""
@@ -184,19 +206,40 @@ class Batches:
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; those gathered on the host are prepared ahead."""
-        steps = range(start, stop)
-        gathered = map(self.gather, steps) if self.resident else in_threads(self.gather, steps)
-        for samples in self.dataset.teach(gathered):
+        for samples in self.dataset.teach(self.drawn(map(self.places, range(start, stop)))):
             yield samples.to_batch(self.config, self.device, self.dataset.default_color)
+
+    def drawn(self, places: Iterable[range]) -> Iterator[Samples]:
+        """The samples at each of some places of the sequence; those gathered on the host are prepared ahead."""
+        return map(self.pick, places) if self.resident else in_threads(self.pick, places)
 
     def gather(self, step: int) -> Samples:
         """A step's samples, where the data set lies; from the host to a GPU in pinned memory."""
-        epoch = step // self.steps_per_epoch
-        drawn = draw(self.dataset, self.samples(step), self.config, self.seed, epoch)
-        return drawn if self.resident else pinned(drawn, self.device)
+        return self.pick(self.places(step))
+
+    def pick(self, places: range) -> Samples:
+        """The same of the samples at some places of the sequence."""
+        parts = [
+            draw(self.dataset, self._order(epoch)[inside], self.config, self.seed, epoch)
+            for epoch, inside in by_epoch(places, self._used)
+        ]
+        return joined(parts) if self.resident else pinned(joined(parts), self.device)
 
     def _shuffle(self, epoch: int) -> Tensor:
         return random_bits(stream(self.seed, "order", epoch), self.dataset.row).argsort()
+
+
+def by_epoch(places: range, length: int) -> list[tuple[int, slice]]:
+    """Places in a sequence of epochs of one length, ascending, as those of each epoch; no place is none of one."""
+    found = []
+    last = places[-1] if places else places.start
+    for epoch in range(places.start // length, last // length + 1):
+        begin = epoch * length
+        # Of those before `at` there are so many.
+        first, stop = (len(range(places.start, min(at, places.stop), places.step)) for at in (begin, begin + length))
+        here = places[first:stop]
+        found.append((epoch, slice(here.start - begin, here.stop - begin, here.step)))
+    return found
 
 
 def count_steps(num_rows: int, batch_size: int, config: DataConfig) -> int:
@@ -233,6 +276,7 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
         targets=tuple(target for target, _ in taught),
         present=tuple(present for _, present in taught),
         color=None if color is None else draw_points(color, samples, bits["points"], config.num_points),
+        dense=tuple(target.draw(samples, config, bits) for target in data.lifted),
     )
 
 
@@ -244,6 +288,13 @@ def moves(config: DataConfig) -> bool:
 def move_names(config: DataConfig) -> tuple[str, ...]:
     """The streams of what `Samples.moves` holds, in its order."""
     return ("angle", *(MOVES if moves(config) else ()), *(TILTS if config.tilt else ()))
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Several of one form, one behind the other; one at the least."""
+    if len(parts) == 1:
+        return parts[0]
+    return parts[0].of(map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
 
 
 def pinned(samples: Samples, device: torch.device) -> Samples:

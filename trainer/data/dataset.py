@@ -21,6 +21,7 @@ from recon.trainer.config import DataConfig
 from recon.trainer.data.cache import cached_array
 from recon.trainer.data.choice import few_shot_categories, few_shot_rows, held_out, shared
 from recon.trainer.data.colors import DEFAULT
+from recon.trainer.data.dense import DenseTargets, lifted_teachers, students_of, told_of
 from recon.trainer.data.parts import load_parts
 from recon.trainer.data.points import farthest_order, ordered, stored_frame
 from recon.trainer.data.reading import check_finite
@@ -34,6 +35,7 @@ from recon.trainer.data.targets import (
     read_present,
     stored_teachers,
 )
+from recon.trainer.model.dense import Dense
 from recon.trainer.model.teaching import Teacher
 
 if TYPE_CHECKING:
@@ -85,6 +87,10 @@ class Dataset:
     """[N] what the store calls a row's shape"""
     categories: list[str] = field(default_factory=list)
     """Names of the categories of the ref's data set, sorted; those of every split"""
+    dense: tuple[Dense, ...] = ()
+    """What `data.dense` stands for in this store."""
+    lifted: tuple[DenseTargets, ...] = ()
+    """In the order of `dense`"""
     parts: tuple[str, ...] = ()
     """Of segmentation, the names of the parts of all categories"""
     stored: Stored | None = None
@@ -118,6 +124,7 @@ class Dataset:
             xyz=change(self.xyz),
             color=None if self.color is None else change(self.color),
             targets=tuple(each.map(change) for each in self.targets),
+            lifted=tuple(each.map(change) for each in self.lifted),
             category=change(self.category),
             row=change(self.row),
             frame=None if self.frame is None else change(self.frame),
@@ -141,7 +148,8 @@ def load_dataset(
     points, stored = store.points(ref), stored_teachers(store, ref, config.teachers)
     registry = store.registry
     in_splits, own = rows_of_splits(store, ref, config.splits)
-    finished = [each.ok.all(axis=0) for each in stored if isinstance(each, Targets)]
+    lifted = lifted_teachers(store, ref, points, config)
+    finished = [each.ok.all(axis=0) for each in stored if isinstance(each, Targets)] + [each.ok for each in lifted]
     rows = np.flatnonzero(np.all([in_splits, points.ok, *finished], axis=0))
     if not len(rows):
         raise UserError(f"{store.path}: no row of {', '.join(config.splits)} is finished; run `recon-pipeline status`")
@@ -169,6 +177,11 @@ def load_dataset(
     xyz = _points(store, config, record, points, points.xyz, rows)
     colors = _points(store, config, record, points, points.color, rows, "color") if color else None
     teachers, targets = _targets(store, config, record, stored, rows, own)
+    record |= told_of(store, config, lifted)
+    of_points = [
+        _column(store, config, record, f"features of points of {each.teacher!r}", each.key, each.feat, rows)
+        for each in lifted
+    ]
     names: tuple[str, ...] = ()
     if parts:
         labels = load_parts(store, ref, [registry.categories[number] for number in own], own)
@@ -189,6 +202,8 @@ def load_dataset(
         frame=stored_frame(points, rows) if config.normalize == "cloud" else None,
         record=record,
         teachers=tuple(teachers),
+        dense=students_of(config, lifted),
+        lifted=tuple(map(DenseTargets, of_points)),
         parts=names,
         uids=[registry.uid[row] for row in rows],
         categories=[registry.categories[number] for number in own],
@@ -263,7 +278,7 @@ def _points(
     than there are.
     """
     what = "colours of points" if column else "points"
-    if 0 < config.pool < array.shape[1]:
+    if 0 < config.pool < array.shape[1] or config.dense:  # what is lifted lies in that order
         return ordered(array, farthest_order(points, rows, config.pool), rows, what)
     return _column(store, config, record, what, points.key, array, rows, column=column)
 

@@ -23,7 +23,7 @@ from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity, weights_name
 from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.config import Config
-from recon.trainer.data.transforms import random_bits, random_subset, stream
+from recon.trainer.data.transforms import random_bits, random_integers, random_subset, stream
 from recon.trainer.evaluate import results
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.results import per_class
@@ -34,7 +34,7 @@ from recon.trainer.recipe import read_overrides
 BATCH = 32
 FLOAT32 = decide("float32", "cpu", "")
 """What probes compute in unless they are asked otherwise: results compare across machines."""
-UNTOLD = ("model.heads", "model.num_group", "data.num_points", "run.seed")
+UNTOLD = ("model.heads", "model.num_group", "model.teachers", "data.num_points", "run.seed")
 """What a measured checkpoint file may be given: settings that no weight tells, and the seed of the points drawn."""
 SPARE = 1200 / 1024
 """The release's zero-shot test takes 1024 random points of the 1200 farthest ones."""
@@ -188,11 +188,21 @@ def spare_points(config: Config, available: int) -> int:
     return min(math.ceil(config.data.num_points * SPARE), available)
 
 
-def random_points(points: Tensor, rows: NDArray[np.int64], config: Config) -> Tensor:
-    """A random `data.num_points` of each cloud [N, M, C], seeded by the run's seed and its row in the store [N]."""
-    keys = random_bits(stream(config.run.seed, "zero-shot points"), torch.from_numpy(rows))
-    subset = random_subset(keys, points.shape[1], config.data.num_points)
-    return points.gather(1, subset[..., None].expand(-1, -1, points.shape[2]))
+def random_points(
+    points: Tensor, rows: NDArray[np.int64], config: Config, number: int = 0, again: bool = False
+) -> Tensor:
+    """A random `data.num_points` of each cloud [N, M, C], seeded by the run's seed and its row in the store [N].
+
+    `number` tells one drawing from another; with `again` a point may be drawn more than once.
+    """
+    names = ("zero-shot points", number) if number else ("zero-shot points",)
+    keys = random_bits(stream(config.run.seed, *names), torch.from_numpy(rows))
+    if again:
+        bits = random_bits(keys[:, None], torch.arange(config.data.num_points))
+        chosen = random_integers(bits, points.shape[1])
+    else:
+        chosen = random_subset(keys, points.shape[1], config.data.num_points)
+    return points.gather(1, chosen[..., None].expand(-1, -1, points.shape[2]))
 
 
 @torch.inference_mode()

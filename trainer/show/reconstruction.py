@@ -63,7 +63,7 @@ def rebuild(source: Path, model: ReCon, names: Sequence[str], points: Tensor, se
     groups, centers = model.group(points)
     mask = torch.cat([_mask(model, centers[i : i + 1], seed, name) for i, name in enumerate(names)])
     visible, _ = model.split(mask)
-    _, rebuilt, masked = model.rebuild(groups, centers, mask)
+    _, _, rebuilt, masked = model.rebuild(groups, centers, mask)
     assert rebuilt is not None
     groups, predicted = groups[..., :3], rebuilt[..., :3].float()
     truth = take(groups, masked).float()

@@ -21,6 +21,7 @@ from recon.pipeline.store.forms import LOG
 from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.evaluate.protocols import PROTOCOLS, result_name
 from recon.trainer.evaluate.results import per_class, read_results
 from recon.trainer.forms import TRAINING
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
@@ -143,7 +144,7 @@ def _is_told(value: Any) -> bool:
 
 def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
     """What the page says of a result: words, accuracy, and that of the random start."""
-    names = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
+    names = {"svm": "svm_accuracy", **dict.fromkeys(map(result_name, PROTOCOLS), "zero_shot_accuracy")}
     for name in (names.get(result["protocol"], ""), "accuracy", "instance_miou", "class_miou"):
         if name in result:
             words = {"instance_miou": ", instance mIoU", "class_miou": ", class mIoU"}.get(name, "")

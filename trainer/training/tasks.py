@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from recon.trainer.checkpoints.loading import read_any
 from recon.trainer.config import Config
 from recon.trainer.data.batches import Batch
 from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.data.mixed import Mixed, load_mixed
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
@@ -35,6 +36,9 @@ Losses = Callable[[Callable[..., Any], Batch, torch.Generator | None], dict[str,
 
 def load_data(store: FeatureStore, config: Config) -> Dataset:
     """What the settings' task is trained on. UserError as for `load_dataset`."""
+    for name in ("shares", "refs"):
+        if getattr(config.data, name):
+            raise UserError(f"data.{name}: is of several stores; give --store for each, or leave it out")
     model = config.model
     dataset = load_dataset(store, config.data, config.task.kind == "segment", model.color, model.default_color)
     if config.task.kind != "pretrain":
@@ -42,7 +46,16 @@ def load_data(store: FeatureStore, config: Config) -> Dataset:
     return dataset
 
 
-def build_model(config: Config, dataset: Dataset) -> Model:
+def load_several(stores: Sequence[FeatureStore], config: Config) -> Dataset | Mixed:
+    """As `load_data`, of one store or of several; UserError for several where the task is not pretraining."""
+    if len(stores) == 1:
+        return load_data(stores[0], config)
+    if config.task.kind != "pretrain":
+        raise UserError(f"--store: several are pretraining's, and task.kind is {config.task.kind!r}; name one")
+    return load_mixed(stores, config.data, config.model.color, config.model.default_color)
+
+
+def build_model(config: Config, dataset: Dataset | Mixed) -> Model:
     """The model of the settings, its weights drawn from torch's generator, in training mode on the CPU.
 
     UserError for a data set that the task cannot be learnt from.
@@ -54,8 +67,8 @@ def build_model(config: Config, dataset: Dataset) -> Model:
         raise UserError(str(error)) from error
 
 
-def _build(config: Config, dataset: Dataset) -> Model:
-    if config.task.kind == "pretrain":
+def _build(config: Config, dataset: Dataset | Mixed) -> Model:
+    if config.task.kind == "pretrain" or isinstance(dataset, Mixed):
         return ReCon(config.model)
     if config.task.kind == "classify" and bool((dataset.category == dataset.category[0]).all()):
         raise UserError("the rows that are trained on are of one category; a classifier needs two or more")
@@ -124,7 +137,9 @@ def losses_of(config: Config) -> Losses:
 def pretraining_losses(model: Callable[..., Any], batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
     """As `ReCon.forward` has them."""
     present = batch.present or None
-    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator, present=present)
+    losses: dict[str, Tensor] = model(
+        batch.points, batch.targets, batch.labels, generator=generator, present=present, dense=batch.dense
+    )
     return losses
 
 
@@ -167,8 +182,8 @@ def full(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def settled(config: Config, dataset: Dataset) -> Config:
+def settled(config: Config, dataset: Dataset | Mixed) -> Config:
     """The settings with what the data say of the model: pretraining's teachers."""
     if config.task.kind != "pretrain":
         return config
-    return with_teachers(config, dataset.teachers)
+    return with_teachers(config, dataset.teachers, () if isinstance(dataset, Mixed) else dataset.dense)

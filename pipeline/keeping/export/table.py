@@ -175,6 +175,8 @@ def _load_words(
 ) -> Words:
     """One list of prompts for all teachers: a text key may hold other datasets' prompts, in another order."""
     texts = {teacher: store.text(teacher, ref) for teacher in ref.text}
+    # Features of the classes that came with the files are of no template; they go along where there is nothing else.
+    texts = {teacher: text for teacher, text in texts.items() if not text.ready} or texts
     first = next(iter(texts.values()))
     classes = [[first.prompts[i] for i in first.class_prompts[number]] for number in used]
     own = [caption for record in records for caption in record["captions"]]

@@ -358,12 +358,14 @@ def _target_statistics(
     store: FeatureStore, teacher: str, key: str, rows: NDArray[np.int64]
 ) -> FeatureStatistics | None:
     """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token; absent features count nowhere."""
+    present = None
+    if any(column.name == "present" for column in store.columns("targets", key)):
+        present = read_rows(store.column("targets", key, "present"), rows, 0)
+        rows, present = rows[present.any(axis=1)], present[present.any(axis=1)]
     if not len(rows):
         return None
     blocks = _in_blocks(store.column("targets", key, "feat"), rows, lane=0)
     views = [block.mean(axis=2, dtype=np.float32) if block.ndim == 4 else block for block in blocks]
-    masked = any(column.name == "present" for column in store.columns("targets", key))
-    present = read_rows(store.column("targets", key, "present"), rows, 0) if masked else None
     return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows], present)
 
 
