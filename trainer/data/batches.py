@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.points import choose_points, chosen_points, in_frame, scale_translate, student_colors
 from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
-
-if TYPE_CHECKING:
-    from recon.trainer.data.mixed import Mixed
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -136,13 +133,34 @@ class Samples:
         return Batch(points, targets, moved.labels, moved.rows, moved.present, moved.dense)
 
 
+class Loaded(Protocol):
+    """What a loader's batches come from: a data set, or several."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the data are, as of `Dataset`."""
+        ...
+
+    @property
+    def row(self) -> Tensor:
+        """[N] int64, the row in its store."""
+        ...
+
+    @property
+    def uids(self) -> list[str]:
+        """[N] what its store calls a row's shape."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 class Loader(Protocol):
     """Batches as a pure function of the step, so that a run can start at any of them."""
 
     steps_per_epoch: int
 
     @property
-    def dataset(self) -> Dataset | Mixed:
+    def dataset(self) -> Loaded:
         """What is loaded."""
         ...
 
