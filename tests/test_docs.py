@@ -101,6 +101,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, cl
     (place / "data_manifests" / "demo_dense.toml").write_text(DENSE)
     store = FeatureStore.create(place / "stores" / "demo.zarr")
     Flow(load_manifest(place / "data_manifests" / "demo.toml"), None, store).all()
+    shutil.copytree(store.path, place / "stores" / "more.zarr")
     folder_manifest(place, clip_config).rename(place / "data_manifests" / "folder.toml")
     for category in ("chairs", "tables"):
         (place / "my" / "meshes" / category).mkdir(parents=True)
