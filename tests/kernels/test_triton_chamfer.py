@@ -191,11 +191,15 @@ def test_weighted_rows_match_a_plain_sum(shape: tuple[int, int, int, int], width
     features = torch.randn(num_clouds, num_points, width, generator=generator)
     idx = torch.randint(0, num_points, (num_clouds, num_queries, num_near), generator=generator)
     weights = torch.randn(idx.shape, generator=generator)
+    none = torch.rand(idx.shape[:2], generator=generator) < 0.2
+    weights[none], idx[none] = 0, num_points
+    features = torch.cat([features, torch.full((num_clouds, 1, width), torch.nan)], 1)
     found = interpolate.weighted_rows(features.to(DEVICE), idx.to(DEVICE), weights.to(DEVICE)).cpu()
     expected = torch.zeros(num_clouds, num_queries, width)
     for b in range(num_clouds):
         for k in range(num_near):
             expected[b] += features[b, idx[b, :, k]] * weights[b, :, k, None]
+    expected[none] = 0  # though 0 x NaN is NaN
     assert torch.equal(found, expected)
 
 
