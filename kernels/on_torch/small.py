@@ -78,7 +78,7 @@ def _farthest(
     if not finite.all():
         far[~finite.all(2)] = NON_FINITE
     if sizes is not None:
-        far[np.arange(far.shape[1]) >= sizes[:, None]] = PADDING
+        far[np.arange(points.shape[1]) >= sizes[:, None]] = PADDING
     idx, chosen = np.empty((len(far), K), np.int64), start
     for k in range(K):
         idx[:, k] = chosen
