@@ -184,7 +184,7 @@ def _las(path: Path, _: Path) -> Read:
     with laspy.open(path) as file:
         check_vertices(file.header.point_count)
         read = file.read()
-    found, _ = _present(np.asarray(read.xyz, np.float64), file.header.point_count)
+    found = _present(np.asarray(read.xyz, np.float64), file.header.point_count)[0]
     if not {"red", "green", "blue"} <= {*read.point_format.dimension_names} or len(found) < len(read.xyz):
         return found, None
     shades = np.stack([np.asarray(read[name]) for name in ("red", "green", "blue")], axis=1)
