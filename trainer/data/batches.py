@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -131,50 +131,6 @@ class Samples:
             points = torch.cat([points, student_colors(moved.color, default_color)], dim=2)
         targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
         return Batch(points, targets, moved.labels, moved.rows, moved.present, moved.dense)
-
-
-class Loaded(Protocol):
-    """What a loader's batches come from: a data set, or several."""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the data are, as of `Dataset`."""
-        ...
-
-    @property
-    def row(self) -> Tensor:
-        """[N] int64, the row in its store."""
-        ...
-
-    @property
-    def uids(self) -> list[str]:
-        """[N] what its store calls a row's shape."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
-class Loader(Protocol):
-    """Batches as a pure function of the step, so that a run can start at any of them."""
-
-    steps_per_epoch: int
-
-    @property
-    def dataset(self) -> Loaded:
-        """What is loaded."""
-        ...
-
-    def samples(self, step: int) -> Tensor:
-        """[B] a step's samples, in its batch's order, as indices into the data set."""
-        ...
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step counted from 0 over all epochs."""
-        ...
-
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps start to stop, prepared ahead where they come from the host's memory or the disk."""
-        ...
 
 
 class Batches:
