@@ -2,13 +2,11 @@
 w_k = 1 / (|q - p_k|^2 + 1e-8) (Qi et al., "PointNet++", 2017, equation 2).
 """
 
-import torch
 from torch import Tensor
 
 from recon.kernels import transforms
 from recon.kernels.backends import choose
 from recon.kernels.checks import check_beside, check_like, check_points, promoted, working_dtype
-from recon.kernels.knn import knn_points
 
 
 def interpolate_three(known: Tensor, features: Tensor, query: Tensor, backend: str | None = None) -> Tensor:
@@ -28,14 +26,10 @@ def interpolate_three(known: Tensor, features: Tensor, query: Tensor, backend: s
     check_like("query", query, (known.shape[0], None, known.shape[2]), known, "known")
     if known.shape[1] == 0:
         raise ValueError(f"known must hold at least one point a cloud, got {list(known.shape)}")
-    dists, idx, _ = knn_points(query, known, K=min(3, known.shape[1]), backend=backend)
-    weights = 1 / (dists + 1e-8)
-    total = weights.sum(2, keepdim=True)
-    reached = total > 0
-    weights = weights / torch.where(reached, total, 1)
-    # A non-finite feature of a neighbour without weight must not reach the query: 0 x NaN is NaN.
-    idx = torch.where(weights > 0, idx, idx[..., :1])
+    dtype, num_near = working_dtype(known), min(3, known.shape[1])
+    by = choose(backend, query, "knn_points", cluster=True, K=num_near)
+    dists, idx = transforms.knn(query.to(dtype), known.to(dtype), None, 2, num_near, by)
+    weights, idx = transforms.inverse_weights(dists, idx)
     dtype = working_dtype(features)
-    backend = choose(backend, features, "interpolate_three")
-    mean = transforms.weighted_rows(features.to(dtype), idx, weights.to(dtype), backend)
-    return torch.where(reached, mean, 0).to(features.dtype)
+    by = choose(backend, features, "interpolate_three")
+    return transforms.weighted_rows(features.to(dtype), idx, weights.to(dtype), by).to(features.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recon.kernels.on_torch import fps, knn
+from recon.kernels.on_torch.group import in_two
 from recon.kernels.on_torch.rows import take
 
 GPU_MOST = 100
@@ -59,6 +60,11 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -
     if len(again):
         dists[again], idx[again] = knn.search(p1[again], p2[again], sizes[again], norm, K)
     return dists, idx
+
+
+def groups(points: Tensor, num_group: int, group_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Neighbours minus centers [B, G, S, D], centers [B, G, D], and where both stand: [B, G], [B, G, S]."""
+    return in_two(points, num_group, group_size, farthest_points, search)
 
 
 def _sizes(points: Tensor, lengths: Tensor | None) -> Tensor:

@@ -45,10 +45,7 @@ class Operator:
     def __call__(self, *arguments: Any) -> Any:
         if torch.compiler.is_compiling() or _observed(arguments):
             return self.registered(*arguments)
-        needs_gradient = torch.is_grad_enabled() and any(
-            argument.requires_grad for argument in arguments if isinstance(argument, Tensor)
-        )
-        if needs_gradient and self._differentiable is not None:
+        if self._differentiable is not None and torch.is_grad_enabled() and _needs_gradient(arguments):
             return self._differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
         return self.function(*arguments)
 
@@ -62,10 +59,16 @@ def _observed(arguments: tuple[Any, ...]) -> bool:
     """Whether a mode, a transform or a tracer is to see an operator, or a tensor that dispatches itself takes part."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
         return True
-    return any(isinstance(argument, Tensor) and _special(argument) for argument in arguments)
+    # Loops, since a generator costs as much as what it looks at.
+    for argument in arguments:
+        if type(argument) is Tensor or type(argument) is torch.nn.Parameter:
+            # Without values, or a batch of torch.autograd.grad's is_grads_batched.
+            if argument.is_meta or torch._C._functorch.is_legacy_batchedtensor(argument):
+                return True
+        elif isinstance(argument, Tensor):
+            return True
+    return False
 
 
-def _special(tensor: Tensor) -> bool:
-    """Whether a tensor is of another class, without values, or a batch of torch.autograd.grad's is_grads_batched."""
-    other = type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter
-    return other or tensor.is_meta or torch._C._functorch.is_legacy_batchedtensor(tensor)
+def _needs_gradient(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)

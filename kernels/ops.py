@@ -329,16 +329,8 @@ nearest_backward.register_autograd(_nearest_twice, setup_context=_nearest_backwa
 def groups(points: Tensor, num_group: int, group_size: int, backend: str) -> Matches:
     """Neighbours minus centers [B, G, S, D], centers [B, G, D], and where both stand: [B, G], [B, G, S]."""
     no_tangents(points)
-    points = points.contiguous()
-    if backend == "triton":
-        found: Matches = implementation(backend, "group").groups(points, num_group, group_size)
-        return found
-    start = torch.zeros(points.shape[0], dtype=torch.int64, device=points.device)
-    chosen = implementation(backend, "fps").farthest_points(points, None, start, num_group)
-    centers = on_torch_rows.taken(points, chosen)
-    _, idx = implementation(backend, "knn").search(centers, points, None, 2, group_size)
-    near = on_torch_rows.taken(points, idx.flatten(1)).view(*idx.shape, points.shape[2])
-    return near.sub_(centers[:, :, None]), centers, chosen, idx
+    found: Matches = implementation(backend, "group").groups(points.contiguous(), num_group, group_size)
+    return found
 
 
 @groups.register_fake
@@ -368,7 +360,7 @@ groups.register_autograd(_groups_backward, setup_context=_groups_setup)
 
 @operator("weighted_rows")
 def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor, backend: str) -> Tensor:
-    """sum over k of weights [B, N, K] * features [B, M, C] at idx int64 [B, N, K] in [0, M) -> [B, N, C]."""
+    """sum over k of weights [B, N, K] * features [B, M, C] at idx int64 [B, N, K] -> [B, N, C]; 0 if the first is 0."""
     no_tangents(features, weights)
     module = implementation(backend, "interpolate")
     total: Tensor = module.weighted_rows(features.contiguous(), idx.contiguous(), weights.contiguous())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from recon.kernels import loss_ops, ops
+from recon.kernels import loss_ops, ops, weight_ops
 from recon.kernels.on_torch import rows as on_torch_rows
 from recon.kernels.operator import Operator
 
@@ -86,14 +86,22 @@ def groups(points: Tensor, num_group: int, group_size: int, backend: str) -> ops
     return near - centers[:, :, None], centers, chosen, idx
 
 
+def inverse_weights(dists: Tensor, idx: Tensor) -> ops.Pair:
+    """Weights [B, N, K] by distance, and the rows to take."""
+    found: ops.Pair = (weight_ops.plain if transformed() else weight_ops.inverse_weights)(dists, idx)
+    return found
+
+
 def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor, backend: str) -> Tensor:
-    """sum over k of weights [B, N, K] * features [B, M, C] at idx int64 [B, N, K] in [0, M) -> [B, N, C]."""
+    """sum over k of weights [B, N, K] * features [B, M, C] at idx int64 [B, N, K] in [0, M) -> [B, N, C]; 0 where the
+    first is 0.
+    """
     if not transformed():
         found: Tensor = ops.weighted_rows(features, idx, weights, backend)
         return found
     each = zip(idx.unbind(2), weights.unbind(2), strict=True)
     first, *more = (take_rows(features, near) * weight[..., None] for near, weight in each)
-    return sum(more, first)
+    return torch.where(weights[..., :1] != 0, sum(more, first), 0)
 
 
 def _matched(dists: Tensor, p1: Tensor, p2: Tensor, idx: Tensor, norm: int) -> Tensor:
@@ -139,5 +147,6 @@ for _op in (
     ops.nearest_backward,
     ops.groups,
     ops.weighted_rows,
+    weight_ops.inverse_weights,
 ):
     _in_one_batch(_op)

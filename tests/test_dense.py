@@ -18,12 +18,15 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.store import FeatureStore
+from recon.trainer.checkpoints.export import misfit
 from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.config import DataConfig, DenseConfig
 from recon.trainer.data.batches import Batches
 from recon.trainer.data.dataset import load_dataset
+from recon.trainer.data.stream import StreamBatches
 from recon.trainer.model.dense import Dense, DenseHead, group_means
 from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.teaching import RELEASED_TEACHERS
 from recon.trainer.recipe import config_to_toml, load_config
 from recon.trainer.training.pretraining import pretrain
 from tests.test_lift import MANIFEST
@@ -99,6 +102,24 @@ def test_features_are_of_the_points_that_are_drawn(lifted_store: Path) -> None:
     assert data.record["dense"]["points:tokens"]["key"] == lifted.key
 
 
+def test_a_stream_draws_what_a_map_draws(lifted_store: Path) -> None:
+    store = FeatureStore.open(lifted_store)
+    config = replace(DATA, drop_last=False, normalize="sample")
+    streamed = replace(config, loader="stream")
+    mapped = Batches(load_dataset(store, config, color=True), config, 4, 0, CPU)
+    stream = StreamBatches(load_dataset(store, streamed, color=True), streamed, 4, 0, CPU)
+    found: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for step in range(2 * mapped.steps_per_epoch):
+        epoch = step // mapped.steps_per_epoch
+        for batch in (mapped.batch(step), stream.batch(step)):
+            for place, row in enumerate(batch.rows.tolist()):
+                one = found.setdefault((epoch, row), [])
+                one += [batch.points[place], batch.dense[0][place]]
+    assert len(found) == 2 * len(mapped.dataset)
+    for points, feat, other, same in found.values():
+        assert torch.equal(points, other) and torch.equal(feat, same) and points.shape == (48, 6)
+
+
 def test_all_points_lifted_are_still_in_their_order(clip_config: Path, lifted_store: Path, tmp_path: Path) -> None:
     """Where every stored point is lifted to, those of the data set lie in the stored order otherwise."""
     (tmp_path / "all.toml").write_text(MANIFEST.format(points=256, model=clip_config))
@@ -148,6 +169,15 @@ def test_a_run_learns_from_points_and_its_student_loads(lifted_store: Path, tmp_
     model = load_model(tmp_path / "run")
     assert isinstance(model, ReCon) and len(model.dense) == 1
     assert model.embed(torch.randn(2, 48, 3)).shape == (2, 48)
+    assert pretrain(console, lifted_store, tmp_path / "run", None, (), resume=True, device="cpu") == 0
+    with pytest.raises(UserError, match=r"model\.dense was points:tokens when .* began, now"):
+        without = [setting for setting in SETTINGS if "dense" not in setting]
+        pretrain(console, lifted_store, tmp_path / "run", "demo", without, resume=True, device="cpu")
+
+
+def test_the_release_has_no_place_for_it() -> None:
+    model = ReCon(ModelConfig(**TINY, teachers=RELEASED_TEACHERS, dense=(Dense("points:t", 5),)))
+    assert misfit(model) == "what the local tokens learnt of 'points:t'"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +187,6 @@ def test_a_run_learns_from_points_and_its_student_loads(lifted_store: Path, tmp_
         ("data.pool=128", "data.pool: 128, but 'tokens' was lifted to the 64 farthest points of a shape"),
         ("data.pool=0", "set data.pool=64"),
         ('data.dense=["tokens", "tokens"]', "dense: two of one name"),
-        ("data.loader=stream", 'loader "stream" draws from all points'),
     ],
 )
 def test_what_cannot_be_learnt_from_is_one_line(lifted_store: Path, tmp_path: Path, setting: str, words: str) -> None:

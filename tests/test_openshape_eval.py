@@ -255,6 +255,15 @@ def test_one_bad_cloud_is_set_aside(tmp_path: Path) -> None:
     assert "wrong-color" in failure.reason and "from 300 to 300" in failure.reason
 
 
+def test_a_damaged_file_is_set_aside_even_if_it_is_the_first(tmp_path: Path) -> None:
+    trees.objaverse_lvis(tmp_path)
+    (tmp_path / trees.MERGED / "Objaverse/000-001/lvis0.npy").write_bytes(b"no array")
+    store = FeatureStore.create(tmp_path / "s.zarr")
+    points = Flow(read("objaverse_lvis", tmp_path), tmp_path, store).all()[0]
+    (failure,) = points.failed.values()
+    assert "lvis0.npy: not an .npy file" in failure.reason and points.total == 6
+
+
 def test_classes_are_of_layouts_that_have_them(tmp_path: Path) -> None:
     text = (SHIPPED / "modelnet40_hdf5.toml").read_text()
     (tmp_path / "m.toml").write_text(text + '[[features.classes]]\nname = "c"\nfile = "a.npy"\ndim = 4\n')

@@ -142,6 +142,17 @@ def test_what_cannot_rebuild_is_named(settings: list[str], told: str, recipe: st
     assert TaskConfig(kind="classify").rebuild == 0
 
 
+@pytest.mark.parametrize("name", ["finetune-scanobjectnn", "finetune-modelnet40", "finetune-modelnet40-8k"])
+def test_a_recipe_is_the_releases_with_a_factor(name: str) -> None:
+    causal = {"mask_type": "causal", "position": "sine", "block": "recon2", "reconstruction": "mdm"}
+    plain, config = load_config(name, model=causal), load_config(name, ["task.rebuild=3"], causal)
+    assert config.model.mask_type == "causal" and config.model.drop_path == 0.2
+    assert dataclasses.replace(config, task=plain.task) == plain and config.task.rebuild == 3
+    groups = {"finetune-scanobjectnn": 128, "finetune-modelnet40": 64, "finetune-modelnet40-8k": 512}
+    assert config.model.num_group == groups[name]
+    Classifier(dataclasses.replace(config.model, depth=1, decoder_depth=1), 3, rebuilds=True)
+
+
 @pytest.mark.parametrize("factor", [0.0, 3.0])
 def test_the_loss_is_the_releases(factor: float) -> None:
     folder = GOLDEN / "recon2_small"

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from recon.pipeline.base import hub
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_record
-from recon.trainer.checkpoints.start import Start, put_start, read_start
+from recon.trainer.checkpoints.start import Start, check_start, put_start, read_start
 from recon.trainer.config import TaskConfig
 from recon.trainer.model.recon import ModelConfig, ReCon
 from recon.trainer.model.teaching import Teacher
+from recon.trainer.recipe import load_config
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.teacher_models import save_timm
@@ -189,6 +190,19 @@ def test_what_cannot_start_a_model_is_one_line(
     with pytest.raises(UserError, match=told) as raised:
         started(MODEL, read_start(named.format(tmp_path)))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("recipe", ["recon2-small", "recon2-base", "recon2-large"])
+def test_a_recipes_vit_fits_its_model(recipe: str) -> None:
+    config = load_config(recipe)
+    with torch.device("meta"):
+        vit = timm.create_model(config.task.start.removeprefix("timm:"), pretrained=False)
+    names = vit.state_dict().items()
+    blocks = {name.removeprefix("blocks."): value for name, value in names if name.startswith("blocks.")}
+    start = Start(recipe, blocks, vit.blocks[0].attn.num_heads)
+    check_start(config.model, start)
+    with pytest.raises(UserError, match=r"set model\.heads="):
+        check_start(dataclasses.replace(config.model, heads=2), start)
 
 
 def test_other_streams_and_tasks_have_no_place_for_it(tmp_path: Path) -> None:

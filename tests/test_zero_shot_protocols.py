@@ -28,9 +28,9 @@ from recon.trainer.show.report import write_report
 from recon.trainer.show.table import find_rows
 from tests import openshape_trees as trees
 from tests.probed_run import CPU, MEASURED, edit_record, refusal
-from tests.released2_goldens import built, points_of
+from tests.released2_goldens import built, points_of, released_weights
 from tests.released_goldens import GOLDEN, recorded
-from tests.results_files import result_of
+from tests.results_files import result_of, result_path
 from tests.test_trainer_cli import run_main
 
 pytestmark = pytest.mark.slow  # stores and a run are made
@@ -41,12 +41,12 @@ NAMED = [name for name in PROTOCOLS if name != "recon"]
 RATIO = {"objaverse_lvis": 0.5, "modelnet40_openshape": 0.5, "scanobjectnn_openshape": 0.3}
 
 
-def make_store(folder: Path, name: str, *changes: tuple[str, str]) -> Path:
+def make_store(folder: Path, name: str, *changes: tuple[str, str], dim: int = DIM) -> Path:
     """A store of one of the sets, of features as wide as the run's."""
     root = folder / "root"
-    trees.EVALUATION[name][0](root, each=2, dim=DIM)
+    trees.EVALUATION[name][0](root, each=2, dim=dim)
     text = (SHIPPED / f"{name}.toml").read_text()
-    for old, new in (*trees.SMALLER.items(), (f"dim = {trees.DIM}", f"dim = {DIM}"), *changes):
+    for old, new in (*trees.SMALLER.items(), (f"dim = {trees.DIM}", f"dim = {dim}"), *changes):
         text = text.replace(old, new)
     (folder / f"{name}.toml").write_text(text)
     path = folder / f"{name}.zarr"
@@ -89,7 +89,10 @@ def test_what_is_fed_and_scored(
     points = fed[0].numpy()
     assert len(fed) == 2 and torch.equal(fed[0], fed[1])  # the student and its random start
 
-    back = points[..., [0, 2, 1]] if protocol == "openshape" else points
+    back = {
+        "openshape": points[..., [0, 2, 1]],
+        "recon2_turned": np.stack([points[..., 1], -points[..., 0], points[..., 2]], axis=-1),
+    }.get(protocol, points)
     again = protocol != "uni3d" and name == "scanobjectnn_openshape"
     count = trees.POINTS if protocol == "uni3d" else 64
     assert points.shape == (len(registry), count, 3) and result["num_points"] == count
@@ -131,6 +134,43 @@ def test_the_released_code_s_feature_of_recon2(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(feature, recorded(small)["rand.zeroshot.embedding"], rtol=1e-4, atol=1e-5)
 
 
+def test_parts_give_what_the_whole_gives(
+    own_run: Path, stores: dict[str, Path], calls: list[tuple[Tensor, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_zero_shot(own_run, stores["objaverse_lvis"], CPU, protocol="recon2")
+    whole = calls[0][0]
+    monkeypatch.setattr("recon.trainer.evaluate.clouds.PART_ROWS", 4)
+    calls.clear()
+    run_zero_shot(own_run, stores["objaverse_lvis"], CPU, protocol="recon2")
+    assert [len(points) for points, _ in calls] == [4, 4, 2, 2]
+    assert torch.equal(torch.cat([calls[0][0], calls[2][0]]), whole)
+
+
+@pytest.mark.parametrize(("name", "own"), [("objaverse_lvis", True), ("modelnet40_openshape", False), ("scanobjectnn_openshape", False)])  # noqa: E501  # fmt: skip
+def test_a_released_student_sees_colours(name: str, own: bool, tmp_path: Path, calls: list[tuple[Tensor, Any]]) -> None:
+    released = tmp_path / "best.pth"
+    state = released_weights(GOLDEN / "recon2_small", "rand")
+    torch.save({"base_model": {f"module.{key}": value for key, value in state.items()}}, released)
+    kinds = [f'{{name="{kind}", kind="{kind}", dim=1280, loss="matched_sum", queries={count}}}' for kind, count in (("image", 4), ("text", 2))]  # noqa: E501  # fmt: skip
+    told = ["model.num_group=16", "model.heads=4", "data.num_points=80", f"model.teachers=[{', '.join(kinds)}]"]
+    store = make_store(tmp_path, name, dim=1280)
+    result = run_zero_shot(released, store, CPU, output=tmp_path / "out", overrides=told, protocol="recon2")
+    assert (result["num_points"], result["text_teacher"]) == (80, "clip-bigg-classes")
+    ((points, features),) = calls
+    assert points.shape[1:] == (80, 6)
+    colors = points[..., 3:].numpy()
+    if own:
+        held = FeatureStore.open(store).points()
+        linear = {tuple(xyz): rgb for xyz, rgb in zip(np.asarray(held.xyz[0]).tolist(), np.asarray(held.color[0]), strict=True)}  # noqa: E501  # fmt: skip
+        found = np.stack([linear[tuple(xyz)] for xyz in points[0, :, :3].tolist()]) / 255
+        srgb = np.where(found <= 0.0031308, 12.92 * found, 1.055 * found ** (1 / 2.4) - 0.055)
+        np.testing.assert_allclose(colors[0], srgb, atol=1e-5)
+    else:
+        np.testing.assert_allclose(colors, 0.4 if name == "scanobjectnn_openshape" else 100 / 255, atol=0.005)
+        assert name != "scanobjectnn_openshape" or (colors == np.float32(0.4)).all()
+    assert features.shape == (len(points), 1280)
+
+
 def test_draws_are_told_with_their_spread(
     own_run: Path, stores: dict[str, Path], calls: list[tuple[Tensor, Any]]
 ) -> None:
@@ -156,9 +196,9 @@ def test_each_protocol_stands_in_the_table_by_its_name(own_run: Path, stores: di
     mine = [
         row for row in rows if not row.published and row.measure == "overall accuracy" and "before" not in row.model
     ]
-    assert {row.data for row in mine} == {"Objaverse-LVIS"} and len(mine) == 3
+    assert {row.data for row in mine} == {"Objaverse-LVIS"} and len(mine) == len(NAMED)
     for row in mine:
-        (protocol,) = [name for name in NAMED if f"protocol {name}" in row.differs]
+        (protocol,) = [name for name in NAMED if f"protocol {name}," in row.differs]
         assert ("mean of 3 draws of points" in row.differs) == bool(row.std) == (protocol != "uni3d")
         assert "data objaverse_lvis" not in row.differs and "6 test shapes of 46205" in row.differs
     published = [row for row in rows if row.published]
@@ -183,6 +223,22 @@ def test_each_protocol_is_told_apart_wherever_results_are_shown(own_run: Path, s
     assert json.loads((own_run / "metrics.json").read_text())["zero_shot_accuracy"] == usual
     found, _ = read_measured([own_run])
     assert {(each.protocol, each.draws) for each in found if each.measure == "top-5"} == {("openshape", 2)}
+
+
+def test_many_classes_are_counted_and_not_drawn(
+    own_run: Path, stores: dict[str, Path], small_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recon.trainer.evaluate.results.INDENTED", 10)
+    monkeypatch.setattr("recon.trainer.show.report.MOST_CLASSES", 10)
+    scans = run_zero_shot(own_run, stores["scanobjectnn_openshape"], CPU, protocol="recon2")
+    assert result_of(own_run, "zeroshot_recon2") == scans
+    assert result_path(own_run, "zeroshot_recon2").read_text().count("\n") == 1
+    run_zero_shot(own_run, small_store, CPU)
+    assert result_path(own_run, "zeroshot").read_text().count("\n") > 9
+    write_report(own_run, small_store)
+    page = (own_run / "report.html").read_text()
+    assert "15 classes are too many to show; the counts are in results/." in page
+    assert page.count("Confusion matrix of zeroshot on") == 2  # the student's and the teacher's
 
 
 def test_the_command(

@@ -168,7 +168,7 @@ class DataConfig:
             raise ValueError(f"scale: {self.scale[0]} to {self.scale[1]} is no range; give the smaller first")
         if self.pool and self.pool < self.num_points:
             raise ValueError(f"pool {self.pool} is fewer than num_points {self.num_points}")
-        if self.loader == "stream" and (self.pool or self.normalize == "cloud"):
+        if self.loader == "stream" and ((self.pool and not self.dense) or self.normalize == "cloud"):
             raise ValueError('loader "stream" draws from all points and knows no frame of theirs; use "map"')
         if self.way and self.hold_out:
             raise ValueError("hold_out leaves nothing of a few-shot fold; set it to 0")

@@ -138,9 +138,9 @@ def nearest_backward(
     needs_y: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients in x and y of sum(grad_x * dists_x) + sum(grad_y * dists_y); one that is not needed is empty."""
-    both = needs_x and needs_y and grad_y.shape[1] > 0
-    if both and x.device.type == "cpu" and max(idx_x.numel(), idx_y.numel()) <= small.ROWS:
-        return small.nearest_backward(grad_x, grad_y, x, y, idx_x, idx_y, norm)
+    sizes = idx_x.numel(), idx_y.numel()
+    if x.device.type == "cpu" and min(sizes) > 0 and max(sizes) <= small.ROWS:
+        return small.nearest_backward(grad_x, grad_y, x, y, idx_x, idx_y, norm, needs_x, needs_y)
     of_x, of_y = matched_backward(grad_x[..., None], x, y, idx_x[..., None], norm, needs_x, needs_y)
     back = matched_backward(grad_y[..., None], y[:, : grad_y.shape[1]], x, idx_y[..., None], norm, needs_y, needs_x)
     if needs_x:

@@ -5,15 +5,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recon.kernels.on_torch import small
 from recon.kernels.on_torch.cloud_threads import each
-from recon.kernels.on_torch.knn import blocked, padded
+from recon.kernels.on_torch.knn import blocked, fits_small, padded
+from recon.kernels.on_torch.small import CHOSEN, NON_FINITE, PADDING
 
 Cloud = NDArray[np.floating]
 Rows = NDArray[np.int64]
 
-# Running distances of points that may not be chosen yet; all lie below every distance. Non-finite points come
-# after every finite one, chosen points after those, padding last.
-NON_FINITE, CHOSEN, PADDING = -1.0, -2.0, -3.0
 CPU_POINTS = 2**15
 """Points that take a step together on a CPU: fewer, and the calls cost more than the arithmetic; at 1024 points a cloud
 8 clouds took 1.4 times as long as 32. More leave the cache."""
@@ -31,6 +30,8 @@ distance was no less than 0.88 of what is expected."""
 
 def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: int) -> Tensor:
     """idx int64 [B, K <= N], start [B] first, of points [B, N, D]; entries beyond lengths [B] are arbitrary."""
+    if fits_small(points, points):
+        return small.farthest_points(points, lengths, start, K)
     if points.device.type == "cpu":
         return _on_cpu(points, lengths, start, K)
     return by_tensors(points, lengths, start, K)

@@ -12,7 +12,7 @@ CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
 
 
 def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
-    """sum over k of weights [B, N, K] * features [B, M, C] at idx [B, N, K] -> [B, N, C]."""
+    """sum over k of weights [B, N, K] * features [B, M, C] at idx [B, N, K] -> [B, N, C]; 0 where the first is 0."""
     num_clouds, num_queries, num_near = idx.shape
     width = features.shape[2]
     if features.device.type == "cpu" and num_clouds * num_queries * width <= FEW:
@@ -28,13 +28,17 @@ def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
         for k in range(1, num_near):
             # Not addcmul, which may round once where the other ways round twice.
             total[some].add_(features.index_select(0, rows[k, some]).mul_(weights[k, some]))
-    return total.view(num_clouds, num_queries, width)
+    # Whatever its features: 0 x NaN is NaN.
+    return total.masked_fill_(weights[0] == 0, 0).view(num_clouds, num_queries, width)
 
 
 def _few(features: NDArray[np.floating], idx: NDArray[np.int64], weights: NDArray[np.floating]) -> Tensor:
     """The same by NumPy, whose calls cost less: 16 rows of 8 in 16 microseconds where torch takes 58."""
-    clouds = np.arange(len(idx))[:, None]
-    total = features[clouds, idx[:, :, 0]] * weights[:, :, 0, None]
-    for k in range(1, idx.shape[2]):
-        total += features[clouds, idx[:, :, k]] * weights[:, :, k, None]
+    near = features[np.arange(len(idx))[:, None], idx.transpose(2, 0, 1)]  # [K, B, N, C]
+    near *= weights.transpose(2, 0, 1)[..., None]
+    total = near[0].copy()
+    for part in near[1:]:
+        total += part
+    if not weights[:, :, 0].all():
+        total[weights[:, :, 0] == 0] = 0
     return torch.from_numpy(total)

@@ -1,4 +1,6 @@
-"""Weighted sums of rows in one Triton kernel: out_n = sum over k of w_nk f_idx(n, k), the propagation of PointNet++."""
+"""Weighted sums of rows in one Triton kernel: out_n = sum over k of w_nk f_idx(n, k), the propagation of PointNet++,
+or 0 where w_n0 is 0.
+"""
 
 import triton
 import triton.language as tl
@@ -12,7 +14,8 @@ VALUES, COLUMNS = 1024, 128
 
 
 def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
-    """sum over k of weights [B, N, K] * features [B, M, C] at idx [B, N, K] -> [B, N, C], k in order.
+    """sum over k of weights [B, N, K] * features [B, M, C] at idx [B, N, K] -> [B, N, C], k in order; 0 where the
+    first weight is 0.
 
     Contiguous float32 tensors on one device, idx int64 in [0, M), K >= 1.
     """
@@ -68,4 +71,5 @@ def rows_kernel(
             features + (first + near) * width + column, mask=mask
         )
         total += part
+    total = tl.where(tl.load(weights + row * K, mask=here, other=0) != 0, total, 0.0)
     tl.store(out + row * width + column, total, mask=mask)

@@ -147,6 +147,8 @@ def test_the_cpu_samples_as_any_device_does(kind: str, monkeypatch: pytest.Monke
     lengths, start = torch.tensor([40, 0, 7, 40, 33]), torch.tensor([39, 0, 6, 0, 1])
     expected = on_torch.by_tensors(points, lengths, start, 20)
     used = torch.arange(20) < lengths[:, None]
+    assert torch.equal(on_torch.small.farthest_points(points, lengths, start, 20)[used], expected[used])
+    monkeypatch.setattr(on_torch.small, "PAIRS", 0)
     for num_points in (1, 100, 2**15):  # a cloud at a time, two, all
         monkeypatch.setattr(on_torch, "CPU_POINTS", num_points)
         assert torch.equal(on_torch.farthest_points(points, lengths, start, 20)[used], expected[used])

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recon.kernels import interpolate_three, reference
+from recon.kernels import interpolate_three, reference, weight_ops
+from recon.kernels.on_torch import rows
 
 FINITE = [kind for kind in clouds.KINDS if kind not in ("non_finite", "huge")]
 
@@ -44,6 +45,38 @@ def test_non_finite_points_have_no_say() -> None:
     features = torch.tensor([[[5.0], [torch.nan], [torch.inf]]])
     found = interpolate_three(known, features, torch.tensor([[[1.0], [torch.nan]]]))
     assert found.flatten().tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_near", [1, 2, 3])
+def test_few_weights_have_the_bits_of_many(dtype: torch.dtype, num_near: int) -> None:
+    generator = torch.Generator().manual_seed(num_near)
+    dists = torch.rand(2, 200, num_near, dtype=dtype, generator=generator).square().sort(dim=2).values
+    dists[0, 0], dists[0, 1, 1:], dists[0, 2, 0], dists[0, 3] = torch.inf, torch.inf, 0, 1e30
+    idx = torch.randint(0, 9, dists.shape, generator=generator)
+    found, expected = weight_ops.inverse_weights(dists, idx), weight_ops.plain(dists, idx)
+    assert dists.numel() <= rows.FEW and all(map(torch.equal, found, expected))
+    assert not found[0][0, 0].any() and (found[1][0, 1] == idx[0, 1, 0]).all()
+
+
+def test_the_gradient_of_weights_is_that_of_their_formula() -> None:
+    dists = clouds.cloud("random", 2, 5, 3, torch.float64, seed=3).square()
+    dists[0, 0], dists[0, 1, 2] = torch.inf, torch.inf
+    idx, grad = torch.zeros(dists.shape, dtype=torch.int64), clouds.cloud("random", 2, 5, 3, torch.float64, seed=4)
+    by_operator, by_formula = (
+        torch.autograd.grad((of(each, idx)[0] * grad).sum(), each)[0]
+        for of in (weight_ops.inverse_weights, weight_ops.plain)
+        for each in [dists.clone().requires_grad_()]
+    )
+    assert torch.equal(by_operator, by_formula)
+
+
+@pytest.mark.parametrize("num_queries", [2, 2000])
+def test_who_is_at_infinity_of_all_gets_nothing(num_queries: int) -> None:
+    known, features = torch.zeros(1, 4, 3), torch.full((1, 4, 5), torch.nan)
+    query = torch.full((1, num_queries, 3), torch.inf)
+    found = interpolate_three(known, features, query)
+    assert found.shape == (1, num_queries, 5) and not found.any()
 
 
 def test_gradients() -> None:

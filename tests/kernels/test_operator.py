@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recon import kernels
-from recon.kernels import loss_ops, ops
+from recon.kernels import loss_ops, ops, weight_ops
 from recon.kernels.on_torch import chamfer, knn, small
 from recon.kernels.operator import Operator
 
@@ -54,7 +54,8 @@ def test_the_same_bits_as_the_registered_operator(name: str, monkeypatch: pytest
     with Seen() as seen:
         results(CALLS[name])
     assert seen.names
-    for operator in [each for each in (vars(ops) | vars(loss_ops)).values() if isinstance(each, Operator)]:
+    named = (vars(ops) | vars(loss_ops) | vars(weight_ops)).values()
+    for operator in [each for each in named if isinstance(each, Operator)]:
         monkeypatch.setattr(operator, "function", None)  # nobody calls it past the dispatcher
         monkeypatch.setattr(operator, "_differentiable", None)
     monkeypatch.setattr(Operator, "__call__", lambda operator, *arguments: operator.registered(*arguments))
@@ -123,7 +124,7 @@ def test_both_directions_of_few_matches_have_the_bits_of_many(norm: int) -> None
     x[0, 3], y[1, 4, 1], y[0, 2] = torch.nan, torch.inf, x[0, 9]
     forth[0, 9] = 2  # a pair that coincides
     tensors = (*grads, x, y, forth, back)
-    found = small.nearest_backward(*tensors, norm)
+    found = small.nearest_backward(*tensors, norm, True, True)
     many = chamfer.nearest_backward(*(torch.cat([each] * 60) for each in tensors), norm, True, True)
     for ours, theirs in zip(found, many, strict=True):
         assert not ours.isnan().any()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recon import kernels
-from recon.kernels import loss_ops, ops
+from recon.kernels import loss_ops, ops, weight_ops
 from recon.kernels.backends import choose
 from recon.kernels.on_torch import small
 
@@ -31,6 +31,7 @@ def whole(*shape: int) -> Tensor:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = torch.tensor([5, 0])
 CLOUDS = cloud(2, 4), cloud(2, 5, 1)
+DISTS = cloud(2, 6).detach().square().requires_grad_()
 CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "require": (ops.require, (LENGTHS, LENGTHS >= 0, "must not be negative")),
     "take_rows": (ops.take_rows, (cloud(2, 5), whole(2, 7))),
@@ -76,6 +77,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
     "groups": (ops.groups, (cloud(2, 9), 3, 4, "torch")),
+    "inverse_weights": (weight_ops.inverse_weights, (DISTS, whole(2, 6, 3))),
     "weighted_rows": (ops.weighted_rows, (cloud(2, 5), whole(2, 6, 3), cloud(2, 6, 1), "torch")),
 }
 

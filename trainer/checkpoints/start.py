@@ -85,7 +85,7 @@ def read_start(named: str) -> Start:
 def put_start(model: nn.Module, start: Start) -> None:
     """Start an encoder's blocks from a ViT's. UserError names the settings that would fit, or what has no place."""
     assert isinstance(model, ReCon)
-    _check(model.config, start)
+    check_start(model.config, start)
     width, ours = model.config.width, {}
     for name, value in start.blocks.items():
         number, _, inner = name.partition(".")
@@ -116,7 +116,7 @@ def _placed(inner: str, value: Tensor, width: int) -> list[tuple[str, Tensor]]:
     return [(inner, value)]
 
 
-def _check(config: ModelConfig, start: Start) -> None:
+def check_start(config: ModelConfig, start: Start) -> None:
     """UserError where other settings would fit a ViT's blocks; all of them in one line."""
     if config.streams != "recon":
         raise UserError(f"task.start: model.streams {config.streams!r} has no blocks for a ViT's; leave it out")

@@ -35,6 +35,7 @@ class ProtocolChoice(StrEnum):
 
     recon = "recon"
     recon2 = "recon2"
+    recon2_turned = "recon2_turned"
     openshape = "openshape"
     uni3d = "uni3d"
 

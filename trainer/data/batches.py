@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.points import draw_points, in_frame, scale_translate, student_colors
 from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
-
-if TYPE_CHECKING:
-    from recon.trainer.data.mixed import Mixed
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -134,29 +131,6 @@ class Samples:
             points = torch.cat([points, student_colors(moved.color, default_color)], dim=2)
         targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
         return Batch(points, targets, moved.labels, moved.rows, moved.present, moved.dense)
-
-
-class Loader(Protocol):
-    """Batches as a pure function of the step, so that a run can start at any of them."""
-
-    steps_per_epoch: int
-
-    @property
-    def dataset(self) -> Dataset | Mixed:
-        """What is loaded."""
-        ...
-
-    def samples(self, step: int) -> Tensor:
-        """[B] a step's samples, in its batch's order, as indices into the data set."""
-        ...
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step counted from 0 over all epochs."""
-        ...
-
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps start to stop, prepared ahead where they come from the host's memory or the disk."""
-        ...
 
 
 class Batches:

@@ -52,6 +52,10 @@ class Stored:
     """[K, rows, V, D] float16 of each teacher of shapes, not of prompts, by its place among the teachers"""
     color: zarr.Array[Any] | None = None
     """[rows, P, 3] uint8, where colours are asked for"""
+    order: zarr.Array[Any] | None = None
+    """[rows, P] where samples are drawn from the farthest points alone"""
+    lifted: tuple[zarr.Array[Any], ...] = ()
+    """[rows, n, D] float16 of each lifted teacher, of the n farthest points"""
 
 
 AnyTargets = ImageTargets | ViewTargets | TextTargets | PartTargets
@@ -191,7 +195,8 @@ def load_dataset(
         targets.append(PartTargets(torch.from_numpy(part)))
         record["parts"] = digest_of([list(names), labels.of_category.tolist()])
     feats = {place: each.feat for place, each in enumerate(stored) if isinstance(each, Targets) and not config.online}
-    still = Stored(points.xyz, feats, points.color if color else None) if config.loader == "stream" else None
+    order, there = points.order if lifted else None, tuple(each.feat for each in lifted)
+    still = Stored(points.xyz, feats, points.color if color else None, order, there)
     return Dataset(
         xyz=xyz,
         color=colors,
@@ -207,7 +212,7 @@ def load_dataset(
         parts=names,
         uids=[registry.uid[row] for row in rows],
         categories=[registry.categories[number] for number in own],
-        stored=still,
+        stored=still if config.loader == "stream" else None,
         online=online,
     )
 
@@ -278,6 +283,8 @@ def _points(
     than there are.
     """
     what = "colours of points" if column else "points"
+    if config.dense and config.loader == "stream":
+        return _column(store, config, record, what, points.key, array, rows)[:, : config.pool]
     if 0 < config.pool < array.shape[1] or config.dense:  # what is lifted lies in that order
         return ordered(array, farthest_order(points, rows, config.pool), rows, what)
     return _column(store, config, record, what, points.key, array, rows, column=column)

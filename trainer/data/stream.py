@@ -9,9 +9,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
@@ -20,8 +22,12 @@ from recon.pipeline.store.shards import read_rows, shard_rows
 from recon.trainer.config import DataConfig
 from recon.trainer.data.batches import Batch, Samples, by_epoch, count_steps, draw, joined, move_names, pinned, workers
 from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.dense import DenseTargets
 from recon.trainer.data.targets import ImageTargets, TextTargets
 from recon.trainer.data.transforms import random_bits, stream
+
+if TYPE_CHECKING:
+    import zarr
 
 Key = tuple[int, int]
 """Epoch, and number of the window in it."""
@@ -60,7 +66,7 @@ class StreamBatches:
         self._piece, self._length = slice(sum(counts[:rank]), sum(counts)), counts[rank]
         stored = dataset.stored
         shards = [shard_rows(stored.xyz), *(shard_rows(feat, 0) for feat in stored.feats.values())]
-        shards += [shard_rows(stored.color)] if stored.color is not None else []
+        shards += [shard_rows(each) for each in (stored.color, stored.order, *stored.lifted) if each is not None]
         self.block_rows = math.lcm(*shards)
         sample_bytes = sum(tensor.nbytes for tensor in self._allocate(1).tensors())
         self.window_rows = int(config.buffer_gb * 1e9) // sample_bytes
@@ -205,19 +211,29 @@ class StreamBatches:
                 targets[place] = replace(target, captions=target.captions[indices])
         block = replace(
             data,
-            xyz=torch.from_numpy(read_rows(stored.xyz, rows)),
-            color=None if stored.color is None else torch.from_numpy(read_rows(stored.color, rows)),
+            xyz=self._read_points(stored.xyz, rows),
+            color=None if stored.color is None else self._read_points(stored.color, rows),
             targets=tuple(targets),
+            lifted=tuple(DenseTargets(torch.from_numpy(read_rows(feat, rows))) for feat in stored.lifted),
             category=data.category[indices],
             row=data.row[indices],
         )
         config = self.config if self.config.online else replace(self.config, draws=())
         drawn = draw(block, torch.arange(len(rows)), config, self.seed, epoch)
         images = {f"features of {data.teachers[place].name}": drawn.targets[place] for place in stored.feats}
-        for what, values in {"points": drawn.points, **images}.items():
+        lifted = {f"features of {dense.name}": values for dense, values in zip(data.dense, drawn.dense, strict=True)}
+        for what, values in {"points": drawn.points, **images, **lifted}.items():
             if not values.isfinite().all():
                 raise UserError(f"{what}: not finite in the store's rows from {rows[0]} on; compute them again")
         return drawn
+
+    def _read_points(self, array: zarr.Array[Any], rows: NDArray[np.int64]) -> Tensor:
+        """[B, P, 3] of what a column holds of points, those that samples are drawn from."""
+        values, stored = read_rows(array, rows), self.dataset.stored
+        if stored is not None and stored.order is not None:
+            order = read_rows(stored.order, rows)[:, : self.config.pool].astype(np.int64)
+            values = np.take_along_axis(values, order[..., None], axis=1)
+        return torch.from_numpy(values)
 
     def _allocate(self, count: int) -> Samples:
         config, data = self.config, self.dataset
@@ -234,4 +250,5 @@ class StreamBatches:
                 for shape, masked in zip(shapes, several, strict=True)
             ),
             color=None if data.color is None else torch.empty(count, config.num_points, 3, dtype=torch.uint8),
+            dense=tuple(torch.empty(count, config.num_points, each.dim, dtype=torch.half) for each in data.dense),
         )

@@ -87,7 +87,13 @@ class Clouds:
         xyz, color = points[..., :3], points[..., 3:]
         if self.feed.color is not None:
             color = torch.full_like(color, self.feed.color)
-        return torch.cat([xyz[..., list(self.protocol.axes)], color], dim=-1)
+        return torch.cat([with_axes(xyz, self.protocol.axes), color], dim=-1)
+
+
+def with_axes(points: Tensor, axes: tuple[str, str, str]) -> Tensor:
+    """Points [..., 3] whose x, y and z are the named axes of theirs, such as "-y"."""
+    sign = points.new_tensor([-1.0 if name[0] == "-" else 1.0 for name in axes])
+    return points[..., ["xyz".index(name[-1]) for name in axes]] * sign
 
 
 def clouds_of(probe: Probe, name: str) -> Clouds:

@@ -1,7 +1,7 @@
 """Zero-shot protocols by name: what published evaluations do with a set's clouds, words and a student's answers.
 
 The same weights score differently under each. Sources: the release of ReCon; that of ReCon++ (ShapeLLM, f754b0d,
-ReConV2/datasets); OpenShape, src/data.py; Uni3D, main.py. All stand on +Y up, which OpenShape alone turns.
+ReConV2/datasets); OpenShape, src/data.py; Uni3D, main.py. Their files have +Y up, as a store has.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Feed:
 class Protocol:
     """How a student is measured by the names of classes alone."""
 
-    axes: tuple[int, int, int]
+    axes: tuple[str, str, str]
     """Which axes of the store (+Y up) the student gets as its x, y and z."""
     unit: bool
     """Whether what each query predicts, and each prompt's feature, is normalised before it is averaged."""
@@ -46,15 +46,18 @@ class Protocol:
 
 RELEASED = "recon"
 """The protocol of ReCon's release, which is measured by where none is named."""
-_AS_STORED, _Y_AND_Z_SWAPPED = (0, 1, 2), (0, 2, 1)
-_OWN = Feed("farthest", None, 0.25)
+_STORED, _SWAPPED, _TURNED = ("x", "y", "z"), ("x", "z", "y"), ("-y", "x", "z")
+_OWN, _SUBSET, _ALL = Feed("farthest", None, 0.25), Feed("subset", None, 0.5), Feed("all", None, 0.5)
+_FEWER = Feed("resample_more", 0.4, 0.3)
 PROTOCOLS = {
-    RELEASED: Protocol(_AS_STORED, False, False, _OWN, _OWN),
-    "recon2": Protocol(_AS_STORED, True, True, Feed("subset", None, 0.5), Feed("resample_more", 0.4, 0.3)),
-    "openshape": Protocol(_Y_AND_Z_SWAPPED, True, True, Feed("subset", None, 0.5), Feed("resample", 0.4, 0.3)),
-    "uni3d": Protocol(_AS_STORED, True, False, Feed("all", None, 0.5), Feed("all", 0.4, 0.3)),
+    RELEASED: Protocol(_STORED, False, False, _OWN, _OWN),
+    "recon2": Protocol(_STORED, True, True, _SUBSET, _FEWER),
+    "recon2_turned": Protocol(_TURNED, True, True, _SUBSET, _FEWER),
+    "openshape": Protocol(_SWAPPED, True, True, _SUBSET, Feed("resample", 0.4, 0.3)),
+    "uni3d": Protocol(_STORED, True, False, _ALL, Feed("all", 0.4, 0.3)),
 }
-"""The weights of words are ReCon++'s throughout: OpenShape's and Uni3D's models give one embedding."""
+"""The weights of words are ReCon++'s throughout: OpenShape's and Uni3D's models give one embedding. ReCon++ turns
+shapes by -90 degrees about z in training alone; "recon2_turned" measures in those axes."""
 
 
 def result_name(protocol: str) -> str:

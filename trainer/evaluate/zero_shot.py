@@ -84,31 +84,45 @@ def run_zero_shot(
     if draws > 1 and not shapes.clouds.drawn:
         raise UserError(f"--draws {draws}: protocol {protocol!r} takes all {fed} points of a cloud; leave --draws out")
     result, keys = measure_zero_shot(probe, shapes, draws), {"text": shapes.text.key}
-    targets = towers_pictures(probe, shapes.text)
-    seen = targets.ok[0, shapes.data.row] if targets else np.zeros(len(shapes.data), np.bool_)
-    if targets and seen.any():
-        keys["image"] = targets.key
-        labels = shapes.data.category[seen]
-        predicted = classify(teacher_feature(targets, shapes.data.row[seen]), shapes.classes)
-        result["num_test_teacher"] = int(seen.sum())
-        result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels))
-        result["confusion_teacher"] = confusion(labels, predicted, len(shapes.classes))
-    name, variant = result_name(protocol), [] if protocol == RELEASED else [f"protocol {protocol}"]
-    result |= {"prompt": prompt, "text_weight": shapes.text_weight, "protocol": name}
-    if prompt is not None:
-        number = probe.ref.templates.index(prompt)
-        name, variant = f"{name}_prompt{number}", [*variant, f"the one prompt {prompt!r}"]
-    elif shapes.text.ready:
-        variant.append("features of the classes from the data set's files")
-    elif variant:
-        variant.append("prompt ensemble")
-    if shapes.text_weight != usual:
-        weight = f"text weight {shapes.text_weight:g}"
-        name, variant = f"{name}_text{shapes.text_weight:g}", [*variant, weight]
-    result |= {"variant": ", ".join(variant), "text_teacher": shapes.text.teacher}
-    data = replace(probe.config.data, num_points=fed)
-    measured = replace(probe, config=replace(probe.config, data=data))
+    if (targets := towers_pictures(probe, shapes.text)) and (of_teacher := measure_teacher(targets, shapes)):
+        result, keys = result | of_teacher, keys | {"image": targets.key}
+    name, told = _told(probe, shapes, protocol, prompt, usual)
+    result |= {"prompt": prompt, "text_weight": shapes.text_weight, "protocol": result_name(protocol), "variant": told}
+    result["text_teacher"] = shapes.text.teacher
+    measured = replace(probe, config=replace(probe.config, data=replace(probe.config.data, num_points=fed)))
     return write_result(folder, name, measured, shapes.data, keys, result, time.monotonic() - started)
+
+
+def measure_teacher(targets: Targets, shapes: Shapes) -> dict[str, Any]:
+    """What the image teacher itself names rightly, of the shapes that the store has its features of; empty of none."""
+    seen = targets.ok[0, shapes.data.row]
+    if not seen.any():
+        return {}
+    labels = shapes.data.category[seen]
+    predicted = classify(teacher_feature(targets, shapes.data.row[seen]), shapes.classes)
+    return {
+        "num_test_teacher": int(seen.sum()),
+        "teacher_zero_shot_accuracy": float(np.mean(predicted == labels)),
+        "confusion_teacher": confusion(labels, predicted, len(shapes.classes)),
+    }
+
+
+def _told(probe: Probe, shapes: Shapes, protocol: str, prompt: str | None, usual: float) -> tuple[str, str]:
+    """What the result's file is called, and in words in what it differs from the release's protocol; `usual`: the
+    protocol's weight of the words.
+    """
+    name, told = result_name(protocol), [] if protocol == RELEASED else [f"protocol {protocol}"]
+    if prompt is not None:
+        name += f"_prompt{probe.ref.templates.index(prompt)}"
+        told.append(f"the one prompt {prompt!r}")
+    elif shapes.text.ready:
+        told.append("features of the classes from the data set's files")
+    elif told:
+        told.append("prompt ensemble")
+    if shapes.text_weight != usual:
+        name += f"_text{shapes.text_weight:g}"
+        told.append(f"text weight {shapes.text_weight:g}")
+    return name, ", ".join(told)
 
 
 def read_zero_shot(

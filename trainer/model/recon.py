@@ -319,13 +319,9 @@ class ReCon(Student):
         return losses | {"total": torch.stack(weighted).sum()}
 
     def zero_shot_feature(
-        self,
-        points: Tensor,
-        image: str | None = None,
-        text: str | None = None,
-        text_weight: float = 0.25,
+        self, points: Tensor, image: str | None = None, text: str | None = None, text_weight: float = 0.25,
         unit: bool = False,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Feature in the teachers' shared space, `[B, D]`, raw: text_weight * text projection + image projection.
 
         Of clouds `[B, N, 3]` in any frame and scale. `image` and `text` name two of the model's teachers; without a
@@ -368,11 +364,9 @@ class ReCon(Student):
         return self._feature(queries, place)
 
     def _feature(self, queries: Tensor, place: int, unit: bool = False) -> Tensor:
-        head = self.teachers[place]
+        head, its = self.teachers[place], queries[:, self.spans[place]]
         assert isinstance(head, TeacherHead)
-        if unit:
-            return F.normalize(head(queries[:, self.spans[place]]).float(), dim=-1).mean(dim=1)
-        return head.feature(queries[:, self.spans[place]])
+        return F.normalize(head(its).float(), dim=-1).mean(dim=1) if unit else head.feature(its)
 
     def _place(self, kind: Kind, name: str | None) -> int:
         for place, teacher in enumerate(self.config.teachers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from recon.trainer.training.metrics import read_lines
 
 SHAPES_A_CATEGORY = 5
 LOSS_LINES = 20
+MOST_CLASSES = 100
+"""Of a confusion matrix that is shown: Objaverse-LVIS's 1,156 by 1,156 are for programs."""
 PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "lifted", "text")
 HEADLINES = {
     "svm": ("svm_accuracy", "svm_accuracy_random_init"),
@@ -99,6 +102,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         images={name: embedded(png) for name, png in figures.items()},
         losses=_loss_table(lines, list(data["teachers"])),
         matrices=[_matrix(title, *counts) for title, counts in _matrices(measured)],
+        large={_title(each): len(each["categories"]) for each in measured if _is_large(each)},
         seen_in_training=any(
             _is_own(result, data) and result["split"] in (*data["splits"], "train+test") and result["split"] != "train"
             for result in measured
@@ -153,8 +157,12 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
         yield f"{_title(result)}: the image teacher itself", f"{100 * result['teacher_zero_shot_accuracy']:.1f} %", None
 
 
+def _is_large(result: Mapping[str, Any]) -> bool:
+    return len(result.get("categories", [])) > MOST_CLASSES
+
+
 def _matrices(measured: Sequence[dict[str, Any]]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    for result in measured:
+    for result in itertools.filterfalse(_is_large, measured):
         for name, words in (("confusion", ""), ("confusion_teacher", ": the teacher")):
             if name in result:
                 yield f"{_title(result)}{words}", (result[name], result["categories"])

@@ -32,10 +32,9 @@ from recon.trainer.checkpoints.checkpoint import (
     sweep,
 )
 from recon.trainer.config import Config, TaskConfig
-from recon.trainer.data.batches import Batch, Batches, Loader
+from recon.trainer.data.batches import Batch
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.mixed import Mixed, MixedBatches
-from recon.trainer.data.stream import StreamBatches
+from recon.trainer.data.mixed import Mixed
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.flops import count_flops, peak_flops
 from recon.trainer.model.recon import ModelConfig
@@ -61,7 +60,7 @@ from recon.trainer.training.optim import build_optimizer, learning_rate
 from recon.trainer.training.peers import Stop, from_rank_0, stop_signals
 from recon.trainer.training.progress import TrainingProgress
 from recon.trainer.training.side_by_side import Copies, torch_threads
-from recon.trainer.training.tasks import build_model, losses_of, settled
+from recon.trainer.training.tasks import build_loader, build_model, losses_of, settled
 from recon.trainer.training.writers import check_writers, open_writers
 
 
@@ -103,13 +102,7 @@ class Trainer:
             from recon.trainer.data.online import OnlineTeachers  # the libraries of teachers take seconds to import
 
             dataset = replace(dataset, teach=OnlineTeachers(dataset, config.data, device))
-        how = (config.data, config.optim.batch_size, self.seed, device, rank(), world_size())
-        self.batches: Loader
-        if isinstance(dataset, Mixed):
-            self.batches = MixedBatches(dataset, *how)
-        else:
-            form = StreamBatches if config.data.loader == "stream" else Batches
-            self.batches = form(dataset, *how)
+        self.batches = build_loader(config, dataset, device)
         full = config.data.drop_last or isinstance(dataset, Mixed)
         last = 0 if full else len(dataset) % config.optim.batch_size
         check_batch(config.optim.batch_size, config.optim.accumulate, last)

@@ -16,14 +16,17 @@ from recon.pipeline.base.wording import some
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.loading import read_any
 from recon.trainer.config import Config
-from recon.trainer.data.batches import Batch
+from recon.trainer.data.batches import Batch, Batches
 from recon.trainer.data.dataset import Dataset, load_dataset
-from recon.trainer.data.mixed import Mixed, load_mixed
+from recon.trainer.data.loader import Loader
+from recon.trainer.data.mixed import Mixed, MixedBatches, load_mixed
+from recon.trainer.data.stream import StreamBatches
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ReCon
 from recon.trainer.model.tuning import add_lora, freeze_encoder, merge_lora
 from recon.trainer.recipe import with_teachers
+from recon.trainer.training.distributed import rank, world_size
 
 UNTOLD = ("num_group", "heads", "teachers")
 """The model's settings that a file of the release's may not tell, and a downstream task's settings do."""
@@ -53,6 +56,14 @@ def load_several(stores: Sequence[FeatureStore], config: Config) -> Dataset | Mi
     if config.task.kind != "pretrain":
         raise UserError(f"--store: several are pretraining's, and task.kind is {config.task.kind!r}; name one")
     return load_mixed(stores, config.data, config.model.color, config.model.default_color)
+
+
+def build_loader(config: Config, dataset: Dataset | Mixed, device: torch.device) -> Loader:
+    """The batches of this process. UserError where not one comes of the data."""
+    how = (config.data, config.optim.batch_size, config.run.seed, device, rank(), world_size())
+    if isinstance(dataset, Mixed):
+        return MixedBatches(dataset, *how)
+    return StreamBatches(dataset, *how) if config.data.loader == "stream" else Batches(dataset, *how)
 
 
 def build_model(config: Config, dataset: Dataset | Mixed) -> Model:
@@ -136,10 +147,10 @@ def losses_of(config: Config) -> Losses:
 
 def pretraining_losses(model: Callable[..., Any], batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
     """As `ReCon.forward` has them."""
-    present = batch.present or None
-    losses: dict[str, Tensor] = model(
-        batch.points, batch.targets, batch.labels, generator=generator, present=present, dense=batch.dense
-    )
+    # Of a plain run models are given what they always were.
+    more: dict[str, Any] = {"present": batch.present} if any(each is not None for each in batch.present) else {}
+    more |= {"dense": batch.dense} if batch.dense else {}
+    losses: dict[str, Tensor] = model(batch.points, batch.targets, batch.labels, generator=generator, **more)
     return losses
 
 
