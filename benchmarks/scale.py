@@ -1,9 +1,11 @@
 """A million shapes through the engine: registered, planned, run on dask and on worker processes, stopped, resumed.
 
-Run: python benchmarks/scale.py [--rows 1000000]. Writes benchmarks/results/scale.json and scale.md; five minutes.
+Run: python benchmarks/scale.py [--part engine|openshape] [--rows N]. Writes benchmarks/results/scale.json and scale.md;
+ten minutes. Of a part that is not run, what the file has is kept.
 
-The stage is a fake: a shard of 32 rows takes a millisecond and gives four numbers a row, so what is timed is the
-engine, the store and the scheduler. Every phase runs in a process of its own: its peak memory is the kernel's count.
+engine: the stage is a fake: a shard of 32 rows takes a millisecond and gives four numbers a row, so what is timed is
+the engine, the store and the scheduler. openshape: OpenShape's 875,000 shapes; see scale_parts/openshape.py. Every
+phase runs in a process of its own: its peak memory is the kernel's count.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -45,6 +47,7 @@ from recon.pipeline.store.records import Column  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 1_000_000
+OPENSHAPE_ROWS = 875_000
 WORKERS = 2
 SAMPLES = 8  # of memory and rate along a run
 
@@ -202,15 +205,31 @@ def phases(path: Path, num_rows: int) -> dict[str, Callable[[], dict[str, Any]]]
 def measure(num_rows: int) -> dict[str, Any]:
     report: dict[str, Any] = {"rows": num_rows, "shard_rows": Sleep.shard_rows, "workers": WORKERS, **facts()}
     with tempfile.TemporaryDirectory() as folder:
-        for name in phases(Path(), num_rows):
-            command = [sys.executable, __file__, "--phase", name, "--path", f"{folder}/s.zarr", "--rows", str(num_rows)]
-            load = os.getloadavg()[0]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            report[name] = {"load_before": load, **json.loads(done.stdout.splitlines()[-1])}
-            sys.stderr.write(f"{name}: {json.dumps(rounded(report[name]))}\n")
+        report |= one_by_one("engine", phases(Path(), num_rows), f"{folder}/s.zarr", num_rows)
         files = [file.stat().st_size for file in (Path(folder) / "s.zarr" / "receipts").rglob("*.json")]
         report["receipts"] = {"files": len(files), "bytes": sum(files)}
     return rounded({**report, "load_after": os.getloadavg()[0]})
+
+
+def measure_openshape(num_rows: int) -> dict[str, Any]:
+    from scale_parts import openshape
+
+    report: dict[str, Any] = {"rows": num_rows, **facts()}
+    with tempfile.TemporaryDirectory() as folder:
+        report |= one_by_one("openshape", openshape.phases(Path(), num_rows), folder, num_rows)
+    return rounded({**report, "load_after": os.getloadavg()[0]})
+
+
+def one_by_one(part: str, named: Iterable[str], path: str, num_rows: int) -> dict[str, Any]:
+    """What each phase found, with the load before it."""
+    found = {}
+    for name in named:
+        command = [sys.executable, __file__, "--part", part, "--phase", name, "--path", path, "--rows", str(num_rows)]
+        load = os.getloadavg()[0]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[name] = {"load_before": load, **json.loads(done.stdout.splitlines()[-1])}
+        sys.stderr.write(f"{name}: {json.dumps(rounded(found[name]))}\n")
+    return found
 
 
 # ---- measuring and telling; benchmarks/store.py uses these too
@@ -290,17 +309,29 @@ def _lines(value: Any, path: str) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--part", choices=("engine", "openshape"), help="without it both")
+    parser.add_argument("--rows", type=int, help=f"{ROWS} and {OPENSHAPE_ROWS}")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--phase", help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.phase:
-        sys.stdout.write(json.dumps(phases(arguments.path, arguments.rows)[arguments.phase]()) + "\n")
+        parts = phases
+        if arguments.part == "openshape":
+            from scale_parts.openshape import phases as parts
+        found = parts(arguments.path, arguments.rows)[arguments.phase]()
+        sys.stdout.write(json.dumps({**found, "peak_mb": peak_mb()}) + "\n")
     else:
-        report = measure(arguments.rows)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "scale.json").write_text(json.dumps(report, indent=1) + "\n")
-        (arguments.out / "scale.md").write_text(
-            "# benchmarks/scale.py\n\n" + markdown(f"{arguments.rows} shapes", report)
-        )
+        page = arguments.out / "scale.json"
+        report = json.loads(page.read_text()) if page.exists() else {}
+        held = report.pop("openshape", None)
+        if arguments.part != "openshape":
+            report = measure(arguments.rows or ROWS)
+        if arguments.part != "engine":
+            held = measure_openshape(arguments.rows or OPENSHAPE_ROWS)
+        text = "# benchmarks/scale.py\n"
+        text += "\n" + markdown(f"{report['rows']} shapes", report) if report else ""
+        text += "\n" + markdown(f"OpenShape's {held['rows']} shapes", held) if held else ""
+        page.write_text(json.dumps(report | ({"openshape": held} if held else {}), indent=1) + "\n")
+        (arguments.out / "scale.md").write_text(text)

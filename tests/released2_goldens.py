@@ -176,7 +176,7 @@ def masked(folder: Path, case: str, mode: str) -> Outputs:
     for index, block in enumerate(model.decoder.blocks):
         block.register_forward_hook(lambda _, given, out, index=index: blocks.update({f"decoder_block{index}": out}))
     groups, centers = model.group(points_of(folder, model))
-    queries, predicted, place = model.rebuild(groups, centers, mask_of(folder, case))
+    queries, _, predicted, place = model.rebuild(groups, centers, mask_of(folder, case))
     truth = take(groups, place)
     _, encoded = fresh(folder, case, mode == "train").forward_encoder(
         groups, centers, model.split(mask_of(folder, case))[0]

@@ -67,7 +67,16 @@ def test_every_column_has_a_size(bench: ModuleType, tmp_path: Path) -> None:
 
 
 def test_scale_stops_resumes_and_ends(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "scale.py"), "--rows", "2048", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "scale.py"),
+        "--part",
+        "engine",
+        "--rows",
+        "2048",
+        "--out",
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     report = json.loads((tmp_path / "scale.json").read_text())
     assert report["plan, nothing done"]["tasks"] == 64
@@ -78,3 +87,33 @@ def test_scale_stops_resumes_and_ends(tmp_path: Path) -> None:
     assert "again" in report["dask, finished again"]
     assert report["receipts"]["files"] == 64
     assert (tmp_path / "scale.md").read_text().startswith("# benchmarks/scale.py")
+
+
+def test_scale_reads_and_streams_openshape(tmp_path: Path) -> None:
+    """All phases on 48 shapes; what another part had measured is kept."""
+    (tmp_path / "scale.json").write_text(json.dumps({"rows": 7, **bench_facts()}))
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "scale.py"),
+        "--part",
+        "openshape",
+        "--rows",
+        "48",
+        "--out",
+        str(tmp_path),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads((tmp_path / "scale.json").read_text())
+    found = report["openshape"]
+    assert report["rows"] == 7 and found["rows"] == 48
+    assert found["plan before anything"]["points"]["todo"] == 48
+    assert found["plan before anything"]["points"]["gb_to_come"] > 48 * 10_000 * 15 * 0.7 / 1e9
+    assert set(found["shapes of genuine size"]["cpu_ms_a_shape"]) == {"points", "captions", "both targets"}
+    assert found["plan after these"]["points"]["todo"] == 0
+    assert found["open"]["finished"] == 48 and found["stream"]["samples"] > 0
+    assert "## OpenShape's 48 shapes" in (tmp_path / "scale.md").read_text()
+
+
+def bench_facts() -> dict[str, Any]:
+    """What `markdown` says of the machine."""
+    return {"date": "", "machine": {"cpu": "", "cores": 1, "load": 0.0}, "versions": {}, "load_after": 0.0}

@@ -88,7 +88,10 @@ def workplace(tmp_path: Path, clip_config: Path) -> Path:
 
 @pytest.mark.slow
 def test_every_command_of_the_cookbook_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {path.stem for path in (ROOT / "docs" / "cookbook").glob("*.md")} == set(PAGES)
+    assert {path.stem for path in (ROOT / "docs" / "cookbook").glob("*.md")} == {
+        *PAGES,
+        "openshape",
+    }  # test_cookbook_openshape.py
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("recon.pipeline.flow.manifest.SHIPPED", workplace / "data_manifests")
     without_workers(monkeypatch)

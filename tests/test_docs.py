@@ -38,6 +38,33 @@ PRETRAINING = ["--recipe", "demo", "--store", "stores/demo.zarr"]
 STANDS_FOR = {"S": "stores/demo.zarr", "R": "runs/other", "RUN": "runs/demo", "STORE": "stores/demo.zarr"}
 
 
+# As the shipped manifest of the name, with fewer shapes and views: the manual's points are as many.
+DENSE = """
+name = "demo_dense"
+test_fraction = 0.25
+[source]
+layout = "procedural"
+categories = ["chair", "table"]
+shapes_per_category = 4
+[sample]
+num_points = 1024
+[render]
+preset = "ring2"
+resolution = 96
+[features.lift]
+teachers = ["cells"]
+[[features.teachers]]
+name = "demo"
+kind = "open_clip"
+model = "demo"
+[[features.teachers]]
+name = "cells"
+kind = "open_clip"
+model = "demo"
+tap = "dense"
+"""
+
+
 def commands(path: Path) -> Iterator[list[str]]:
     """The words of every command in a page's code blocks, comments left out."""
     fenced = False
@@ -71,8 +98,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, cl
     (place / "data_manifests").mkdir()
     demo = small_manifest.read_text().replace('name = "small"', 'name = "demo"')
     (place / "data_manifests" / "demo.toml").write_text(demo)
+    (place / "data_manifests" / "demo_dense.toml").write_text(DENSE)
     store = FeatureStore.create(place / "stores" / "demo.zarr")
     Flow(load_manifest(place / "data_manifests" / "demo.toml"), None, store).all()
+    shutil.copytree(store.path, place / "stores" / "more.zarr")
     folder_manifest(place, clip_config).rename(place / "data_manifests" / "folder.toml")
     for category in ("chairs", "tables"):
         (place / "my" / "meshes" / category).mkdir(parents=True)

@@ -16,6 +16,7 @@ from recon.pipeline.flow.manifest import Manifest, list_shapes, load_manifest
 from recon.pipeline.flow.report import report
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.export import export
+from recon.pipeline.sources.stored import StoredImages
 from recon.pipeline.store import FeatureStore
 
 pytestmark = pytest.mark.slow  # whole stores are made
@@ -90,13 +91,14 @@ def release(root: Path, *shapes: dict[str, Any]) -> Path:
         entries.append({"dataset": data, "group": group, "id": f"id{i}", "data_path": f"/mnt/data/{name}"})
     (root / "meta_data/split").mkdir(parents=True, exist_ok=True)
     (root / "meta_data/split/train_all.json").write_text(json.dumps(entries))
+    (root / "meta_data/gpt4_filtering.json").write_text("{}")
     return root
 
 
 def released(**changes: Any) -> Manifest:
     """The shipped manifest with the miniature's sizes, and a teacher of words that needs no download."""
     found = load_manifest(SHIPPED)
-    stored = found.features.stored[0].model_copy(update={"dim": 8, **changes})
+    stored = StoredImages.model_validate({"name": "clip-bigg", "dim": 8, "views": 12, **changes})
     teachers = load_manifest(SHIPPED.parent / "demo.toml").features.teachers
     features = found.features.model_copy(update={"stored": (stored,), "teachers": teachers})
     return found.model_copy(update={"features": features, "sample": found.sample.model_copy(update={"num_points": 30})})
@@ -234,8 +236,10 @@ CLOUDS: dict[str, tuple[Any, str]] = {
     "no points": (shape(xyz=None), "no array of numbers 'xyz'"),
     "words": (shape(xyz=np.array(["x"])), "no array of numbers 'xyz'"),
     "flat": (shape(xyz=np.zeros(3, np.float32), rgb=np.zeros(3, np.float32)), r"holds \[3\], not"),
-    "colours of others": (shape(rgb=np.zeros((3, 3), np.float32)), r"rgb \[3, 3\] beside xyz \[30, 3\]"),
-    "bytes as colours": (shape(rgb=np.full((30, 3), 100.0)), "rgb has values outside 0 to 1"),
+    "colours of others": (shape(rgb=np.zeros((3, 3), np.float32)), r"rgb \[3, 3\] beside xyz \[30, 3\]; every"),
+    "bytes as colours": (shape(rgb=np.full((30, 3), 100.0)), r"outside 0 to 1, up to 100: divide them by 255"),
+    "whole bytes as colours": (shape(rgb=np.full((30, 3), 255, np.uint8)), r"outside 0 to 1, up to 255: divide them"),
+    "negative colours": (shape(rgb=np.full((30, 3), -1.0)), r"rgb has values outside 0 to 1$"),
     "no number as colour": (shape(rgb=np.full((30, 3), np.nan)), "rgb has values outside 0 to 1"),
 }
 

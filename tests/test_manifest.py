@@ -96,7 +96,11 @@ def test_a_shipped_manifests_paths_are_relative_to_where_it_lies(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("demmo", "no manifest 'demmo' (did you mean 'demo'?); give a file's path or one of cap3d, demo, folder, "),
+        (
+            "demmo",
+            "no manifest 'demmo' (did you mean 'demo'?); give a file's path or one of cap3d, demo, demo_dense, "
+            "folder, ",
+        ),
         ("zzz", "no manifest 'zzz'; give a file's path or one of cap3d, demo, "),
         ("", "no manifest ''; give a file's path or one of cap3d, demo, "),
         ("data_manifests/demo.toml", "no manifest at data_manifests/demo.toml; the one shipped is called demo"),

@@ -137,7 +137,7 @@ def test_a_released_file_has_the_released_zero_shot_features(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     # All the points there are, in the order of the recording: where a cloud's grouping begins would differ.
-    monkeypatch.setattr("recon.trainer.evaluate.zero_shot.random_points", lambda points, rows, config: points)
+    monkeypatch.setattr("recon.trainer.evaluate.clouds.random_points", lambda points, *_: points)
     assert probe("zeroshot", weights, store, "-o", str(tmp_path), *TOLD) == 0
     assert "words of words" in capsys.readouterr().out  # the only ones of the query's width
     assert probe("zeroshot", weights, store, "-o", str(tmp_path), *TOLD, "--text-weight", "0") == 0

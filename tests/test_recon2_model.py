@@ -228,7 +228,9 @@ def test_a_setting_that_cannot_work_is_named(change: dict[str, object], told: st
 
 
 def test_what_cannot_be_is_told() -> None:
-    with pytest.raises(ValueError, match="queries of 'x' must be 1, or more with loss matched, got 2"):
+    with pytest.raises(
+        ValueError, match="queries of 'x' must be 1, or more with loss matched, infonce or multi_positive, got 2"
+    ):
         Teacher("x", "image", 3, queries=2)
     with pytest.raises(ValueError, match=r"model\.cls_query: without it and without a teacher"):
         ReCon(dataclasses.replace(RAND, teachers=()))
@@ -289,7 +291,7 @@ def test_a_released_file_loads_once_what_it_does_not_tell_is_named(case: str, tm
 
 def test_a_pretrained_model_without_cls_is_fine_tuned_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained = build(CAUSAL)
-    monkeypatch.setattr(tasks, "read_any", lambda path: (pretrained, None))
+    monkeypatch.setattr(tasks, "read_any", lambda path, untold: (pretrained, None))
     classifier = Classifier(CAUSAL, 3)
     cls = classifier.encoder.query_token[:, :1].detach().clone()
     tasks.load_pretrained(classifier, "runs/some")

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.keeping import preview as sheets
+from recon.pipeline.keeping.pictures import Colours
 from recon.pipeline.keeping.preview import CELL, GAP, LABEL, MARGIN, contact_sheet
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.receipts import Failure, Receipt
@@ -239,3 +240,37 @@ def test_letters_of_other_languages_are_drawn() -> None:
     """They were empty boxes, each like the next."""
     drawn = {letter: bytes(sheets._font(14).getmask(letter)) for letter in "ñÄÖÜßéøłčжΩ"}
     assert len(set(drawn.values())) == len(drawn)
+
+
+# ---- lifted features
+
+
+def test_lifted_features_have_colours_that_mean_one_thing() -> None:
+    """Three directions that differ most, whatever their sign and the order of the points."""
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(8, 3)))[0]
+    places = rng.uniform(-1, 1, (500, 3)) * [5, 3, 2]
+    feat = places @ axes.T + rng.normal(size=8)
+    colours = Colours.of(feat)
+    painted = colours.paint(feat).astype(float)
+    for channel in range(3):
+        assert abs(np.corrcoef(painted[:, channel], places[:, channel])[0, 1]) > 0.97
+    assert painted.min() == 0 and painted.max() == 255
+    order = rng.permutation(500)
+    again = Colours.of(feat[order])
+    assert np.abs(again.paint(feat).astype(float) - painted).max() <= 1
+    assert (np.take_along_axis(colours.components, np.abs(colours.components).argmax(0)[None], 0) > 0).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_narrow_features_and_equal_ones_have_colours_too(width: int) -> None:
+    feat = np.ones((4, width))
+    assert Colours.of(feat).paint(feat).shape == (4, 3)
+
+
+def test_only_what_is_lifted_has_a_teacher(small_store: Path) -> None:
+    store = FeatureStore.open(small_store)
+    with pytest.raises(UserError, match="no features of points yet"):
+        contact_sheet(store, "unused", show="lifted")
+    with pytest.raises(UserError, match="a teacher is for what was lifted of it, not for 'rgb'"):
+        contact_sheet(store, "unused", teacher="tiny")

@@ -143,6 +143,42 @@ def test_taps_of_open_clip(clip_folders: dict[str, Path]) -> None:
     assert np.array_equal(mean, tokens[:3].mean(1).numpy())
 
 
+def test_the_dense_tap_of_a_transformer_is_the_class_tokens_way_for_every_patch(clip_folders: dict[str, Path]) -> None:
+    """By the values of the last attention, as MaskCLIP has it: here written out by its weights."""
+    folder = clip_folders["clip"]
+    fields = {"model": str(folder / "open_clip_config.json"), "pretrained": str(folder / "open_clip_pytorch_model.bin")}
+    dense = embedded("dense", **fields)
+    clip, inputs, _ = theirs(folder)
+    visual, held = clip.visual, []
+    last = visual.transformer.resblocks[-1]
+    hook = last.register_forward_pre_hook(lambda block, given: held.append(given[0]))
+    with torch.no_grad():
+        visual(inputs)
+        hook.remove()
+        tokens = held[0]
+        values = last.ln_1(tokens) @ last.attn.in_proj_weight[64:].T + last.attn.in_proj_bias[64:]
+        tokens = tokens + last.attn.out_proj(values)
+        tokens = tokens + last.mlp(last.ln_2(tokens))
+        wanted = visual.ln_post(tokens)[:3, 1:] @ visual.proj
+    assert np.allclose(dense, wanted.numpy(), atol=1e-5)
+
+
+def test_the_mean_of_the_dense_tap_is_the_picture_where_the_head_is_linear() -> None:
+    """The demo teacher pools the mean of its last map."""
+    pooled, dense = (embedded(tap, model="demo") for tap in ("pooled", "dense"))
+    assert dense.shape == (3, 9, 256)
+    assert np.allclose(dense.mean(1), pooled, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("timm tower", "neither convolutional"), ("siglip", "neither conv"), ("coca", "neither conv")]
+)
+def test_other_towers_have_no_dense_tap(clip_folders: dict[str, Path], name: str, words: str) -> None:
+    weights = next(path for path in clip_folders[name].iterdir() if path.suffix != ".json")
+    with pytest.raises(UserError, match=f"teacher 't': field 'tap': .*{words}"):
+        load_teacher(clip_spec(clip_folders[name], pretrained=str(weights), tap="dense"))
+
+
 def test_taps_of_timm(vit_folder: Path) -> None:
     tokens = timm_features(timm.create_model(f"local-dir:{vit_folder}", pretrained=True), tokens=True)
     cls, mean, patch = (embedded(tap, kind="timm", model=str(vit_folder)) for tap in ("cls", "patch_mean", "patch"))
@@ -155,11 +191,11 @@ def test_taps_of_timm(vit_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "taps"),
     [
-        ("clip", {"pooled": (24,), "cls": (32,), "patch_mean": (32,), "patch": (16, 32)}),
+        ("clip", {"pooled": (24,), "cls": (32,), "patch_mean": (32,), "patch": (16, 32), "dense": (16, 24)}),
         ("timm tower", {"pooled": (24,), "cls": (64,), "patch_mean": (64,), "patch": (4, 64)}),
         ("siglip", {"pooled": (96,), "patch_mean": (96,), "patch": (100, 96)}),
         ("coca", {"pooled": (24,), "cls": (32,), "patch_mean": (32,), "patch": (16, 32)}),
-        ("convnext", {"pooled": (24,)}),
+        ("convnext", {"pooled": (24,), "dense": (4, 24)}),
     ],
 )
 def test_a_tower_has_the_taps_it_has(clip_folders: dict[str, Path], name: str, taps: dict[str, Any]) -> None:

@@ -323,8 +323,8 @@ def test_the_file_in_the_manual_is_one(tmp_path: Path) -> None:
 
 def test_every_shipped_ablation_has_settings_that_are_settings() -> None:
     assert [*list_ablations()] == [
-        *("block", "data-scaling", "decoder-depth", "draws", "image-teacher", "mask-ratio", "mask-type", "streams"),
-        "teachers",
+        *("block", "data-scaling", "decoder-depth", "draws", "image-teacher", "mask-ratio", "mask-type", "matching"),
+        *("streams", "teachers"),
     ]
     for name in list_ablations():
         ablation = load_ablation(name)

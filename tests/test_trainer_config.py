@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from recon.pipeline.base.errors import UserError
 from recon.trainer import config as settings_module
 from recon.trainer.config import DataConfig, OptimConfig, RunConfig, TaskConfig, TeacherConfig
-from recon.trainer.model.recon import ModelConfig
+from recon.trainer.model.recon import SIZES, ModelConfig
 from recon.trainer.model.teaching import Teacher
 from recon.trainer.recipe import (
     config_from_dict,
@@ -46,6 +46,32 @@ def test_the_paper_recipe_is_the_papers() -> None:
         other = load_config(name)
         assert (other.model.width, other.model.heads) == (width, heads)
         assert dataclasses.replace(other, model=config.model) == config
+
+
+@pytest.mark.parametrize(
+    ("size", "lr", "start"),
+    [
+        ("small", 5e-5, "timm:vit_small_patch14_dinov2.lvd142m"),
+        ("base", 1e-4, "timm:vit_base_patch32_clip_384.openai_ft_in12k_in1k"),
+        ("large", 5e-5, "timm:eva_large_patch14_336.in22k_ft_in22k_in1k"),
+    ],
+)
+def test_the_recon2_recipes_are_the_releases_but_for_what_they_mend(size: str, lr: float, start: str) -> None:
+    config = load_config(f"recon2-{size}")
+    assert config.task == TaskConfig(start=start)
+    assert config.model == ModelConfig(
+        **SIZES[f"recon2-{size}"], layer_scale="dinov2" in start, num_group=512, mask_ratio=0.7, color=True,
+        color_drop=0.5, stop_gradient=False, cls_query=False, reconstruction="mdm",
+    )  # fmt: skip
+    assert config.optim == OptimConfig(batch_size=512, lr=lr)
+    # The release adds up a process's 64 clouds and multiplies by 5; here the mean over clouds has a factor.
+    teacher = TeacherConfig(loss="matched", weight=5.0 * 512 / 8, targets="all")
+    assert config.data == DataConfig(
+        teachers=(dataclasses.replace(teacher, queries=13), dataclasses.replace(teacher, teacher="text", queries=3)),
+        num_points=10000, captions="shape", tilt=0.06, scale=(0.8, 1.25), scale_axes="together", translate=0.1,
+        loader="stream",
+    )  # fmt: skip
+    assert (config.run.keep_best, config.run.probe_every) == ("", 0)
 
 
 def test_overrides_are_toml_or_a_bare_word() -> None:
@@ -190,7 +216,7 @@ runs = st.builds(RunConfig, seed=st.integers(0, 2**63 - 1), compile=st.booleans(
 teachers = st.builds(
     TeacherConfig,
     st.sampled_from(["image", "text", "image:vit", "text:a:b"]),
-    st.sampled_from(["smooth_l1", "cosine", "infonce"]),
+    st.sampled_from(["smooth_l1", "cosine", "infonce", "multi_positive"]),
     st.floats(1e-9, 1e9),
 )
 datas = st.builds(

@@ -156,7 +156,7 @@ def test_a_batch_lies_in_two_windows_at_most(store: FeatureStore) -> None:
     for batch_size in (1, 2, 3, 5, 7, 8, 9, 13, 20, 28):
         for window in (1, 5, 8, 11, 17):
             batches = stream(store, config(window), batch_size)
-            assert all(len(batches._needed(step)) <= 2 for step in range(batches.steps_per_epoch))
+            assert all(len(batches._needed(batches.places(step))) <= 2 for step in range(batches.steps_per_epoch))
 
 
 def test_memory_holds_two_windows(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def test_a_run_trains_what_its_protocol_names_and_goes_on_to_the_same_bits(
     source, first, stopped = whole, tmp_path / "first", tmp_path / "stopped"
     settings = ["task.kind=classify", f"task.protocol={protocol}", f"task.pretrained={source}"]
     settings += ["optim.accumulate=2", "optim.ema=0.9", "optim.head_lr=10"]
-    config = load_config(recipe, settings, starting_model(source))
+    config = load_config(recipe, settings, starting_model(source, recipe, settings))
     assert train(QUIET, store, first, config) == 0
     with monkeypatch.context() as patched:
         stop_after(patched, 3)

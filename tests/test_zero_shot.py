@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.spaces import one_space
@@ -23,6 +24,8 @@ from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import class_embeddings, classify, run_zero_shot, teacher_feature
 from recon.trainer.model.recon import ReCon
+from recon.trainer.training.pretraining import pretrain
+from tests import trainer_store as tiny
 from tests.probed_run import CPU, MEASURED, assert_confusions, edit_record, farthest, refusal
 from tests.results_files import result_of
 
@@ -134,6 +137,15 @@ def test_which_teachers_share_a_space(seeing: dict[str, str], reading: dict[str,
     assert one_space(seeing, reading, 8, 8) == shared
     if seeing.get("kind") == "stored":  # features that came with a data set: their widths are all there is to compare
         assert not one_space(seeing, reading, 8, 4)
+    assert not one_space(seeing, reading, 8, 4)  # whatever is said of them
+
+
+def test_teachers_that_differ_in_width_are_one_line(tmp_path: Path) -> None:
+    # A store may say that both are of one CLIP, as a damaged or a foreign one does.
+    store = tiny.make_store(tmp_path / "two.zarr").path
+    (tmp_path / "tiny.toml").write_text(tiny.RECIPE)
+    pretrain(Console(quiet=True), store, tmp_path / "run", str(tmp_path / "tiny.toml"), ["optim.epochs=2"])
+    assert "which are not two towers of one CLIP" in refusal(run_zero_shot, tmp_path / "run", store)
 
 
 def test_zero_shot_of_a_run_that_does_not_say_its_teachers(own_run: Path, small_store: Path) -> None:

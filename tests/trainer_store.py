@@ -124,11 +124,16 @@ def write_columns(
     lanes: int = 0,
     shard_rows: int = SHARD_ROWS,
     missing: dict[int, list[int]] | None = None,
+    teacher: dict[str, str] | None = None,
 ) -> None:
-    """Write whole columns, [rows, ...] or with a leading axis of lanes, and their shards' receipts."""
+    """Write whole columns, [rows, ...] or with a leading axis of lanes, and their shards' receipts.
+
+    `teacher` is said of the key besides what `RECIPE_OF_KEYS` says of all.
+    """
     dtypes = {name: "str" if values.dtype.kind == "T" else str(values.dtype) for name, values in columns.items()}
     listed = [Column(name, values.shape[1 + bool(lanes) :], dtypes[name]) for name, values in columns.items()]
-    group = store.require_key(kind, key, RECIPE_OF_KEYS | {"stage": kind}, listed)
+    recipe = {"teacher": RECIPE_OF_KEYS["teacher"] | (teacher or {}), "stage": kind}
+    group = store.require_key(kind, key, recipe, listed)
     for column, values in zip(listed, columns.values(), strict=True):
         rows = values.shape[bool(lanes)]
         array = store.require_column(group, column, rows, lanes, shard_rows)

@@ -33,7 +33,6 @@ from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.checkpoint import check_run, check_same, read_pointer, read_record
 from recon.trainer.config import Config
 from recon.trainer.data.batches import count_steps
-from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.features import FLOAT32, newest_checkpoint, probed_ref
 from recon.trainer.evaluate.labelled import check_taught, load_labelled
 from recon.trainer.evaluate.results import read_results, summarize
@@ -44,6 +43,7 @@ from recon.trainer.recipe import config_to_dict, load_config, with_teachers
 from recon.trainer.show.ablation import ablation_figure, ablation_table
 from recon.trainer.training.peers import launched
 from recon.trainer.training.pretraining import choose_device, pretrain
+from recon.trainer.training.tasks import load_data
 from recon.trainer.transfer import PRETRAINED, Job, check_jobs, is_tested, jobs_of_seeds, read_settings, transfer
 
 ABLATIONS = Path(__file__).parent / "ablations"
@@ -204,9 +204,9 @@ def _plan(
     for arm in ablation.arms:
         try:
             config = load_config(recipe, [*overrides, *arm.settings])
-            dataset = load_dataset(store, config.data)
+            dataset = load_data(store, config)
             steps[arm.name] = count_steps(len(dataset), config.optim.batch_size, config.data) * config.optim.epochs
-            settled = with_teachers(config, dataset.teachers)
+            settled = with_teachers(config, dataset.teachers, dataset.dense)
             _check_tested(store, config)
             if LINEAR in ablation.probes:
                 heads[arm.name] = _head(ablation, settled)
@@ -227,7 +227,7 @@ def _plan(
             check_run(place, begun, False)
             if begun:
                 dataset = datasets[arm.name]
-                check_same(place, with_teachers(run.config, dataset.teachers), dataset.record)
+                check_same(place, with_teachers(run.config, dataset.teachers, dataset.dense), dataset.record)
             runs.append(run)
     return runs
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from recon.trainer.model.recon import ModelConfig
-from recon.trainer.model.teaching import Kind, Loss
+from recon.trainer.model.teaching import SEVERAL, Kind, Loss
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -22,11 +22,16 @@ class TeacherConfig:
     """Its kind and its name in the ref, "image:NAME" or "text:NAME"; without the name, the ref's first of that kind."""
     loss: Loss = "smooth_l1"
     """Distance to the teacher's feature: "smooth_l1" as the paper, "cosine", or "infonce" within the batch; "matched"
-    and "matched_sum" are ReCon++'s, of several queries to one teacher."""
+    and "matched_sum" are ReCon++'s, of several queries to one teacher, "multi_positive" a contrast with several
+    features."""
     weight: Positive = 1.0
     """Factor of the loss in the sum."""
     queries: Annotated[int, Field(ge=1)] = 1
-    """Global queries that learn from it; more than one with a matched loss only."""
+    """Global queries that learn from it; more than one with "matched", "matched_sum", "infonce" or "multi_positive"."""
+    targets: Literal["one", "all"] = "one"
+    """What it says of a sample: "one" view's feature, or one text's, drawn anew in every epoch; or "all" the views or
+    the shape's own texts that there are, for a loss of several targets. Of texts `captions` "both" adds a prompt of the
+    class, and "class" gives that prompt alone."""
 
     @property
     def kind(self) -> Kind:
@@ -37,6 +42,16 @@ class TeacherConfig:
     def stored_name(self) -> str:
         """Its name in the ref; empty for the first."""
         return self.teacher.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """A frozen teacher whose features of points, lifted from its patches, the local tokens learn from."""
+
+    teacher: Annotated[str, Field(min_length=1)]
+    """Its name in the ref, of what `recon-pipeline lift` made."""
+    weight: Positive = 1.0
+    """Factor of the loss in the sum."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,12 @@ class TaskConfig:
     """Of the low-rank updates that "peft" trains: with the head, 1 makes 0.62 M weights of the base model, 4 1.07 M."""
     pretrained: str = ""
     """A run's folder or a checkpoint that the encoder's weights come from; empty starts from scratch."""
+    start: str = ""
+    """Of pretraining: a vision transformer whose blocks the encoder's start from, as ReCon++'s: "timm:NAME", a folder
+    that timm saved, or a .safetensors file. Empty draws them."""
+    rebuild: NonNegative = 0.0
+    """Of "classify" and a causal model: factor of the reconstruction that is learnt beside the categories with the
+    pretrained decoder; the release of ReCon++ has 3, 0 leaves the decoder out."""
     selection: Literal["last", "validation", "test"] = "last"
     """Which epoch counts downstream: the last, or the best on the validation part that `data.hold_out` carves off the
     training rows, or, as the release's numbers, the best on the test split itself, which is optimistic."""
@@ -59,6 +80,10 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.kind == "segment" and self.protocol != "full":
             raise ValueError(f'protocol {self.protocol!r} is one of classification; segmentation trains "full"')
+        if self.start and self.kind != "pretrain":
+            raise ValueError('start: only kind "pretrain" starts from a vision transformer')
+        if self.rebuild and (self.kind, self.protocol) != ("classify", "full"):
+            raise ValueError('rebuild: goes with kind "classify" and protocol "full", which trains the encoder')
 
 
 @dataclass(frozen=True)
@@ -67,14 +92,23 @@ class DataConfig:
 
     ref: str = ""
     """Name of the store's ref (the set of keys an experiment uses); empty takes the only one."""
+    refs: tuple[str, ...] = ()
+    """Of several stores (`--store` more than once), the ref of each, in their order; empty takes `ref` of all."""
+    shares: tuple[PositiveInt, ...] = ()
+    """Of several stores, how many samples come from each, e.g. [3, 1] three of every four from the first; empty takes
+    as many as each has rows."""
     splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     """Splits whose rows are trained on."""
     teachers: tuple[TeacherConfig, ...] = (TeacherConfig("image"), TeacherConfig("text"))
     """The teachers, one global query each; none is single-modal pretraining."""
+    dense: tuple[DenseConfig, ...] = ()
+    """Lifted teachers that the local tokens learn from, each token the mean of what was lifted to its group's points,
+    by the cosine. `pool` is then the number of points that were lifted to."""
     num_points: PositiveInt = 1024
     """Points of a training sample: a random subset, new in every epoch, of those the store holds."""
     captions: Literal["class", "shape", "both"] = "class"
-    """Text target: a prompt of the row's class, a caption of the row, or either with even odds."""
+    """Text target: a prompt of the row's class, a caption of the row, or either with even odds. Of texts whose features
+    came with the data set's files it says nothing: those are the shapes' own."""
     pool: NonNegativeInt = 0
     """A training sample is drawn from so many farthest points of the shape; 0 draws from all the store holds."""
     normalize: Literal["sample", "cloud", "center", "none"] = "sample"
@@ -109,7 +143,8 @@ class DataConfig:
     draws: tuple[NonNegativeInt, ...] = ()
     """Picture draws to choose among (0 is the clean picture, 1 and up are augmented); empty takes all."""
     views: NonNegativeInt = 1
-    """Views whose mean is a sample's image target: 1 draws one, n draws n different ones, 0 takes all."""
+    """Views whose mean is a sample's image target: 1 draws one, n draws n different ones, 0 takes all. Of teachers
+    with targets "one"."""
     drop_last: bool = True
     """Leave out an epoch's last batch where it is not full."""
     device_resident: Literal["auto", "always", "never"] = "auto"
@@ -133,15 +168,32 @@ class DataConfig:
             raise ValueError(f"scale: {self.scale[0]} to {self.scale[1]} is no range; give the smaller first")
         if self.pool and self.pool < self.num_points:
             raise ValueError(f"pool {self.pool} is fewer than num_points {self.num_points}")
-        if self.loader == "stream" and (self.pool or self.normalize == "cloud"):
+        if self.loader == "stream" and ((self.pool and not self.dense) or self.normalize == "cloud"):
             raise ValueError('loader "stream" draws from all points and knows no frame of theirs; use "map"')
         if self.way and self.hold_out:
             raise ValueError("hold_out leaves nothing of a few-shot fold; set it to 0")
         if self.way and self.share < 1:
             raise ValueError("share: a few-shot fold has `shot` shapes of each category; set it to 1")
+        self._check_several()
+        lifted = [each.teacher for each in self.dense]
+        if len({*lifted}) < len(lifted):
+            raise ValueError(f"dense: two of one name among {', '.join(lifted)}; name each teacher once")
         names = [each.teacher for each in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers: {twice[0]!r} stands there twice; name each teacher once")
+
+    def _check_several(self) -> None:
+        several = [number for number, each in enumerate(self.teachers) if each.targets == "all"]
+        for number in several:
+            loss = self.teachers[number].loss
+            where = f"data.teachers.{number}.targets"
+            if loss not in SEVERAL:
+                raise ValueError(f'{where}: "all" needs a loss of several targets ({", ".join(SEVERAL)}), not {loss!r}')
+            if self.online:
+                raise ValueError(f'{where}: "all" needs stored features, and data.online makes those of `views` alone')
+        images = [each.targets for each in self.teachers if each.kind == "image"]
+        if self.views != 1 and images and "one" not in images:
+            raise ValueError('views: is of image teachers with targets "one"; those with "all" are given every view')
 
 
 @dataclass(frozen=True)
@@ -229,8 +281,14 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if self.data.dense and self.model.mask_type == "causal":
+            raise ValueError(
+                'data.dense: of model.mask_type "causal" a token knows the groups before its own; use "rand"'
+            )
         if self.task.kind == "pretrain":
             return
+        if self.data.dense:
+            raise ValueError("data.dense: only pretraining learns from features of points; leave it out")
         if self.run.keep_best:
             raise ValueError("run.keep_best: pretraining's; downstream task.selection chooses the epoch")
         if (self.task.selection == "validation") != (self.data.hold_out > 0):

@@ -166,6 +166,7 @@ class ResultForm(TypedDict):
     svm_accuracy_random_init: NotRequired[Number]
     zero_shot_accuracy: NotRequired[Number]
     zero_shot_accuracy_random_init: NotRequired[Number]
+    draws: NotRequired[dict[str, dict[str, Any]]]
     teacher_zero_shot_accuracy: NotRequired[Number]
     chance: NotRequired[Number]
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from recon.pipeline.base.documents import read_toml
 from recon.pipeline.base.errors import UserError
 from recon.trainer.config import Config, DataConfig, OptimConfig, RunConfig, TaskConfig
+from recon.trainer.model.dense import Dense
 from recon.trainer.model.settings import SIZES, ModelConfig
 from recon.trainer.model.teaching import Teacher
 
@@ -48,17 +49,14 @@ def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, 
     taken from the store later (`with_teachers`). UserError names the unknown recipe, section or key with its nearest
     neighbour, or the field whose value does not fit.
     """
-    path = _recipe_path(recipe)
-    data = read_toml(path, "mend it")
-    _check_names(data, str(path))
-    for section, values in read_overrides(overrides).items():
-        data.setdefault(section, {}).update(values)
-    own = data.get("model", {})
+    data = read_named(recipe, overrides)
+    own, pretrains = data.get("model", {}), data.get("task", {}).get("kind", "pretrain") == "pretrain"
     size = own.pop("size", None)
     if size is not None and size not in SIZES:
         raise UserError(f"model.size: {_unknown('size', str(size), SIZES)}")
-    if "teachers" in own:
-        raise UserError(f"{recipe}: model.teachers is taken from the store; name the teachers with data.teachers")
+    for name in ("teachers", "dense"):
+        if name in own and pretrains:
+            raise UserError(f"{recipe}: model.{name} is taken from the store; name the teachers with data.{name}")
     # Here, and not among the model's own checks: runs and files of before it was said are read as ever.
     if own.get("streams", "recon") != "recon" and own.get("block", "released") != "released":
         raise UserError(
@@ -66,9 +64,19 @@ def load_config(recipe: str, overrides: Sequence[str] = (), model: Mapping[str, 
             "change; set model.block=released"
         )
     data["model"] = {**(model or {}), **SIZES.get(size, {}), **own}
-    if data.get("task", {}).get("kind", "pretrain") != "pretrain":
+    if not pretrains:
         data.setdefault("data", {}).setdefault("teachers", [])
     return config_from_dict(data, recipe)
+
+
+def read_named(recipe: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """What a recipe and overrides name, section by section, none of it checked but the names. UserError for those."""
+    path = _recipe_path(recipe)
+    data = read_toml(path, "mend it")
+    _check_names(data, str(path))
+    for section, values in read_overrides(overrides).items():
+        data.setdefault(section, {}).update(values)
+    return data
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -84,8 +92,8 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
 def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
     """Validate nested settings, such as `config_to_dict` gives back; UserError names `source` and the field."""
     _check_names(data, source)
-    if "teachers" in data.get("data", {}):
-        data = {**data, "data": {**data["data"], "teachers": _teacher_tables(data["data"]["teachers"])}}
+    for name in {"teachers", "dense"} & {*data.get("data", {})}:
+        data = {**data, "data": {**data["data"], name: _teacher_tables(data["data"][name])}}
     try:
         # JSON mode is what lets strict validation build dataclasses and tuples from plain tables and arrays.
         return _ADAPTER.validate_json(json.dumps(data, default=str), strict=True)
@@ -103,21 +111,22 @@ def config_from_dict(data: Mapping[str, Any], source: str) -> Config:
         raise UserError(f"{source}: {message}{given}") from None
 
 
-def with_teachers(config: Config, teachers: Sequence[Teacher]) -> Config:
-    """The settings for the teachers that `data.teachers` stands for in a store.
+def with_teachers(config: Config, teachers: Sequence[Teacher], dense: Sequence[Dense] = ()) -> Config:
+    """The settings for the teachers that `data.teachers` and `data.dense` stand for in a store.
 
     UserError if the settings name others, and where nothing is left to learn from.
     """
     model = config.model
-    if model.teachers not in ((), tuple(teachers)):
-        was, now = ([f"{each.name} of width {each.dim}" for each in them] for them in (model.teachers, teachers))
-        raise UserError(f"model.teachers: {' and '.join(was)} asked for, the store gives {' and '.join(now) or 'none'}")
-    if not teachers and not model.self_contrastive and model.reconstruction == "none":
+    for name, held, given in (("teachers", model.teachers, teachers), ("dense", model.dense, dense)):
+        if held not in ((), tuple(given)):
+            was, now = (" and ".join(f"{each.name} of width {each.dim}" for each in them) for them in (held, given))
+            raise UserError(f"model.{name}: {was} asked for, the store gives {now or 'none'}")
+    if not teachers and not dense and not model.self_contrastive and model.reconstruction == "none":
         raise UserError(
             "nothing to learn from: name a teacher in data.teachers, set model.self_contrastive=true, or a "
             "model.reconstruction"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(model, teachers=tuple(teachers)))
+    return dataclasses.replace(config, model=dataclasses.replace(model, teachers=tuple(teachers), dense=tuple(dense)))
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def config_to_toml(config: Config) -> str:
     """All settings as a recipe, which `load_config` reads back to the same; the model's teachers are the store's."""
     values = config_to_dict(config)
-    del values["model"]["teachers"]
+    del values["model"]["teachers"], values["model"]["dense"]
     sections = values.items()
     return "\n".join(
         f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())

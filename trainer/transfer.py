@@ -43,11 +43,12 @@ from recon.trainer.evaluate.downstream import Examples, measure, read_examples
 from recon.trainer.evaluate.features import FLOAT32
 from recon.trainer.evaluate.labelled import check_taught
 from recon.trainer.evaluate.results import mean_per_class, per_class, read_results, summarize, write_result
-from recon.trainer.recipe import config_to_dict, load_config
+from recon.trainer.model.settings import ModelConfig
+from recon.trainer.recipe import config_to_dict, load_config, read_named
 from recon.trainer.show.figures import dots
 from recon.trainer.training.peers import from_rank_0
 from recon.trainer.training.pretraining import choose_device, train
-from recon.trainer.training.tasks import build_model, load_data, load_pretrained
+from recon.trainer.training.tasks import UNTOLD, build_model, load_data, load_pretrained
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
 MEASURES = ("instance_miou", "class_miou", "accuracy")
@@ -76,9 +77,16 @@ class Job:
         return f"fewshot_{name}_{data.way}way_{data.shot}shot_fold{data.fold}" if data.way else name
 
 
-def starting_model(source: Path | None) -> dict[str, Any]:
-    """The model's settings that the checkpoint `source` tells, as a recipe may give them."""
-    return dataclasses.asdict(read_any(source)[1].model) if source else {}
+def starting_model(source: Path | None, recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The model's settings that the checkpoint `source` tells, as a recipe may give them.
+
+    What no weight of the release's tells is what recipe and overrides name; groups are the downstream task's anyway.
+    """
+    if source is None:
+        return {}
+    named = read_named(recipe, overrides).get("model", {})
+    untold = {"num_group": ModelConfig.num_group} | {name: named[name] for name in UNTOLD if name in named}
+    return dataclasses.asdict(read_any(source, untold={"model": untold})[1].model)
 
 
 def read_settings(recipe: str, overrides: Sequence[str], kind: str, model: Mapping[str, Any]) -> Config:
@@ -118,7 +126,8 @@ def transfer(console: Console, store: Path, jobs: Sequence[Job], device: str = "
 def _examples(store: FeatureStore, job: Job) -> Examples:
     config = job.config
     ref, parts = store.ref(config.data.ref or None), config.task.kind == "segment"
-    return read_examples(store, ref, config.data, job.split, parts)
+    model = config.model
+    return read_examples(store, ref, config.data, job.split, parts, model.color, model.default_color)
 
 
 def check_jobs(store: FeatureStore, jobs: Sequence[Job]) -> None:

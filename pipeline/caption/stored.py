@@ -59,7 +59,8 @@ class StoredCaptions(CaptionStage):
     def recipe(self) -> dict[str, Any]:
         """See `Stage`."""
         files = self.origin.recipe()
-        return {"stage": "captions", "version": VERSION, "source": "stored", "files": files, "keep": self.keep}
+        fixed = {"stage": "captions", "version": VERSION, "source": "stored", "files": files, "keep": self.keep}
+        return fixed | self.origin.texts_recipe()
 
     def compute(self, store: FeatureStore, key: str, rows: Sequence[Row], lane: int) -> Block:
         """See `Stage`."""

@@ -199,7 +199,7 @@ def _tell(flow: Flow) -> bool:
     say([f"set aside: {uid}: {reason}" for uid, reason in failed.items()])
     say(again)
     lacking = flow.lacking()  # after those set aside: these are kept, and not quite what their files say
-    say([*(describe_lacking(lacking) if lacking else []), *flow.cut()])
+    say([*(describe_lacking(lacking) if lacking else []), *flow.standing(), *flow.cut()])
     return bool(failed)
 
 
@@ -231,7 +231,7 @@ def stage_command(name: str, doc: str) -> None:
     ) -> None:
         where = (workers, gpu_workers, scheduler, cluster, hosts)
         options = Run(manifest, store, root, *where, limit, shard, max_gb, row_seconds, as_json)
-        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "all"))
+        options.stages(name, lambda flow: getattr(flow, name)(), teachers=name in ("features", "lift", "all"))
 
     app.command(name, help=doc)(command)
 
@@ -241,6 +241,7 @@ stage_command("sample", "Sample surface points with normals, colours and part id
 stage_command("render", "Render views: RGB, depth, cameras.")
 stage_command("caption", "Write captions: from facts, lists, files, a CLIP's features, captioning models.")
 stage_command("features", "Embed views and words with every frozen teacher of the manifest.")
+stage_command("lift", "Lift teachers' patch tokens to points, as the manifest's [features.lift] says.")
 stage_command("all", "Every stage, in order.")
 
 
@@ -283,7 +284,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
     ) -> None:
         set_thread_variables()
         with loading(console):
-            from recon.pipeline.flow.report import describe, report
+            from recon.pipeline.flow.report import describe, report, together
         from recon.pipeline.execution.executor import InProcess
         from recon.pipeline.execution.opening import shares
         from recon.pipeline.flow.manifest import load_manifest
@@ -311,7 +312,7 @@ def plan_command(name: str, doc: str, only_todo: bool) -> None:
         elif not quiet:
             near = near_paths(store, is_store)
             answer([f"{store} does not exist yet{near}: a run makes it"] if not store.exists() else [])
-            answer(describe(listed) if listed else ["nothing to do"])
+            answer([*describe(listed), *together(listed, store, on_cpu)] if listed else ["nothing to do"])
             answer([f"teachers: {on_gpu} workers on GPU {', '.join(gpus)}, beside {on_cpu}"] if gpus else [])
             copies = None if only_todo else flow.copies()
             answer(describe_copies(copies) if copies else [])

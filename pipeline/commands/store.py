@@ -50,6 +50,7 @@ class Shown(StrEnum):
     depth = "depth"
     normal = "normal"
     points = "points"
+    lifted = "lifted"
 
 
 def register(app: typer.Typer) -> None:
@@ -286,13 +287,14 @@ def preview(
     per_class: Annotated[int, typer.Option(min=1, help="Shapes a class.")] = 8,
     views: Annotated[bool, typer.Option("--views", help="Every view of a shape, not the first alone.")] = False,
     show: Annotated[Shown, typer.Option(help="What is drawn of a shape.")] = Shown.rgb,
+    teacher: Annotated[str | None, typer.Option(help="With --show lifted: whose features; default: the first.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw contact sheets (PNG) of the rendered shapes by class, and of what was set aside."""
     from recon.pipeline.keeping.preview import contact_sheet
     from recon.pipeline.store import FeatureStore
 
-    result = contact_sheet(FeatureStore.open(store), out, ref, per_class, views=views, show=show)
+    result = contact_sheet(FeatureStore.open(store), out, ref, per_class, views=views, show=show, teacher=teacher)
     if as_json:
         emit(result)
     else:

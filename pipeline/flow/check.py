@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import some
 from recon.pipeline.flow.manifest import Manifest, is_missing, read_listing, root_of
 from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.copies import Copies, find_copies
 from recon.pipeline.keeping.copies import describe as describe_copies
 from recon.pipeline.shapes.meshfile.sidecars import sidecars
+from recon.pipeline.sources.openshape_eval import OpenShapeEvalSource
 from recon.pipeline.sources.source import Shape
 
 BEGINNING_BYTES = 1 << 14
@@ -87,9 +89,20 @@ def check(manifest: Manifest, root: Path | None) -> Report:
         problems=[
             *(f"captions {name!r}: the file has none of these shapes" for name, n in captioned.items() if not n),
             *([f"{len(empty)} listed files are empty: {some(empty)}"] if empty else []),
+            *_class_problems(manifest, where),
             *manifest.source.problems(where),
         ],
     )
+
+
+def _class_problems(manifest: Manifest, root: Path) -> Iterator[str]:
+    """What is wrong with features of the classes that should lie beside."""
+    for table in manifest.features.classes:
+        assert isinstance(manifest.source, OpenShapeEvalSource), "the manifest has been looked at"
+        try:
+            manifest.source.class_features(root, table)
+        except UserError as error:
+            yield str(error)
 
 
 def _copies(manifest: Manifest, root: Path, shapes: Sequence[Shape]) -> Copies:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.settings import Strict
@@ -23,8 +23,9 @@ from recon.pipeline.shapes.meshfile.sidecars import fingerprint
 from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.custom import KIND, own_layout
 from recon.pipeline.sources.layouts import AnySource
-from recon.pipeline.sources.openshape import StoredFeatures
+from recon.pipeline.sources.openshape_eval import ClassFeatures, OpenShapeEvalSource
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.sources.stored import AnyStored
 from recon.pipeline.stages.origin import Origin
 from recon.pipeline.store.records import Registry
 from recon.pipeline.teachers import TeacherSpec
@@ -34,15 +35,34 @@ READERS = 8  # files that are looked into at once
 SHIPPED = Path(__file__).parents[2] / "data_manifests"
 
 
+class LiftRecipe(Strict):
+    """Which teachers' patch tokens are lifted to points, and to how many."""
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    """Names of the manifest, of teachers that give a token a patch (`tap` = "patch" or "dense")."""
+    num_points: int = Field(default=1024, ge=1)
+    """The first of the stored farthest point order."""
+
+
 class FeatureRecipe(Strict):
     """Which frozen teachers see the views and captions."""
 
-    teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
-    stored: tuple[StoredFeatures, ...] = ()
+    teachers: tuple[TeacherSpec, ...] = ()
+    stored: tuple[AnyStored, ...] = ()
     """Features that came with the data set, named like teachers."""
+    classes: tuple[ClassFeatures, ...] = ()
+    """Features of the categories' names that came with it, named like teachers of words."""
     draws: int = Field(default=1, ge=1)
     """K: draw 0 is the clean picture, the others are augmented with seeds of their own."""
     seed: int = 0
+    lift: LiftRecipe | None = None
+    """None: nothing is lifted."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not self.teachers and not self.stored and not self.classes:
+            raise ValueError("name a teacher in [[features.teachers]], or features of the files in [[features.stored]]")
+        return self
 
 
 class Manifest(Strict):
@@ -93,6 +113,8 @@ def _explain(path: Path, error: ValidationError, form: type[Manifest]) -> UserEr
         del place[1]  # the layout, by which pydantic found the right table
     if place[0] == "captions" and len(place) > 3:
         del place[2]  # the kind, likewise
+    if place[:2] == ["features", "stored"] and len(place) > 3:
+        del place[3]  # what they are of
     where = ".".join(place)
     if first["type"] in unknown:
         known = [*_fields(_table_of(first["loc"], form))]
@@ -120,7 +142,7 @@ def _fields(table: Any) -> Iterator[str]:
         for name, info in table.model_fields.items():
             yield name
             yield from _fields(info.annotation)
-    elif is_dataclass(table):
+    elif isinstance(table, type) and is_dataclass(table):
         for name, inner in get_type_hints(table).items():
             yield name
             yield from _fields(inner)
@@ -165,16 +187,20 @@ def load_manifest(path: Path | str) -> Manifest:
     except ValidationError as error:
         raise _explain(path, error, form) from error
     names = [spec.name for spec in manifest.features.teachers]
-    stored = [item.name for item in manifest.features.stored]
+    stored = [item.name for item in manifest.features.stored] + [item.name for item in manifest.features.classes]
     if len({*names, *stored}) < len(names) + len(stored):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
-    if stored and not manifest.source.has_features:
+    if manifest.features.classes and not isinstance(manifest.source, OpenShapeEvalSource):
+        layout = manifest.source.layout
+        raise UserError(f"{path}: field 'features.classes': layout {layout!r} has no features of classes; remove it")
+    if manifest.features.stored and not manifest.source.has_features:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )
     if manifest.split_by == "mesh" and not manifest.source.has_meshes:
         raise UserError(f"{path}: field 'split_by': layout {manifest.source.layout!r} has no meshes here; use \"uid\"")
     _check_captions(path, manifest, names)
+    _check_lift(path, manifest, names)
     return _with_paths(manifest, path.parent)
 
 
@@ -201,6 +227,22 @@ def _check_captions(path: Path, manifest: Manifest, teachers: list[str]) -> None
         if teacher is not None and teacher not in teachers:
             hint = f"no teacher {teacher!r}{nearest(teacher, teachers)}; there are {', '.join(teachers)}"
             raise UserError(f"{path}: field 'captions.{number}.{table.teacher_field}': {hint}")
+
+
+def _check_lift(path: Path, manifest: Manifest, teachers: list[str]) -> None:
+    lift, field, held = manifest.features.lift, f"{path}: field 'features.lift", manifest.sample.num_points
+    if lift is None:
+        return
+    if not manifest.source.has_meshes:
+        raise UserError(f"{field}': layout {manifest.source.layout!r} has no meshes here, so no views; remove it")
+    for name in lift.teachers:
+        if name not in teachers:
+            hint = f"no teacher {name!r}{nearest(name, teachers)}; there are {', '.join(teachers)}"
+            raise UserError(f"{field}.teachers': {hint}")
+    if len(set(lift.teachers)) < len(lift.teachers):
+        raise UserError(f"{field}.teachers': one is named twice")
+    if lift.num_points > held:
+        raise UserError(f"{field}.num_points': {lift.num_points} are more than sample.num_points = {held}")
 
 
 def list_shapes(manifest: Manifest, root: Path | None) -> list[Shape]:

@@ -18,7 +18,9 @@ from recon.pipeline.caption.table import Subject
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.manifest import Manifest, origin_of
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.classes import ClassTexts
 from recon.pipeline.stages.imported import ImportedTargets
+from recon.pipeline.stages.lift import LiftedTokens
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.points import PointClouds
 from recon.pipeline.stages.targets import ImageTargets
@@ -43,9 +45,11 @@ class Node:
     part: str | None = None
     """The teacher, or the table of captions, of kinds that a ref has several keys of."""
     also: tuple[str, ...] = ()
-    """Other nodes that have to be done before."""
+    """Other nodes that have to be done before; where it works on rows, it gets those that they finished too."""
     rows: Callable[[Sequence[Row]], list[Row]] = list
     """Its own rows from those that it is handed."""
+    classes: bool = False
+    """Of a node on prompts: whether they are the categories' names, whose features came with the data set."""
 
     @property
     def name(self) -> str:
@@ -114,6 +118,11 @@ class Plan:
             found.append(Node("targets", partial(self._imported, stored.name), part=stored.name))
         if source.has_meshes:
             found += [Node("targets", partial(self._images, t), "views", t.name) for t in features.teachers]
+        if features.lift:
+            found += [
+                Node("lifted", partial(self._lifted, name), f"targets {name}", name, also=("points",))
+                for name in features.lift.teachers
+            ]
         captions = [
             Node("captions", partial(self._captions, table), table.after, table.name, rows=partial(self._said, table))
             for table in self.tables
@@ -123,6 +132,7 @@ class Plan:
             *found,
             *captions,
             *(Node("text", partial(self._words, t), None, t.name, also=written) for t in features.teachers),
+            *(Node("text", partial(ClassTexts.of, origin, c), None, c.name, classes=True) for c in features.classes),
         ]
 
     def stage(self, node: Node) -> Stage | None:
@@ -150,12 +160,20 @@ class Plan:
             return ()
         looked_at = {table.teacher_named for table in self.tables}
         ranking = [spec for spec in self.manifest.features.teachers if spec.name in looked_at]
+        lifting = self.manifest.features.lift
+        lifted = (self._lifted(name).images for name in lifting.teachers) if lifting else ()
         stages = (stage for spec in ranking for stage in (self._images(spec), self._words(spec)) if stage is not None)
-        return (Meshes(self.origin), self.views, *stages)
+        return (Meshes(self.origin), self.views, *stages, *lifted)
 
     def _images(self, spec: TeacherSpec) -> ImageTargets:
         facts, features = self._facts(spec), self.manifest.features
         return ImageTargets(spec, self.views, features.draws, features.seed, facts.shape, facts.recipe)
+
+    def _lifted(self, name: str) -> LiftedTokens:
+        spec = next(spec for spec in self.manifest.features.teachers if spec.name == name)
+        assert self.manifest.features.lift is not None
+        points = PointClouds(self.origin, self.manifest.sample)
+        return LiftedTokens(points, self._images(spec), self.manifest.features.lift.num_points)
 
     def _words(self, spec: TeacherSpec) -> TextTargets | None:
         """None for a teacher without words."""
@@ -168,10 +186,10 @@ class Plan:
         return self._known[spec]
 
     def _imported(self, name: str) -> ImportedTargets:
-        """UserError when the first file that is there has features of another width: before every row is set aside."""
+        """UserError when the first file that has any has features of another width: before every row is set aside."""
         stored = next(stored for stored in self.manifest.features.stored if stored.name == name)
         stage = ImportedTargets(self.origin, stored)
-        stage.check_width([shape.source for shape in self.shapes() if shape.fingerprint != "missing"])
+        stage.check_width(shape.source for shape in self.shapes() if shape.fingerprint != "missing")
         return stage
 
     def _captions(self, table: AnyCaptions) -> Stage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,23 @@ def describe(lines: Sequence[StageStatus]) -> list[str]:
             text += f"; to come: about {human(line.bytes_to_come)}, {_duration(line.seconds_to_come)}"
         said += [text, *(f"{'':>16}   {reason}" for reason in line.why)]
     return said
+
+
+def together(lines: Sequence[StageStatus], store: Path, workers: int) -> list[str]:
+    """What all stages will cost, and the room there is for it where the store lies, a line; none with nothing to do."""
+    todo = [line for line in lines if line.todo]
+    if not todo:
+        return []
+    size, place = sum(line.bytes_to_come for line in todo), store.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    short = f"; the {human(free)} free there are too few" if size > free else f"; {human(free)} are free there"
+    seconds = [line.seconds_to_come for line in todo if line.seconds_to_come is not None]
+    time = f"{_duration(sum(seconds))} on {workers} workers" if workers > 1 else _duration(sum(seconds))
+    if len(seconds) < len(todo):
+        time = "time not known yet: ask again after a run with --limit 1000"
+    return [f"{'together':>16}: about {human(size)} to come, {time}{short}"]
 
 
 def _duration(seconds: float | None) -> str:

@@ -35,8 +35,10 @@ from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.mend import mend
+from recon.pipeline.keeping.standing import standing_of
 from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
+from recon.pipeline.stages.classes import ClassTexts
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
 from recon.pipeline.store.columns import read_column
@@ -122,6 +124,16 @@ class Flow:
         """Every teacher's features of views, where there are such, and of words."""
         return self._run_stages("meshes", "targets", "captions", "text")
 
+    def lift(self) -> list[StageResult]:
+        """Patch tokens lifted to points. UserError for a manifest that names no teacher to lift."""
+        if self.manifest.features.lift is None:
+            name = self.manifest.name
+            raise UserError(
+                f'manifest {name!r} lifts nothing: add a table [features.lift] with teachers = ["NAME"], of teachers '
+                'with tap = "patch" or "dense"'
+            )
+        return self._run_stages("meshes", "lifted")
+
     def all(self) -> list[StageResult]:
         """Every stage."""
         return self._run_stages(*{node.kind for node in self.plan.nodes})
@@ -156,6 +168,7 @@ class Flow:
                 yield self._prompts_there(node, stage, waiting)
                 continue
             rows = node.rows(self._listed_rows(node) if node.after == LISTING else handed[node.after])
+            rows = self._also_finished(node, rows)
             entry = StageRows(node.name, stage, rows, len(self.shapes) - len(rows))
             yield entry
             is_read = any(node.name in other.needs for other in self.plan.nodes)
@@ -166,6 +179,11 @@ class Flow:
     def copies(self) -> Copies | None:
         """Which of the listed shapes share a mesh; None where no mesh has been read."""
         return self._of_meshes(copies_of)
+
+    def standing(self) -> list[str]:
+        """What is to be said of the axes of points that were made just now; see `keeping.standing`."""
+        made = self._results.get("points")
+        return standing_of(self.store, made.key, self.manifest.name) if made and made.computed else []
 
     def lacking(self) -> Lacking | None:
         """Which of the listed shapes are not quite what their files say; None where no mesh has been read."""
@@ -256,6 +274,7 @@ class Flow:
         if name in self._results or stage is None:
             return
         rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
+        rows = self._also_finished(node, rows)
         result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, *self._told(name))
         if before := self._side_by_side.get(name):
             seconds = before.seconds + result.seconds
@@ -264,7 +283,7 @@ class Flow:
         if node.kind == "meshes":
             self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
-        if node.kind == "text":
+        if node.kind == "text" and not node.classes:
             self._count_cut(str(node.part), bool(result.computed))
 
     def _count_cut(self, name: str, changed: bool) -> None:
@@ -358,6 +377,13 @@ class Flow:
             return mesh_rows(self.store, digest_of(stage.recipe), rows)
         return with_upstream(self.store, digest_of(stage.recipe), rows)
 
+    def _also_finished(self, node: Node, rows: list[Row]) -> list[Row]:
+        """The rows of a node that works on shapes, ready where the other nodes that it needs have finished them too."""
+        others = [other for other in self.plan.nodes if node.after is not None and other.name in node.also]
+        for stage in map(self.plan.stage, others):
+            rows = with_upstream(self.store, digest_of(stage.recipe), rows) if stage and rows else rows
+        return rows
+
     def _listed_rows(self, node: Node) -> list[Row]:
         """Those of the shapes that have a row, for a node that works on the listing itself."""
         if not self.store.has_registry:
@@ -375,20 +401,23 @@ class Flow:
         """All prompts of a text stage's key, after what the shapes have come to need."""
         key = digest_of(stage.recipe)
         self.store.require_key(stage.kind, key, stage.recipe, stage.columns, attributes_of(stage, self.executor))
-        self.store.append_prompts(key, self.prompts())
+        self.store.append_prompts(key, self._prompts_of(stage))
         return prompt_rows(self.store.prompts(key))
 
     def _prompts_there(self, node: Node, stage: Stage, waiting: bool) -> StageRows:
         """A text stage with the prompts it has; how many it lacks is unknown while captions are still to come."""
         key = digest_of(stage.recipe)
         prompts = self.store.prompts(key) if (self.store.path / "text" / key).is_dir() else []
-        to_come = None if waiting or not self.store.has_registry else len(set(self.prompts()) - set(prompts))
+        to_come = None if waiting or not self.store.has_registry else len(set(self._prompts_of(stage)) - set(prompts))
         return StageRows(node.name, stage, prompt_rows(prompts), to_come)
 
     def _settle_ref(self) -> None:
         """Let the ref say what class prompts and which captions, in which order, the manifest asks for."""
         names = [table.name for table in self.plan.tables]
         self.store.settle_ref(self.manifest.name, names, templates_of(self.manifest.class_prompts))
+
+    def _prompts_of(self, stage: Stage) -> list[str]:
+        return list(stage.names) if isinstance(stage, ClassTexts) else self.prompts()
 
     def prompts(self) -> list[str]:
         """Class prompts of every category, then every shape's captions, in row order."""

@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 MEASURES = {
     ("targets", "feat"): "cosine",
+    ("lifted", "feat"): "cosine",
     ("text", "feat"): "cosine",
     ("views", "rgb"): "mean abs",
     ("views", "depth"): "mean abs",

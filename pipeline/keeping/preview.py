@@ -65,13 +65,15 @@ def contact_sheet(
     failures: bool = True,
     views: bool = False,
     show: str = "rgb",
+    teacher: str | None = None,
 ) -> PreviewResult:
     """Draw sheets into the folder `out`: classes-<n>.png and, where shapes were set aside, failures-<n>.png.
 
     A row is a class and shows the first view of `per_class` of its finished shapes, those whose uid has the lowest
     hash (`row_seed("preview", uid)`): the same in every store. Those whose points say that another direction than +Y is
     likely up (`shapes.upright`) have a red frame and that direction below. With `views` a row is a shape and shows all
-    its views.
+    its views. With "lifted" the points have the colours of the three components in which a teacher's features of them
+    differ most, one meaning in all pictures; `teacher`: whose.
     A class is not divided between sheets unless it fills one. `show` names what is drawn, one of `pictures.SHOWN`.
     What was set aside is listed with its stage and reason and shown as a picture where there is one, else by its
     points where there are some: a shape of which nothing was seen, say. Sheets of an earlier call are replaced.
@@ -81,7 +83,7 @@ def contact_sheet(
         raise UserError(f"{per_class} shapes a class: give 1 or more")
     out = Path(out)
     found = store.ref(ref)
-    shown = pictures(store, found, show)
+    shown = pictures(store, found, show, teacher)
     chosen = choose(store, found, shown.ok, per_class)
     aside = _set_aside(store, found) if failures else []
     written = []

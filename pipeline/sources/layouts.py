@@ -8,6 +8,7 @@ from recon.pipeline.sources.hdf5 import Hdf5Source
 from recon.pipeline.sources.modelnet import ModelNetFpsSource, ModelNetOffSource, ModelNetTextSource
 from recon.pipeline.sources.objaverse import ObjaverseSource
 from recon.pipeline.sources.openshape import OpenShapeSource
+from recon.pipeline.sources.openshape_eval import OpenShapeEvalSource
 from recon.pipeline.sources.procedural import ProceduralSource
 from recon.pipeline.sources.shapenet55 import ShapeNet55Source
 from recon.pipeline.sources.shapenet_core import ShapeNetCoreSource
@@ -15,4 +16,4 @@ from recon.pipeline.sources.shapenetpart import ShapeNetPartSource
 
 ShapeSource = ProceduralSource | FolderSource | ShapeNetCoreSource | ShapeNet55Source | ObjaverseSource
 LabelledSource = ModelNetOffSource | ModelNetTextSource | ModelNetFpsSource | Hdf5Source | FewShotSource
-AnySource = ShapeSource | LabelledSource | ShapeNetPartSource | OpenShapeSource
+AnySource = ShapeSource | LabelledSource | ShapeNetPartSource | OpenShapeSource | OpenShapeEvalSource

@@ -63,6 +63,15 @@ def load_pickle(path: Path) -> Any:
 
 def load_npy_object(path: Path) -> Any:
     """The one object in an .npy file that `numpy.save` wrote of a dict. UserError as `load_pickle`."""
+    return _load_npy(path, "one dict")[0]
+
+
+def load_npy_objects(path: Path) -> list[Any]:
+    """The objects in an .npy file that `numpy.save` wrote of a list of dicts, or of one. UserError as `load_pickle`."""
+    return _load_npy(path, "a list of dicts")
+
+
+def _load_npy(path: Path, wanted: str) -> list[Any]:
     held = _map(path)
     with path.open("rb") as file:
         try:
@@ -71,12 +80,13 @@ def load_npy_object(path: Path) -> Any:
         except (ValueError, KeyError, EOFError) as error:
             raise UserError(f"{path}: not an .npy file ({_line(error)}); download it again") from error
         start = file.tell()
-    if not dtype.hasobject or math.prod(shape) != 1:
-        raise UserError(f"{path}: holds an array {list(shape)} of {dtype}, not one dict; it is no file of this layout")
+    single = wanted == "one dict"
+    if not dtype.hasobject or (math.prod(shape) != 1 if single else len(shape) > 1):
+        raise UserError(f"{path}: holds an array {list(shape)} of {dtype}, not {wanted}; it is no file of this layout")
     array = _load(path, held, start)
-    if not isinstance(array, np.ndarray) or array.size != 1:
+    if not isinstance(array, np.ndarray) or array.size != math.prod(shape):
         raise UserError(f"{path}: its header and its contents disagree; download it again")
-    return array.reshape(-1)[0]
+    return list(array.reshape(-1))
 
 
 def _map(path: Path) -> mmap.mmap:

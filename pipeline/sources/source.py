@@ -18,6 +18,10 @@ from recon.pipeline.base.settings import Strict
 from recon.pipeline.shapes.axes import axes
 from recon.pipeline.shapes.cloud import Cloud
 from recon.pipeline.shapes.mesh import Mesh
+from recon.pipeline.sources.stored import Variant
+
+Worded = tuple[str, NDArray[Any] | None]
+"""A text and its feature [D], if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +120,21 @@ class Source(Strict):
         """The ready-made points of one shape, where `has_clouds`."""
         raise NotImplementedError(f"layout {self.layout!r} has no ready-made points")
 
-    def features(self, root: Path, reference: str, field: str) -> NDArray[Any]:
-        """[V, D] features of pictures from one shape's file, where `has_features`."""
+    def features(self, root: Path, reference: str, field: str) -> NDArray[Any] | None:
+        """[V, D] features of pictures from one shape's file, where `has_features`; None: it has no such field."""
         raise NotImplementedError(f"layout {self.layout!r} has no features")
+
+    def words(self, root: Path, reference: str, variant: Variant) -> list[Worded]:
+        """The texts of one shape's file with their features, where `has_features` and `has_texts`."""
+        raise NotImplementedError(f"layout {self.layout!r} has no features of texts")
 
     def texts(self, root: Path, reference: str) -> list[str]:
         """Texts from one shape's file, where `has_texts`."""
         raise NotImplementedError(f"layout {self.layout!r} has no texts")
+
+    def texts_recipe(self, root: Path) -> dict[str, Any]:
+        """What `texts` and `words` depend on beside the shapes' own files, for keys. UserError where that lacks."""
+        return {}
 
     def recipe(self) -> dict[str, Any]:
         """What turns a reference into a mesh or cloud, for the store's keys; which shapes there are does not count."""

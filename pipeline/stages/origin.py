@@ -20,6 +20,8 @@ from recon.pipeline.shapes.kept import Shelf
 from recon.pipeline.shapes.mesh import Mesh
 from recon.pipeline.shapes.meshfile import mesh_digest
 from recon.pipeline.sources.layouts import AnySource
+from recon.pipeline.sources.source import Worded
+from recon.pipeline.sources.stored import Variant
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Origin:
     def recipe(self) -> dict[str, Any]:
         """What turns a source reference into a mesh or cloud. Which shapes there are is the registry's business."""
         return self.source.recipe()
+
+    def texts_recipe(self) -> dict[str, Any]:
+        """What the shapes' texts depend on beside their files. UserError where that cannot be read."""
+        return self.source.texts_recipe(self.root)
 
     def mesh(self, row: Row) -> Mesh:
         """A row's mesh. MeshError where it cannot be used, MachineError where the root is gone."""
@@ -63,10 +69,15 @@ class Origin:
         with self.there():
             return self.source.cloud(self.root, row.source)
 
-    def features(self, reference: str, field: str) -> NDArray[Any]:
-        """[V, D] features of pictures from one shape's file."""
+    def features(self, reference: str, field: str) -> NDArray[Any] | None:
+        """[V, D] features of pictures from one shape's file; None where it has none."""
         with self.there():
             return self.source.features(self.root, reference, field)
+
+    def words(self, reference: str, variant: Variant) -> list[Worded]:
+        """Texts from one shape's file with their features."""
+        with self.there():
+            return self.source.words(self.root, reference, variant)
 
     def texts(self, reference: str) -> list[str]:
         """Texts from one shape's file."""

@@ -2,7 +2,8 @@
 
     store.zarr/
       registry/                 one row a shape: uid, dataset, category, split, source, fingerprint
-      <kind>/<key>/             columns of one stage under one recipe; kinds: meshes points views captions targets text
+      <kind>/<key>/             columns of one stage under one recipe; kinds: meshes points views captions targets
+                                lifted text
       receipts/<key>/*.json     one a shard: what went in, what came out, what failed. Only a receipt means done
       refs/<name>.json          the keys a manifest's last run uses
       twins/                    second copies of the small files that cannot be computed again
@@ -36,7 +37,7 @@ from recon.pipeline.store.reader import FORMAT, REGISTRY_COLUMNS, StoreReader, o
 from recon.pipeline.store.receipts import Entry
 from recon.pipeline.store.records import Column
 
-SEVERAL = ("captions", "targets", "text")  # kinds of which a ref names more than one key
+SEVERAL = ("captions", "targets", "lifted", "text")  # kinds of which a ref names more than one key
 CHUNK_BYTES = 1 << 18  # what a random row costs to read, against what a shard's index costs to keep
 
 
@@ -219,7 +220,7 @@ class WritableStore(FeatureStore):
                 data["keys"][kind] = key
             else:
                 assert part is not None, f"a ref has {kind} by name"
-                data[kind][part] = key
+                data.setdefault(kind, {})[part] = key
 
     def list_rows(self, name: str, rows: Iterable[int], whole: bool) -> int:
         """Note in the ref which rows its manifest lists; how many are retired by that. See `listed.relist`."""

@@ -85,6 +85,7 @@ class RefForm(TypedDict):
     targets: dict[str, Name]
     text: dict[str, Name]
     captions: dict[str, Name]
+    lifted: NotRequired[dict[str, Name]]
     templates: NotRequired[list[Annotated[str, AfterValidator(_of_slots)]]]
     listed: NotRequired[Ranges]
     retired: NotRequired[dict[Annotated[str, AfterValidator(_of_time)], Ranges]]

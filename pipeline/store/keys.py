@@ -20,7 +20,7 @@ from recon.pipeline.store.forms import GROUP, AttributesForm
 from recon.pipeline.store.receipts import DamagedStore, Receipt
 from recon.pipeline.store.records import Column
 
-KINDS = ("meshes", "points", "views", "captions", "targets", "text")
+KINDS = ("meshes", "points", "views", "captions", "targets", "lifted", "text")
 RECEIPT_NAME = re.compile(r"(\d+)-(\d{6,})\.json")
 
 

@@ -16,7 +16,8 @@ _OFFERED = 6
 def named_keys(ref: Ref) -> dict[str, tuple[str, str]]:
     """All that a ref names -> (kind, key): "points", "captions/facts", "targets/demo", in the ref's order."""
     named = {kind: (kind, key) for kind, key in ref.keys.items()}
-    for kind, parts in (("captions", ref.captions), ("targets", ref.targets), ("text", ref.text)):
+    several = ("captions", ref.captions), ("targets", ref.targets), ("lifted", ref.lifted), ("text", ref.text)
+    for kind, parts in several:
         named |= {f"{kind}/{part}": (kind, key) for part, key in parts.items()}
     return named
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,12 +19,12 @@ from recon.pipeline.base.limits import check_interpreter
 from recon.pipeline.base.wording import near_paths, nearest, one_line
 from recon.pipeline.store.captions import Tables, caption_records, joined_captions
 from recon.pipeline.store.columns import VERIFY, has_column, open_column, parsed, read_column, read_rows
-from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, NAMES, REF, RefForm
+from recon.pipeline.store.forms import FACTS, FOREIGN_GROUP, NAMES, REF, RefForm, part_of
 from recon.pipeline.store.keys import StoredKeys
 from recon.pipeline.store.listed import of_ranges
 from recon.pipeline.store.prompts import EARLIER_PROMPTS, class_prompts
 from recon.pipeline.store.receipts import DamagedStore, Failure
-from recon.pipeline.store.records import Caption, Points, Ref, Registry, Targets, Text, Texts, Views
+from recon.pipeline.store.records import Caption, Lifted, Points, Ref, Registry, Targets, Text, Texts, Views, of_recipe
 
 FORMAT = {"format": "recon-store", "version": 3}
 FEATURE_ROWS = 512  # that `features` reads at once
@@ -104,7 +105,8 @@ class StoreReader(StoredKeys):
         several = data["targets"], data["text"], data["captions"]
         templates = tuple(data.get("templates", EARLIER_PROMPTS))
         listed = tuple(data["listed"]) if "listed" in data else None
-        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, dict(data.get("cut", {})))
+        noted = dict(data.get("cut", {})), data.get("lifted", {})
+        return Ref(name, data["dataset"], data["keys"], *several, templates, listed, *noted)
 
     def _ref_document(self, name: str) -> RefForm:
         return read_document(self.path / "refs" / f"{name}.json", REF, VERIFY)
@@ -129,7 +131,8 @@ class StoreReader(StoredKeys):
     ) -> Iterator[tuple[str, NDArray[np.float16]]]:
         """(uid, [V, D] feature) of every shape whose features are finished, in row order; draw 0 is the clean picture.
 
-        Rows that were set aside or are not there yet are left out, where `targets().feat` has something to fill them.
+        Rows that were set aside or are not there yet, and single features that are absent (`Targets.present`), are
+        left out, where `targets().feat` has something to fill them.
         """
         targets = self.targets(teacher, ref)
         if not 0 <= draw < len(targets.ok):
@@ -137,7 +140,10 @@ class StoreReader(StoredKeys):
         rows = np.flatnonzero(targets.ok[draw])
         for at in range(0, len(rows), FEATURE_ROWS):
             part = rows[at : at + FEATURE_ROWS]
-            yield from zip(self.registry.uid[part], read_rows(targets.feat, part, draw), strict=True)
+            feats: Iterable[NDArray[np.float16]] = read_rows(targets.feat, part, draw)
+            if targets.present is not None:
+                feats = map(getitem, feats, read_rows(targets.present, part, draw))
+            yield from zip(self.registry.uid[part], feats, strict=True)
 
     def retired(self, ref: Ref | str | None = None) -> dict[str, NDArray[np.int64]]:
         """Rows that the ref's manifest listed once, by the time (ISO 8601) when it listed them no more."""
@@ -153,7 +159,10 @@ class StoreReader(StoredKeys):
     def points(self, ref: Ref | str | None = None) -> Points:
         """Without a ref, of the store's only one. UserError names the stage to run when the ref has none."""
         ref = self.ref(ref)
-        key, group = self._of_ref("points", ref, "sample")
+        return self._points(self._of_ref("points", ref, "sample")[0], ref)
+
+    def _points(self, key: str, ref: Ref) -> Points:
+        group = self.kind_group("points", key)
         names = ("xyz", "normal", "color", "part", "order", "frame")
         arrays = {name: open_column(group, name) for name in names}
         return Points(key, **arrays, ok=self._finished(ref, key))
@@ -176,15 +185,38 @@ class StoreReader(StoredKeys):
         return Views(key, recipe, rgb, alpha, depth, normal, frame, poses, intrinsics, angles, *planes, ok)
 
     def targets(self, teacher: str | None = None, ref: Ref | str | None = None) -> Targets:
-        """Features of `teacher` (a name of the manifest); without a name the first one listed."""
+        """Features of `teacher` (a name of the manifest); without a name the first one listed that is of pictures."""
         ref = self.ref(ref)
-        name, key = self._teacher(ref.targets, teacher)
-        feat = open_column(self.kind_group("targets", key), "feat")
+        named = ref.targets
+        if teacher is None:
+            pictures = {name: key for name, key in named.items() if of_recipe(self.recipe("targets", key)) == "image"}
+            named = pictures or named
+        name, key = self._teacher(named, teacher)
+        group = self.kind_group("targets", key)
+        feat = open_column(group, "feat")
+        masked = any(column.name == "present" for column in self.columns("targets", key))
+        present = open_column(group, "present") if masked else None
         ok = np.stack([self._finished(ref, key, lane) for lane in range(feat.shape[0])])
-        return Targets(key, name, self.recipe("targets", key), feat, ok)
+        return Targets(key, name, self.recipe("targets", key), feat, ok, present)
+
+    def lifted(self, teacher: str | None = None, ref: Ref | str | None = None) -> Lifted:
+        """Features a point of `teacher` (a name of the manifest); without a name the first one that is lifted."""
+        ref = self.ref(ref)
+        if not ref.lifted:
+            raise UserError(f"{self.path}: no features of points yet; run `recon-pipeline lift`")
+        name, key = self._teacher(ref.lifted, teacher)
+        group, recipe = self.kind_group("lifted", key), self.recipe("lifted", key)
+        feat, count = open_column(group, "feat"), open_column(group, "count")
+        if ("points", recipe.get("points")) not in self.list_keys():  # the recipe of somebody's store may say anything
+            raise DamagedStore(f"{self.path}/lifted/{key}: the points that its recipe names are not there; {VERIFY}")
+        points = self._points(recipe["points"], ref)
+        return Lifted(key, name, recipe, feat, count, points, self._finished(ref, key))
 
     def text(self, teacher: str | None = None, ref: Ref | str | None = None) -> Text:
-        """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`."""
+        """Embedded prompts of `teacher`; class prompts and captions are given as rows of `feat`.
+
+        Features of the categories' names that came with a data set are one prompt a class, the name, and no captions.
+        """
         ref = self.ref(ref)
         name, key = self._teacher(ref.text, teacher)
         group = self.kind_group("text", key)
@@ -198,20 +230,23 @@ class StoreReader(StoredKeys):
         row = {prompt: i for i, prompt in enumerate(prompts)}
         row[""] = -1
         used = set(self.registry.category[self.rows(ref)].tolist())
-        wanted = [class_prompts(category, ref.templates) for category in self.registry.categories]
+        recipe = self.recipe("text", key)
+        came = part_of(recipe, "teacher").get("kind") == "stored"
+        templates = ("{category}",) if came else ref.templates
+        wanted = [class_prompts(category, templates) for category in self.registry.categories]
         for number in used:
             if not set(wanted[number]) <= set(row):
                 category = self.registry.categories[number]
                 raise UserError(f"{self.path}: {name!r} has not embedded {category!r}; run `recon-pipeline features`")
         classes = np.array([[row[p] if n in used else -1 for p in lines] for n, lines in enumerate(wanted)], np.int64)
-        captions = self.captions(ref)
+        captions = [[""] for _ in self.registry.uid] if came else self.captions(ref)
         absent = {caption for number in self.rows(ref) for caption in captions[number]} - row.keys()
         if absent:
             raise UserError(
                 f"{self.path}: {len(absent)} captions not embedded by {name!r}; run `recon-pipeline features`"
             )
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
-        return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
+        return Text(key, name, recipe, feat, prompts, classes, index)
 
     def captions(self, ref: Ref | str | None = None) -> list[list[str]]:
         """Shape-specific captions a row, each once, padded with "" to one length; tables in the manifest's order."""

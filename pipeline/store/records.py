@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from recon.pipeline.base.compositing import MAX_RESOLUTION, MAX_VIEWS, mask, straight_rgba
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.store.columns import read_rows
+from recon.pipeline.store.forms import part_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _counts(texts: Sequence[str]) -> str:
 class Ref:
     """The keys one experiment uses.
 
-    `targets` and `text` map a teacher's name to a key, `captions` the name of a table of the manifest.
+    `targets`, `lifted` and `text` map a teacher's name to a key, `captions` the name of a table of the manifest.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Ref:
     version, which used all rows of the data set."""
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of a teacher with words: how many of the data set's prompts are longer than it reads, and of how many."""
+    lifted: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Targets:
-    """A frozen image teacher's raw features."""
+    """A frozen image teacher's raw features; or those of the shapes' own words that came in a data set's files."""
 
     key: str
     teacher: str
@@ -208,12 +211,52 @@ class Targets:
     feat: zarr.Array[Any]
     """[K, N, V, D] float16, not normalised; draw 0 is the clean picture"""
     ok: NDArray[np.bool_] = field(repr=False)
-    """[K, N] every view of the row embedded and finite, and the row one of the ref's dataset"""
+    """[K, N] every view of the row embedded and finite (or not present), and the row one of the ref's dataset"""
+    present: zarr.Array[Any] | None = field(default=None, repr=False)
+    """[K, N, V] bool: which features of a finished row are there, and of words it may be none; others are zero. None:
+    all are there"""
 
     @property
     def dim(self) -> int:
         """Width of a feature."""
         return int(self.feat.shape[-1])
+
+    @property
+    def of(self) -> Literal["image", "text"]:
+        """What they are features of: pictures of the shape, or its own words in the order of its stored captions."""
+        return of_recipe(self.recipe)
+
+
+def of_recipe(recipe: Mapping[str, Any]) -> Literal["image", "text"]:
+    """What a key of kind `targets` holds features of, by its recipe."""
+    return "text" if part_of(recipe, "teacher").get("of") == "text" else "image"
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What a frozen image teacher saw at each of a shape's points: means of its patch tokens over views."""
+
+    key: str
+    teacher: str
+    recipe: dict[str, Any] = field(repr=False)
+    feat: zarr.Array[Any]
+    """[N, P, D] float16, not normalised; zero for a point that no view shows"""
+    count: zarr.Array[Any]
+    """[N, P] uint8: how many views show a point"""
+    points: Points = field(repr=False)
+    """Those that were lifted to: the first P of `order`, see `indices`"""
+    ok: NDArray[np.bool_] = field(repr=False)
+    """[N] finished, and one of the ref's dataset"""
+
+    @property
+    def dim(self) -> int:
+        """Width of a feature."""
+        return int(self.feat.shape[-1])
+
+    def indices(self, row: int) -> NDArray[np.int64]:
+        """[P] which of a finished row's points the features are of: places in `points.xyz[row]`."""
+        found: NDArray[np.int64] = read_rows(self.points.order, [row])[0][: self.feat.shape[1]].astype(np.int64)
+        return found
 
 
 @dataclass(frozen=True)
@@ -230,3 +273,8 @@ class Text:
     """[num_categories, templates] rows of feat; -1 for a category that the ref's dataset does not have"""
     captions: NDArray[np.int64] = field(repr=False)
     """[N, C] rows of feat, -1 where a shape has fewer captions"""
+
+    @property
+    def ready(self) -> bool:
+        """Whether they are features of the categories' names that came with a data set: one prompt each, the name."""
+        return part_of(self.recipe, "teacher").get("kind") == "stored"

@@ -15,9 +15,9 @@ from recon.pipeline.base.errors import UserError
 
 Floats = NDArray[np.float32]
 Pictures = NDArray[np.uint8]
-Tap = Literal["pooled", "cls", "patch_mean", "patch"]
+Tap = Literal["pooled", "cls", "patch_mean", "patch", "dense"]
 
-TAPS: tuple[Tap, ...] = ("pooled", "cls", "patch_mean", "patch")
+TAPS: tuple[Tap, ...] = ("pooled", "cls", "patch_mean", "patch", "dense")
 HUB = "hf-hub:"
 OWN = "own"
 _FILES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar")
@@ -40,8 +40,9 @@ class TeacherSpec(BaseModel):
     # and preprocessing they want; "own" for weights of one's own. Needed where tags differ and the file does not tell.
     tag: str | None = None
     # pooled: what the model itself returns for a picture; cls: the last class token; patch: all of the last patch
-    # tokens, in reading order; patch_mean: their mean. All but pooled come after the model's norm over all tokens
-    # (some have theirs after pooling, and so none here) and before any projection.
+    # tokens, in reading order; patch_mean: their mean. These come after the model's norm over all tokens (some have
+    # theirs after pooling, and so none here) and before any projection. dense: a CLIP's feature of every patch in the
+    # space of its words, see `dense`.
     tap: Tap = "pooled"
     # Of weights and activations; features leave as float32 in any case.
     # auto: bf16 where the device computes in it, else fp32; in a key it is the one taken (`precision.settle`).

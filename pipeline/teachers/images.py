@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from recon.pipeline.teachers.patches import fitted, offset
+
 Pictures = NDArray[np.uint8]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -60,7 +62,7 @@ class Preprocess:
             image = image[..., ::-1]
         if seed is not None:
             return augment(image, self.size, seed)
-        height, width = _fitted(image.shape[0], image.shape[1], self.resize, self.fit)
+        height, width = fitted(image.shape[0], image.shape[1], self.resize, self.fit)
         return center_crop(resize(image, (height, width), self.filter), self.size, self.fill)
 
     def normalized(self, pixels: Pictures) -> torch.Tensor:
@@ -68,19 +70,6 @@ class Preprocess:
         scaled = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div(255)
         mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32)[..., None, None]
         return scaled.sub_(mean).div_(std)
-
-
-def _fitted(height: int, width: int, target: tuple[int, int], fit: str) -> tuple[int, int]:
-    if fit == "squash":
-        return target
-    if fit == "shortest" and target[0] == target[1]:
-        # Both libraries leave square targets to torchvision, which cuts the long edge's fraction off; for all else
-        # they have their own resizing, which rounds it.
-        short = min(height, width)
-        return int(target[0] * height / short), int(target[0] * width / short)
-    pick = max if fit == "longest" else min
-    ratio = pick(height / target[0], width / target[1])
-    return round(height / ratio), round(width / ratio)
 
 
 def resize(image: Pictures, size: tuple[int, int], filter: str) -> Pictures:
@@ -97,10 +86,10 @@ def center_crop(image: Pictures, size: tuple[int, int], fill: tuple[int, int, in
     if any(missing):
         padded = np.empty((image.shape[0] + missing[0], image.shape[1] + missing[1], 3), np.uint8)
         padded[:] = fill
-        top, left = missing[0] // 2, missing[1] // 2
+        top, left = (max(0, -offset(have, want)) for have, want in zip(image.shape[:2], size, strict=True))
         padded[top : top + image.shape[0], left : left + image.shape[1]] = image
         image = padded
-    top, left = (round((have - want) / 2) for want, have in zip(size, image.shape[:2], strict=True))
+    top, left = (offset(have, want) for want, have in zip(size, image.shape[:2], strict=True))
     return image[top : top + size[0], left : left + size[1]]
 
 
@@ -111,7 +100,7 @@ def augment(image: Pictures, size: tuple[int, int], seed: int) -> Pictures:
     """
     rng = np.random.default_rng(seed)
     edge = round(max(size) * RESIZED / INPUT)
-    image = resize(image, _fitted(image.shape[0], image.shape[1], (edge, edge), "shortest"), "bilinear")
+    image = resize(image, fitted(image.shape[0], image.shape[1], (edge, edge), "shortest"), "bilinear")
     if rng.random() < 0.5:
         image = image[:, ::-1]
     top, left, height, width = _crop_box(rng, image.shape[0], image.shape[1])

@@ -20,6 +20,7 @@ from recon.pipeline.base.hub import fetching_if_it_answers
 from recon.pipeline.base.wording import said
 from recon.pipeline.teachers import HUB, Floats, Tap, TeacherSpec, trouble, unknown
 from recon.pipeline.teachers.batches import BatchSize, embed_texts
+from recon.pipeline.teachers.dense import dense_tokens
 from recon.pipeline.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from recon.pipeline.teachers.known import KnownWeights
 from recon.pipeline.teachers.probe import SENTENCES, of_tokens
@@ -106,6 +107,10 @@ def tapped(model: Any, pictures: torch.Tensor, tap: Tap) -> torch.Tensor:
         # Said outright, because CoCa normalises unless told not to.
         return model.encode_image(pictures, normalize=False)  # type: ignore[no-any-return]
     visual = model.visual
+    if tap == "dense":
+        if (found := dense_tokens(visual, pictures)) is None:
+            raise NoTap(f"is neither convolutional nor a transformer with a class token, which tap {tap!r} needs")
+        return found
     trunk = getattr(visual, "trunk", None)
     if not hasattr(trunk, "num_prefix_tokens") and not hasattr(visual, "transformer"):
         raise NoTap(f'is no transformer of one token a patch: tap {tap!r} needs one; use "pooled"')

@@ -46,6 +46,8 @@ def tapped(model: Any, pictures: torch.Tensor, tap: Tap) -> torch.Tensor:
     """See `tower.Tapped`."""
     if tap == "pooled":
         return model(pictures)  # type: ignore[no-any-return]
+    if tap == "dense":
+        raise NoTap('has no words, for whose space tap "dense" is; use "patch"')
     prefix = getattr(model, "num_prefix_tokens", None)
     tokens = model.forward_features(pictures) if prefix is not None else None
     if tokens is None or tokens.ndim != 3:

@@ -16,7 +16,7 @@ from recon.pipeline.teachers.known import KnownWeights
 from recon.pipeline.teachers.weights import DTYPES
 
 Tapped = Callable[[Any, torch.Tensor, Tap], torch.Tensor]
-"""(model, pictures [B, 3, h, w], tap) -> [B, D], or [B, T, D] for "patch". NoTap where there is no such tap."""
+"""(model, pictures [B, 3, h, w], tap) -> [B, D], or [B, T, D] for "patch" and "dense". NoTap where it has none."""
 
 
 class NoTap(Exception):
@@ -58,7 +58,7 @@ class ImageTower:
 
     def recipe(self) -> dict[str, Any]:
         """See `Teacher.recipe`; what is the library's own comes in front of it."""
-        tokens = {"tokens": self.shape[0]} if self._spec.tap == "patch" else {}
+        tokens = {"tokens": self.shape[0]} if self._spec.tap in ("patch", "dense") else {}
         return {
             "weights": self._weights,
             "dim": self.shape[-1],

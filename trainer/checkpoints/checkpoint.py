@@ -150,7 +150,7 @@ def check_same(run: Path, config: Config, data: dict[str, Any]) -> None:
                 raise UserError(f"--resume: {section}.{key} was {was} when {run} began, now {now}")
     changed = [name for name, value in data.items() if record["data"].get(name) != value]
     if changed:
-        whose = "" if changed[0] == "pretrained" else "the store's "
+        whose = "" if changed[0] in ("pretrained", "start") else "the store's "
         before, value = record["data"].get(changed[0]), data[changed[0]]
         counts = f" ({before} then, {value} now)" if isinstance(before, int) and isinstance(value, int) else ""
         raise UserError(f"--resume: {whose}{changed[0]} changed since {run} began{counts}; train a new run")

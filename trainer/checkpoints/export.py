@@ -24,7 +24,7 @@ from recon.trainer.checkpoints.released import infer_sizes, to_released
 from recon.trainer.model.blocks import PATCH_WIDTH
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
-from recon.trainer.model.teaching import MATCHED, RELEASED_TEACHERS
+from recon.trainer.model.teaching import RELEASED_TEACHERS, SEVERAL
 from recon.trainer.model.tuning import merge_lora
 from recon.trainer.show.card import make_card
 
@@ -100,6 +100,8 @@ def misfit(model: Model) -> str:
     config, kinds = model.config, tuple(teacher.kind for teacher in model.config.teachers)
     if kinds != tuple(teacher.kind for teacher in RELEASED_TEACHERS):
         return f"teachers other than one of pictures, then one of words; this model has {', '.join(kinds) or 'none'}"
+    if config.dense:
+        return f"what the local tokens learnt of {config.dense[0].name!r}"
     if config.streams != "recon":
         return f'model.streams "{config.streams}": an ablation, which its main model is not'
     second = [name for name in RECON2_SETTINGS if getattr(config, name) != getattr(ModelConfig, name)]
@@ -108,8 +110,9 @@ def misfit(model: Model) -> str:
         return (
             f"model.{second[0]} {getattr(config, second[0])!r}: it is of ReCon++, whose files are read and not written"
         )
-    if matched := [each.name for each in config.teachers if each.loss in MATCHED]:
-        return f"the matched loss of {matched[0]!r}"
+    # It knows InfoNCE of one query, without the scale.
+    if several := [each for each in config.teachers if each.queries > 1 or each.loss in {*SEVERAL} - {"infonce"}]:
+        return f"the {several[0].loss} loss of {several[0].name!r}"
     if config.block != "released":
         return f'model.block "{config.block}": it would compute the "released" one with these weights'
     if config.patch_width != PATCH_WIDTH:

@@ -44,11 +44,13 @@ def read_model(
 
 
 def read_any(
-    path: Path, ema: bool = False, best: bool = False, settings: Settings | None = None
+    path: Path, ema: bool = False, best: bool = False, settings: Settings | None = None, untold: Settings | None = None
 ) -> tuple[Model, Config]:
-    """As `load_model`, with the settings; of a file of the release the model's are what its weights tell."""
+    """As `load_model`, with the settings; of a file of the release the model's are what its weights tell, and `untold`
+    for what they do not.
+    """
     path = weights_path(path, ema, best)
-    config, tensors = read_weights(path, settings or {})
+    config, tensors = read_weights(path, settings or {}, untold or {})
     try:
         return model_of(config.model, tensors).eval(), config
     except ValueError as error:

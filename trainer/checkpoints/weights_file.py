@@ -26,12 +26,14 @@ Settings = Mapping[str, Mapping[str, Any]]
 """Section -> key -> value, as a recipe has them"""
 
 
-def read_weights(path: Path, settings: Settings) -> tuple[Config, dict[str, Tensor]]:
-    """Settings and weights, under today's names, of a file; `settings` overrule those that it tells.
+def read_weights(path: Path, settings: Settings, untold: Settings) -> tuple[Config, dict[str, Tensor]]:
+    """Settings and weights, under today's names, of a file; `settings` overrule those that it tells, `untold` are for
+    a file of the release, which has none.
 
     UserError where it cannot be read or is of another kind, and for a setting that is unknown or cannot work.
     """
-    return _read_own(path, settings) or _read_released(path, settings)
+    both = {section: {**untold.get(section, {}), **settings.get(section, {})} for section in {**untold, **settings}}
+    return _read_own(path, settings) or _read_released(path, both)
 
 
 def _read_own(path: Path, settings: Settings) -> tuple[Config, dict[str, Tensor]] | None:

@@ -21,6 +21,7 @@ from recon.trainer.commands.options import (
     PrecisionChoice,
     ProbeDevice,
     ProbePrecision,
+    ProtocolChoice,
     RefOption,
     RunOption,
     SplitOption,
@@ -64,7 +65,15 @@ def zeroshot(
     prompt: Annotated[
         str | None, typer.Option(metavar="TEMPLATE", help="One of the ref's templates alone, instead of all of them.")
     ] = None,
-    text_weight: Annotated[float, typer.Option(help="Of the text query's answer beside the image query's.")] = 0.25,
+    text_weight: Annotated[
+        float | None, typer.Option(help="Of the text query's answer beside the image query's; else the protocol's.")
+    ] = None,
+    protocol: Annotated[
+        ProtocolChoice, typer.Option(help="Whose evaluation: its axes, colours, points, prompts and text weight.")
+    ] = ProtocolChoice.recon,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Times that points are drawn: the mean and the spread are told.")
+    ] = 1,
     teacher: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of a file: the store's text teacher that its text query learnt.")
     ] = None,
@@ -78,7 +87,7 @@ def zeroshot(
 
     measure = partial(
         run_zero_shot, split=split, ema=ema, prompt=prompt, text_weight=text_weight, output=output,
-        overrides=overrides or [], teacher=teacher,
+        overrides=overrides or [], teacher=teacher, protocol=protocol.value, draws=draws,
     )  # fmt: skip
     _measure(measure, run, store, ref, device, precision, json)
 
@@ -102,6 +111,30 @@ def probe(
 
     own = partial(run_own, file=file, split=split, ema=ema, output=output, overrides=overrides or [])
     _measure(own, run, store, ref, device, precision, json)
+
+
+def nameparts(
+    store: Annotated[Path, typer.Option("--store", "-s", help="A store of shapes with named parts, lifted.")],
+    ref: RefOption = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose lifted features; default: the first that is lifted.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEMPLATE", help="With {part} and {category}; default: one of both.")
+    ] = None,
+    weights: Annotated[Path, typer.Option(help="The folder of the teacher's files.")] = Path(),
+    device: ProbeDevice = DeviceChoice.auto,
+    json: JsonOption = False,
+) -> None:
+    """Name the parts of shapes by words alone: a teacher's features of points against the names; without a student."""
+    with loading(Terminal(stderr=True)):
+        from recon.trainer.evaluate.part_names import PROMPT, name_parts
+        from recon.trainer.training.pretraining import choose_device
+
+    found = name_parts(store, choose_device(device.value), ref, teacher, split, prompt or PROMPT, weights)
+    numbers = [f"{name:>30} {value:.4f}" for name, value in found.items() if isinstance(value, float)]
+    answer(found if json else [f"{'shapes':>30} {found['shapes']}", *numbers])
 
 
 def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None:
@@ -142,12 +175,13 @@ def _measure(
 
 
 def headlines(result: dict[str, Any]) -> list[str]:
-    """The numbers that a result is about, one a line."""
+    """The numbers that a result is about, one a line; of several draws with their standard deviation."""
+    spread = {name: f" ± {each['std']:.4f} of {each['n']} draws" for name, each in result.get("draws", {}).items()}
     return [
-        f"{name:>30} {value:.4f}"
+        f"{name:>30} {value:.4f}{spread.get(name, '')}"
         for name, value in result.items()
         if name.startswith(("svm_", "zero_shot_", "teacher_", "chance", "accuracy")) and value is not None
     ]
 
 
-COMMANDS = (svm, zeroshot, probe, report)
+COMMANDS = (svm, zeroshot, probe, nameparts, report)

@@ -30,6 +30,16 @@ class PrecisionChoice(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class ProtocolChoice(StrEnum):
+    """Whose way of measuring zero-shot; `recon.trainer.evaluate.protocols` has what each does."""
+
+    recon = "recon"
+    recon2 = "recon2"
+    recon2_turned = "recon2_turned"
+    openshape = "openshape"
+    uni3d = "uni3d"
+
+
 OverrideOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated.")
 ]
@@ -54,7 +64,8 @@ FileOverrideOption = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Of a file: what it does not tell, model.heads, model.num_group, data.num_points or run.seed; repeatable.",
+        help="Of a file: what it does not tell, model.heads, .num_group or .teachers, data.num_points or run.seed; "
+        "repeatable.",
     ),
 ]
 RunOption = Annotated[Path, typer.Option(help="The run's folder.")]

@@ -20,7 +20,10 @@ class TeachersChoice(StrEnum):
 
 
 def pretrain(
-    store: Annotated[Path, typer.Option("--store", "-s", help="Feature store that recon-pipeline filled.")],
+    store: Annotated[
+        list[Path],
+        typer.Option("--store", "-s", help="Feature store that recon-pipeline filled; repeated, several are mixed."),
+    ],
     run: Annotated[Path, typer.Option(help="Folder for settings, metrics and checkpoints.")],
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = None,
     overrides: OverrideOption = None,

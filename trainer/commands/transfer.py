@@ -114,7 +114,8 @@ def fewshot(
         if asked
     ]
     with joined(device.value):
-        config = read_settings(recipe, _with_protocol(overrides, protocol), "classify", starting_model(source))
+        given = _with_protocol(overrides, protocol)
+        config = read_settings(recipe, given, "classify", starting_model(source, recipe, given))
         chosen = numbers("--folds", folds)
         jobs = jobs_of_folds(run, FeatureStore.open(store), config, source, settings, chosen, scratch)
         _transfer(store, run, jobs, device, json)
@@ -194,7 +195,7 @@ def _run(
     from recon.trainer.transfer import jobs_of_seeds, read_settings, starting_model
 
     with joined(device.value):
-        config = read_settings(recipe, overrides, kind, starting_model(source))
+        config = read_settings(recipe, overrides, kind, starting_model(source, recipe, overrides))
         _transfer(
             store, run, jobs_of_seeds(run, config, source, numbers("--seeds", seeds), scratch, split), device, json
         )

@@ -141,8 +141,9 @@ def retrieve(
     console = loading(run)
     from recon.pipeline.base.files import write_atomically
     from recon.pipeline.store import FeatureStore
-    from recon.trainer.data.files import own_picture, read_shape
+    from recon.trainer.data.files import own_picture
     from recon.trainer.use import search
+    from recon.trainer.use.rows import own_shape
     from recon.trainer.use.words import Teachers
 
     opened = FeatureStore.open(store)
@@ -155,7 +156,7 @@ def retrieve(
         asked = search.ask_image(Teachers(run, probe, weights), own_picture(image), str(image))
     else:
         assert mesh is not None
-        shape = read_shape(mesh, student.config.data.num_points, up, front)
+        shape = own_shape(student, mesh, up, front)
         asked = search.ask_mesh(student, shape, str(mesh))
         console.print(asked.told)
     known = index_of(console, run, student, probe)
@@ -194,10 +195,10 @@ def classify(
     import torch
 
     from recon.pipeline.store import FeatureStore
-    from recon.trainer.data.files import read_shape
     from recon.trainer.use.embedding import describe
     from recon.trainer.use.index import open_index, unit
     from recon.trainer.use.naming import NONE, calibrate, class_vectors, parse_classes
+    from recon.trainer.use.rows import own_shape
     from recon.trainer.use.words import text_space
 
     opened = FeatureStore.open(store)
@@ -205,7 +206,7 @@ def classify(
     probe = student.on(opened, ref, tested=split)
     space = text_space(run, probe)
     names = parse_classes(classes, probe.split(split).categories)
-    shape = read_shape(path, student.config.data.num_points, up, front)
+    shape = own_shape(student, path, up, front)
     console.print(f"{path}: {shape.told()}")
     vectors = class_vectors(run, probe, space, names, weights)
     scale = calibrate(run, student, probe, space, open_index(run, probe), len(names))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
+from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.points import draw_points, in_frame, scale_translate
+from recon.trainer.data.points import draw_points, in_frame, scale_translate, student_colors
 from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
 
 S = TypeVar("S")
@@ -39,13 +41,19 @@ class Batch:
     """Model inputs on the device."""
 
     points: Tensor
-    """[B, num_points, 3] float32, centred, scaled, rotated"""
+    """[B, num_points, 3] float32, centred, scaled, rotated; of a model with colours [B, num_points, 6], sRGB in 0..1
+    behind the places"""
     targets: tuple[Tensor, ...]
-    """[B, D] float32 of each teacher; of segmentation [B, num_points] int64, the points' parts"""
+    """[B, D] float32 of each teacher, [B, T, D] of one with targets "all"; of segmentation [B, num_points] int64, the
+    points' parts"""
     labels: Tensor
     """[B] int64 category"""
     rows: Tensor
     """[B] int64 rows of the store"""
+    present: tuple[Tensor | None, ...] = ()
+    """Beside `targets`, [B, T] bool: which of several are there; None: all"""
+    dense: tuple[Tensor, ...] = ()
+    """[B, num_points, D] float16 of each teacher of `data.dense`: of each point, zero where there is none"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +62,9 @@ class Batch:
         """Samples start to stop."""
         cut = slice(start, stop)
         targets = tuple(target[cut] for target in self.targets)
-        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut])
+        present = tuple(None if there is None else there[cut] for there in self.present)
+        dense = tuple(feat[cut] for feat in self.dense)
+        return Batch(self.points[cut], targets, self.labels[cut], self.rows[cut], present, dense)
 
 
 @dataclass(frozen=True)
@@ -71,31 +81,44 @@ class Samples:
     rows: Tensor
     """[B] int64 rows of the store"""
     targets: tuple[Tensor, ...]
-    """[B, D] float16 of each teacher; of one that is still to run, what it is to be given"""
+    """[B, D] or [B, T, D] float16 of each teacher; of one that is still to run, what it is to be given"""
+    present: tuple[Tensor | None, ...]
+    """As of `Batch`"""
+    color: Tensor | None
+    """[B, num_points, 3] uint8, linear RGB times 255; None: not asked for"""
+    dense: tuple[Tensor, ...] = ()
+    """As of `Batch`"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, in the fields' order."""
-        return self.points, self.moves, self.labels, self.rows, *self.targets
+        """All there are, in the fields' order."""
+        several = (each for each in (*self.present, self.color) if each is not None)
+        return self.points, self.moves, self.labels, self.rows, *self.targets, *several, *self.dense
 
-    @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Samples:
-        """From tensors in that order."""
-        points, moves, labels, rows, *targets = tensors
-        return cls(points, moves, labels, rows, tuple(targets))
+    def of(self, tensors: Iterable[Tensor]) -> Samples:
+        """Others in the place of its tensors, in that order."""
+        given = iter(tensors)
+
+        def put(held: Tensor | None) -> Tensor | None:
+            return None if held is None else next(given)
+
+        points, moves, labels, rows = islice(given, 4)
+        targets = tuple(islice(given, len(self.targets)))
+        present, color = tuple(map(put, self.present)), put(self.color)
+        return Samples(points, moves, labels, rows, targets, present, color, tuple(given))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Samples:
         """The same with every tensor changed."""
-        return Samples.of(map(change, self.tensors()))
+        return self.of(map(change, self.tensors()))
 
     def part(self, start: int, stop: int) -> Samples:
         """Samples start to stop, without copying."""
         return self.map(lambda tensor: tensor[start:stop])
 
-    def to_batch(self, config: DataConfig, device: torch.device) -> Batch:
-        """The arithmetic, on the device."""
+    def to_batch(self, config: DataConfig, device: torch.device, default_color: float = DEFAULT) -> Batch:
+        """The arithmetic, on the device. A shape without colour has the default where colours are asked for."""
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
         points = in_frame(moved.points, config.normalize)
         if config.tilt:
@@ -104,27 +127,10 @@ class Samples:
             points = rotate_y(points, moved.moves[:, 0] * (2 * math.pi))
         if moves(config):
             points = scale_translate(points, moved.moves[:, 1:4], moved.moves[:, 4:7], config)
+        if moved.color is not None:
+            points = torch.cat([points, student_colors(moved.color, default_color)], dim=2)
         targets = tuple(target.float() if target.is_floating_point() else target.long() for target in moved.targets)
-        return Batch(points, targets, moved.labels, moved.rows)
-
-
-class Loader(Protocol):
-    """Batches as a pure function of the step, so that a run can start at any of them."""
-
-    steps_per_epoch: int
-    dataset: Dataset
-
-    def samples(self, step: int) -> Tensor:
-        """[B] a step's samples, in its batch's order, as indices into the data set."""
-        ...
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step counted from 0 over all epochs."""
-        ...
-
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps start to stop, prepared ahead where they come from the host's memory or the disk."""
-        ...
+        return Batch(points, targets, moved.labels, moved.rows, moved.present, moved.dense)
 
 
 class Batches:
@@ -146,38 +152,68 @@ class Batches:
     ) -> None:
         """batch_size counts the samples of all ranks. UserError if not one batch comes of the data."""
         self.steps_per_epoch = count_steps(len(dataset), batch_size, config)
+        self._used = min(len(dataset), self.steps_per_epoch * batch_size)
         self.resident = device.type == "cpu" or _fits(dataset, config, device)
         self.dataset = dataset.to(device) if self.resident else dataset
         self.config, self.batch_size, self.seed, self.device = config, batch_size, seed, device
         self.rank, self.world_size = rank, world_size
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
+    def places(self, step: int) -> range:
+        """Where a step's samples stand in the sequence of all epochs."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        first, end = epoch * self._used + index * self.batch_size, (epoch + 1) * self._used
+        return range(first + self.rank, min(first + self.batch_size, end), self.world_size)
+
     def samples(self, step: int) -> Tensor:
         """[B] a step's samples, in its batch's order, as indices into the data set."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        samples = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        return samples[self.rank :: self.world_size]
+        return self.indices(self.places(step))
+
+    def indices(self, places: range) -> Tensor:
+        """[B] the samples at some places of the sequence of all epochs."""
+        return torch.cat([self._order(epoch)[inside] for epoch, inside in by_epoch(places, self._used)])
 
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs."""
         samples: Samples = next(self.dataset.teach(iter([self.gather(step)])))
-        return samples.to_batch(self.config, self.device)
+        return samples.to_batch(self.config, self.device, self.dataset.default_color)
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; those gathered on the host are prepared ahead."""
-        steps = range(start, stop)
-        gathered = map(self.gather, steps) if self.resident else in_threads(self.gather, steps)
-        for samples in self.dataset.teach(gathered):
-            yield samples.to_batch(self.config, self.device)
+        for samples in self.dataset.teach(self.drawn(map(self.places, range(start, stop)))):
+            yield samples.to_batch(self.config, self.device, self.dataset.default_color)
+
+    def drawn(self, places: Iterable[range]) -> Iterator[Samples]:
+        """The samples at each of some places of the sequence; those gathered on the host are prepared ahead."""
+        return map(self.pick, places) if self.resident else in_threads(self.pick, places)
 
     def gather(self, step: int) -> Samples:
         """A step's samples, where the data set lies; from the host to a GPU in pinned memory."""
-        epoch = step // self.steps_per_epoch
-        drawn = draw(self.dataset, self.samples(step), self.config, self.seed, epoch)
-        return drawn if self.resident else pinned(drawn, self.device)
+        return self.pick(self.places(step))
+
+    def pick(self, places: range) -> Samples:
+        """The same of the samples at some places of the sequence."""
+        parts = [
+            draw(self.dataset, self._order(epoch)[inside], self.config, self.seed, epoch)
+            for epoch, inside in by_epoch(places, self._used)
+        ]
+        return joined(parts) if self.resident else pinned(joined(parts), self.device)
 
     def _shuffle(self, epoch: int) -> Tensor:
         return random_bits(stream(self.seed, "order", epoch), self.dataset.row).argsort()
+
+
+def by_epoch(places: range, length: int) -> list[tuple[int, slice]]:
+    """Places in a sequence of epochs of one length, ascending, as those of each epoch; no place is none of one."""
+    found = []
+    last = places[-1] if places else places.start
+    for epoch in range(places.start // length, last // length + 1):
+        begin = epoch * length
+        # Of those before `at` there are so many.
+        first, stop = (len(range(places.start, min(at, places.stop), places.step)) for at in (begin, begin + length))
+        here = places[first:stop]
+        found.append((epoch, slice(here.start - begin, here.stop - begin, here.step)))
+    return found
 
 
 def count_steps(num_rows: int, batch_size: int, config: DataConfig) -> int:
@@ -204,12 +240,17 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
     if data.frame is not None:
         frame = data.frame[samples, None]
         points = (points - frame[..., :3]) / frame[..., 3:]
+    taught = [target.draw(samples, category, config, bits) for target in data.targets]
+    color = data.color
     return Samples(
         points=points,
         moves=torch.stack([random_uniform(bits[name]) for name in drawn], dim=1),
         labels=category,
         rows=data.row[samples],
-        targets=tuple(target.draw(samples, category, config, bits) for target in data.targets),
+        targets=tuple(target for target, _ in taught),
+        present=tuple(present for _, present in taught),
+        color=None if color is None else draw_points(color, samples, bits["points"], config.num_points),
+        dense=tuple(target.draw(samples, config, bits) for target in data.lifted),
     )
 
 
@@ -221,6 +262,13 @@ def moves(config: DataConfig) -> bool:
 def move_names(config: DataConfig) -> tuple[str, ...]:
     """The streams of what `Samples.moves` holds, in its order."""
     return ("angle", *(MOVES if moves(config) else ()), *(TILTS if config.tilt else ()))
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Several of one form, one behind the other; one at the least."""
+    if len(parts) == 1:
+        return parts[0]
+    return parts[0].of(map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
 
 
 def pinned(samples: Samples, device: torch.device) -> Samples:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import some
 from recon.pipeline.shapes.axes import axes
-from recon.pipeline.shapes.cloud import Cloud
 from recon.pipeline.shapes.cloudfile import SUFFIXES as CLOUDS
 from recon.pipeline.shapes.cloudfile import load_cloud
 from recon.pipeline.shapes.mesh import MeshError
@@ -24,7 +23,8 @@ from recon.pipeline.shapes.meshfile import load_mesh
 from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES
 from recon.pipeline.shapes.meshfile.pictures import kind_of, read_picture
 from recon.pipeline.shapes.meshfile.pictures import unreadable as no_picture
-from recon.pipeline.shapes.sample import farthest_point_order, sample_points, take_points
+from recon.pipeline.shapes.sample import PointSample, farthest_point_order, sample_points, take_points
+from recon.trainer.data.colors import DEFAULT, STUDENT, UNKNOWN
 
 SUFFIXES = tuple(dict.fromkeys((*MESHES, *CLOUDS)))
 IN_FOLDERS = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")
@@ -56,7 +56,7 @@ class OwnShape:
     """The farthest points of somebody's file, in the project's axes and the file's units."""
 
     points: NDArray[np.float32]
-    """[num_points, 3]"""
+    """[num_points, 3]; where colours are asked for [num_points, 6], sRGB in 0..1 behind the places"""
     what: str
     """Mesh or cloud, and how much of it"""
     axes: Axes
@@ -110,10 +110,18 @@ def axes_of(suffix: str, up: str | None, front: str | None) -> Axes:
     return Axes(up, front, why)
 
 
-def read_shape(path: Path, num_points: int, up: str | None = None, front: str | None = None) -> OwnShape:
-    """The `num_points` farthest points of a mesh's surface or of a cloud, whose normals and colours do not count.
+def read_shape(
+    path: Path,
+    num_points: int,
+    up: str | None = None,
+    front: str | None = None,
+    color: bool = False,
+    default_color: float = DEFAULT,
+) -> OwnShape:
+    """The `num_points` farthest points of a mesh's surface or of a cloud, whose normals do not count.
 
-    MeshError for what is neither; a file of points alone is taken for a cloud, whatever its format.
+    With `color` they have their colours, a shape without any the default. MeshError for what is neither; a file of
+    points alone is taken for a cloud, whatever its format.
     """
     suffix = path.suffix.lower()
     known = axes_of(suffix, up, front)
@@ -126,16 +134,17 @@ def read_shape(path: Path, num_points: int, up: str | None = None, front: str | 
                 raise
         else:
             faces = sum(len(each.faces) for each in mesh.primitives)
-            xyz = sample_points(mesh, count, SEED).xyz
-            return _shape(xyz, num_points, f"a mesh of {faces} faces", known)
+            sample = sample_points(mesh, count, SEED)
+            return _shape(sample, num_points, f"a mesh of {faces} faces", known, default_color if color else None)
     cloud = load_cloud(path, path.parent, known.up, known.front)
     what = f"a cloud of {len(cloud.xyz)} points"
     if len(cloud.xyz) < num_points:
         what += f", some repeated to make {num_points}"
     try:
-        return _shape(_taken(cloud, count), num_points, what, known)
+        sample = take_points(cloud, count, SEED)
     except MeshError as error:
         raise MeshError(error.reason, f"{path}: {error.words}") from None
+    return _shape(sample, num_points, what, known, default_color if color else None)
 
 
 def own_picture(path: Path) -> NDArray[np.uint8]:
@@ -162,10 +171,15 @@ def _axis(text: str) -> str:
     return text.upper() if text[:1] in ("+", "-") else f"+{text.upper()}"
 
 
-def _taken(cloud: Cloud, count: int) -> NDArray[np.float32]:
-    return take_points(cloud, count, SEED).xyz
-
-
-def _shape(xyz: NDArray[np.float32], num_points: int, what: str, known: Axes) -> OwnShape:
-    chosen = xyz[farthest_point_order(xyz)[:num_points]]
-    return OwnShape(chosen, what, known, float(np.ptp(xyz, axis=0).max()))
+def _shape(sample: PointSample, num_points: int, what: str, known: Axes, default_color: float | None) -> OwnShape:
+    """The farthest points of a sample; with a default colour they have their colours."""
+    xyz = sample.xyz
+    chosen = farthest_point_order(xyz)[:num_points]
+    points, extent = xyz[chosen], float(np.ptp(xyz, axis=0).max())
+    if default_color is None:
+        return OwnShape(points, what, known, extent)
+    colors = STUDENT[sample.color[chosen]]
+    if (sample.color == UNKNOWN).all():
+        colors[:] = default_color
+        what += f", without colour, so of the grey {default_color:g}"
+    return OwnShape(np.concatenate([points, colors], axis=1), what, known, extent)

@@ -52,7 +52,7 @@ class OnlineTeachers:
                 loaded[spec] = load_frozen(teacher, spec, device, ONLINE)
             check_frozen(teacher, loaded[spec], any(config.draws or [1]), ONLINE)
             self._models.append(loaded[spec])
-        views = max((target.width // 2 for target in dataset.targets), default=0)
+        views = max((target.shape(config)[0] // 2 for target in dataset.targets), default=0)
         self._together = BatchSize(device).rows // max(views, 1)
         # A class of one's own may not bear several threads.
         self._threads = 1 if any(spec.kind == "python" for spec in loaded) else cores()

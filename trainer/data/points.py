@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,8 +13,12 @@ from torch import Tensor
 
 from recon.pipeline.store.records import Points
 from recon.trainer.config import DataConfig
+from recon.trainer.data.colors import DEFAULT, STUDENT, UNKNOWN
 from recon.trainer.data.reading import iterate_rows
 from recon.trainer.data.transforms import normalize, random_subset
+
+if TYPE_CHECKING:
+    import zarr
 
 RUN = 16
 """Neighbouring points drawn together: 192 bytes, three whole cache lines of the map."""
@@ -36,16 +44,43 @@ def farthest_order(points: Points, rows: NDArray[np.int64], num_points: int) -> 
     return first
 
 
-def farthest_points(points: Points, rows: NDArray[np.int64], num_points: int) -> Tensor:
+def farthest_points(
+    points: Points, rows: NDArray[np.int64], num_points: int, color: bool = False, default_color: float = DEFAULT
+) -> Tensor:
     """The `num_points` farthest points of each row, raw, in that order: [N, num_points, 3] float32.
 
-    The store keeps each cloud's farthest-point order, so they are read, not searched. UserError for a damaged shard.
+    With `color` [N, num_points, 6], behind each its colour as `student_colors` has it. The store keeps each cloud's
+    farthest-point order, so they are read, not searched. UserError for a damaged shard.
     """
-    farthest = np.empty((len(rows), num_points, 3), np.float32)
-    first = farthest_order(points, rows, num_points)
-    for part, xyz in iterate_rows(points.xyz, rows, "points"):
-        farthest[part] = np.take_along_axis(xyz, first[part][..., None], axis=1)
-    return torch.from_numpy(farthest)
+    order = farthest_order(points, rows, num_points)
+    places = ordered(points.xyz, order, rows, "points")
+    if not color:
+        return places
+    colors = student_colors(ordered(points.color, order, rows, "colours of points"), default_color)
+    return torch.cat([places, colors], dim=2)
+
+
+def ordered(array: zarr.Array[Any], order: NDArray[np.int64], rows: NDArray[np.int64], what: str) -> Tensor:
+    """Of each row's points those of `order` [N, n], of a column [rows, P, C] of points: [N, n, C]."""
+    found = np.empty((*order.shape, array.shape[2]), array.dtype)
+    for part, values in iterate_rows(array, rows, what):
+        found[part] = np.take_along_axis(values, order[part][..., None], axis=1)
+    return torch.from_numpy(found)
+
+
+def student_colors(color: Tensor, default: float) -> Tensor:
+    """Colours as a student takes them, [B, N, 3] float32 sRGB in 0..1, of stored ones, [B, N, 3] uint8 linear.
+
+    A cloud without colour, all of whose points are `UNKNOWN`, has the `default` for all three.
+    """
+    plain = (color == UNKNOWN).flatten(1).all(dim=1)
+    return torch.where(plain[:, None, None], default, _student_table(color.device)[color.int()])
+
+
+@lru_cache
+def _student_table(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.from_numpy(STUDENT).to(device)
 
 
 def draw_points(values: Tensor, samples: Tensor, keys: Tensor, num_points: int) -> Tensor:
@@ -64,6 +99,13 @@ def draw_points(values: Tensor, samples: Tensor, keys: Tensor, num_points: int) 
     chosen = torch.cat(subsets) + samples[:, None] * runs_a_row
     points = runs.index_select(0, chosen.view(-1))
     return points.view(len(samples), chosen.shape[1] * length, width)[:, :num_points]
+
+
+def on_places(change: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Clouds [B, N, 3] changed; of [B, N, 6], with colours, these stay as they are."""
+    if points.shape[2] == 3:
+        return change(points)
+    return torch.cat([change(points[..., :3]), points[..., 3:]], dim=2)
 
 
 def in_frame(points: Tensor, form: str) -> Tensor:

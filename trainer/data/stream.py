@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import memory_bytes
 from recon.pipeline.store.shards import read_rows, shard_rows
 from recon.trainer.config import DataConfig
-from recon.trainer.data.batches import Batch, Samples, count_steps, draw, move_names, pinned, workers
+from recon.trainer.data.batches import Batch, Samples, by_epoch, count_steps, draw, joined, move_names, pinned, workers
 from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.dense import DenseTargets
 from recon.trainer.data.targets import ImageTargets, TextTargets
 from recon.trainer.data.transforms import random_bits, stream
+
+if TYPE_CHECKING:
+    import zarr
 
 Key = tuple[int, int]
 """Epoch, and number of the window in it."""
@@ -57,9 +63,10 @@ class StreamBatches:
         counts = [
             full * len(range(r, batch_size, world_size)) + len(range(r, last, world_size)) for r in range(rank + 1)
         ]
-        self._piece = slice(sum(counts[:rank]), sum(counts))
+        self._piece, self._length = slice(sum(counts[:rank]), sum(counts)), counts[rank]
         stored = dataset.stored
         shards = [shard_rows(stored.xyz), *(shard_rows(feat, 0) for feat in stored.feats.values())]
+        shards += [shard_rows(each) for each in (stored.color, stored.order, *stored.lifted) if each is not None]
         self.block_rows = math.lcm(*shards)
         sample_bytes = sum(tensor.nbytes for tensor in self._allocate(1).tensors())
         self.window_rows = int(config.buffer_gb * 1e9) // sample_bytes
@@ -67,15 +74,25 @@ class StreamBatches:
         self._windows_of = lru_cache(maxsize=2)(self._plan)
         self._window = lru_cache(maxsize=2)(self._read)
 
+    def places(self, step: int) -> range:
+        """Where a step's samples stand in the rank's sequence of all epochs."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        first, end = epoch * self._length + index * self.local_size, (epoch + 1) * self._length
+        return range(first, min(first + self.local_size, end))
+
     def samples(self, step: int) -> Tensor:
         """[B] a step's samples, in its batch's order, as indices into the data set."""
-        parts = [self._shuffled(key)[start:stop] for key, start, stop in self._needed(step)]
+        return self.indices(self.places(step))
+
+    def indices(self, places: range) -> Tensor:
+        """[B] the samples at some places of the rank's sequence of all epochs."""
+        parts = [self._shuffled(key)[start:stop] for key, start, stop in self._needed(places)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step counted from 0 over all epochs; reads the one or two windows it lies in."""
-        samples: Samples = next(self.dataset.teach(iter([self._assemble(step, self._window)])))
-        return samples.to_batch(self.config, self.device)
+        samples: Samples = next(self.dataset.teach(iter([self._assemble(self.places(step), self._window)])))
+        return samples.to_batch(self.config, self.device, self.dataset.default_color)
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start to stop; the next window is read while this one is used.
@@ -83,25 +100,29 @@ class StreamBatches:
         UserError for a damaged shard, when the windows before it are used up.
         """
         for samples in self.dataset.teach(self.gathered(start, stop)):
-            yield samples.to_batch(self.config, self.device)
+            yield samples.to_batch(self.config, self.device, self.dataset.default_color)
 
-    def gathered(self, start: int, stop: int) -> Iterator[Samples]:
+    def gathered(self, start: int, stop: int) -> Generator[Samples, None, None]:
         """`iterate` before the arithmetic: the steps' samples on the host."""
+        return self.drawn(map(self.places, range(start, stop)), self.places(stop - 1).stop)
+
+    def drawn(self, places: Iterable[range], end: int) -> Generator[Samples, None, None]:
+        """The samples at each of some places of the rank's sequence, ascending, the last before `end`."""
         closed = threading.Event()
         ahead: dict[Key, Future[Samples]] = {}
         with workers(1) as pool:
             try:
-                for step in range(start, stop):
-                    wanted = [key for key, _, _ in self._needed(step)]
-                    # Two at a time are enough, and no more than that are ever held.
-                    if len(wanted) == 1 and (following := self._following(wanted[0], stop)):
+                for each in places:
+                    wanted = [key for key, _, _ in self._needed(each)]
+                    # Two at a time are enough; more are held only where a step's samples lie in more.
+                    if len(wanted) == 1 and (following := self._following(wanted[0], end)):
                         wanted.append(following)
                     for key in [key for key in ahead if key not in wanted]:
                         del ahead[key]
                     for key in wanted:
                         if key not in ahead:
                             ahead[key] = pool.submit(self._read, key, closed)
-                    yield self._assemble(step, lambda key: ahead[key].result())
+                    yield self._assemble(each, lambda key: ahead[key].result())
             finally:
                 closed.set()
 
@@ -114,32 +135,27 @@ class StreamBatches:
                 f"may take {free / 1e9:.3g} GB; begin a run with a lower one, or free memory"
             )
 
-    def _assemble(self, step: int, window: Callable[[Key], Samples]) -> Samples:
-        parts = [window(key).part(start, stop) for key, start, stop in self._needed(step)]
-        if len(parts) == 1:
-            samples = parts[0]
-        elif parts:
-            samples = Samples.of(map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
-        else:
-            samples = self._allocate(0)  # an epoch's last samples can be fewer than the ranks
-        return pinned(samples, self.device)
+    def _assemble(self, places: range, window: Callable[[Key], Samples]) -> Samples:
+        parts = [window(key).part(start, stop) for key, start, stop in self._needed(places)]
+        # An epoch's last samples can be fewer than the ranks.
+        return pinned(joined(parts or [self._allocate(0)]), self.device)
 
-    def _needed(self, step: int) -> list[tuple[Key, int, int]]:
-        """The windows a step's samples lie in, and from where to where."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        start, needed = index * self.local_size, []
-        stop = start + self.local_size
-        for number, rows in enumerate(self._windows_of(epoch)):
-            if start < len(rows) and stop > 0:
-                needed.append(((epoch, number), max(start, 0), min(stop, len(rows))))
-            start, stop = start - len(rows), stop - len(rows)
+    def _needed(self, places: range) -> list[tuple[Key, int, int]]:
+        """The windows some places of the sequence lie in, and from where to where."""
+        needed = []
+        for epoch, inside in by_epoch(places, self._length) if places else ():
+            start, stop = inside.start, inside.stop
+            for number, rows in enumerate(self._windows_of(epoch)):
+                if start < len(rows) and stop > 0:
+                    needed.append(((epoch, number), max(start, 0), min(stop, len(rows))))
+                start, stop = start - len(rows), stop - len(rows)
         return needed
 
-    def _following(self, key: Key, stop: int) -> Key | None:
-        """The window after one, if steps before `stop` need it."""
+    def _following(self, key: Key, end: int) -> Key | None:
+        """The window after one, if places before `end` lie in it or behind it."""
         epoch, number = key
         following = (epoch, number + 1) if number + 1 < len(self._windows_of(epoch)) else (epoch + 1, 0)
-        return following if any(following <= last for last, _, _ in self._needed(stop - 1)) else None
+        return following if following <= self._needed(range(end - 1, end))[0][0] else None
 
     def _plan(self, epoch: int) -> list[Tensor]:
         """Each window's indices into the data set, block by block."""
@@ -184,31 +200,55 @@ class StreamBatches:
         targets = list(data.targets)
         for place, feat in stored.feats.items():
             # Only the draws that are chosen among are read, so here they are all there is; none are where teachers run.
-            lanes = self.config.draws or range(feat.shape[0])
-            targets[place] = ImageTargets(torch.from_numpy(np.stack([read_rows(feat, rows, lane) for lane in lanes])))
+            target = data.targets[place]
+            assert isinstance(target, ImageTargets)
+            lanes = [*target.lanes(self.config)]
+            read = torch.from_numpy(np.stack([read_rows(feat, rows, lane) for lane in lanes]))
+            present = None if target.present is None else target.present[lanes][:, indices]
+            targets[place] = replace(target, feat=read, present=present)
         for place, target in enumerate(targets):
             if isinstance(target, TextTargets):
                 targets[place] = replace(target, captions=target.captions[indices])
         block = replace(
             data,
-            xyz=torch.from_numpy(read_rows(stored.xyz, rows)),
+            xyz=self._read_points(stored.xyz, rows),
+            color=None if stored.color is None else self._read_points(stored.color, rows),
             targets=tuple(targets),
+            lifted=tuple(DenseTargets(torch.from_numpy(read_rows(feat, rows))) for feat in stored.lifted),
             category=data.category[indices],
             row=data.row[indices],
         )
         config = self.config if self.config.online else replace(self.config, draws=())
         drawn = draw(block, torch.arange(len(rows)), config, self.seed, epoch)
         images = {f"features of {data.teachers[place].name}": drawn.targets[place] for place in stored.feats}
-        for what, values in {"points": drawn.points, **images}.items():
+        lifted = {f"features of {dense.name}": values for dense, values in zip(data.dense, drawn.dense, strict=True)}
+        for what, values in {"points": drawn.points, **images, **lifted}.items():
             if not values.isfinite().all():
                 raise UserError(f"{what}: not finite in the store's rows from {rows[0]} on; compute them again")
         return drawn
 
+    def _read_points(self, array: zarr.Array[Any], rows: NDArray[np.int64]) -> Tensor:
+        """[B, P, 3] of what a column holds of points, those that samples are drawn from."""
+        values, stored = read_rows(array, rows), self.dataset.stored
+        if stored is not None and stored.order is not None:
+            order = read_rows(stored.order, rows)[:, : self.config.pool].astype(np.int64)
+            values = np.take_along_axis(values, order[..., None], axis=1)
+        return torch.from_numpy(values)
+
     def _allocate(self, count: int) -> Samples:
+        config, data = self.config, self.dataset
+        shapes = [(count, *each.shape(config)) for each in data.targets]
+        several = [each.masked(config) for each in data.targets]
         return Samples(
-            points=torch.empty(count, self.config.num_points, 3),
-            moves=torch.empty(count, len(move_names(self.config)), dtype=torch.float64),
+            points=torch.empty(count, config.num_points, 3),
+            moves=torch.empty(count, len(move_names(config)), dtype=torch.float64),
             labels=torch.empty(count, dtype=torch.int64),
             rows=torch.empty(count, dtype=torch.int64),
-            targets=tuple(torch.empty(count, each.width, dtype=each.dtype) for each in self.dataset.targets),
+            targets=tuple(torch.empty(s, dtype=each.dtype) for s, each in zip(shapes, data.targets, strict=True)),
+            present=tuple(
+                torch.empty(shape[:2], dtype=torch.bool) if masked else None
+                for shape, masked in zip(shapes, several, strict=True)
+            ),
+            color=None if data.color is None else torch.empty(count, config.num_points, 3, dtype=torch.uint8),
+            dense=tuple(torch.empty(count, config.num_points, each.dim, dtype=torch.half) for each in data.dense),
         )

@@ -16,6 +16,7 @@ from recon.pipeline.sources.layouts import AnySource
 from recon.pipeline.sources.source import Source
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref
+from recon.trainer.data.colors import srgb
 
 MAX_FACES = 200_000
 """Of a surface to look at"""
@@ -95,8 +96,6 @@ def _colors(piece: Primitive) -> NDArray[np.uint8]:
 
 
 def to_srgb(linear: NDArray[Any]) -> NDArray[np.uint8]:
-    """Linear components in [0, 1] as sRGB bytes (IEC 61966-2-1)."""
-    values = np.clip(linear, 0, 1)
-    bent = np.where(values <= 0.0031308, values * 12.92, 1.055 * values ** (1 / 2.4) - 0.055)
-    found: NDArray[np.uint8] = np.rint(bent * 255).astype(np.uint8)
+    """Linear components in [0, 1] as sRGB bytes."""
+    found: NDArray[np.uint8] = np.rint(srgb(np.asarray(linear)) * 255).astype(np.uint8)
     return found

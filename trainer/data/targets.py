@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Ref, Targets, Text
 from recon.trainer.config import DataConfig, TeacherConfig
 from recon.trainer.data.points import draw_points
+from recon.trainer.data.reading import iterate_rows
 from recon.trainer.data.transforms import random_bits, random_integers, random_subset
 
 if TYPE_CHECKING:
@@ -26,45 +27,80 @@ CLEAN = -1
 """In the place of an augmentation's seed."""
 
 
-@dataclass(frozen=True)
-class _Features:
-    feat: Tensor
-    """[..., D] float16, raw"""
+Drawn = tuple[Tensor, Tensor | None]
+"""Of B samples [B, ...]; and, of several a sample, which of them are there, [B, T] bool (None: all)"""
 
-    @property
-    def width(self) -> int:
+
+@dataclass(frozen=True)
+class ImageTargets:
+    """A teacher's features of what each shape itself has: of every view, or of its words that came with the data."""
+
+    feat: Tensor
+    """[K, N, V, D] float16, raw; of pictures draw 0 is the clean one"""
+    present: Tensor | None = None
+    """[K, N, V] bool: which are there; None: all"""
+    every: bool = False
+    """All of a sample, not one of them"""
+    words: bool = False
+    """Of words, which the settings of pictures do not concern"""
+
+    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Drawn:
+        """[B, D] the target of each of `samples` [B]: a view's feature, or the mean of several different views', among
+        those that are there; or [B, V, D] all.
+
+        The random bits choose the same view and draw for every teacher that has as many.
+        """
+        choices = torch.tensor(self.lanes(config), device=samples.device)
+        lane = choices[random_integers(bits["draw"], len(choices))]
+        present = None if self.present is None else self.present[lane, samples]
+        if self.every:
+            return self.feat[lane, samples], present
+        choice, views = (bits["prompt"], 1) if self.words else (bits["view"], config.views)
+        num_views, dim = self.feat.shape[2:]
+        if views == 1:
+            view = random_integers(choice, num_views) if present is None else _one_present(choice, present)
+            return self.feat[lane, samples, view], None
+        several = self.feat[lane, samples]
+        if views:
+            view = random_subset(choice, num_views, views, present)
+            several = several.gather(1, view[..., None].expand(-1, -1, dim))
+            present = None if present is None else present.gather(1, view)
+        return _mean(several, present), None
+
+    def lanes(self, config: DataConfig) -> Sequence[int]:
+        """Which draws are chosen among."""
+        return range(self.feat.shape[0]) if self.words else config.draws or range(self.feat.shape[0])
+
+    def shape(self, config: DataConfig) -> tuple[int, ...]:
         """Of what is drawn of a sample."""
-        return self.feat.shape[-1]
+        return tuple(self.feat.shape[2:] if self.every else self.feat.shape[3:])
 
     @property
     def dtype(self) -> torch.dtype:
         """Of what is drawn of a sample."""
         return self.feat.dtype
 
-
-@dataclass(frozen=True)
-class ImageTargets(_Features):
-    """An image teacher's features of every view, `feat` [K, N, V, D]; draw 0 is the clean picture."""
-
-    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
-        """[B, D] the target of each of `samples` [B]: a view's feature, or the mean of several different views'.
-
-        The random bits choose the same view and draw for every teacher that has as many.
-        """
-        num_draws, _, num_views, dim = self.feat.shape
-        choices = torch.tensor(config.draws or range(num_draws), device=samples.device)
-        lane = choices[random_integers(bits["draw"], len(choices))]
-        if config.views == 1:
-            return self.feat[lane, samples, random_integers(bits["view"], num_views)]
-        several = self.feat[lane, samples]
-        if config.views:
-            view = random_subset(bits["view"], num_views, config.views)
-            several = several.gather(1, view[..., None].expand(-1, -1, dim))
-        return several.float().mean(dim=1).to(several.dtype)
+    def masked(self, config: DataConfig) -> bool:
+        """Whether it is drawn with what is there."""
+        return self.every and self.present is not None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ImageTargets:
         """The same with every tensor changed."""
-        return ImageTargets(change(self.feat))
+        return replace(self, feat=change(self.feat), present=None if self.present is None else change(self.present))
+
+
+def _one_present(choice: Tensor, present: Tensor) -> Tensor:
+    """[B] one of those that are there, of `present` [B, V]; with all there what random bits [B] choose of V."""
+    number = random_integers(choice, present.sum(dim=1).clamp_min(1))
+    return (present.cumsum(dim=1) > number[:, None]).int().argmax(dim=1)
+
+
+def _mean(several: Tensor, present: Tensor | None) -> Tensor:
+    """[B, D] of [B, V, D], over those of `present` [B, V]."""
+    if present is None:
+        return several.float().mean(dim=1).to(several.dtype)
+    total = several.float().masked_fill(~present[..., None], 0).sum(dim=1)
+    return (total / present.sum(dim=1, keepdim=True).clamp_min(1)).to(several.dtype)
 
 
 @dataclass(frozen=True)
@@ -73,10 +109,8 @@ class ViewTargets:
 
     num_views: int
     """Those the store holds of a shape."""
-    views: int
-    """As in the settings: 0 takes all."""
 
-    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
+    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Drawn:
         """[B, 2 n] int64: the n views of each of `samples` [B], those `ImageTargets` would take, then their seeds.
 
         A view's seed is its own; it is CLEAN where `config.draws` chooses draw 0.
@@ -91,53 +125,88 @@ class ViewTargets:
         choices = torch.tensor(config.draws or [1], device=samples.device)
         clean = choices[random_integers(bits["draw"], len(choices))] == 0
         seeds = random_bits(bits["augmentation"][:, None], views) & (2**63 - 1)
-        return torch.cat([views, seeds.masked_fill(clean[:, None], CLEAN)], dim=1)
+        return torch.cat([views, seeds.masked_fill(clean[:, None], CLEAN)], dim=1), None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ViewTargets:
         """Itself: it holds no tensor."""
         return self
 
-    @property
-    def width(self) -> int:
+    def shape(self, config: DataConfig) -> tuple[int, ...]:
         """Of what is drawn of a sample."""
-        return 2 * (self.views or self.num_views)
+        return (2 * (config.views or self.num_views),)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of what is drawn of a sample."""
         return torch.int64
 
+    def masked(self, config: DataConfig) -> bool:
+        """Whether it is drawn with what is there."""
+        return False
+
 
 @dataclass(frozen=True)
-class TextTargets(_Features):
-    """A text teacher's features of every prompt, `feat` [T, D], and which of them are whose."""
+class TextTargets:
+    """A text teacher's features of every prompt, and which of them are whose."""
 
+    feat: Tensor
+    """[T, D] float16, raw"""
     class_prompts: Tensor
     """[num_categories, L] int64, rows of feat"""
     captions: Tensor
     """[N, C] int64, rows of feat, those a row has first, then -1"""
+    every: bool = False
+    """All of a sample, not one of them"""
 
-    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
-        """[B, D] the target of each of `samples` [B]: a prompt of its class (`category` [B]) or its own caption."""
-        return self.feat[self.prompts(samples, category, config, bits)]
+    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Drawn:
+        """[B, D] the target of each of `samples` [B]: a prompt of its class (`category` [B]) or its own caption; or
+        [B, T, D] its captions, and behind them the prompt, by `config.captions`.
+        """
+        if not self.every:
+            return self.feat[self.prompts(samples, category, config, bits)], None
+        own, by_class = self.captions[samples], self._by_class(category, bits)[:, None]
+        rows = {"class": by_class, "shape": own, "both": torch.cat([own, by_class], dim=1)}[config.captions]
+        there = rows >= 0
+        feat = self.feat[rows.clamp_min(0)].masked_fill(~there[..., None], 0)
+        return feat, there if self.masked(config) else None
 
     def prompts(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
         """[B] rows of feat."""
-        choice = bits["prompt"]
-        by_class = self.class_prompts[category, random_integers(choice, self.class_prompts.shape[1])]
+        by_class = self._by_class(category, bits)
         if config.captions == "class":
             return by_class
         own = self.captions[samples]
         num_own = (own >= 0).sum(dim=1)
-        by_shape = own.gather(1, random_integers(choice, num_own.clamp_min(1))[:, None])[:, 0]
+        by_shape = own.gather(1, random_integers(bits["prompt"], num_own.clamp_min(1))[:, None])[:, 0]
         take_own = num_own > 0
         if config.captions == "both":
             take_own &= random_integers(bits["caption"], 2) == 1
         return torch.where(take_own, by_shape, by_class)
 
+    def _by_class(self, category: Tensor, bits: dict[str, Tensor]) -> Tensor:
+        """[B] rows of feat: one of the class's prompts."""
+        return self.class_prompts[category, random_integers(bits["prompt"], self.class_prompts.shape[1])]
+
+    def shape(self, config: DataConfig) -> tuple[int, ...]:
+        """Of what is drawn of a sample."""
+        num_own = self.captions.shape[1]
+        num_texts = {"class": 1, "shape": num_own, "both": num_own + 1}[config.captions]
+        return (num_texts, self.feat.shape[1]) if self.every else (self.feat.shape[1],)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is drawn of a sample."""
+        return self.feat.dtype
+
+    def masked(self, config: DataConfig) -> bool:
+        """Whether it is drawn with what is there."""
+        return self.every and config.captions != "class"
+
     def map(self, change: Callable[[Tensor], Tensor]) -> TextTargets:
         """The same with every tensor changed."""
-        return TextTargets(change(self.feat), change(self.class_prompts), change(self.captions))
+        return replace(
+            self, feat=change(self.feat), class_prompts=change(self.class_prompts), captions=change(self.captions)
+        )
 
 
 @dataclass(frozen=True)
@@ -147,23 +216,26 @@ class PartTargets:
     part: Tensor
     """[N, P] int16, of the same points as the data set's xyz"""
 
-    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Tensor:
+    def draw(self, samples: Tensor, category: Tensor, config: DataConfig, bits: dict[str, Tensor]) -> Drawn:
         """[B, num_points] the parts of the points that are drawn of `samples` [B] with the same bits."""
-        return draw_points(self.part[..., None], samples, bits["points"], config.num_points)[..., 0]
+        return draw_points(self.part[..., None], samples, bits["points"], config.num_points)[..., 0], None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> PartTargets:
         """The same with every tensor changed."""
         return PartTargets(change(self.part))
 
-    @property
-    def width(self) -> int:
+    def shape(self, config: DataConfig) -> tuple[int, ...]:
         """Of what is drawn of a sample."""
-        return self.part.shape[1]
+        return (config.num_points,)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of what is drawn of a sample."""
         return self.part.dtype
+
+    def masked(self, config: DataConfig) -> bool:
+        """Whether it is drawn with what is there."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -213,26 +285,29 @@ def online_teacher(
 
 def stored_teachers(store: FeatureStore, ref: Ref, teachers: Sequence[TeacherConfig]) -> list[Targets | Text]:
     """What a ref holds of each teacher. UserError where it has none that can be trained on, saying what it has."""
+    of = {
+        name: part_of(store.recipe("targets", key), "teacher").get("of", "image") for name, key in ref.targets.items()
+    }
+    pictures, words = ([name for name in of if (of[name] == "text") == text] for text in (False, True))
     found: list[Targets | Text] = []
     for asked in teachers:
-        held = ref.targets if asked.kind == "image" else ref.text
+        # Words that came with the data come last.
+        held = pictures if asked.kind == "image" else [*ref.text, *words]
         if not held or (asked.stored_name and asked.stored_name not in held):
-            has = [f"{kind}:{name}" for kind, names in (("image", ref.targets), ("text", ref.text)) for name in names]
+            has = [f"image:{name}" for name in pictures] + [
+                f"text:{name}" for name in dict.fromkeys([*ref.text, *words])
+            ]
             raise UserError(
                 f"data.teachers: ref {ref.name!r} of {store.path} has no teacher {asked.teacher!r}; it has "
                 f"{', '.join(has) or 'none'}. Name those, or train without teachers by --recipe recon-single"
             )
+        name = asked.stored_name or held[0]
         each: Targets | Text
-        if asked.kind == "image":
-            each = store.targets(asked.stored_name or None, ref)
-            if each.feat.ndim != 4:
-                raise UserError(
-                    f"{store.path}: image teacher {each.teacher!r} gives patch tokens {list(each.feat.shape[2:])}, "
-                    "and pretraining takes one feature a view: give it tap 'pooled', 'cls' or 'patch_mean' in the "
-                    "manifest, or name another with data.teachers"
-                )
+        if asked.kind == "image" or name not in ref.text:
+            each = store.targets(name, ref)
+            _check_features(store, each)
         else:
-            each = store.text(asked.stored_name or None, ref)
+            each = store.text(name, ref)
             if not np.isfinite(each.feat).all():
                 raise UserError(f"{store.path}: text features of {each.teacher!r} are not finite; compute them again")
         for earlier, other in zip(teachers, found, strict=False):
@@ -243,3 +318,28 @@ def stored_teachers(store: FeatureStore, ref: Ref, teachers: Sequence[TeacherCon
                 )
         found.append(each)
     return found
+
+
+def _check_features(store: FeatureStore, found: Targets) -> None:
+    if found.feat.ndim != 4:
+        raise UserError(
+            f"{store.path}: image teacher {found.teacher!r} gives patch tokens {list(found.feat.shape[2:])}, "
+            "and pretraining takes one feature a view: give it tap 'pooled', 'cls' or 'patch_mean' in the "
+            "manifest, or name another with data.teachers"
+        )
+    if found.present is not None and found.present.shape != found.feat.shape[:3]:
+        raise UserError(
+            f"{store.path}/targets/{found.key}: present has {list(found.present.shape)} entries, feat "
+            f"{list(found.feat.shape[:3])} features; restore it, or run `recon-pipeline features` again"
+        )
+
+
+def read_present(found: Targets, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """[K, N, V] which features of some rows are there; None: all. UserError for a damaged shard."""
+    if found.present is None:
+        return None
+    there = np.empty((found.feat.shape[0], len(rows), found.feat.shape[2]), np.bool_)
+    for lane in range(len(there)):
+        for part, values in iterate_rows(found.present, rows, f"present of {found.teacher!r}", lane):
+            there[lane, part] = values
+    return there

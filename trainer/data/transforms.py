@@ -51,12 +51,14 @@ def random_uniform(bits: Tensor) -> Tensor:
     return _shift_right(bits, 11).double() * 2.0**-53
 
 
-def random_subset(keys: Tensor, population: int, num_points: int) -> Tensor:
+def random_subset(keys: Tensor, population: int, num_points: int, among: Tensor | None = None) -> Tensor:
     """Draw num_points of `population` without replacement, in random order, for each key.
 
-    keys: [B] int64, one a cloud. Returns [B, num_points] int64.
+    keys: [B] int64, one a cloud; among: [B, population] bool, those to draw first. Returns [B, num_points] int64.
     """
     bits = random_bits(keys[:, None], torch.arange(population, device=keys.device))
+    if among is not None:
+        bits = bits.masked_fill(~among, torch.iinfo(bits.dtype).min)
     indices: Tensor = bits.topk(num_points, dim=1).indices
     return indices
 

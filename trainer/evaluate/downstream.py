@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Ref
 from recon.trainer.config import DataConfig
 from recon.trainer.data.choice import held_out
+from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import chosen_rows
 from recon.trainer.data.parts import PartLabels, load_parts
-from recon.trainer.data.points import farthest_order, in_frame, stored_frame
+from recon.trainer.data.points import farthest_order, in_frame, on_places, stored_frame
 from recon.trainer.evaluate.features import confusion
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.part_seg import part_measures
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 Version = Callable[[Tensor, NDArray[np.int64]], Tensor]
-"""(points [B, P, 3], rows of the store [B]) -> the points a model is to see in their place"""
+"""(points [B, P, C], rows of the store [B]) -> the points a model is to see in their place"""
 VALIDATION = "validation"
 """In the place of a split's name: the rows that `data.hold_out` carves off the training rows."""
 
@@ -41,7 +43,7 @@ class Examples:
 
     data: Labelled
     points: Tensor
-    """[N, num_points, 3] the farthest points of each, in the frame that `data.normalize` asks for"""
+    """[N, num_points, C] the farthest points of each, in the frame that `data.normalize` asks for"""
     classes: NDArray[np.int64]
     """[outputs] the category that each output of a classifier stands for"""
     labels: PartLabels | None = None
@@ -53,8 +55,16 @@ class Examples:
         return len(self.data)
 
 
-def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str, parts: bool = False) -> Examples:
-    """The finished shapes of a split, or the "validation" part of the training rows.
+def read_examples(
+    store: FeatureStore,
+    ref: Ref,
+    config: DataConfig,
+    split: str,
+    parts: bool = False,
+    color: bool = False,
+    default_color: float = DEFAULT,
+) -> Examples:
+    """The finished shapes of a split, or the "validation" part of the training rows; colours as in `load_dataset`.
 
     UserError for a split that is not there or without finished shapes, and where more points are asked for than the
     store holds.
@@ -69,7 +79,7 @@ def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str,
         data = load_labelled(store, ref, split)
         kept = np.isin(data.row, chosen_rows(store, data.row, data.numbers, config, test=True))
         data = replace(data, row=data.row[kept], category=data.category[kept])
-    points = test_points(data, config)
+    points = test_points(data, config, color, default_color)
     own = np.arange(len(data.categories))
     if not parts:
         return Examples(data, points, own)
@@ -79,18 +89,23 @@ def read_examples(store: FeatureStore, ref: Ref, config: DataConfig, split: str,
     return Examples(data, points, own, labels, np.take_along_axis(stored, order, axis=1))
 
 
-def test_points(data: Labelled, config: DataConfig) -> Tensor:
-    """[N, num_points, 3] the farthest points of each shape, in the frame that `data.normalize` asks for."""
-    points = data.farthest_points(config.num_points)
-    if config.normalize == "cloud":
-        frame = stored_frame(data.points, data.row)[:, None]
-        return (points - frame[..., :3]) / frame[..., 3:]
-    return in_frame(points, config.normalize)
+def test_points(data: Labelled, config: DataConfig, color: bool = False, default_color: float = DEFAULT) -> Tensor:
+    """[N, num_points, C] the farthest points of each shape, in the frame that `data.normalize` asks for."""
+    points = in_own_frame(data, data.farthest_points(config.num_points, color, default_color), config)
+    return on_places(partial(in_frame, form=config.normalize), points)
+
+
+def in_own_frame(data: Labelled, points: Tensor, config: DataConfig) -> Tensor:
+    """Raw points [N, P, C] of the shapes, in their whole clouds' frame where `data.normalize` asks for that."""
+    if config.normalize != "cloud":
+        return points
+    frame = stored_frame(data.points, data.row)[:, None]
+    return on_places(lambda places: (places - frame[..., :3]) / frame[..., 3:], points)
 
 
 @torch.inference_mode()
 def predict(model: Classifier, points: Tensor, device: torch.device, precision: Precision = "float32") -> Tensor:
-    """Logits [N, classes] float32 of clouds [N, num_points, 3], on the CPU; the model is in eval mode."""
+    """Logits [N, classes] float32 of clouds [N, num_points, C], on the CPU; the model is in eval mode."""
     logits = []
     for batch in torch.split(points, BATCH):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -163,7 +178,8 @@ class DownstreamProbe:
         self.device = trainer.device
         split = VALIDATION if config.task.selection == VALIDATION else config.run.probe_split
         ref, parts = store.ref(config.data.ref or None), config.task.kind == "segment"
-        self._examples = read_examples(store, ref, config.data, split, parts)
+        model = config.model
+        self._examples = read_examples(store, ref, config.data, split, parts, model.color, model.default_color)
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether a step is to be measured after; the last one always is."""

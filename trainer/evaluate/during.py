@@ -12,7 +12,7 @@ from recon.pipeline.store import FeatureStore
 from recon.trainer.config import Config
 from recon.trainer.evaluate.features import FLOAT32, Probe, probed_ref
 from recon.trainer.evaluate.svm import measure_svm, read_svm
-from recon.trainer.evaluate.zero_shot import measure_zero_shot, read_zero_shot
+from recon.trainer.evaluate.zero_shot import Shapes, measure_zero_shot, read_zero_shot
 from recon.trainer.model.recon import ReCon
 
 
@@ -33,7 +33,11 @@ class DuringTraining:
         self.every, self.run = settings.probe_every, run
         self._probe = Probe(model, None, config, opened, ref, device, FLOAT32, {}, settings.probe_split, learnt)
         self._svm = read_svm(self._probe) if "svm" in settings.probes else None
-        self._zero_shot = read_zero_shot(run, self._probe) if "zeroshot" in settings.probes else None
+        self._zero_shot = self._read_zero_shot() if "zeroshot" in settings.probes else None
+
+    def _read_zero_shot(self) -> Shapes:
+        shapes = read_zero_shot(self.run, self._probe)
+        return replace(shapes, clouds=shapes.clouds.kept())
 
     def due(self, step: int, num_steps: int) -> bool:
         """Whether a step is to be measured after: step 0 is the random start, and the last one always counts."""

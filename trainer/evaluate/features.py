@@ -23,7 +23,7 @@ from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record, weights_identity, weights_name
 from recon.trainer.checkpoints.loading import read_model
 from recon.trainer.config import Config
-from recon.trainer.data.transforms import random_bits, random_subset, stream
+from recon.trainer.data.transforms import random_bits, random_integers, random_subset, stream
 from recon.trainer.evaluate import results
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.results import per_class
@@ -34,7 +34,7 @@ from recon.trainer.recipe import read_overrides
 BATCH = 32
 FLOAT32 = decide("float32", "cpu", "")
 """What probes compute in unless they are asked otherwise: results compare across machines."""
-UNTOLD = ("model.heads", "model.num_group", "data.num_points", "run.seed")
+UNTOLD = ("model.heads", "model.num_group", "model.teachers", "data.num_points", "run.seed")
 """What a measured checkpoint file may be given: settings that no weight tells, and the seed of the points drawn."""
 SPARE = 1200 / 1024
 """The release's zero-shot test takes 1024 random points of the 1200 farthest ones."""
@@ -67,6 +67,14 @@ class Probe:
     def split(self, name: str) -> Labelled:
         """The shapes that have points of one split, or of several, "train+test"."""
         return load_labelled(self.store, self.ref, *name.split("+"))
+
+    def farthest_points(self, data: Labelled, num_points: int) -> Tensor:
+        """The `num_points` farthest points of each of the shapes, as the student takes them: [N, num_points, C], raw.
+
+        UserError as for `Labelled.farthest_points`.
+        """
+        model = self.config.model
+        return data.farthest_points(num_points, model.color, model.default_color)
 
     def students(self) -> dict[str, ReCon]:
         """Suffix of a metric's name -> model."""
@@ -180,18 +188,28 @@ def spare_points(config: Config, available: int) -> int:
     return min(math.ceil(config.data.num_points * SPARE), available)
 
 
-def random_points(points: Tensor, rows: NDArray[np.int64], config: Config) -> Tensor:
-    """A random `data.num_points` of each cloud [N, M, 3], seeded by the run's seed and its row in the store [N]."""
-    keys = random_bits(stream(config.run.seed, "zero-shot points"), torch.from_numpy(rows))
-    subset = random_subset(keys, points.shape[1], config.data.num_points)
-    return points.gather(1, subset[..., None].expand(-1, -1, 3))
+def random_points(
+    points: Tensor, rows: NDArray[np.int64], config: Config, number: int = 0, again: bool = False
+) -> Tensor:
+    """A random `data.num_points` of each cloud [N, M, C], seeded by the run's seed and its row in the store [N].
+
+    `number` tells one drawing from another; with `again` a point may be drawn more than once.
+    """
+    names = ("zero-shot points", number) if number else ("zero-shot points",)
+    keys = random_bits(stream(config.run.seed, *names), torch.from_numpy(rows))
+    if again:
+        bits = random_bits(keys[:, None], torch.arange(config.data.num_points))
+        chosen = random_integers(bits, points.shape[1])
+    else:
+        chosen = random_subset(keys, points.shape[1], config.data.num_points)
+    return points.gather(1, chosen[..., None].expand(-1, -1, points.shape[2]))
 
 
 @torch.inference_mode()
 def encode(
     function: Callable[[Tensor], Tensor], points: Tensor, device: torch.device, precision: Precision = "float32"
 ) -> NDArray[np.float32]:
-    """`function`, which takes clouds in any frame, over clouds [N, P, 3], a batch at a time on the device: [N, D]."""
+    """`function`, which takes clouds in any frame, over clouds [N, P, C], a batch at a time on the device: [N, D]."""
     batches = (points[start : start + BATCH].to(device) for start in range(0, len(points), BATCH))
     parts = []
     for batch in batches:

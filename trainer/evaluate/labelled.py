@@ -13,6 +13,7 @@ from torch import Tensor
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.records import Points, Ref
+from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import rows_of_splits
 from recon.trainer.data.points import farthest_points
 
@@ -39,18 +40,18 @@ class Labelled:
         """Points that the store holds of a shape."""
         return int(self.points.xyz.shape[1])
 
-    def farthest_points(self, num_points: int) -> Tensor:
-        """The `num_points` farthest points of every shape, raw, in that order: [N, num_points, 3] float32.
+    def farthest_points(self, num_points: int, color: bool = False, default_color: float = DEFAULT) -> Tensor:
+        """The `num_points` farthest points of every shape, raw, in that order: [N, num_points, 3] float32; with `color`
+        [N, num_points, 6], as `farthest_points` of the trainer's data has them.
 
-        The store keeps each cloud's farthest-point order, so they are read, not searched. UserError for a damaged
-        shard, and where the store has fewer points.
+        UserError for a damaged shard, and where the store has fewer points.
         """
         if num_points > self.num_stored:
             raise UserError(
                 f"data.num_points: {num_points} asked for, the store holds {self.num_stored} a shape; lower it, or "
                 "raise sample.num_points in the manifest"
             )
-        return farthest_points(self.points, self.row, num_points)
+        return farthest_points(self.points, self.row, num_points, color, default_color)
 
 
 def check_taught(data: Labelled, split: str, taught: NDArray[np.int64], splits: Sequence[str], store: Path) -> None:

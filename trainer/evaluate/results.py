@@ -17,6 +17,8 @@ from recon.pipeline.store import FeatureStore
 from recon.trainer.forms import RESULT
 
 FOLDER = "results"
+INDENTED = 200
+"""Categories up to which a result's matrices have a line a number: those of 1,156 would fill 8 MB each."""
 FORMER = ("svm", "zeroshot")
 """Names of the files that earlier versions left in the run's own folder."""
 
@@ -56,7 +58,8 @@ def write_result(run: Path, protocol: str, store: FeatureStore, result: Mapping[
     told += [kept["store"].removesuffix(".zarr"), kept["ref"], kept["split"], f"seed{kept['seed']}"]
     name = "-".join(re.sub(r"[^\w.+]+", "_", str(part), flags=re.ASCII)[:60] for part in told)
     measured_on = digest_of([kept["store"], kept["ref"], kept["split"], kept["digests"]["points"]])[:8]
-    write_atomically(run / FOLDER / f"{name}-{measured_on}.json", json.dumps(kept, indent=1) + "\n")
+    indent = 1 if len(kept.get("categories", [])) <= INDENTED else None
+    write_atomically(run / FOLDER / f"{name}-{measured_on}.json", json.dumps(kept, indent=indent) + "\n")
     return kept
 
 

@@ -30,9 +30,9 @@ class Shapes:
     train: Labelled
     test: Labelled
     train_points: Tensor
-    """[N, num_points, 3]"""
+    """[N, num_points, C]"""
     test_points: Tensor
-    """[M, num_points, 3]"""
+    """[M, num_points, C]"""
 
 
 def run_svm(
@@ -68,7 +68,7 @@ def read_svm(probe: Probe) -> Shapes:
             f"{probe.store.path}: all finished training shapes are of one category; a classifier needs two or more"
         )
     check_taught(test, probe.tested, train.category, ("train",), probe.store.path)
-    return Shapes(train, test, *(data.farthest_points(probe.config.data.num_points) for data in (train, test)))
+    return Shapes(train, test, *(probe.farthest_points(data, probe.config.data.num_points) for data in (train, test)))
 
 
 def measure_svm(probe: Probe, shapes: Shapes) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def test_weights(
     opened = FeatureStore.open(store)
     measured_on = opened.ref(ref or (config.data.ref if is_run else "") or None)
     data = config.data
-    examples = read_examples(opened, measured_on, data, split, isinstance(model, Segmenter))
+    parts, own = isinstance(model, Segmenter), model.config
+    examples = read_examples(opened, measured_on, data, split, parts, own.color, own.default_color)
     examples = _fitting(model, examples, source, classes, is_run)
     model.to(device)
     found = measure(model, examples, device, precision.used)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from torch import Tensor
 from recon.pipeline.base.precision import Precision
 from recon.trainer.config import DataConfig
 from recon.trainer.data.batches import MOVES
-from recon.trainer.data.points import in_frame, scale_translate, stored_frame
+from recon.trainer.data.colors import DEFAULT
+from recon.trainer.data.points import in_frame, on_places, scale_translate
 from recon.trainer.data.transforms import random_bits, random_subset, random_uniform, rotate_y, stream
-from recon.trainer.evaluate.downstream import Examples, Version, measure_segmenter, predict
+from recon.trainer.evaluate.downstream import Examples, Version, in_own_frame, measure_segmenter, predict
 from recon.trainer.evaluate.results import summarize
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 
@@ -44,7 +46,9 @@ def vote(
     it is chosen on the test split.
     """
     found: dict[str, dict[int, float]] = {}
-    far = None if isinstance(model, Segmenter) else _farthest(examples, config)
+    far, own = None, model.config
+    if not isinstance(model, Segmenter):
+        far = _farthest(examples, config, own.color, own.default_color)
     for repetition in range(repeats):
         if isinstance(model, Segmenter):
             versions = [_version(config, seed, repetition, number) for number in range(votes)]
@@ -59,17 +63,22 @@ def vote(
 
 
 def voted_points(far: Tensor, rows: NDArray[np.int64], config: DataConfig, *names: str | int) -> Tensor:
-    """A random version [N, num_points, 3] of clouds far [N, P, 3] of some rows of a store; names begin with a seed."""
+    """A random version [N, num_points, C] of clouds far [N, P, C] of some rows of a store; names begin with a seed."""
     seed, *where = names
     keys = random_bits(stream(int(seed), "vote points", *where), torch.from_numpy(rows))
     subset = random_subset(keys, far.shape[1], config.num_points)
-    points = in_frame(far.gather(1, subset[..., None].expand(-1, -1, 3)), config.normalize)
+    points = far.gather(1, subset[..., None].expand(-1, -1, far.shape[2]))
+    points = on_places(partial(in_frame, form=config.normalize), points)
     # No shift: the release votes on scaled and on turned clouds.
     return moved(points, rows, replace(config, translate=0.0), *names)
 
 
 def moved(points: Tensor, rows: NDArray[np.int64], config: DataConfig, *names: str | int) -> Tensor:
-    """Clouds [N, P, 3] turned, scaled and shifted by the settings' ranges, each by its row; names begin with a seed."""
+    """Clouds [N, P, C] turned, scaled and shifted by the settings' ranges, each by its row; names begin with a seed."""
+    return on_places(lambda places: _moved(places, rows, config, *names), points)
+
+
+def _moved(points: Tensor, rows: NDArray[np.int64], config: DataConfig, *names: str | int) -> Tensor:
     seed, *where = names
     counter = torch.from_numpy(rows)
 
@@ -86,14 +95,11 @@ def _version(config: DataConfig, *names: int) -> Version:
     return lambda points, rows: moved(points, rows, config, *names)
 
 
-def _farthest(examples: Examples, config: DataConfig) -> Tensor:
+def _farthest(examples: Examples, config: DataConfig, color: bool = False, default_color: float = DEFAULT) -> Tensor:
     """What votes are drawn from, in the cloud's own frame where that is asked for."""
     data = examples.data
-    points = data.farthest_points(min(math.ceil(config.num_points * SPARE), data.num_stored))
-    if config.normalize == "cloud":
-        frame = stored_frame(data.points, data.row)[:, None]
-        points = (points - frame[..., :3]) / frame[..., 3:]
-    return points
+    count = min(math.ceil(config.num_points * SPARE), data.num_stored)
+    return in_own_frame(data, data.farthest_points(count, color, default_color), config)
 
 
 def _vote_classes(

@@ -23,22 +23,16 @@ from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Targets, Text
 from recon.pipeline.store.spaces import one_space
 from recon.trainer.data.reading import iterate_rows
-from recon.trainer.evaluate.features import (
-    FLOAT32,
-    Probe,
-    confusion,
-    encode,
-    load_probe,
-    random_points,
-    spare_points,
-    write_result,
-)
+from recon.trainer.evaluate.clouds import Clouds, clouds_of
+from recon.trainer.evaluate.features import FLOAT32, Probe, confusion, encode, load_probe, write_result
 from recon.trainer.evaluate.labelled import Labelled
-from recon.trainer.evaluate.results import result_folder
+from recon.trainer.evaluate.protocols import PROTOCOLS, RELEASED, result_name
+from recon.trainer.evaluate.results import result_folder, summarize
 from recon.trainer.model.teaching import Teacher
 
-TEXT_WEIGHT = 0.25
+TEXT_WEIGHT = PROTOCOLS[RELEASED].feed.text_weight
 """The release's share of the text query in its zero-shot feature"""
+TOPS = (1, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -46,8 +40,7 @@ class Shapes:
     """What the probe reads of a store: the shapes it is measured on, their points, and the classes' embeddings."""
 
     data: Labelled
-    points: Tensor
-    """[N, num_points, 3]"""
+    clouds: Clouds
     text: Text
     classes: Tensor
     """[num_categories, D]"""
@@ -66,74 +59,138 @@ def run_zero_shot(
     split: str = "test",
     ema: bool = False,
     prompt: str | None = None,
-    text_weight: float = TEXT_WEIGHT,
+    text_weight: float | None = None,
     output: Path | None = None,
     overrides: Sequence[str] = (),
     teacher: str | None = None,
+    protocol: str = RELEASED,
+    draws: int = 1,
 ) -> dict[str, Any]:
     """Classify a split of a ref by prompts alone: a run's student, its random start, and the image teacher itself.
 
     `source`, `output` and `overrides` as for `run_svm`; `teacher` names the ref's words that a file's text query learnt
     from, where their width does not tell. `split` may be two, "train+test". A class is the sum of all its prompts, or
-    `prompt` alone, one of the ref's templates. `text_weight` is that of the text projection beside the image's.
+    `prompt` alone, one of the ref's templates. `protocol` is one of `PROTOCOLS`; `text_weight` stands in the place of
+    its weight of the text projection beside the image's. Of several `draws` of points the result has the mean.
     The teacher is measured where the store holds its features of the clean views, on the shapes that have them. Writes
     a file of results/ and returns it. UserError as for `run_svm`, for a student whose teachers do not share one space,
-    and for a store without the words of its text teacher.
+    for a store without the words of its text teacher, and for clouds that the protocol does not fit.
     """
     started, folder = time.monotonic(), result_folder(source, output)
     probe = load_probe(source, store, device, ref, precision, split, ema, overrides)
-    shapes = replace(read_zero_shot(source, probe, prompt, teacher), text_weight=text_weight)
-    result, keys = measure_zero_shot(probe, shapes), {"text": shapes.text.key}
-    targets = towers_pictures(probe, shapes.text)
-    seen = targets.ok[0, shapes.data.row] if targets else np.zeros(len(shapes.data), np.bool_)
-    if targets and seen.any():
-        keys["image"] = targets.key
-        labels = shapes.data.category[seen]
-        predicted = classify(teacher_feature(targets, shapes.data.row[seen]), shapes.classes)
-        result["num_test_teacher"] = int(seen.sum())
-        result["teacher_zero_shot_accuracy"] = float(np.mean(predicted == labels))
-        result["confusion_teacher"] = confusion(labels, predicted, len(shapes.classes))
-    name, variant = "zeroshot", []
-    if prompt is not None:
-        number = probe.ref.templates.index(prompt)
-        name, variant = f"{name}_prompt{number}", [f"the one prompt {prompt!r}"]
-    if text_weight != TEXT_WEIGHT:
-        name, variant = f"{name}_text{text_weight:g}", [*variant, f"text weight {text_weight:g}"]
-    result |= {"prompt": prompt, "text_weight": text_weight, "protocol": "zeroshot", "variant": ", ".join(variant)}
+    shapes = read_zero_shot(source, probe, prompt, teacher, protocol)
+    usual, fed = shapes.text_weight, shapes.clouds.num_points
+    shapes = replace(shapes, text_weight=usual if text_weight is None else text_weight)
+    if draws > 1 and not shapes.clouds.drawn:
+        raise UserError(f"--draws {draws}: protocol {protocol!r} takes all {fed} points of a cloud; leave --draws out")
+    result, keys = measure_zero_shot(probe, shapes, draws), {"text": shapes.text.key}
+    if (targets := towers_pictures(probe, shapes.text)) and (of_teacher := measure_teacher(targets, shapes)):
+        result, keys = result | of_teacher, keys | {"image": targets.key}
+    name, told = _told(probe, shapes, protocol, prompt, usual)
+    result |= {"prompt": prompt, "text_weight": shapes.text_weight, "protocol": result_name(protocol), "variant": told}
     result["text_teacher"] = shapes.text.teacher
-    return write_result(folder, name, probe, shapes.data, keys, result, time.monotonic() - started)
+    measured = replace(probe, config=replace(probe.config, data=replace(probe.config.data, num_points=fed)))
+    return write_result(folder, name, measured, shapes.data, keys, result, time.monotonic() - started)
 
 
-def read_zero_shot(source: Path, probe: Probe, prompt: str | None = None, teacher: str | None = None) -> Shapes:
-    """Points and prompts; UserError as for `run_zero_shot`."""
-    chosen = _chosen(probe, prompt)
+def measure_teacher(targets: Targets, shapes: Shapes) -> dict[str, Any]:
+    """What the image teacher itself names rightly, of the shapes that the store has its features of; empty of none."""
+    seen = targets.ok[0, shapes.data.row]
+    if not seen.any():
+        return {}
+    labels = shapes.data.category[seen]
+    predicted = classify(teacher_feature(targets, shapes.data.row[seen]), shapes.classes)
+    return {
+        "num_test_teacher": int(seen.sum()),
+        "teacher_zero_shot_accuracy": float(np.mean(predicted == labels)),
+        "confusion_teacher": confusion(labels, predicted, len(shapes.classes)),
+    }
+
+
+def _told(probe: Probe, shapes: Shapes, protocol: str, prompt: str | None, usual: float) -> tuple[str, str]:
+    """What the result's file is called, and in words in what it differs from the release's protocol; `usual`: the
+    protocol's weight of the words.
+    """
+    name, told = result_name(protocol), [] if protocol == RELEASED else [f"protocol {protocol}"]
+    if prompt is not None:
+        name += f"_prompt{probe.ref.templates.index(prompt)}"
+        told.append(f"the one prompt {prompt!r}")
+    elif shapes.text.ready:
+        told.append("features of the classes from the data set's files")
+    elif told:
+        told.append("prompt ensemble")
+    if shapes.text_weight != usual:
+        name += f"_text{shapes.text_weight:g}"
+        told.append(f"text weight {shapes.text_weight:g}")
+    return name, ", ".join(told)
+
+
+def read_zero_shot(
+    source: Path, probe: Probe, prompt: str | None = None, teacher: str | None = None, protocol: str = RELEASED
+) -> Shapes:
+    """Clouds, which are read when they are measured, and prompts; UserError as for `run_zero_shot`."""
+    chosen, rules = _chosen(probe, prompt), PROTOCOLS[protocol]
+    ready = rules.ready and prompt is None
     if probe.of_file:
         seeing, reading = space_of_file(source, probe)
-        text = words_of_file(source, probe, reading, teacher)
+        text = words_of_file(source, probe, reading, teacher, ready)
     elif teacher is not None:
         raise UserError(f"--teacher {teacher}: is for a checkpoint file; a run says itself what taught it")
     else:
         seeing, reading = shared_space(source, probe)
-        text = learnt_words(source, probe, reading)
-    data = probe.split(probe.tested)
-    far = data.farthest_points(spare_points(probe.config, data.num_stored))
-    points = random_points(far, data.row, probe.config)
-    classes = class_embeddings(text, data.numbers, chosen)
-    return Shapes(data, points, text, classes, (seeing, reading))
+        text = class_words(source, probe, (seeing, reading), ready)
+    if prompt is not None and text.ready:
+        raise UserError(f"--prompt {prompt!r}: the features of the classes came with the data set, without prompts")
+    clouds = clouds_of(probe, protocol)
+    classes = class_embeddings(text, clouds.data.numbers, chosen, rules.unit)
+    return Shapes(clouds.data, clouds, text, classes, (seeing, reading), clouds.feed.text_weight)
 
 
-def measure_zero_shot(probe: Probe, shapes: Shapes) -> dict[str, Any]:
-    """Accuracy and confusion matrix of each student."""
+def measure_zero_shot(probe: Probe, shapes: Shapes, draws: int = 1) -> dict[str, Any]:
+    """Accuracy and confusion matrix of each student; under a protocol that was named the tops and the mean over classes
+    too. Of several `draws` the means, every one under "draws", and the confusions of all together.
+    """
     labels, num_classes = shapes.data.category, len(shapes.classes)
     result: dict[str, Any] = {"num_test": len(shapes.data), "chance": 1 / num_classes}
+    named = shapes.clouds.protocol is not PROTOCOLS[RELEASED]
+    told: dict[str, Any] = {}
+    for suffix, ranked in rank_shapes(probe, shapes, draws).items():
+        for name, values in _scores(ranked == labels[:, None], labels, named).items():
+            result[f"{name}{suffix}"] = float(np.mean(values))
+            told[f"{name}{suffix}"] = summarize(dict(enumerate(map(float, values))))
+        result[f"confusion{suffix}"] = confusion(np.tile(labels, draws), ranked[..., 0].reshape(-1), num_classes)
+    return result | ({"draws": told} if draws > 1 else {})
+
+
+def rank_shapes(probe: Probe, shapes: Shapes, draws: int) -> dict[str, NDArray[np.int64]]:
+    """Of each student the classes nearest to every shape, the nearest first: [draws, N, at most 5]."""
     seeing, reading = shapes.teachers
-    for suffix, student in probe.students().items():
-        feature = partial(student.zero_shot_feature, image=seeing, text=reading, text_weight=shapes.text_weight)
-        features = encode(feature, shapes.points, probe.device, probe.precision.used)
-        predicted = classify(torch.from_numpy(features), shapes.classes)
-        result[f"zero_shot_accuracy{suffix}"] = float(np.mean(predicted == labels))
-        result[f"confusion{suffix}"] = confusion(labels, predicted, num_classes)
-    return result
+    students = probe.students()
+    found: dict[str, list[list[NDArray[np.int64]]]] = {suffix: [[] for _ in range(draws)] for suffix in students}
+    for part in shapes.clouds.parts():
+        for draw in range(draws):
+            points = shapes.clouds.draw(part, draw)
+            for suffix, student in students.items():
+                feature = partial(
+                    student.zero_shot_feature, image=seeing, text=reading, text_weight=shapes.text_weight,
+                    unit=shapes.clouds.protocol.unit,
+                )  # fmt: skip
+                features = torch.from_numpy(encode(feature, points, probe.device, probe.precision.used))
+                found[suffix][draw].append(nearest_classes(features, shapes.classes, max(TOPS)))
+    return {suffix: np.stack([np.concatenate(parts) for parts in ranked]) for suffix, ranked in found.items()}
+
+
+def _scores(right: NDArray[np.bool_], labels: NDArray[np.int64], named: bool) -> dict[str, NDArray[np.float64]]:
+    """A number a draw by what a result calls it; right: [draws, N, ranks], whether the class of a rank is the shape's.
+
+    The mean over classes is over those that have a shape.
+    """
+    first = right[..., 0].mean(axis=1)
+    if not named:
+        return {"zero_shot_accuracy": first}
+    tops = {f"zero_shot_top{top}": right[..., :top].any(axis=2).mean(axis=1) for top in TOPS[1:]}
+    classes = [right[:, labels == number, 0].mean(axis=1) for number in np.unique(labels)]
+    return {"zero_shot_accuracy": first, **tops, "zero_shot_class_accuracy": np.mean(classes, axis=0)}
 
 
 def shared_space(run: Path, probe: Probe) -> tuple[str, str]:
@@ -187,6 +244,24 @@ def learnt_words(run: Path, probe: Probe, teacher: str) -> Text:
     )
 
 
+def class_words(run: Path, probe: Probe, pair: tuple[str, str], ready: bool) -> Text:
+    """What the classes are told by: prompts embedded by the student's own text teacher, or features of the classes that
+    came with the ref's data set and lie in the space of the `pair` of its teachers. With `ready` the latter first.
+
+    UserError where the ref has neither.
+    """
+    learnt = learnt_teachers(run, probe)
+    seeing, reading = pair
+    if not ready and learnt[reading]["key"] in probe.ref.text.values():
+        return learnt_words(run, probe, reading)
+    dim = next(each.dim for each in probe.config.model.teachers if each.name == reading)
+    for name, key in probe.ref.text.items():
+        recipe = part_of(probe.store.recipe("text", key), "teacher")
+        if recipe.get("kind") == "stored" and one_space(learnt[seeing]["recipe"], recipe, dim, _width(probe, key)):
+            return probe.store.text(name, probe.ref)
+    return learnt_words(run, probe, reading)
+
+
 def space_of_file(source: Path, probe: Probe) -> tuple[str, str]:
     """The first image and text query of a checkpoint file that predict features of one width.
 
@@ -207,9 +282,9 @@ def space_of_file(source: Path, probe: Probe) -> tuple[str, str]:
     )
 
 
-def words_of_file(source: Path, probe: Probe, reading: str, name: str | None) -> Text:
+def words_of_file(source: Path, probe: Probe, reading: str, name: str | None, ready: bool = False) -> Text:
     """The ref's words that the text query `reading` of a checkpoint file learnt from: those called `name`, or the only
-    ones of its width.
+    ones of its width; of embedded prompts and features that came with a data set, the latter with `ready`.
 
     UserError for a name that is not there or of another width, and where width alone does not tell.
     """
@@ -226,6 +301,10 @@ def words_of_file(source: Path, probe: Probe, reading: str, name: str | None) ->
             f"{asked}{where}, the text query of {source} predicts {dim}-d features: put the teacher that it learnt "
             "from into the manifest and run `recon-pipeline features`"
         )
+    if len(fitting) > 1:
+        kinds = {each: part_of(probe.store.recipe("text", probe.ref.text[each]), "teacher") for each in fitting}
+        alike = [each for each in fitting if (kinds[each].get("kind") == "stored") == ready]
+        fitting = alike if len(alike) == 1 else fitting
     if len(fitting) > 1:
         raise UserError(f"{where}: say with --teacher which of {', '.join(fitting)} taught the text query of {source}")
     return probe.store.text(fitting[0], probe.ref)
@@ -249,16 +328,23 @@ def towers_pictures(probe: Probe, text: Text) -> Targets | None:
     reading = part_of(text.recipe, "teacher")
     for name in probe.ref.targets:
         targets = probe.store.targets(name, probe.ref)
-        if one_space(part_of(targets.recipe, "teacher"), reading, targets.dim, text.feat.shape[1]):
+        if targets.of == "image" and one_space(
+            part_of(targets.recipe, "teacher"), reading, targets.dim, text.feat.shape[1]
+        ):
             return targets
     return None
 
 
-def class_embeddings(text: Text, numbers: NDArray[np.int64], chosen: slice = slice(None)) -> Tensor:
+def class_embeddings(
+    text: Text, numbers: NDArray[np.int64], chosen: slice = slice(None), normalized: bool = False
+) -> Tensor:
     """The sum of each class's prompt features, [C, D] (prompt ensemble), or of those `chosen`; numbers [C] are the
-    classes' in the store.
+    classes' in the store. With `normalized` each is brought to length 1 first.
     """
-    return torch.from_numpy(text.feat[text.class_prompts[numbers][:, chosen]].astype(np.float32)).sum(dim=1)
+    places = text.class_prompts[numbers]
+    places = places if text.ready else places[:, chosen]
+    prompts = torch.from_numpy(text.feat[places].astype(np.float32))
+    return (unit(prompts, dim=-1) if normalized else prompts).sum(dim=1)
 
 
 def _chosen(probe: Probe, prompt: str | None) -> slice:
@@ -286,5 +372,13 @@ def teacher_feature(targets: Targets, rows: NDArray[np.int64]) -> Tensor:
 
 def classify(features: Tensor, classes: Tensor) -> NDArray[np.int64]:
     """The class of highest cosine similarity: features [N, D], classes [C, D] -> [N]."""
-    predicted: NDArray[np.int64] = (unit(features, dim=-1) @ unit(classes, dim=-1).T).argmax(dim=1).numpy()
-    return predicted
+    return nearest_classes(features, classes, 1)[:, 0]
+
+
+def nearest_classes(features: Tensor, classes: Tensor, most: int) -> NDArray[np.int64]:
+    """The classes of highest cosine similarity, the highest first and of equals the first: features [N, D],
+    classes [C, D] -> [N, min(most, C)].
+    """
+    similarity = unit(features, dim=-1) @ unit(classes, dim=-1).T
+    order: NDArray[np.int64] = similarity.argsort(dim=1, descending=True, stable=True)[:, :most].numpy()
+    return order

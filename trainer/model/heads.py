@@ -86,11 +86,20 @@ class Classifier(Student):
         super().__init__(config if config.streams == "two_tower" else replace(config, cls_query=True))
         self.head = ClassificationHead(self.encoder.feature_width, num_classes, head)
         if rebuilds and config.mask_type != "causal":
-            raise ValueError("model.mask_type: only a causal model rebuilds what it classifies")
+            raise ValueError("model.mask_type: only a causal model rebuilds what it classifies; set task.rebuild=0")
+        if rebuilds and config.reconstruction == "none":
+            raise ValueError('model.reconstruction: "none" rebuilds nothing; set task.rebuild=0')
         self.decoder = Decoder(config) if rebuilds else None
 
-    def forward(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path."""
+    def forward(
+        self, points: Tensor, generator: torch.Generator | None = None, rebuild: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Map clouds `points [B, N, 3]` to logits `[B, num_classes]`; `generator` draws the drop path.
+
+        With `rebuild` as `forward_rebuilt`, for what wraps a model and calls nothing else.
+        """
+        if rebuild:
+            return self.forward_rebuilt(points, generator)
         groups, centers = self.group(points)
         queries, tokens = self._encoded(groups, centers, generator)
         logits: Tensor = self.head(global_feature(queries, tokens, self.config), generator)

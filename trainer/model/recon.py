@@ -10,10 +10,12 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recon.kernels import group_points, knn_gather, knn_points, sample_farthest_points
 from recon.trainer.data.transforms import normalize
 from recon.trainer.model.blocks import PLAIN_BRANCHES, DropPath, PlainBlock
+from recon.trainer.model.dense import DenseHead, dense_losses
 from recon.trainer.model.encoder import AnyEncoder, build_encoder
 from recon.trainer.model.losses import category_contrast_loss, reconstruction_loss
 from recon.trainer.model.masks import block_mask, causal_mask, causal_sight, chain_order, chain_steps, random_mask, take
@@ -186,6 +188,7 @@ class ReCon(Student):
         for module in (self.teachers, self.contrast_projection):
             if module is not None:
                 module.apply(init_projection_layer)
+        self.dense = nn.ModuleList(DenseHead(config.width, dense) for dense in config.dense)  # last: it draws weights
 
     def forward(
         self,
@@ -195,20 +198,24 @@ class ReCon(Student):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         present: Sequence[Tensor | None] | None = None,
+        dense: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """Compute the pretraining losses of a batch.
 
         points: `[B, N, 3]`, or `[B, N, 6]` with colours, centred and scaled to the unit sphere.
         targets: the teachers' raw features, `[B, D]` each, in the order of `config.teachers`; `[B, T, D]`, several a
-        cloud, of those with a matched loss.
+        cloud, of those with a loss of `trainer.model.teaching.SEVERAL`.
         present: beside `targets`, bool `[B, T]`: which of several are there; all, where there is None.
         labels: `[B]` int category ids, needed by the contrast only.
         mask: `[B, G]` bool, True where hidden; drawn from `generator` when not given.
         generator: source of the mask and of drop path; torch's global one when not given.
+        dense: features of the points, `[B, N, D]` each, in the order of `config.dense`; zero where there is none.
 
-        Returns scalars: "reconstruction" unless it is "none", one under each teacher's name, with `self_contrastive`
-        "contrast", and "total", their sum with the teachers' weights.
+        Returns scalars: "reconstruction" unless it is "none", one under each teacher's name, those of `dense` too, with
+        `self_contrastive` "contrast", and "total", their sum with the teachers' weights.
         """
+        if len(dense) != len(self.dense):
+            raise ValueError(f"dense: {len(dense)} given, the model has {len(self.dense)}")
         if len(targets) != len(self.teachers):
             raise ValueError(f"targets: {len(targets)} given, the model has {len(self.teachers)} teachers")
         if self.config.color and self.config.color_drop:
@@ -220,9 +227,13 @@ class ReCon(Student):
             _check_mask(mask, centers, self.config.num_masked)
         scales = self.encoder.drop_path(len(points), generator)
         decoder_scales = None if self.decoder is None else self.decoder.drop_path(len(points), generator)
-        queries, predicted, place = self.rebuild(groups, centers, mask, scales, decoder_scales)
+        queries, tokens, predicted, place = self.rebuild(groups, centers, mask, scales, decoder_scales)
         truth = None if predicted is None else take(groups, place)
-        return self.forward_losses(predicted, truth, queries, targets, labels, present)
+        local = None
+        if self.dense:
+            seen = take(centers, self.split(mask)[0])
+            local = dense_losses(self.dense, tokens, points[..., :3], seen, dense, self.config.group_size)
+        return self.forward_losses(predicted, truth, queries, targets, labels, present, local)
 
     def _lost_colors(self, points: Tensor, generator: torch.Generator | None) -> Tensor:
         draw = of_batch(lambda count: torch.rand(count, generator=generator, device=points.device), len(points))
@@ -235,22 +246,22 @@ class ReCon(Student):
         mask: Tensor,
         scales: Tensor | None = None,
         decoder_scales: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Encode groups `[B, G, S, 3]` at centers `[B, G, 3]` behind `mask [B, G]`, and rebuild what it asks for.
 
-        Returns the queries `[B, Q, C]`, the rebuilt points `[B, M, S, 3]` (None without a decoder) and which groups
-        they are, `[B, M]`: the masked ones, of the causal form all.
+        Returns the queries `[B, Q, C]`, the tokens of `forward_encoder`, the rebuilt points `[B, M, S, 3]` (None
+        without a decoder) and which groups they are, `[B, M]`: the masked ones, of the causal form all.
         """
         visible, masked = self.split(mask)
         queries, tokens = self.forward_encoder(groups, centers, visible, scales)
         if self.config.mask_type == "causal":
             everything = torch.arange(groups.shape[1], device=groups.device).expand(groups.shape[0], -1)
             predicted = None if self.decoder is None else self.decoder.causal(tokens, centers, mask, decoder_scales)
-            return queries, predicted, everything
+            return queries, tokens, predicted, everything
         if self.decoder is None:
-            return queries, None, masked
+            return queries, tokens, None, masked
         predicted = self.decoder(tokens, take(centers, visible), take(centers, masked), decoder_scales)
-        return queries, predicted, masked
+        return queries, tokens, predicted, masked
 
     def draw_mask(self, centers: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw `[B, G]` bool, True where hidden, with the same count in every row."""
@@ -280,15 +291,17 @@ class ReCon(Student):
         targets: Sequence[Tensor],
         labels: Tensor | None,
         present: Sequence[Tensor | None] | None = None,
+        local: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compare `predicted [B, M, S, 3]` with `groups`, where something was rebuilt; and `queries [B, Q, C]` with the
-        teachers' features (see `forward`) and, for cls, with each other.
+        teachers' features (see `forward`) and, for cls, with each other; beside what is lost at the tokens, `local`.
         """
         losses: dict[str, Tensor] = {}
         if predicted is not None and groups is not None:
             truth = groups[..., : predicted.shape[-1]]
             losses["reconstruction"] = reconstruction_loss(predicted, truth, self.config.reconstruction)
-        weight = {}
+        losses |= local or {}
+        weight = {dense.name: dense.weight for dense in self.config.dense}
         for place, (teacher, head) in enumerate(zip(self.config.teachers, self.teachers, strict=True)):
             assert isinstance(head, TeacherHead)
             there = None if present is None else present[place]
@@ -306,13 +319,14 @@ class ReCon(Student):
         return losses | {"total": torch.stack(weighted).sum()}
 
     def zero_shot_feature(
-        self, points: Tensor, image: str | None = None, text: str | None = None, text_weight: float = 0.25
-    ) -> Tensor:
+        self, points: Tensor, image: str | None = None, text: str | None = None, text_weight: float = 0.25,
+        unit: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Feature in the teachers' shared space, `[B, D]`, raw: text_weight * text projection + image projection.
 
         Of clouds `[B, N, 3]` in any frame and scale. `image` and `text` name two of the model's teachers; without a
-        name, the first of that kind. Raises ValueError where there is none, and when the two spaces differ in width,
-        which then cannot be one space.
+        name, the first of that kind. With `unit` what each query predicts is normalised first, as ReCon++ does. Raises
+        ValueError where there is none, and when the two spaces differ in width, which then cannot be one space.
         """
         seeing, reading = self._place("image", image), self._place("text", text)
         widths = [self.config.teachers[place].dim for place in (seeing, reading)]
@@ -322,7 +336,7 @@ class ReCon(Student):
                 f"{widths[0]}-d images and {widths[1]}-d text"
             )
         queries, _ = self.forward_features(framed(points))
-        predicted = [self._feature(queries, place) for place in (seeing, reading)]
+        predicted = [self._feature(queries, place, unit) for place in (seeing, reading)]
         feature: Tensor = text_weight * predicted[1] + predicted[0]
         return feature
 
@@ -349,10 +363,10 @@ class ReCon(Student):
         queries, _ = self.forward_features(framed(points))
         return self._feature(queries, place)
 
-    def _feature(self, queries: Tensor, place: int) -> Tensor:
-        head = self.teachers[place]
+    def _feature(self, queries: Tensor, place: int, unit: bool = False) -> Tensor:
+        head, its = self.teachers[place], queries[:, self.spans[place]]
         assert isinstance(head, TeacherHead)
-        return head.feature(queries[:, self.spans[place]])
+        return F.normalize(head(its).float(), dim=-1).mean(dim=1) if unit else head.feature(its)
 
     def _place(self, kind: Kind, name: str | None) -> int:
         for place, teacher in enumerate(self.config.teachers):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recon.trainer.model.blocks import MLP_RATIO, PATCH_WIDTH
+from recon.trainer.model.dense import Dense
 from recon.trainer.model.masks import CAUSAL_PREFIX
 from recon.trainer.model.teaching import Teacher
 
@@ -78,6 +79,8 @@ class ModelConfig:
     """Drop path rate of the last block; rises linearly from 0 at the first, in encoder and decoder."""
     teachers: tuple[Teacher, ...] = ()
     """One global query each, or several, behind cls; none is single-modal."""
+    dense: tuple[Dense, ...] = ()
+    """What the local tokens learn besides, each a teacher's features of points."""
     cls_query: bool = True
     """A query without a teacher, for the contrast and for classifying. ReCon++ pretrains without; a classifier has it
     all the same."""
@@ -121,6 +124,8 @@ class ModelConfig:
                 f"model.mask_ratio: {self.mask_ratio} of {self.num_group} groups hides {self.num_masked}; "
                 "at least one must be hidden and one left"
             )
+        if self.dense and self.mask_type == "causal":
+            raise ValueError('model.dense: of mask_type "causal" a token knows the groups before its own; use "rand"')
         self._check_choices()
 
     def _check_choices(self) -> None:

@@ -66,7 +66,7 @@ class Attended:
 
 @torch.inference_mode()
 def attend(model: ReCon, names: Sequence[str], points: Tensor) -> list[Attended]:
-    """Of clouds [B, N, 3] within the unit sphere, as the model takes them. Of two towers that of the teachers."""
+    """Of clouds [B, N, C] within the unit sphere, as the model takes them. Of two towers that of the teachers."""
     encoder = model.encoder.teaching if isinstance(model.encoder, TwoTowers) else model.encoder
     queries = model.config.queries
     taken: dict[nn.Module, tuple[Tensor, ...]] = {}
@@ -87,7 +87,7 @@ def attend(model: ReCon, names: Sequence[str], points: Tensor) -> list[Attended]
         count = encoder.num_queries
         cross, local = local[..., :count, count:], local[..., count:, count:]
     _, centers = model.group(points)
-    arrays = [each.float().cpu().numpy() for each in (points, centers, cross, local)]
+    arrays = [each.float().cpu().numpy() for each in (points[..., :3], centers, cross, local)]
     return [
         Attended(name, cloud, middle, queries, a, b) for name, cloud, middle, a, b in zip(names, *arrays, strict=True)
     ]

@@ -222,10 +222,12 @@ def _again(told: Told) -> Iterator[str]:
         yield f"recon-pipeline all --manifest {_word(ref)}{root} --store {_store(ref)}"
     if config.task.kind == "pretrain":
         yield f"recon-train pretrain --store {store} --run {run} --recipe recipe.toml"
-        for each in dict.fromkeys((each.task, each.ref, each.split, each.ema) for each in told.alone):
-            if command := {SVM: "svm", ZERO_SHOT: "zeroshot"}.get(each[0]):
-                ema = " --ema" if each[3] else ""
-                yield f"recon-train {command} --run {run} --store {_store(each[1])} --split {_word(each[2])}{ema}"
+        done = [(each.task, each.ref, each.split, each.ema, each.protocol, each.draws) for each in told.alone]
+        for task, ref, split, ema, protocol, draws in dict.fromkeys(done):
+            if command := {SVM: "svm", ZERO_SHOT: "zeroshot"}.get(task):
+                asked = f" --protocol {protocol}" if protocol else ""
+                asked += (f" --draws {draws}" if draws > 1 else "") + (" --ema" if ema else "")
+                yield f"recon-train {command} --run {run} --store {_store(ref)} --split {_word(split)}{asked}"
     else:
         yield _downstream(told, store, run)
         yield from _tests(told, run)

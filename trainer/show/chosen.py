@@ -12,8 +12,8 @@ from recon.pipeline.base.digests import row_seed
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import nearest, some
 from recon.trainer.data.points import farthest_points
-from recon.trainer.data.transforms import normalize
 from recon.trainer.evaluate.features import Probe
+from recon.trainer.model.recon import framed
 
 CATEGORIES = 6
 """Of which a shape each is shown where none is named"""
@@ -45,14 +45,14 @@ def chosen_rows(probe: Probe, uids: Sequence[str]) -> NDArray[np.int64]:
 
 
 def clouds_of(probe: Probe, rows: NDArray[np.int64]) -> Tensor:
-    """Their `data.num_points` farthest points, centred and scaled: [N, num_points, 3] on the probe's device.
+    """Their `data.num_points` farthest points, centred and scaled: [N, num_points, C] on the probe's device.
 
     UserError where the store holds fewer.
     """
-    points, count = probe.store.points(probe.ref), probe.config.data.num_points
+    points, count, model = probe.store.points(probe.ref), probe.config.data.num_points, probe.config.model
     if count > points.xyz.shape[1]:
         held = f"{probe.store.path}: holds {points.xyz.shape[1]} points a shape"
         raise UserError(f"{held}, the student takes {count}; raise sample.num_points in the manifest")
     order = np.argsort(rows, kind="stable")
-    found = farthest_points(points, rows[order], count)[np.argsort(order, kind="stable")]
-    return normalize(found.to(probe.device))
+    found = farthest_points(points, rows[order], count, model.color, model.default_color)
+    return framed(found[np.argsort(order, kind="stable")].to(probe.device))

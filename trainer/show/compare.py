@@ -16,6 +16,7 @@ from recon.pipeline.base.files import write_atomically
 from recon.pipeline.base.pages import embedded, render
 from recon.pipeline.base.wording import shown
 from recon.trainer.checkpoints.checkpoint import read_record
+from recon.trainer.evaluate.protocols import named_by
 from recon.trainer.evaluate.results import read_results
 from recon.trainer.show.figures import overlaid_curves
 from recon.trainer.training.metrics import read_lines
@@ -82,6 +83,8 @@ def _read_run(path: Path, name: str) -> RunToCompare:
     for found in read_results(path):
         start = {name.removesuffix(RANDOM): value for name, value in found.items() if name.endswith(RANDOM)}
         where = "" if _on_data_of(found, record) else f" on {found['store']}/{found['ref']}, {found['split']}"
+        if protocol := named_by(found["protocol"]):
+            where += f", protocol {protocol}"
         probes = [
             {"step": 0, **_accuracies(start, where)},
             *probes,
@@ -98,7 +101,9 @@ def _on_data_of(found: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
 
 
 def _accuracies(found: dict[str, Any], where: str = "") -> dict[str, float]:
-    told = {name: value for name, value in found.items() if "accuracy" in name or name.endswith("_miou")}
+    told = {
+        name: value for name, value in found.items() if "accuracy" in name or name.endswith(("_miou", "_top3", "_top5"))
+    }
     return {f"{name}{where}": value for name, value in told.items()}
 
 

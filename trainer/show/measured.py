@@ -12,6 +12,7 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.documents import parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record
+from recon.trainer.evaluate.protocols import PROTOCOLS, named_by, result_name
 from recon.trainer.evaluate.results import read_results, summarize
 from recon.trainer.forms import SUMMARY
 from recon.trainer.model.settings import SIZES, ModelConfig
@@ -21,7 +22,7 @@ TASKS = {
     **dict.fromkeys(("full", "linear", "mlp3", "peft"), CLASSIFICATION),
     "classify": CLASSIFICATION,
     "svm": SVM,
-    "zeroshot": ZERO_SHOT,
+    **dict.fromkeys(map(result_name, PROTOCOLS), ZERO_SHOT),
     "partseg": PARTS,
 }
 MEASURES = {
@@ -31,6 +32,11 @@ MEASURES = {
     **{
         f"{name}_accuracy{suffix}": ("overall accuracy", words)
         for name in ("svm", "zero_shot")
+        for suffix, words in (("", ""), ("_random_init", ", before training"))
+    },
+    **{
+        f"zero_shot_{name}{suffix}": (measure, words)
+        for name, measure in (("top3", "top-3"), ("top5", "top-5"), ("class_accuracy", "class mean accuracy"))
         for suffix, words in (("", ""), ("_random_init", ", before training"))
     },
     "teacher_zero_shot_accuracy": ("overall accuracy", ", its image teacher itself"),
@@ -67,6 +73,10 @@ class Measured:
     ema: bool = False
     variant: str = ""
     """Of zero-shot: what stands in the place of the prompt ensemble and the release's mix"""
+    protocol: str = ""
+    """Of zero-shot: the protocol that was named"""
+    draws: int = 1
+    """Of zero-shot: how often points were drawn, of which it is the mean"""
     votes: int = 0
     """Votes a shape; 0: none"""
     repeats: int = 1
@@ -74,7 +84,7 @@ class Measured:
     best: bool = False
     """Whether it is the best of the repetitions, not their mean"""
     spread: float | None = None
-    """Standard deviation over the repetitions"""
+    """Standard deviation over the repetitions or draws"""
     seen: bool = False
     """Whether the model was trained on the split it was measured on"""
     same: str = ""
@@ -87,7 +97,7 @@ class Measured:
 
     @property
     def std(self) -> float | None:
-        """In per cent, of a sample: over seeds or folds, of a single one over repetitions; None where there is none."""
+        """In per cent, of a sample: over seeds or folds, of a single one over repetitions or draws; None if none."""
         if len(self.numbers) > 1:
             return 100 * float(summarize(dict(self.numbers))["std"])
         return None if self.spread is None else 100 * self.spread
@@ -175,6 +185,7 @@ def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) 
         drawn=bool(setting),
         ema=bool(result["checkpoint"].get("ema")),
         variant=str(result.get("variant", "")),
+        protocol=named_by(protocol),
         seen=own and bool({*split.split("+")} & {*data["splits"]}),
         same=digest_of([protocol, result["ref"], result["digests"], _but_seed(config, bool(fold))]) if config else "",
     )
@@ -184,7 +195,9 @@ def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) 
             named = "teacher" if whose.startswith(", its") else ""
             model = f"{told.model}{whose}"
             count = result.get(f"num_test_{named}", told.num_test) if named else told.num_test
-            yield replace(told, measure=measure, model=model, num_test=count, numbers=((number, float(result[name])),))
+            one = replace(told, measure=measure, model=model, num_test=count, numbers=((number, float(result[name])),))
+            drawn = result.get("draws", {}).get(name)
+            yield replace(one, draws=int(drawn["n"]), spread=float(drawn["std"])) if drawn else one
     yield from _voted(told, result.get("voting", {}))
 
 

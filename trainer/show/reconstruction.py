@@ -51,7 +51,7 @@ class Rebuilt:
 
 @torch.inference_mode()
 def rebuild(source: Path, model: ReCon, names: Sequence[str], points: Tensor, seed: int) -> list[Rebuilt]:
-    """Of clouds [B, N, 3] within the unit sphere; which groups are hidden is drawn for each by `seed` and its name.
+    """Of clouds [B, N, C] within the unit sphere; which groups are hidden is drawn for each by `seed` and its name.
 
     The distance is the one it was trained with: "cdl2" adds the mean squared distances in both directions, "cdl1"
     averages the mean distances. UserError for a model that was trained without a reconstruction.
@@ -63,7 +63,7 @@ def rebuild(source: Path, model: ReCon, names: Sequence[str], points: Tensor, se
     groups, centers = model.group(points)
     mask = torch.cat([_mask(model, centers[i : i + 1], seed, name) for i, name in enumerate(names)])
     visible, _ = model.split(mask)
-    _, rebuilt, masked = model.rebuild(groups, centers, mask)
+    _, _, rebuilt, masked = model.rebuild(groups, centers, mask)
     assert rebuilt is not None
     groups, predicted = groups[..., :3], rebuilt[..., :3].float()
     truth = take(groups, masked).float()
@@ -73,7 +73,7 @@ def rebuild(source: Path, model: ReCon, names: Sequence[str], points: Tensor, se
         truth + take(centers, masked)[:, :, None],
         predicted + take(centers, masked)[:, :, None],
     ]
-    arrays = [each.cpu().numpy() for each in (points, *placed, masked, chamfer)]
+    arrays = [each.cpu().numpy() for each in (points[..., :3], *placed, masked, chamfer)]
     return [Rebuilt(name, *found) for name, *found in zip(names, *arrays, strict=True)]
 
 

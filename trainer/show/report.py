@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from recon.pipeline.store.forms import LOG
 from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
+from recon.trainer.evaluate.protocols import PROTOCOLS, result_name
 from recon.trainer.evaluate.results import per_class, read_results
 from recon.trainer.forms import TRAINING
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
@@ -28,7 +30,9 @@ from recon.trainer.training.metrics import read_lines
 
 SHAPES_A_CATEGORY = 5
 LOSS_LINES = 20
-PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "text")
+MOST_CLASSES = 100
+"""Of a confusion matrix that is shown: Objaverse-LVIS's 1,156 by 1,156 are for programs."""
+PIPELINE_STAGES = ("meshes", "points", "views", "captions", "targets", "lifted", "text")
 HEADLINES = {
     "svm": ("svm_accuracy", "svm_accuracy_random_init"),
     "zeroshot": ("zero_shot_accuracy", "zero_shot_accuracy_random_init", "teacher_zero_shot_accuracy", "chance"),
@@ -98,6 +102,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         images={name: embedded(png) for name, png in figures.items()},
         losses=_loss_table(lines, list(data["teachers"])),
         matrices=[_matrix(title, *counts) for title, counts in _matrices(measured)],
+        large={_title(each): len(each["categories"]) for each in measured if _is_large(each)},
         seen_in_training=any(
             _is_own(result, data) and result["split"] in (*data["splits"], "train+test") and result["split"] != "train"
             for result in measured
@@ -143,7 +148,7 @@ def _is_told(value: Any) -> bool:
 
 def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
     """What the page says of a result: words, accuracy, and that of the random start."""
-    names = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
+    names = {"svm": "svm_accuracy", **dict.fromkeys(map(result_name, PROTOCOLS), "zero_shot_accuracy")}
     for name in (names.get(result["protocol"], ""), "accuracy", "instance_miou", "class_miou"):
         if name in result:
             words = {"instance_miou": ", instance mIoU", "class_miou": ", class mIoU"}.get(name, "")
@@ -152,8 +157,12 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
         yield f"{_title(result)}: the image teacher itself", f"{100 * result['teacher_zero_shot_accuracy']:.1f} %", None
 
 
+def _is_large(result: Mapping[str, Any]) -> bool:
+    return len(result.get("categories", [])) > MOST_CLASSES
+
+
 def _matrices(measured: Sequence[dict[str, Any]]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    for result in measured:
+    for result in itertools.filterfalse(_is_large, measured):
         for name, words in (("confusion", ""), ("confusion_teacher", ": the teacher")):
             if name in result:
                 yield f"{_title(result)}{words}", (result[name], result["categories"])

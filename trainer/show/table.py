@@ -166,6 +166,7 @@ def _conditions(each: Measured, known: DataSet | None) -> Iterator[str]:
         yield "no voting"
     if each.task == ZERO_SHOT:
         yield each.variant or "prompt ensemble"
+        yield from ([f"mean of {each.draws} draws of points"] if each.draws > 1 else [])
     if each.ema:
         yield "moving average of the weights"
     if each.seen:

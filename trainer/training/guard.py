@@ -85,7 +85,7 @@ def write_step(run: Path, step: int, batch: Batch, generators: Mapping[str, Tens
         parts = (
             {field.name: value} if isinstance(value, Tensor) else {f"{field.name}.{i}": t for i, t in enumerate(value)}
         )
-        tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
+        tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items() if tensor is not None}
     part = f"-rank-{rank()}" if world_size() > 1 else ""  # each has its own samples
     path = run / "nonfinite" / f"step-{step:08d}{part}.safetensors"
     try:

@@ -32,9 +32,9 @@ from recon.trainer.checkpoints.checkpoint import (
     sweep,
 )
 from recon.trainer.config import Config, TaskConfig
-from recon.trainer.data.batches import Batch, Batches, Loader
+from recon.trainer.data.batches import Batch
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.stream import StreamBatches
+from recon.trainer.data.mixed import Mixed
 from recon.trainer.data.transforms import stream
 from recon.trainer.model.flops import count_flops, peak_flops
 from recon.trainer.model.recon import ModelConfig
@@ -60,7 +60,7 @@ from recon.trainer.training.optim import build_optimizer, learning_rate
 from recon.trainer.training.peers import Stop, from_rank_0, stop_signals
 from recon.trainer.training.progress import TrainingProgress
 from recon.trainer.training.side_by_side import Copies, torch_threads
-from recon.trainer.training.tasks import build_model, losses_of, settled
+from recon.trainer.training.tasks import build_loader, build_model, losses_of, settled
 from recon.trainer.training.writers import check_writers, open_writers
 
 
@@ -83,7 +83,12 @@ class Trainer:
     """One run: model, optimiser, batches, and the step they stand at."""
 
     def __init__(
-        self, config: Config, dataset: Dataset, run: Path, device: torch.device, precision: Precision | None = None
+        self,
+        config: Config,
+        dataset: Dataset | Mixed,
+        run: Path,
+        device: torch.device,
+        precision: Precision | None = None,
     ) -> None:
         """UserError where settings and data do not fit. Nothing is written before `train`.
 
@@ -93,15 +98,13 @@ class Trainer:
         check_writers(config.run.log_to)
         self.run, self.device, self.seed = run, device, config.run.seed
         self.precision = precision or choose_precision(config, device.type).used
-        if config.data.online:
+        if config.data.online and isinstance(dataset, Dataset):
             from recon.trainer.data.online import OnlineTeachers  # the libraries of teachers take seconds to import
 
             dataset = replace(dataset, teach=OnlineTeachers(dataset, config.data, device))
-        form = StreamBatches if config.data.loader == "stream" else Batches
-        self.batches: Loader = form(
-            dataset, config.data, config.optim.batch_size, self.seed, device, rank(), world_size()
-        )
-        last = 0 if config.data.drop_last else len(dataset) % config.optim.batch_size
+        self.batches = build_loader(config, dataset, device)
+        full = config.data.drop_last or isinstance(dataset, Mixed)
+        last = 0 if full else len(dataset) % config.optim.batch_size
         check_batch(config.optim.batch_size, config.optim.accumulate, last)
         self.num_steps = self.batches.steps_per_epoch * config.optim.epochs
         make_deterministic(device)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,8 +29,10 @@ from recon.trainer.checkpoints.checkpoint import (
     threads_note,
     weights_identity,
 )
+from recon.trainer.checkpoints.start import put_start, read_start
 from recon.trainer.config import Config, RunConfig
 from recon.trainer.data.dataset import Dataset
+from recon.trainer.data.mixed import Mixed
 from recon.trainer.model.recon import ReCon
 from recon.trainer.model.tuning import count_trained
 from recon.trainer.recipe import config_from_dict, list_recipes, load_config
@@ -37,7 +40,7 @@ from recon.trainer.training.distributed import rank, world_size
 from recon.trainer.training.held import held_run
 from recon.trainer.training.loop import Probes, Trainer
 from recon.trainer.training.peers import check_alike, own_device
-from recon.trainer.training.tasks import load_data, load_pretrained
+from recon.trainer.training.tasks import load_pretrained, load_several
 
 PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
 """A probe's name -> what it finds of a student."""
@@ -45,7 +48,7 @@ PROBED = {"svm": "svm_accuracy", "zeroshot": "zero_shot_accuracy"}
 
 def pretrain(
     console: Console,
-    store: Path,
+    store: Path | Sequence[Path],
     run: Path,
     recipe: str | None,
     overrides: Sequence[str] = (),
@@ -54,7 +57,7 @@ def pretrain(
     device: str = "auto",
     profile: bool = False,
 ) -> int:
-    """Train on a store into a run's folder; 0, or 128 + the signal that stopped it.
+    """Train on a store, or on several mixed, into a run's folder; 0, or 128 + the signal that stopped it.
 
     With `profile` a few steps are timed part by part instead (`recon.trainer.training.profile`); nothing is saved.
 
@@ -73,7 +76,7 @@ def pretrain(
 
 def train(
     console: Console,
-    store: Path,
+    store: Path | Sequence[Path],
     run: Path,
     config: Config,
     resume: bool = False,
@@ -82,11 +85,19 @@ def train(
 ) -> int:
     """As `pretrain`, of settings of any task, in a folder that `check_run` has let pass."""
     with ExitStack() as stack:
-        return _train(stack, console, store, run, config, resume, device, profile)
+        stores = [store] if isinstance(store, Path) else store
+        return _train(stack, console, stores, run, config, resume, device, profile)
 
 
 def _train(
-    stack: ExitStack, console: Console, store: Path, run: Path, config: Config, resume: bool, device: str, profile: bool
+    stack: ExitStack,
+    console: Console,
+    stores: Sequence[Path],
+    run: Path,
+    config: Config,
+    resume: bool,
+    device: str,
+    profile: bool,
 ) -> int:
     """`train`; the stack holds the run's folder."""
     before = stamp(run / "config.json")
@@ -96,29 +107,35 @@ def _train(
     precision = choose_precision(config, target.type)
     if resume:
         config, precision = keep_precision(run, config, target.type)
-    opened = FeatureStore.open(store)
-    dataset = load_data(opened, config)
+    opened = [FeatureStore.open(store) for store in stores]
+    dataset = load_several(opened, config)
     # A run that was killed before its first checkpoint begins anew.
     fresh = not resume or read_pointer(run / "checkpoints") is None
     if config.task.pretrained:
         identity = weights_identity(Path(config.task.pretrained)) if fresh else read_record(run)["data"]["pretrained"]
         dataset.record["pretrained"] = identity
+    start = read_start(config.task.start) if config.task.start and fresh else None
+    if config.task.start:
+        dataset.record["start"] = start.identity if start else read_record(run)["data"].get("start")
     trainer = Trainer(config, dataset, run, target, precision.used)
-    trainer.probes = _probes(trainer, opened, dataset, store)
+    trainer.probes = _probes(trainer, opened[0], dataset.record)
+    notes: list[str] = []
     if config.task.pretrained and fresh:
-        load_pretrained(trainer.model, config.task.pretrained)
-        if trainer.ema:
-            trainer.ema.load(trainer.model.state_dict())
-    notes = []
+        notes.append(load_pretrained(trainer.model, config.task.pretrained))
+    if start:
+        put_start(trainer.model, start)
+    if trainer.ema and (start or (config.task.pretrained and fresh)):
+        trainer.ema.load(trainer.model.state_dict())
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
-        notes = [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
+        notes += [threads_note(run, trainer.threads) if target.type == "cpu" else "", processes_note(run)]
     check_alike({"data": dataset.record, "precision": precision.used, "step": trainer.step})
     if not resume and rank() == 0:
         stack.enter_context(held_run(run, before))
         begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
-    for line in (*notes, _first_line(trainer, precision), precision.note):
+    about_data = _mix(dataset, opened), left_out(dataset.record)
+    for line in (*notes, _first_line(trainer, precision), *about_data, precision.note):
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
     if profile:
@@ -141,7 +158,8 @@ def _train(
     return status
 
 
-def _probes(trainer: Trainer, opened: FeatureStore, dataset: Dataset, store: Path) -> Probes | None:
+def _probes(trainer: Trainer, opened: FeatureStore, record: dict[str, Any]) -> Probes | None:
+    """Of several stores they measure on the first, unless `run.probe_store` names another."""
     config = trainer.config
     if config.task.kind != "pretrain":
         if not (config.run.probe_every or config.keep_best):
@@ -154,7 +172,7 @@ def _probes(trainer: Trainer, opened: FeatureStore, dataset: Dataset, store: Pat
     from recon.trainer.evaluate.during import DuringTraining  # takes a second to import
 
     assert isinstance(trainer.model, ReCon)
-    return DuringTraining(config, trainer.run, store, dataset.record, trainer.model, trainer.device)
+    return DuringTraining(config, trainer.run, opened.path, record, trainer.model, trainer.device)
 
 
 def _check_best(config: RunConfig) -> None:
@@ -179,6 +197,22 @@ def _settings(run: Path, recipe: str | None, overrides: Sequence[str], resume: b
     if resume and not overrides:
         return config_from_dict(read_record(run)["config"], str(run / "config.json"))
     raise UserError(f"--recipe: name one ({', '.join(list_recipes())}) or a TOML file")
+
+
+def _mix(dataset: Dataset | Mixed, stores: Sequence[FeatureStore]) -> str:
+    """Which samples come from which of several stores; empty of one."""
+    if not isinstance(dataset, Mixed):
+        return ""
+    whole, parts = sum(dataset.shares), zip(stores, dataset.parts, dataset.shares, strict=True)
+    told = [f"{share / whole:.3g} from {store.path.name} ({len(part)} rows)" for store, part, share in parts]
+    return f"share of the samples: {', '.join(told)}"
+
+
+def left_out(record: Mapping[str, Any]) -> str:
+    """How many rows are not trained on for want of a teacher's features; empty where there is none."""
+    counts = record.get("left_out", {})
+    told = " and ".join(f"{count} without a feature of {name}" for name, count in counts.items())
+    return told and f"rows left out: {told}"
 
 
 def _first_line(trainer: Trainer, precision: Decision) -> str:

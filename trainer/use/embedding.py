@@ -50,7 +50,7 @@ def widths(config: Config) -> dict[str, int]:
 
 @torch.inference_mode()
 def describe(student: Student, points: Tensor) -> Described:
-    """Of clouds [N, P, 3] in any frame and scale, one at the least, P being `data.num_points` as in training."""
+    """Of clouds [N, P, C] in any frame and scale, one at the least, P being `data.num_points` as in training."""
     parts: list[list[Tensor]] = []
     for batch in torch.split(points, BATCH):
         embedding, predicted = student.model.describe(batch.to(student.device))
@@ -64,7 +64,7 @@ def describe_rows(student: Student, probe: Probe, rows: NDArray[np.int64], told:
 
     UserError where the store holds fewer points than the student takes.
     """
-    points, count = probe.store.points(probe.ref), student.config.data.num_points
+    points, count, model = probe.store.points(probe.ref), student.config.data.num_points, student.config.model
     if count > points.xyz.shape[1]:
         raise UserError(
             f"{probe.store.path}: holds {points.xyz.shape[1]} points a shape, the student takes {count}; raise "
@@ -72,7 +72,7 @@ def describe_rows(student: Student, probe: Probe, rows: NDArray[np.int64], told:
         )
     for start in range(0, len(rows), ROWS_AT_ONCE):
         chosen = rows[start : start + ROWS_AT_ONCE]
-        yield describe(student, farthest_points(points, chosen, count))
+        yield describe(student, farthest_points(points, chosen, count, model.color, model.default_color))
         told(start + len(chosen), len(rows))
 
 

@@ -176,7 +176,8 @@ def _evidence(cosines: Floats) -> NDArray[np.float64]:
 def _features(student: Student, data: Labelled, chosen: NDArray[np.int64], space: Space, index: Index | None) -> Floats:
     """[N, D] of rows of a split."""
     if index is None:
-        points = data.farthest_points(student.config.data.num_points)[chosen]
+        model, count = student.config.model, student.config.data.num_points
+        points = data.farthest_points(count, model.color, model.default_color)[chosen]
         return space.feature(describe(student, points))
     where: Any = np.searchsorted(index.row, data.row[chosen])
     found: Floats = space.feature(index.described)[where]

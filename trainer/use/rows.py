@@ -11,7 +11,7 @@ import torch
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
-from recon.trainer.data.files import axes_of, find_files, read_shape
+from recon.trainer.data.files import OwnShape, axes_of, find_files, read_shape
 from recon.trainer.evaluate.features import Student
 from recon.trainer.use.embedding import ROWS_AT_ONCE, Described, describe, describe_rows, telling, together
 
@@ -27,6 +27,12 @@ class Rows:
     described: Described
     refused: dict[str, str] = field(default_factory=dict)
     """Why files were left out, by their names"""
+
+
+def own_shape(student: Student, path: Path, up: str | None, front: str | None) -> OwnShape:
+    """Somebody's file as `read_shape` has it: as many points as the student takes, with colours where it takes them."""
+    model = student.config.model
+    return read_shape(path, student.config.data.num_points, up, front, model.color, model.default_color)
 
 
 def embed_store(student: Student, path: Path, ref: str | None, tell: Tell) -> Rows:
@@ -58,7 +64,7 @@ def embed_files(student: Student, paths: Sequence[Path], up: str | None, front: 
     said = set()
     for number, (uid, path) in enumerate(found, 1):
         try:
-            shape = read_shape(path, student.config.data.num_points, up, front)
+            shape = own_shape(student, path, up, front)
         except UserError as error:
             if len(found) == 1:
                 raise

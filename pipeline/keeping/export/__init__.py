@@ -14,6 +14,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import sync_directory
 from recon.pipeline.keeping.export.table import Progress, Table, load_table, safe_names
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.records import of_recipe
 
 Form = Literal["parquet", "memmap", "webdataset", "safetensors", "openshape", "captions"]
 Writer = Callable[[Table, Path, dict[str, Any], int, Progress], dict[str, Any]]
@@ -127,8 +128,7 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
     for name, (kind, key, column, lanes) in table.columns().items():
         spec = next(c for c in store.columns(kind, key) if c.name == column)
         draws = [table.store.column(kind, key, column).shape[0]] if lanes else []
-        axes = "[draw, view, token, dim]" if len(spec.shape) == 3 else "[draw, view, dim]"
-        meaning = MEANINGS.get(name, f"raw features {axes}; draw 0 is the clean picture")
+        meaning = MEANINGS.get(name) or _of_targets(store.recipe(kind, key), column, len(spec.shape))
         columns[name] = {"shape": [*draws, *spec.shape], "dtype": spec.dtype, "meaning": meaning}
     return {
         "format": "recon-export",
@@ -147,6 +147,17 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
         "targets": _by_teacher(ref.targets, lambda key: entry("targets", key)),
         "text": _by_teacher(ref.text, lambda key: entry("text", key)),
     }
+
+
+def _of_targets(recipe: dict[str, Any], column: str, axes: int) -> str:
+    """What a column of a teacher's features means."""
+    words = of_recipe(recipe) == "text"
+    several = "text" if words else "view"
+    if column == "present":
+        return f"[draw, {several}] whether that feature is there; where it is not, it is zero"
+    if words:
+        return "raw features [draw, text, dim] of the shape's own texts, in the order of its stored captions"
+    return f"raw features [draw, {'view, token' if axes == 3 else 'view'}, dim]; draw 0 is the clean picture"
 
 
 def _by_teacher(keys: dict[str, str], entry: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -18,9 +18,10 @@ def write_memmap(
     table: Table, folder: Path, trace: dict[str, Any], shard_rows: int, progress: Progress
 ) -> dict[str, Any]:
     """<column>.npy [N, ...], targets-<teacher>.npy [K, N, V, D], label.npy [N], and the words' files."""
+    lanes = {name: has_lanes for name, (_, _, _, has_lanes) in table.columns().items()}
     for start, stop, arrays in table.blocks(shard_rows):
         for name, values in arrays.items():
-            draws = name.startswith("targets-")
+            draws = lanes[name]
             lead = (values.shape[1], len(table)) if draws else (len(table),)
             shape = (*lead, *values.shape[1 + draws :])
             # Mapped anew for every block: pages once touched count as this process's memory until they are unmapped.

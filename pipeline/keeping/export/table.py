@@ -91,11 +91,16 @@ class Table:
             found = {c.name: ("points", points, c.name, False) for c in self.store.columns("points", points)}
         names = safe_names(list(self.ref.targets))
         for name, key in zip(names, self.ref.targets.values(), strict=True):
-            found[f"targets-{name}"] = ("targets", key, "feat", True)
+            columns = {column.name for column in self.store.columns("targets", key)}
+            found |= {
+                f"{prefix}-{name}": ("targets", key, column, True)
+                for prefix, column in (("targets", "feat"), ("present", "present"))
+                if column in columns
+            }
         return found
 
     def blocks(self, size: int) -> Iterator[tuple[int, int, Arrays]]:
-        """(start, stop, arrays [stop - start, ...]) in order; targets are [rows, K, V, D].
+        """(start, stop, arrays [stop - start, ...]) in order; targets are [rows, K, V, D], present ones [rows, K, V].
 
         UserError where a row is not what its receipt says.
         """
@@ -170,6 +175,8 @@ def _load_words(
 ) -> Words:
     """One list of prompts for all teachers: a text key may hold other datasets' prompts, in another order."""
     texts = {teacher: store.text(teacher, ref) for teacher in ref.text}
+    # Features of the classes that came with the files are of no template; they go along where there is nothing else.
+    texts = {teacher: text for teacher, text in texts.items() if not text.ready} or texts
     first = next(iter(texts.values()))
     classes = [[first.prompts[i] for i in first.class_prompts[number]] for number in used]
     own = [caption for record in records for caption in record["captions"]]

@@ -13,13 +13,15 @@ import numpy as np
 
 from recon.pipeline.keeping.export.arrays import named_text, write_words
 from recon.pipeline.keeping.export.table import Arrays, Progress, Table
+from recon.pipeline.store.records import of_recipe
 
 
 def write_webdataset(
     table: Table, folder: Path, trace: dict[str, Any], shard_rows: int, progress: Progress
 ) -> dict[str, Any]:
     """shard-<n>.tar, a sample a shape: <name>.json, .cls (the label), .<column>.npy, .image.<teacher>.npy [K, V, D]
-    and .text.<teacher>.npy [captions, D]. Class prompts, which shapes share, lie beside in the files of `memmap`.
+    and .text.<teacher>.npy [captions, D]; where some may be absent, .present.<teacher>.npy [K, V]. Words that came in
+    the files are [1, T, D]. Class prompts, which shapes share, lie beside in the files of `memmap`.
 
     The library takes a name up to its first dot as the sample's key and lowers the case of the rest.
     """
@@ -44,11 +46,19 @@ def _members(table: Table, row: int, arrays: Arrays) -> Iterator[tuple[str, byte
     yield "json", json.dumps(record, sort_keys=True).encode()
     yield "cls", str(record["label"]).encode()
     for name, values in arrays.items():
-        yield f"{name.replace('targets-', 'image.', 1).lower()}.npy", _npy(values)
+        yield f"{_suffix(table, name)}.npy", _npy(values)
     if table.words:
         rows = table.words.captions[row, : len(record["captions"])]
         for name, feat in named_text(table.words).items():
             yield f"{name.replace('text-', 'text.', 1).lower()}.npy", _npy(feat[rows])
+
+
+def _suffix(table: Table, name: str) -> str:
+    """What a column is called within a sample."""
+    kind, key, column, _ = table.columns()[name]
+    if kind == "targets" and column == "feat":
+        return name.replace("targets-", f"{of_recipe(table.store.recipe(kind, key))}.", 1).lower()
+    return (name.replace("present-", "present.", 1) if kind == "targets" else name).lower()
 
 
 def _npy(values: Any) -> bytes:

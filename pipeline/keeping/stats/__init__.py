@@ -18,6 +18,7 @@ from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.lacking import describe as describe_lacking
 from recon.pipeline.keeping.layout import measure
+from recon.pipeline.keeping.standing import declared, describe_standing
 from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
 from recon.pipeline.keeping.stats.listing import list_store as list_store
@@ -70,6 +71,8 @@ class PointStatistics:
     """Shapes by the direction that is likely to be up, most frequent first; see `shapes.upright`."""
     tipped: tuple[str, ...]
     """Uids of the first whose likely up is clear and not +Y."""
+    axes: tuple[str, str]
+    """Up and front of the files, as the manifest says."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,20 @@ class ViewStatistics:
     """Share of a view's pixels that show the shape."""
     blank: int
     """Views that show nothing."""
+
+
+@dataclass(frozen=True)
+class LiftedStatistics:
+    """Features of points of one teacher, sampled."""
+
+    teacher: str
+    sampled: int
+    points: int
+    """A shape."""
+    shown: float
+    """Share of the points that a view shows."""
+    views: float
+    """How many show such a point, on average."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,7 @@ class Statistics:
     views: ViewStatistics | None
     captions: tuple[CaptionStatistics, ...]
     targets: tuple[FeatureStatistics, ...]
+    lifted: tuple[LiftedStatistics, ...]
     text: tuple[FeatureStatistics, ...]
     cut: dict[str, tuple[int, int]]
     """By teacher how many prompts are longer than it reads, and of how many."""
@@ -143,6 +161,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
     faces = _faces(store, found.keys["meshes"], mine) if "meshes" in found.keys else np.zeros(0, np.int64)
     points, views = found.keys.get("points"), found.keys.get("views")
     targets = (_target_statistics(store, teacher, key, pick(key)) for teacher, key in found.targets.items())
+    lifted = (_lifted_statistics(store, teacher, key, pick(key)) for teacher, key in found.lifted.items())
     text = (_text_statistics(store, found, teacher, sample, seed) for teacher in found.text)
     return Statistics(
         ref=found.name,
@@ -159,6 +178,7 @@ def statistics(store: FeatureStore, ref: str | None = None, sample: int = 1024, 
         views=_view_statistics(store, views, pick(views)) if views else None,
         captions=_caption_statistics(store, found, mine),
         targets=tuple(filter(None, targets)),
+        lifted=tuple(filter(None, lifted)),
         text=tuple(filter(None, text)),
         cut=found.cut,
     )
@@ -192,6 +212,7 @@ def describe(found: Statistics) -> list[str]:
         )
         shares = ", ".join(f"{way} {count / p.sampled:.0%}" for way, count in p.up.items())
         lines.append(f"  likely up: {shares}" + (f"; not +Y: {', '.join(p.tipped)}" if p.tipped else ""))
+        lines += [f"  {line}" for line in describe_standing(p.up, *p.axes)]
     if found.views:
         v = found.views
         lines.append(
@@ -203,6 +224,10 @@ def describe(found: Statistics) -> list[str]:
         lines.append(
             f"captions/{c.table}: {c.captions} of {c.shapes} shapes, {c.distinct} distinct{score}; {c.rejected} unkept"
         )
+    lines += [
+        f"lifted/{f.teacher}, {f.sampled} sampled: {f.points} points, {f.shown:.1%} shown, by {f.views:.1f} views each"
+        for f in found.lifted
+    ]
     for kind, several in (("targets", found.targets), ("text", found.text)):
         lines += [line for f in several for line in _describe_features(kind, f)]
     return [*lines, *describe_cut(found.cut)]
@@ -294,7 +319,7 @@ def _point_statistics(store: FeatureStore, key: str, rows: NDArray[np.int64]) ->
     tipped = [store.registry.uid[row] for row, way in zip(rows, ways, strict=True) if way not in ("+Y", UNCLEAR)]
     return PointStatistics(
         len(rows), low, middle, high, *shares, len(np.unique(parts)),
-        dict(Counter(ways.tolist()).most_common()), tuple(tipped[:TIPPED]),
+        dict(Counter(ways.tolist()).most_common()), tuple(tipped[:TIPPED]), declared(store, key),
     )  # fmt: skip
 
 
@@ -332,13 +357,25 @@ def _caption_statistics(store: FeatureStore, ref: Ref, mine: NDArray[np.int64]) 
 def _target_statistics(
     store: FeatureStore, teacher: str, key: str, rows: NDArray[np.int64]
 ) -> FeatureStatistics | None:
-    """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token."""
+    """Of patch tokens, [V, T, D] a row, what is looked at is each view's mean token; absent features count nowhere."""
+    present = None
+    if any(column.name == "present" for column in store.columns("targets", key)):
+        present = read_rows(store.column("targets", key, "present"), rows, 0)
+        rows, present = rows[present.any(axis=1)], present[present.any(axis=1)]
     if not len(rows):
         return None
-    feat = store.column("targets", key, "feat")
-    blocks = _in_blocks(feat, rows, lane=0)
+    blocks = _in_blocks(store.column("targets", key, "feat"), rows, lane=0)
     views = [block.mean(axis=2, dtype=np.float32) if block.ndim == 4 else block for block in blocks]
-    return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows])
+    return feature_statistics(teacher, np.concatenate(views), store.registry.category[rows], present)
+
+
+def _lifted_statistics(store: FeatureStore, teacher: str, key: str, rows: NDArray[np.int64]) -> LiftedStatistics | None:
+    if not len(rows):
+        return None
+    count = read_rows(store.column("lifted", key, "count"), rows)
+    shown = count[count > 0]
+    views = float(shown.mean()) if len(shown) else 0.0
+    return LiftedStatistics(teacher, len(rows), count.shape[1], len(shown) / count.size, views)
 
 
 def _text_statistics(store: FeatureStore, ref: Ref, teacher: str, sample: int, seed: int) -> FeatureStatistics | None:

@@ -33,29 +33,41 @@ class FeatureStatistics:
     cosine_other_class: float | None
 
 
-def feature_statistics(teacher: str, feat: NDArray[Any], classes: NDArray[np.int64]) -> FeatureStatistics:
-    """Of features [S, V, D] of S >= 1 rows with V views each; `classes` [S] says which rows are of one kind."""
+def feature_statistics(
+    teacher: str, feat: NDArray[Any], classes: NDArray[np.int64], present: NDArray[np.bool_] | None = None
+) -> FeatureStatistics:
+    """Of features [S, V, D] of S >= 1 rows with V views each; `classes` [S] says which rows are of one kind.
+
+    present [S, V]: which of them are there, one or more a row; None: all.
+    """
     rows, num_views, dim = feat.shape
-    values = feat.astype(np.float32).reshape(-1, dim)
+    there = np.ones((rows, num_views), np.bool_) if present is None else present
+    values = feat.astype(np.float32)[there]
     norms = np.linalg.norm(values.astype(np.float64), axis=1)
     center = values.mean(axis=0, dtype=np.float64)
-    unit = (values / np.maximum(norms, 1e-30)[:, None]).reshape(rows, num_views, dim)
+    unit = np.zeros(feat.shape, np.float32)
+    unit[there] = values / np.maximum(norms, 1e-30)[:, None]
     # The mean cosine of all pairs of two groups is the dot product of their sums, so no pair needs to be drawn.
     shape_sum = unit.sum(axis=1, dtype=np.float64)
     within = (shape_sum**2).sum(axis=1)
     itself = (unit.astype(np.float64) ** 2).sum(axis=(1, 2))
-    names, index, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    names, index = np.unique(classes, return_inverse=True)
     class_sum = np.zeros((len(names), dim))
     np.add.at(class_sum, index, shape_sum)
     everything = float((class_sum.sum(axis=0) ** 2).sum())
     same, own = float((class_sum**2).sum()), float(within.sum())
-    same_pairs = float((counts.astype(np.float64) ** 2).sum() - rows)
-    all_pairs = float(rows) * (rows - 1)
+    held = there.sum(axis=1).astype(np.float64)
+    of_class = np.bincount(index, held)
+    of_one = float((held**2).sum())
+    same_pairs = float((of_class**2).sum()) - of_one
+    all_pairs = float(held.sum()) ** 2 - of_one
 
     def mean(total: float, pairs: float) -> float | None:
-        return total / pairs / num_views**2 if pairs else None
+        return total / pairs if pairs else None
 
-    views = float((within - itself).mean()) / (num_views * (num_views - 1)) if num_views > 1 else None
+    several = held > 1
+    of_views = (within - itself)[several] / (held * (held - 1))[several]
+    views = float(of_views.mean()) if len(of_views) else None
     return FeatureStatistics(
         teacher=teacher,
         sampled=rows,

@@ -89,10 +89,13 @@ def summarize(kind: str, attributes: dict[str, Any]) -> str:
         cameras = render.get("cameras")
         preset = attributes.get("preset") or f"{len(cameras) if isinstance(cameras, list) else 0} views"
         return f"{preset} {render.get('resolution')}px"
+    if kind == "lifted":
+        name, count = part_of(attributes, "teacher").get("name"), recipe.get("num_points")
+        return f"{name} on {count} points"
     if kind in ("targets", "text"):
         spec, teacher = part_of(attributes, "teacher"), part_of(recipe, "teacher")
         tap = (teacher.get("tap"),) if kind == "targets" else ()
-        words = (spec.get("name"), teacher.get("kind"), *tap, teacher.get("precision"))
+        words = (spec.get("name"), teacher.get("kind"), teacher.get("of"), *tap, teacher.get("precision"))
         return " ".join(str(word) for word in words if word)
     if kind == "captions":
         return " ".join(

@@ -212,13 +212,15 @@ class Collection:
                 picture = self.reader.read(own_picture, path)
                 with self._asking:
                     return self._answered(ask_image(self._teachers, picture, f"the picture {name}"))
-            shape: OwnShape = self.reader.read(read_shape, path, self.probe.config.data.num_points, up)
+            count, model = self.probe.config.data.num_points, self.probe.config.model
+            taken = (count, up, None, model.color, model.default_color)
+            shape: OwnShape = self.reader.read(read_shape, path, *taken)
         except UserError as error:
             said = str(error).replace(str(path), name)
             raise UserError(said if name in said else f"{name}: {said}") from error
         with self._student:
             asked = ask_mesh(self.student, shape, name)
-            points = normalize(torch.from_numpy(shape.points)[None])[0].numpy()
+            points = normalize(torch.from_numpy(shape.points[:, :3])[None])[0].numpy()
             return self._answered(asked) | {"points": base64.b64encode(_packed(points)).decode()}
 
     def told(self, error: Exception) -> str:
