@@ -64,6 +64,61 @@ def test_every_format_gives_the_same_points(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(found, XYZ - middle, atol=3e-6)
 
 
+COLOR = np.random.default_rng(1).integers(0, 256, (40, 3)).astype(np.uint8)
+"""sRGB."""
+
+
+def colored(folder: Path, name: str) -> Path:
+    """The cloud with its colours."""
+    path = folder / name
+    lines = [f"{' '.join(f'{v:.9g}' for v in point)} " for point in XYZ]
+    if name.startswith("shares"):  # floats from 0 to 1
+        shares = [" ".join(f"{v:.9g}" for v in color / 255) for color in COLOR]
+        names = "".join(f"property float {each}\n" for each in ("x", "y", "z", "red", "green", "blue"))
+        head = f"ply\nformat ascii 1.0\nelement vertex {len(XYZ)}\n{names}end_header\n" if name.endswith("ply") else ""
+        put = "" if head else "v "
+        path.write_text(head + "".join(f"{put}{a}{b}\n" for a, b in zip(lines, shares, strict=True)))
+    elif name.endswith(".pcd"):
+        rows = np.zeros(len(XYZ), [("rgb", "<u4"), ("x", "<f4"), ("y", "<f4"), ("z", "<f4")])
+        rows["x"], rows["y"], rows["z"] = XYZ.T
+        rows["rgb"] = COLOR.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+        data = name.removesuffix(".pcd")
+        text = "".join(f"{rgb} {line}\n" for rgb, line in zip(rows["rgb"].tolist(), lines, strict=True)).encode()
+        columns = b"".join(rows[field].tobytes() for field in ("rgb", "x", "y", "z"))
+        body = {"ascii": text, "binary": rows.tobytes(), "binary_compressed": packed(columns)}[data]
+        path.write_bytes(HEADER.format(points=len(XYZ), data=data).encode() + body)
+    elif name.endswith(".las"):
+        laspy = pytest.importorskip("laspy")
+        las = laspy.create(point_format=2)
+        las.header.scales, las.header.offsets = [1e-6] * 3, [0, 0, 0]
+        las.x, las.y, las.z = XYZ.astype(np.float64).T
+        las.red, las.green, las.blue = COLOR.astype(np.uint16).T * 257
+        las.write(path)
+    else:
+        cloud = trimesh.PointCloud(XYZ, colors=COLOR)
+        trimesh.Scene(cloud).export(path) if name.endswith(".glb") else cloud.export(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.ply", "shares.ply", "shares.obj", "a.glb", "ascii.pcd", "binary.pcd", "binary_compressed.pcd", "a.las"]
+)
+def test_every_format_gives_the_same_colours(tmp_path: Path, name: str) -> None:
+    found = load_cloud(colored(tmp_path, name), tmp_path)
+    shares = COLOR / 255
+    linear = (
+        shares if name == "a.glb" else np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    )
+    assert found.color is not None and found.color.dtype == np.uint8
+    np.testing.assert_array_equal(found.color, np.rint(255 * linear))
+    np.testing.assert_allclose(found.xyz, XYZ - (XYZ.min(0) + XYZ.max(0)) / 2, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.xyz", "a.obj", "a.ply", "a.glb", "a.las"])
+def test_what_says_no_colour_has_none(tmp_path: Path, name: str) -> None:
+    assert load_cloud(written(tmp_path, name), tmp_path).color is None
+
+
 def test_every_suffix_is_tried() -> None:
     assert {Path(name).suffix for name in FILES} | {".gltf"} == {*SUFFIXES}
 

@@ -128,6 +128,10 @@ def test_a_file_is_seen_as_the_store_has_its_shape(run: Path, small_store: Path,
         found = read_shape(path, 64, color=True, default_color=0.3)
         assert (found.points[:, 3:] == np.float32(0.3)).all()
         assert found.told().split(";")[0].endswith(", without colour, so of the grey 0.3")
+    points, shades = np.random.default_rng(0).normal(size=(100, 3)), np.tile(np.uint8([0, 255, 0]), (100, 1))
+    trimesh.PointCloud(points, colors=shades).export(tmp_path / "green.ply")
+    green = read_shape(tmp_path / "green.ply", 64, color=True).points
+    np.testing.assert_array_equal(green[:, 3:], np.tile(np.float32([0, 1, 0]), (64, 1)))
     student = load_student(run, CPU)
     without = describe(student, torch.from_numpy(found.points[None, :, :3])).embedding
     np.testing.assert_allclose(describe(student, torch.from_numpy(found.points[None])).embedding, without, atol=1e-5)

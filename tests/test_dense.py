@@ -18,6 +18,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.store import FeatureStore
+from recon.trainer.checkpoints.export import misfit
 from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.config import DataConfig, DenseConfig
 from recon.trainer.data.batches import Batches
@@ -25,6 +26,7 @@ from recon.trainer.data.dataset import load_dataset
 from recon.trainer.data.stream import StreamBatches
 from recon.trainer.model.dense import Dense, DenseHead, group_means
 from recon.trainer.model.recon import ModelConfig, ReCon
+from recon.trainer.model.teaching import RELEASED_TEACHERS
 from recon.trainer.recipe import config_to_toml, load_config
 from recon.trainer.training.pretraining import pretrain
 from tests.test_lift import MANIFEST
@@ -167,6 +169,15 @@ def test_a_run_learns_from_points_and_its_student_loads(lifted_store: Path, tmp_
     model = load_model(tmp_path / "run")
     assert isinstance(model, ReCon) and len(model.dense) == 1
     assert model.embed(torch.randn(2, 48, 3)).shape == (2, 48)
+    assert pretrain(console, lifted_store, tmp_path / "run", None, (), resume=True, device="cpu") == 0
+    with pytest.raises(UserError, match=r"model\.dense was points:tokens when .* began, now"):
+        without = [setting for setting in SETTINGS if "dense" not in setting]
+        pretrain(console, lifted_store, tmp_path / "run", "demo", without, resume=True, device="cpu")
+
+
+def test_the_release_has_no_place_for_it() -> None:
+    model = ReCon(ModelConfig(**TINY, teachers=RELEASED_TEACHERS, dense=(Dense("points:t", 5),)))
+    assert misfit(model) == "what the local tokens learnt of 'points:t'"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from recon.pipeline.flow.check import check
 from recon.pipeline.flow.manifest import Manifest, load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.export import export
+from recon.pipeline.keeping.stats import statistics
 from recon.pipeline.sources.safe_pickle import load_npy_objects
 from recon.pipeline.store import FeatureStore
 from tests import openshape_trees as trees
@@ -79,6 +80,8 @@ def test_clouds_and_names_come_as_they_lie(name: str, tmp_path: Path) -> None:
             text.feat[text.class_prompts[number]], trees.direction(category).astype(np.float16)[None]
         )
     assert (text.captions == -1).all()
+    (told,) = statistics(store).text
+    assert (told.teacher, told.sampled) == ("clip-bigg-classes", len(names))
 
 
 def test_other_features_are_another_key_and_the_claim_counts(tmp_path: Path) -> None:
@@ -253,6 +256,15 @@ def test_one_bad_cloud_is_set_aside(tmp_path: Path) -> None:
     points = Flow(read("modelnet40_openshape", tmp_path), tmp_path, store).all()[0]
     (failure,) = points.failed.values()
     assert "wrong-color" in failure.reason and "from 300 to 300" in failure.reason
+
+
+def test_a_damaged_file_is_set_aside_even_if_it_is_the_first(tmp_path: Path) -> None:
+    trees.objaverse_lvis(tmp_path)
+    (tmp_path / trees.MERGED / "Objaverse/000-001/lvis0.npy").write_bytes(b"no array")
+    store = FeatureStore.create(tmp_path / "s.zarr")
+    points = Flow(read("objaverse_lvis", tmp_path), tmp_path, store).all()[0]
+    (failure,) = points.failed.values()
+    assert "lvis0.npy: not an .npy file" in failure.reason and points.total == 6
 
 
 def test_classes_are_of_layouts_that_have_them(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import Teacher, TeacherSpec, load_teacher
 from recon.trainer.config import DataConfig, TeacherConfig
-from recon.trainer.data.batches import Batch, Batches, Loader
+from recon.trainer.data.batches import Batch, Batches
 from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.data.loader import Loader
 from recon.trainer.data.online import OnlineTeachers
 from recon.trainer.data.stream import StreamBatches
 from recon.trainer.recipe import config_from_dict

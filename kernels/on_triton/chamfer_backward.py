@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from recon.kernels.on_torch import small
-from recon.kernels.on_triton import on_device, tiles
+from recon.kernels.on_triton import on_device, segments, tiles
 from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
 # Pairs whose gradient a warp works out, four a lane, and points it then walks between two looks at the end. Not tuned.
@@ -35,7 +35,7 @@ def nearest_backward(
 
     grad_y and idx_y [B, M] or [B, 0]; norm 1, 2 or small.ROOT. Both grads are contiguous, or both one number expanded,
     which is then read where it stands. A pair of idx -1 or of a distance that is not finite adds nothing. Each
-    point adds its pairs up in the order of the other cloud: the same bits every time.
+    point adds its pairs up in an order that the sizes settle: the same bits every time.
     """
     (num_clouds, num_x, width), num_y = x.shape, y.shape[1]
     of_x, of_y = x.new_empty(x.shape if needs_x else 0), y.new_empty(y.shape if needs_y else 0)
@@ -45,57 +45,36 @@ def nearest_backward(
     own_x, own_y = torch.empty_like(x), torch.empty_like(y if back else y[:, :0])
     size = max(num_x, num_y)
     cut = tiles.tile(num_clouds, size, width, 1)
-    whole = size <= cut.rows * cut.lanes
-    if not whole:
-        cut = tiles.tile(num_clouds, size, width, 2)
+    inputs = (grad_x, grad_y, x, y, idx_x, idx_y, own_x, own_y)
     clouds = (num_clouds, num_x, num_y)
     shared = grad_x.stride() == grad_y.stride() == (0, 0)
     with on_device(x):
-        if not whole:
-            grid = (triton.cdiv(num_clouds * size, PAIRS), 2 if back else 1)
-            pairs_kernel[grid](
-                grad_x,
-                grad_y,
-                x,
-                y,
-                idx_x,
-                idx_y,
-                own_x,
-                own_y,
+        if size <= cut.rows * cut.lanes:
+            backward_kernel[(cut.programs(num_clouds, size),)](
+                *inputs,
+                of_x,
+                of_y,
                 *clouds,
-                width,
-                norm,
-                shared,
-                PAIRS,
+                D=width,
+                NORM=norm,
+                SHARED=shared,
+                BACK=back,
+                NEEDS_X=needs_x,
+                NEEDS_Y=needs_y,
+                R=cut.rows,
+                C=cut.clouds,
+                L=cut.lanes,
+                STEP=STEP,
                 num_warps=1,
                 enable_fp_fusion=False,
             )
-        backward_kernel[cut.programs(num_clouds, size), 1 if whole else 2](
-            grad_x,
-            grad_y,
-            x,
-            y,
-            idx_x,
-            idx_y,
-            own_x,
-            own_y,
-            of_x,
-            of_y,
-            *clouds,
-            D=width,
-            NORM=norm,
-            SHARED=shared,
-            BACK=back,
-            NEEDS_X=needs_x,
-            NEEDS_Y=needs_y,
-            WHOLE=whole,
-            R=cut.rows,
-            C=cut.clouds,
-            L=cut.lanes,
-            STEP=STEP,
-            num_warps=1,
-            enable_fp_fusion=False,
-        )
+            return of_x, of_y
+        grid = (triton.cdiv(num_clouds * size, PAIRS), 2 if back else 1)
+        pairs_kernel[grid](*inputs, *clouds, width, norm, shared, PAIRS, num_warps=1, enable_fp_fusion=False)
+        if needs_x:
+            of_x = segments.subtracted(own_x, own_y, idx_y, num_x)
+        if needs_y:
+            of_y = segments.subtracted(own_y, own_x, idx_x, num_y)
     return of_x, of_y
 
 
@@ -245,25 +224,23 @@ def backward_kernel(
     BACK: tl.constexpr,
     NEEDS_X: tl.constexpr,
     NEEDS_Y: tl.constexpr,
-    WHOLE: tl.constexpr,
     R: tl.constexpr,
     C: tl.constexpr,
     L: tl.constexpr,
     STEP: tl.constexpr,
 ) -> None:
-    """Tiles along axis 0; axis 1: of x, of y. WHOLE: the tile is all of its clouds, and a program does it all."""
+    """Clouds no larger than a tile: a program does all of those in its own."""
     num_tiles = tl.cdiv(tl.maximum(num_x, num_y), R * L)
     numbers = (tl.program_id(0) // num_tiles).to(tl.int64) * C + tl.arange(0, C)[None, :, None]
     cloud = tl.minimum(numbers, num_clouds - 1)  # [1, C, 1]
     query, here_x = queries_of(cloud, num_tiles, num_x, R, L)  # [R, 1, L]
     here_x &= numbers < num_clouds
     here_y = (query < num_y) & (numbers < num_clouds)
-    if WHOLE:
-        pair_gradients(grad_x, x, y, idx_x, own_x, cloud * num_x + query, cloud, num_y, here_x, D, NORM, SHARED)
-        if BACK:
-            pair_gradients(grad_y, y, x, idx_y, own_y, cloud * num_y + query, cloud, num_x, here_y, D, NORM, SHARED)
-        tl.debug_barrier()
-    if NEEDS_X and (WHOLE or tl.program_id(1) == 0):
+    pair_gradients(grad_x, x, y, idx_x, own_x, cloud * num_x + query, cloud, num_y, here_x, D, NORM, SHARED)
+    if BACK:
+        pair_gradients(grad_y, y, x, idx_y, own_y, cloud * num_y + query, cloud, num_x, here_y, D, NORM, SHARED)
+    tl.debug_barrier()
+    if NEEDS_X:
         gather(own_x, own_y, idx_y, of_x, query, cloud, here_x, num_x, num_y, True, BACK, D, R, C, L, STEP)
-    if NEEDS_Y and (WHOLE or tl.program_id(1) == 1):
+    if NEEDS_Y:
         gather(own_y, own_x, idx_x, of_y, query, cloud, here_y, num_y, num_x, BACK, True, D, R, C, L, STEP)

@@ -23,7 +23,7 @@ from recon.pipeline.shapes.meshfile.sidecars import fingerprint
 from recon.pipeline.shapes.sample import SampleRecipe
 from recon.pipeline.sources.custom import KIND, own_layout
 from recon.pipeline.sources.layouts import AnySource
-from recon.pipeline.sources.openshape_eval import ClassFeatures
+from recon.pipeline.sources.openshape_eval import ClassFeatures, OpenShapeEvalSource
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.sources.stored import AnyStored
 from recon.pipeline.stages.origin import Origin
@@ -190,13 +190,15 @@ def load_manifest(path: Path | str) -> Manifest:
     stored = [item.name for item in manifest.features.stored] + [item.name for item in manifest.features.classes]
     if len({*names, *stored}) < len(names) + len(stored):
         raise UserError(f"{path}: field 'features.teachers': two teachers share a name; give each its own `name`")
-    if manifest.features.classes and not manifest.source.has_class_features:
+    if manifest.features.classes and not isinstance(manifest.source, OpenShapeEvalSource):
         layout = manifest.source.layout
         raise UserError(f"{path}: field 'features.classes': layout {layout!r} has no features of classes; remove it")
     if manifest.features.stored and not manifest.source.has_features:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )
+    if any(item.of == "text" for item in manifest.features.stored) and not manifest.source.has_texts:
+        raise UserError(f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no texts")
     if manifest.split_by == "mesh" and not manifest.source.has_meshes:
         raise UserError(f"{path}: field 'split_by': layout {manifest.source.layout!r} has no meshes here; use \"uid\"")
     _check_captions(path, manifest, names)

@@ -77,11 +77,6 @@ class OpenShapeEvalSource(Source):
         """Every shape has points."""
         return True
 
-    @property
-    def has_class_features(self) -> bool:
-        """Files of features of the categories lie beside."""
-        return True
-
     def shapes(self, root: Path) -> list[Listed]:
         """In the list's order, or that of the clouds, which their number then names.
 
@@ -97,8 +92,8 @@ class OpenShapeEvalSource(Source):
         first = next(item for item in listed if item.fingerprint != "missing")
         try:
             self.cloud(root, first.source)
-        except MeshError as error:
-            if error.reason in ("wrong-color", "wrong-number"):
+        except UserError as error:  # of a file that is damaged, which is set aside
+            if isinstance(error, MeshError) and error.reason in ("wrong-color", "wrong-number"):
                 raise UserError(error.words) from error
         return listed
 
@@ -128,7 +123,7 @@ class OpenShapeEvalSource(Source):
         path = root / inside(asked.file, field, (".npy",))
         if not path.is_file():
             raise UserError(f"{field}: no file {path}; it comes with the data set, or take the table out")
-        names = sorted({*self.classes} or {item.category for item in self._listed(root)})
+        names = sorted({*self.classes} or {entry["category"] for entry in self._entries(root)})
         half = {}
         for name, values in _by_name(path, names, asked.field).items():
             if values.shape != (asked.dim,):
@@ -143,7 +138,8 @@ class OpenShapeEvalSource(Source):
         """Colours and the number of points count."""
         return super().recipe() | {"points": self.points, "rgb": self.rgb}
 
-    def _listed(self, root: Path) -> list[Listed]:
+    def _entries(self, root: Path) -> list[dict[str, str]]:
+        """Of the list. UserError for what is none of the layout."""
         path = root / inside(self.listing, LIST, (".json",))
         entries = read_json(path)
         if not isinstance(entries, list) or not entries:
@@ -153,6 +149,10 @@ class OpenShapeEvalSource(Source):
             values = [entry.get(name) for name in names] if isinstance(entry, dict) else [None]
             if not all(isinstance(value, str) and value for value in values):
                 raise UserError(f"{path}: entry {at}: must have the words {', '.join(names)}")
+        return entries
+
+    def _listed(self, root: Path) -> list[Listed]:
+        path, entries = root / self.listing, self._entries(root)
         if not self.clouds:
             return [self._of_file(root, entry, f"{path}: entry {at}: data_path") for at, entry in enumerate(entries)]
         pack, mark = self._packed(root)

@@ -99,11 +99,6 @@ class Source(Strict):
         """Whether shapes' files hold texts."""
         return False
 
-    @property
-    def has_class_features(self) -> bool:
-        """Whether files of features of the categories' names lie beside; see `openshape_eval`."""
-        return False
-
     @abstractmethod
     def shapes(self, root: Path) -> list[Listed]:
         """Every shape that the lists name or that is there, in a fixed order."""

@@ -13,7 +13,7 @@ from recon.kernels.on_torch import small
 
 pytest.importorskip("triton")
 
-from recon.kernels.on_triton import chamfer, chamfer_backward, interpolate, tiles
+from recon.kernels.on_triton import chamfer, chamfer_backward, interpolate, segments, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # NumPy, which stands in for the GPU, warns of overflow and of inf - inf.
@@ -179,6 +179,27 @@ def test_gradients_of_larger_clouds_match_autograd(single: bool) -> None:
     check_backward((2, 40, 9, 2), 2, single, 3)
 
 
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("targets", [1, 5, 50])
+def test_segments_are_added_up(targets: int, own: bool) -> None:
+    generator = torch.Generator().manual_seed(targets)
+    idx = torch.randint(-1, targets, (3, 40), generator=generator)  # of one target every second match is of it
+    others = torch.randn(3, 40, 2, generator=generator)
+    mine = torch.randn(3, 50 if own else 0, 2, generator=generator)
+    expected = torch.zeros(3, 50, 2, dtype=torch.float64)
+    if own:
+        expected += mine
+    for b, j in (idx >= 0).nonzero().tolist():
+        expected[b, idx[b, j]] -= others[b, j]
+    found = segments.subtracted(mine.to(DEVICE), others.to(DEVICE), idx.to(DEVICE), 50)
+    torch.testing.assert_close(found.cpu(), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_no_segments_leave_what_is_there() -> None:
+    mine, idx = torch.ones(2, 3, 2, device=DEVICE), torch.zeros(2, 0, dtype=torch.int64, device=DEVICE)
+    assert torch.equal(segments.subtracted(mine, mine[:, :0], idx, 3), mine)
+
+
 @settings(max_examples=15)
 @given(
     st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 4), st.integers(1, 3)),
@@ -225,4 +246,4 @@ def launch_all() -> None:
         interpolate.weighted_rows(features, idx, weights)
 
 
-MODULES = (chamfer, chamfer_backward, interpolate)
+MODULES = (chamfer, chamfer_backward, segments, interpolate)

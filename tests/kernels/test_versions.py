@@ -15,7 +15,7 @@ from recon.kernels import backends
 # Of the names that the kernels use, those that Triton 3.2 (of torch 2.6) has; looked up in the package itself.
 IN_3_2 = set(
     """abs arange cast cdiv constexpr debug_barrier float32 full int32 int64 join load max maximum min minimum
-    program_id reshape sqrt_rn static_range store tensor uint32 where zeros""".split()  # noqa: SIM905
+    program_id reshape sqrt_rn static_range store sum tensor uint32 where zeros""".split()  # noqa: SIM905
 )
 # Version: what came with it, and whether the kernels run.
 RELEASES = {

@@ -10,10 +10,10 @@ from recon import kernels
 
 pytest.importorskip("triton")
 
-from recon.kernels.on_triton import chamfer, chamfer_backward, fps, interpolate, knn
+from recon.kernels.on_triton import chamfer, chamfer_backward, fps, interpolate, knn, segments
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MODULES = (chamfer, chamfer_backward, fps, interpolate, knn)
+MODULES = (chamfer, chamfer_backward, fps, interpolate, knn, segments)
 Variant = tuple[Any, ...]
 # NumPy, which stands in for the GPU, warns of inf - inf.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +21,8 @@ from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
 from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.points import draw_points, in_frame, scale_translate, student_colors
+from recon.trainer.data.points import choose_points, chosen_points, in_frame, scale_translate, student_colors
 from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
-
-if TYPE_CHECKING:
-    from recon.trainer.data.mixed import Mixed
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -136,29 +133,6 @@ class Samples:
         return Batch(points, targets, moved.labels, moved.rows, moved.present, moved.dense)
 
 
-class Loader(Protocol):
-    """Batches as a pure function of the step, so that a run can start at any of them."""
-
-    steps_per_epoch: int
-
-    @property
-    def dataset(self) -> Dataset | Mixed:
-        """What is loaded."""
-        ...
-
-    def samples(self, step: int) -> Tensor:
-        """[B] a step's samples, in its batch's order, as indices into the data set."""
-        ...
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step counted from 0 over all epochs."""
-        ...
-
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps start to stop, prepared ahead where they come from the host's memory or the disk."""
-        ...
-
-
 class Batches:
     """The loader over a `Dataset` that is mapped or lies on the device.
 
@@ -262,7 +236,8 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
     # All in one call: in a batch of few samples, calls are what costs.
     bits = dict(zip(names, random_bits(keys, data.row[samples]), strict=True))
     category = data.category[samples]
-    points = draw_points(data.xyz, samples, bits["points"], config.num_points)
+    chosen = choose_points(data.xyz.shape[1], samples, bits["points"], config.num_points)
+    points = chosen_points(data.xyz, chosen, config.num_points)
     if data.frame is not None:
         frame = data.frame[samples, None]
         points = (points - frame[..., :3]) / frame[..., 3:]
@@ -275,7 +250,7 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
         rows=data.row[samples],
         targets=tuple(target for target, _ in taught),
         present=tuple(present for _, present in taught),
-        color=None if color is None else draw_points(color, samples, bits["points"], config.num_points),
+        color=None if color is None else chosen_points(color, chosen, config.num_points),
         dense=tuple(target.draw(samples, config, bits) for target in data.lifted),
     )
 

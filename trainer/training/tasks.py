@@ -16,8 +16,9 @@ from recon.pipeline.base.wording import some
 from recon.pipeline.store import FeatureStore
 from recon.trainer.checkpoints.loading import read_any
 from recon.trainer.config import Config
-from recon.trainer.data.batches import Batch, Batches, Loader
+from recon.trainer.data.batches import Batch, Batches
 from recon.trainer.data.dataset import Dataset, load_dataset
+from recon.trainer.data.loader import Loader
 from recon.trainer.data.mixed import Mixed, MixedBatches, load_mixed
 from recon.trainer.data.stream import StreamBatches
 from recon.trainer.data.transforms import stream

@@ -77,6 +77,14 @@ def dress(scene: Any, suffix: str, content: bytes, given: Colours = (None, None)
             geometry.visual.face_colors = as_bytes(face)
 
 
+def of_points(cloud: Any) -> Bytes | None:
+    """[P, 3] of a scene's point cloud; None where it says none."""
+    found = _of_element(cloud.metadata.get("_ply_raw", {}).get("vertex"))
+    if found is None:
+        found = np.asarray(getattr(cloud, "colors", ()))
+    return as_bytes(found) if found.ndim == 2 and len(found) == len(cloud.vertices) > 0 else None
+
+
 def _cut_polygons(geometry: Any, element: dict[str, Any] | None) -> None:
     """Give a PLY's geometry its polygons in the file's order, concave ones without what a fan would add; and each of
     their triangles a row of its own in the element, so that it has its polygon's colour.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recon.pipeline.shapes.mesh import Floats, Ints, Material, MeshError, Primitive, Wrap, srgb_to_linear
 from recon.pipeline.shapes.meshfile.budget import check_count, check_vertices
-from recon.pipeline.shapes.meshfile.colours import Colours, dress
+from recon.pipeline.shapes.meshfile.colours import Colours, dress, of_points
 from recon.pipeline.shapes.meshfile.dae_guard import guard_dae, without_controllers
 from recon.pipeline.shapes.meshfile.files import ModelFiles, picture_options
 from recon.pipeline.shapes.meshfile.gltf_guard import Layout, guard_gltf
@@ -94,15 +94,19 @@ def read_scene(path: Path, files: ModelFiles) -> Reading:
     return reading
 
 
-def read_vertices(path: Path, files: ModelFiles) -> Floats:
-    """The placed points [P, 3] of a file's point clouds, in its own axes; raises as `read_scene`."""
+def read_vertices(path: Path, files: ModelFiles) -> tuple[Floats, Floats | None]:
+    """The placed points [P, 3] of a file's point clouds, in its own axes, and their linear colours [P, 3] where all of
+    them have such; raises as `read_scene`.
+    """
     with _opened(path, files) as opened:
         placed = [(*opened.scene.graph[node], node) for node in opened.scene.graph.nodes_geometry]
         clouds = [(t, opened.scene.geometry[name]) for t, name, _ in placed]
         clouds = [(t, cloud) for t, cloud in clouds if len(getattr(cloud, "faces", ())) == 0]
         check_vertices(sum(len(cloud.vertices) for _, cloud in clouds))
         points = [np.asarray(cloud.vertices, np.float64) @ t[:3, :3].T + t[:3, 3] for t, cloud in clouds]
-    return np.concatenate([np.empty((0, 3)), *points])
+        shades = [of_points(cloud) for _, cloud in clouds]
+        own = [_linear(each, opened.layouts is not None) for each in shades if each is not None]
+    return np.concatenate([np.empty((0, 3)), *points]), np.concatenate(own) if own and len(own) == len(clouds) else None
 
 
 @contextmanager
@@ -216,11 +220,12 @@ class _Builder:
         visual = geometry.visual
         if visual.kind == "face":
             # each face needs corners of its own to have a colour of its own
-            colors = np.repeat(self._linear(visual.face_colors), 3, axis=0)
+            colors = np.repeat(_linear(visual.face_colors, self.layouts is not None), 3, axis=0)
             apart = np.arange(faces.size).reshape(-1, 3)
             return Primitive(part, vertices[faces].reshape(-1, 3), apart, PLAIN_WHITE, colors), False
         if visual.kind == "vertex":
-            return Primitive(part, vertices, faces, PLAIN_WHITE, self._linear(visual.vertex_colors)), False
+            colors = _linear(visual.vertex_colors, self.layouts is not None)
+            return Primitive(part, vertices, faces, PLAIN_WHITE, colors), False
         if visual.kind != "texture":
             return Primitive(part, vertices, faces, PLAIN_GREY), False
         finish = self._finish(visual.material)
@@ -235,11 +240,6 @@ class _Builder:
             colors = np.asarray(colors, np.float64)[:, :3] / scale
         uv, wrap = (uv, finish.wrap) if texture is not None else (None, _Finish.wrap)
         return Primitive(part, vertices, faces, finish.material, colors, uv, texture, wrap), finish.hidden
-
-    def _linear(self, colors: Any) -> Floats:
-        """[N, 3] linear of trimesh's bytes: glTF stores colours linear, the others in sRGB."""
-        shares: Floats = np.asarray(colors)[:, :3] / 255
-        return shares if self.layouts is not None else srgb_to_linear(shares)
 
     def _finish(self, source: Any) -> _Finish:
         if hasattr(source, "baseColorTexture"):
@@ -339,3 +339,9 @@ def _transparent(words: dict[str, Any]) -> bool:
             continue
         return (value if opaque else 1.0 - value) <= 0.0
     return False
+
+
+def _linear(colors: Any, gltf: bool) -> Floats:
+    """[N, 3] linear of trimesh's bytes: glTF stores colours linear, the others in sRGB."""
+    shares: Floats = np.asarray(colors)[:, :3] / 255
+    return shares if gltf else srgb_to_linear(shares)
