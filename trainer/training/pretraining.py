@@ -29,7 +29,7 @@ from recon.trainer.checkpoints.checkpoint import (
     threads_note,
     weights_identity,
 )
-from recon.trainer.checkpoints.start import put_start, read_start
+from recon.trainer.checkpoints.start import Start, put_start, read_start
 from recon.trainer.config import Config, RunConfig
 from recon.trainer.data.dataset import Dataset
 from recon.trainer.data.mixed import Mixed
@@ -111,21 +111,10 @@ def _train(
     dataset = load_several(opened, config)
     # A run that was killed before its first checkpoint begins anew.
     fresh = not resume or read_pointer(run / "checkpoints") is None
-    if config.task.pretrained:
-        identity = weights_identity(Path(config.task.pretrained)) if fresh else read_record(run)["data"]["pretrained"]
-        dataset.record["pretrained"] = identity
-    start = read_start(config.task.start) if config.task.start and fresh else None
-    if config.task.start:
-        dataset.record["start"] = start.identity if start else read_record(run)["data"].get("start")
+    start = _record_weights(config, dataset.record, run, fresh)
     trainer = Trainer(config, dataset, run, target, precision.used)
     trainer.probes = _probes(trainer, opened[0], dataset.record)
-    notes: list[str] = []
-    if config.task.pretrained and fresh:
-        notes.append(load_pretrained(trainer.model, config.task.pretrained))
-    if start:
-        put_start(trainer.model, start)
-    if trainer.ema and (start or (config.task.pretrained and fresh)):
-        trainer.ema.load(trainer.model.state_dict())
+    notes = [_begin_weights(trainer, start)] if fresh else []
     if resume:
         check_same(run, trainer.config, dataset.record)
         trainer.resume()
@@ -156,6 +145,29 @@ def _train(
     told = f"{'stopped' if status else 'done'} at step {trainer.step} of {trainer.num_steps}: {trainer.describe()}"
     console.print(f"{told}, {timedelta(seconds=round(trainer.seconds()))} in all", highlight=False, soft_wrap=True)
     return status
+
+
+def _record_weights(config: Config, record: dict[str, Any], run: Path, fresh: bool) -> Start | None:
+    """Keep in the data's record which weights a run begins, or began, from; a ViT's, where it begins with them now."""
+    task, began = config.task, {} if fresh else read_record(run)["data"]
+    if task.pretrained:
+        record["pretrained"] = weights_identity(Path(task.pretrained)) if fresh else began["pretrained"]
+    start = read_start(task.start) if task.start and fresh else None
+    if task.start:
+        record["start"] = start.identity if start else began.get("start")
+    return start
+
+
+def _begin_weights(trainer: Trainer, start: Start | None) -> str:
+    """Put into a model what it begins with, where that is not what was drawn; a line on what is, or nothing."""
+    note, pretrained = "", trainer.config.task.pretrained
+    if pretrained:
+        note = load_pretrained(trainer.model, pretrained)
+    if start:
+        put_start(trainer.model, start)
+    if trainer.ema and (start or pretrained):
+        trainer.ema.load(trainer.model.state_dict())
+    return note
 
 
 def _probes(trainer: Trainer, opened: FeatureStore, record: dict[str, Any]) -> Probes | None:
