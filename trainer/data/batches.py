@@ -21,7 +21,7 @@ from recon.pipeline.base.machine import cores
 from recon.trainer.config import DataConfig
 from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset
-from recon.trainer.data.points import draw_points, in_frame, scale_translate, student_colors
+from recon.trainer.data.points import choose_points, chosen_points, in_frame, scale_translate, student_colors
 from recon.trainer.data.transforms import normal_of, random_bits, random_uniform, rotate_y, stream, tilt
 
 S = TypeVar("S")
@@ -236,7 +236,8 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
     # All in one call: in a batch of few samples, calls are what costs.
     bits = dict(zip(names, random_bits(keys, data.row[samples]), strict=True))
     category = data.category[samples]
-    points = draw_points(data.xyz, samples, bits["points"], config.num_points)
+    chosen = choose_points(data.xyz.shape[1], samples, bits["points"], config.num_points)
+    points = chosen_points(data.xyz, chosen, config.num_points)
     if data.frame is not None:
         frame = data.frame[samples, None]
         points = (points - frame[..., :3]) / frame[..., 3:]
@@ -249,7 +250,7 @@ def draw(data: Dataset, samples: Tensor, config: DataConfig, seed: int, epoch: i
         rows=data.row[samples],
         targets=tuple(target for target, _ in taught),
         present=tuple(present for _, present in taught),
-        color=None if color is None else draw_points(color, samples, bits["points"], config.num_points),
+        color=None if color is None else chosen_points(color, chosen, config.num_points),
         dense=tuple(target.draw(samples, config, bits) for target in data.lifted),
     )
 

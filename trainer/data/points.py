@@ -74,7 +74,8 @@ def student_colors(color: Tensor, default: float) -> Tensor:
     A cloud without colour, all of whose points are `UNKNOWN`, has the `default` for all three.
     """
     plain = (color == UNKNOWN).flatten(1).all(dim=1)
-    return torch.where(plain[:, None, None], default, _student_table(color.device)[color.int()])
+    found = _student_table(color.device).index_select(0, color.reshape(-1).int()).view(color.shape)
+    return torch.where(plain[:, None, None], default, found)
 
 
 @lru_cache
@@ -91,14 +92,28 @@ def draw_points(values: Tensor, samples: Tensor, keys: Tensor, num_points: int) 
     at them, are as good as any other. From `RUNS_FROM` on they are chosen in runs of `RUN` neighbours, which takes a
     sixteenth of the random numbers and of the cache misses.
     """
-    num_stored, width = values.shape[1:]
-    length = RUN if num_stored >= RUNS_FROM and num_stored % RUN == 0 else 1
-    runs, runs_a_row = values.view(-1, width * length), num_stored // length
+    return chosen_points(values, choose_points(values.shape[1], samples, keys, num_points), num_points)
+
+
+def choose_points(num_stored: int, samples: Tensor, keys: Tensor, num_points: int) -> Tensor:
+    """[B, R] which runs `draw_points` takes of rows of `num_stored` points, counted over all rows."""
+    length = _run_length(num_stored)
+    runs_a_row = num_stored // length
     # In parts whose random numbers fit a core's cache.
     subsets = [random_subset(part, runs_a_row, -(-num_points // length)) for part in torch.split(keys, _PART)]
-    chosen = torch.cat(subsets) + samples[:, None] * runs_a_row
-    points = runs.index_select(0, chosen.view(-1))
-    return points.view(len(samples), chosen.shape[1] * length, width)[:, :num_points]
+    return torch.cat(subsets) + samples[:, None] * runs_a_row
+
+
+def chosen_points(values: Tensor, chosen: Tensor, num_points: int) -> Tensor:
+    """What `values` [N, P, C] hold of the points of runs that were `chosen` [B, R]: [B, num_points, C]."""
+    num_stored, width = values.shape[1:]
+    length = _run_length(num_stored)
+    points = values.view(-1, width * length).index_select(0, chosen.view(-1))
+    return points.view(len(chosen), chosen.shape[1] * length, width)[:, :num_points]
+
+
+def _run_length(num_stored: int) -> int:
+    return RUN if num_stored >= RUNS_FROM and num_stored % RUN == 0 else 1
 
 
 def on_places(change: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
