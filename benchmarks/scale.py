@@ -1,7 +1,7 @@
 """A million shapes through the engine: registered, planned, run on dask and on worker processes, stopped, resumed.
 
 Run: python benchmarks/scale.py [--part engine|openshape] [--rows N]. Writes benchmarks/results/scale.json and scale.md;
-ten minutes. Of a part that is not run, what the file has is kept.
+fifteen minutes. Of a part that is not run, what the file has is kept.
 
 engine: the stage is a fake: a shard of 32 rows takes a millisecond and gives four numbers a row, so what is timed is
 the engine, the store and the scheduler. openshape: OpenShape's 875,000 shapes; see scale_parts/openshape.py. Every

@@ -15,6 +15,8 @@ import trimesh
 from PIL import Image
 
 from recon.pipeline.execution.executor import InProcess
+from tests.openshape_files import ensemble
+from tests.test_stored_features import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTENDING = ROOT / "docs" / "extending.md"  # whose commands tests/test_extending.py runs, with the page's files
@@ -103,6 +105,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, cl
     Flow(load_manifest(place / "data_manifests" / "demo.toml"), None, store).all()
     shutil.copytree(store.path, place / "stores" / "more.zarr")
     folder_manifest(place, clip_config).rename(place / "data_manifests" / "folder.toml")
+    shipped(place / "data_manifests")
+    ensemble(place / "openshape")
     for category in ("chairs", "tables"):
         (place / "my" / "meshes" / category).mkdir(parents=True)
         trimesh.creation.box((1, 1, 2)).export(place / "my" / "meshes" / category / "a.ply")

@@ -392,6 +392,10 @@ def test_features_leave_it_alone_and_other_points_are_another_key(
     second = Flow(load_manifest(more), None, store).lift()
     assert [result.computed for result in second] == [0, 0, 0, 0, 6]
     assert store.lifted().feat.shape[1] == 128
+    other = tmp_path / "other.toml"
+    other.write_text(MANIFEST.format(points=128, model=clip_config).replace("num_points = 256", "num_points = 192"))
+    told = [line for line in report(Flow(load_manifest(other), None, store), 1) if line.stage == "lifted tokens"]
+    assert [line.partition(": ")[2] for line in told[0].why][:1] == ["points.num_points: 256 -> 192"]
 
 
 def test_a_shape_of_another_frame_than_its_pictures_is_set_aside(filled: Path, manifest: Path, tmp_path: Path) -> None:

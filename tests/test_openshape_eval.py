@@ -16,6 +16,7 @@ from recon.pipeline.flow.check import check
 from recon.pipeline.flow.manifest import Manifest, load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.export import export
+from recon.pipeline.keeping.stats import statistics
 from recon.pipeline.sources.safe_pickle import load_npy_objects
 from recon.pipeline.store import FeatureStore
 from tests import openshape_trees as trees
@@ -79,6 +80,8 @@ def test_clouds_and_names_come_as_they_lie(name: str, tmp_path: Path) -> None:
             text.feat[text.class_prompts[number]], trees.direction(category).astype(np.float16)[None]
         )
     assert (text.captions == -1).all()
+    (told,) = statistics(store).text
+    assert (told.teacher, told.sampled) == ("clip-bigg-classes", len(names))
 
 
 def test_other_features_are_another_key_and_the_claim_counts(tmp_path: Path) -> None:

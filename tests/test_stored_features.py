@@ -303,6 +303,12 @@ def test_a_manifest_needs_a_teacher_or_stored_features(tmp_path: Path) -> None:
         load_manifest(path)
 
 
+def test_features_of_texts_need_a_layout_with_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenShapeSource, "has_texts", False)
+    with pytest.raises(UserError, match=r"field 'features\.stored': files of layout 'openshape' hold no texts"):
+        load_manifest(manifest(tmp_path))
+
+
 FILTERS: dict[str, tuple[str | None, str]] = {
     "missing": (None, "no list .*gpt4_filtering.json: put it there"),
     "a list": ("[1]", 'is no object of ids, each with a "flag"'),

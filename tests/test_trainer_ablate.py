@@ -18,11 +18,13 @@ import pytest
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.teachers import load_teacher
-from recon.trainer.ablate import ablate, difference, list_ablations, load_ablation
+from recon.trainer.ablate import ablate, difference, gather, list_ablations, load_ablation
+from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.commands.options import numbers
 from recon.trainer.data.dataset import load_dataset
 from recon.trainer.evaluate.svm import run_svm
 from recon.trainer.evaluate.zero_shot import run_zero_shot
+from recon.trainer.model.teaching import SEVERAL
 from recon.trainer.recipe import load_config
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
@@ -319,6 +321,17 @@ def test_the_file_in_the_manual_is_one(tmp_path: Path) -> None:
     for arm in ablation.arms:
         load_config("demo", arm.settings)
     assert load_config(ablation.finetune).task.kind == "classify"
+
+
+@pytest.mark.slow
+def test_every_form_of_matching_trains_and_is_measured(store: Path, recipe: str, tmp_path: Path) -> None:
+    assert ablate(QUIET, store, tmp_path / "out", "matching", recipe, (), [0], "cpu") == 0
+    result, taught = gather(tmp_path / "out", "matching", recipe, (), [0]), []
+    for arm in load_ablation("matching").arms:
+        assert {"svm_accuracy", "zero_shot_accuracy"} <= result["arms"][arm.name].keys()
+        teachers = read_record(tmp_path / "out" / arm.folder / "seed-0")["config"]["model"]["teachers"]
+        taught.append((teachers[0]["loss"], teachers[0]["queries"]))
+    assert taught == [("smooth_l1", 1), *((loss, 6) for loss in SEVERAL)]
 
 
 def test_every_shipped_ablation_has_settings_that_are_settings() -> None:

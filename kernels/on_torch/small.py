@@ -129,7 +129,7 @@ def _slope(grad: Pairs, first: Pairs, second: Pairs, near: NDArray[np.int64], no
     with np.errstate(over="ignore", invalid="ignore"):
         apart: Pairs = first - second[np.arange(len(near))[:, None], near]
         # All at once where nothing is special: a sum of squares is finite only if each is.
-        if norm == 2 and near.min() >= 0 and math.isfinite(np.vdot(apart, apart)):
+        if norm == 2 and not (near < 0).any() and math.isfinite(np.vdot(apart, apart)):
             apart *= 2
             apart *= grad[..., None]
             return apart

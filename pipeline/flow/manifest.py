@@ -197,6 +197,8 @@ def load_manifest(path: Path | str) -> Manifest:
         raise UserError(
             f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no features; remove it"
         )
+    if any(item.of == "text" for item in manifest.features.stored) and not manifest.source.has_texts:
+        raise UserError(f"{path}: field 'features.stored': files of layout {manifest.source.layout!r} hold no texts")
     if manifest.split_by == "mesh" and not manifest.source.has_meshes:
         raise UserError(f"{path}: field 'split_by': layout {manifest.source.layout!r} has no meshes here; use \"uid\"")
     _check_captions(path, manifest, names)

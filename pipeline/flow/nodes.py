@@ -160,8 +160,8 @@ class Plan:
             return ()
         looked_at = {table.teacher_named for table in self.tables}
         ranking = [spec for spec in self.manifest.features.teachers if spec.name in looked_at]
-        lifting = self.manifest.features.lift
-        lifted = (self._lifted(name).images for name in lifting.teachers) if lifting else ()
+        lifting = self.manifest.features.lift.teachers if self.manifest.features.lift else ()
+        lifted = (stage for name in lifting for stage in (self._lifted(name).points, self._lifted(name).images))
         stages = (stage for spec in ranking for stage in (self._images(spec), self._words(spec)) if stage is not None)
         return (Meshes(self.origin), self.views, *stages, *lifted)
 

@@ -27,6 +27,7 @@ from recon.pipeline.store.receipts import DamagedStore, Failure
 from recon.pipeline.store.records import Caption, Lifted, Points, Ref, Registry, Targets, Text, Texts, Views, of_recipe
 
 FORMAT = {"format": "recon-store", "version": 3}
+NAME_ALONE = ("{category}",)
 FEATURE_ROWS = 512  # that `features` reads at once
 REGISTRY_COLUMNS = ("uid", "dataset", "category", "split", "source", "fingerprint")
 
@@ -230,9 +231,8 @@ class StoreReader(StoredKeys):
         row = {prompt: i for i, prompt in enumerate(prompts)}
         row[""] = -1
         used = set(self.registry.category[self.rows(ref)].tolist())
-        recipe = self.recipe("text", key)
-        came = part_of(recipe, "teacher").get("kind") == "stored"
-        templates = ("{category}",) if came else ref.templates
+        templates = self.templates(ref, key)
+        came = templates == NAME_ALONE
         wanted = [class_prompts(category, templates) for category in self.registry.categories]
         for number in used:
             if not set(wanted[number]) <= set(row):
@@ -246,7 +246,12 @@ class StoreReader(StoredKeys):
                 f"{self.path}: {len(absent)} captions not embedded by {name!r}; run `recon-pipeline features`"
             )
         index = np.array([[row.get(c, -1) for c in line] for line in captions], dtype=np.int64)
-        return Text(key, name, recipe, feat, prompts, classes, index)
+        return Text(key, name, self.recipe("text", key), feat, prompts, classes, index)
+
+    def templates(self, ref: Ref, key: str) -> tuple[str, ...]:
+        """Of class prompts under a key of text: the ref's; the name alone, of features that came with a data set."""
+        came = part_of(self.recipe("text", key), "teacher").get("kind") == "stored"
+        return NAME_ALONE if came else ref.templates
 
     def captions(self, ref: Ref | str | None = None) -> list[list[str]]:
         """Shape-specific captions a row, each once, padded with "" to one length; tables in the manifest's order."""

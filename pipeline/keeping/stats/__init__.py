@@ -382,8 +382,9 @@ def _text_statistics(store: FeatureStore, ref: Ref, teacher: str, sample: int, s
     """Prompts of the ref's shapes: a class prompt is of its class, a caption of the class of its first shape."""
     key, registry, mine = ref.text[teacher], store.registry, store.rows(ref)
     class_of: dict[str, int] = {}
+    templates = store.templates(ref, key)
     for number in np.unique(registry.category[mine]).tolist():
-        class_of |= dict.fromkeys(class_prompts(registry.categories[number], ref.templates), number)
+        class_of |= dict.fromkeys(class_prompts(registry.categories[number], templates), number)
     captions = store.captions(ref)
     for row in mine:
         for caption in captions[row]:
