@@ -1,12 +1,12 @@
 """What colours are worth to the demo's student: the recipes demo and demo-colour beside each other, over run seeds.
 
-    python benchmarks/colour.py --work FOLDER [--seeds 0 1 2] [--recipe demo demo-colour]
+    python benchmarks/colour.py --work FOLDER [--seeds 0 1 2] [--arm demo demo-open demo-colour]
 
-Makes the demo's stores as benchmarks/demo.py does, trains both recipes in float32 on the training shapes of data-set
-seed 0, and probes each student on the test shapes of seeds 0, 1 and 2; nothing was chosen by those of 1 and 2. The
-student of colours is probed once more on the same clouds with their colours withheld. What is in FOLDER already is not
-done again, so seeds and recipes may be given to several processes. Writes colour.json and colour.md in
-benchmarks/results/ from all that FOLDER holds.
+Makes the demo's stores as benchmarks/demo.py does, trains every arm in float32 on the training shapes of data-set seed
+0, and probes each student on the test shapes of seeds 0, 1 and 2. "demo-open" is demo without its stop-gradient, which
+demo-colour is without, too. The student of colours is probed once more on the same clouds with their colours withheld.
+What is in FOLDER already is not done again, so seeds and arms may be given to several processes. Writes colour.json
+and colour.md in benchmarks/results/ from all that FOLDER holds.
 """
 
 from __future__ import annotations
@@ -38,10 +38,20 @@ from recon.trainer.evaluate.svm import run_svm  # noqa: E402
 from recon.trainer.evaluate.zero_shot import run_zero_shot  # noqa: E402
 from recon.trainer.training.pretraining import pretrain  # noqa: E402
 
-RECIPES = ("demo", "demo-colour")
+TRAINED = {
+    "demo": ("demo", ()),
+    "demo-open": ("demo", ("model.stop_gradient=false",)),
+    "demo-colour": ("demo-colour", ()),
+}
+"""Arm -> recipe, and what is set besides."""
 UNSEEN = DATA_SEEDS[1:]
 MEASURES = {"zero_shot_accuracy": "zero-shot", "svm_accuracy": "linear SVM"}
-ARMS = {"demo": "demo", "demo-colour": "demo-colour", "withheld": "demo-colour, colours withheld"}
+ARMS = {
+    "demo": "demo",
+    "demo-open": "demo, no stop-gradient",
+    "demo-colour": "demo-colour",
+    "withheld": "demo-colour, colours withheld",
+}
 FARTHEST = Labelled.farthest_points
 
 
@@ -50,20 +60,20 @@ def without_colors(data: Labelled, num_points: int, *_: object, **__: object) ->
     return FARTHEST(data, num_points)
 
 
-def measure(work: Path, stores: dict[int, Path], seed: int, recipe: str) -> dict[str, Any]:
+def measure(work: Path, stores: dict[int, Path], seed: int, arm: str) -> dict[str, Any]:
     """Train one student and probe it on every store, where it knows colours also without them."""
-    run = work / f"{recipe}-{seed}"
-    settings = [f"run.seed={seed}", "run.precision=float32"]
+    run, (recipe, more) = work / f"{arm}-{seed}", TRAINED[arm]
+    settings = [f"run.seed={seed}", "run.precision=float32", *more]
     if status := pretrain(Console(stderr=True), stores[0], run, recipe, settings, overwrite=True, device="cpu"):
         raise SystemExit(status)
     training = json.loads((run / "training.json").read_text("utf-8"))
     arms = {}
-    if recipe == "demo-colour":
+    if arm == "demo-colour":
         # First: the run's folder keeps what is found last.
         with patch.object(Labelled, "farthest_points", without_colors):
             arms["withheld"] = probed(run, stores)
-    arms[recipe] = probed(run, stores)
-    return {"recipe": recipe, "seed": seed, "training": training, "arms": arms}
+    arms[arm] = probed(run, stores)
+    return {"recipe": recipe, "set": [*more], "seed": seed, "training": training, "arms": arms}
 
 
 def probed(run: Path, stores: dict[int, Path]) -> dict[str, dict[str, float]]:
@@ -133,15 +143,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for stores and runs; kept")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="run seeds to train")
-    parser.add_argument("--recipe", nargs="*", default=[*RECIPES], choices=RECIPES)
+    parser.add_argument("--arm", nargs="*", default=[*TRAINED], choices=[*TRAINED], help="what to train")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     stores = {seed: make_store(asked.work, seed) for seed in DATA_SEEDS}
     for seed in asked.seeds:
-        for recipe in asked.recipe:
-            result = asked.work / f"colour-{recipe}-{seed}.json"
+        for arm in asked.arm:
+            result = asked.work / f"colour-{arm}-{seed}.json"
             if not result.is_file():
-                write_atomically(result, json.dumps(measure(asked.work, stores, seed, recipe), indent=1) + "\n")
+                write_atomically(result, json.dumps(measure(asked.work, stores, seed, arm), indent=1) + "\n")
             write_results(asked.work)
 
 

@@ -36,9 +36,10 @@ def test_differences_are_taken_run_seed_by_run_seed() -> None:
     assert len(colour.table(runs[:1])) == 2 + len(colour.MEASURES)  # of a folder that is not finished
 
 
-def test_the_recipes_differ_by_colours_alone() -> None:
-    plain, colored = load_config("demo"), load_config("demo-colour")
-    assert colored.model.color and colored.model.color_drop == 0.5
+def test_the_recipes_differ_by_colours_and_the_stop_gradient_alone() -> None:
+    plain, colored = (load_config(*colour.TRAINED[arm]) for arm in ("demo-open", "demo-colour"))
+    assert colored.model.color and 0 < colored.model.color_drop < 1
+    assert plain == load_config("demo", ["model.stop_gradient=false"])
     model = dataclasses.replace(colored.model, color=False, color_drop=0.0)
     assert dataclasses.replace(colored, model=model) == plain
 
