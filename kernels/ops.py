@@ -13,6 +13,7 @@ device. Callers go through kernels.transforms, which stands in for them inside t
 | nearest | chamfer_distance | nearest_backward | _second_order, both ways |
 | loss_ops.chamfer_loss | ChamferL1, ChamferL2 | loss_ops.chamfer_loss_backward | _second_order, both ways |
 | groups | group_points | add_rows | take_rows |
+| weight_ops.inverse_weights | interpolate_three | in plain torch | by torch |
 | weighted_rows | interpolate_three | add_rows, take_rows | theirs |
 
 The gradients of d(x, y) = sum_c (x_c - y_c)^2 are 2 (x - y) in x and its opposite in y; of sum_c |x_c - y_c| they are

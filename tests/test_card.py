@@ -85,6 +85,18 @@ def test_the_recipe_in_it_trains_the_same(tmp_path: Path) -> None:
     assert load_config(str(tmp_path / "recipe.toml")) == settings_of(run / "config.json")
 
 
+def test_the_card_of_several_stores_names_all(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", settings("recon-small", "data.shares=[3,1]"))
+    first = json.loads((run / "config.json").read_text())["data"]
+    record_data(run, shares=[3, 1], stores=[first, first | {"ref": "objaverse", "num_rows": 7}])
+    card = make_card(run)
+    assert f"Trained on {first['ref']}, objaverse, " in card
+    assert "| trained on | objaverse | train | 7 |" in section(card, "Data and licences")
+    assert "* objaverse: " in section(card, "Data and licences")
+    stores = f"--store stores/{first['ref']}.zarr --store stores/objaverse.zarr"
+    assert f"recon-train pretrain {stores} --run " in fenced(card, "sh")
+
+
 def test_the_card_of_a_downstream_run_has_the_spread_of_its_seeds(tmp_path: Path) -> None:
     config = settings("finetune-modelnet40", "task.pretrained=/somewhere/private", "task.selection=test", "run.seed=1")
     arms = {"pretrained": {"accuracy": [0.9, 0.94]}, "scratch": {"accuracy": [0.5, 0.6]}}

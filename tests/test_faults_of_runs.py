@@ -16,7 +16,7 @@ from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import MachineError
 from recon.pipeline.base.faults import machine_fault
 from recon.pipeline.execution.executor import InProcess, Processes
-from recon.pipeline.flow import run
+from recon.pipeline.flow import models, run
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.rendering import rasterizer
@@ -182,7 +182,7 @@ def test_retry_by_reason_does_those_again_and_checks_nothing(
         )
     monkeypatch.setattr(run, "verify", lambda *_, **__: pytest.fail("the store was checked"))
     monkeypatch.setattr(Flow, "all", Flow.ingest)
-    monkeypatch.setattr(run, "load_models", lambda *_: [])
+    monkeypatch.setattr(models, "load_models", lambda *_: [])
     status, _, told = shell(*words(manifest, "retry", "--workers", "0", "--reason", "opengl"))
     assert status == 3
     assert "2 done in" in told

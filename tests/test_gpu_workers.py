@@ -27,7 +27,8 @@ from recon.pipeline.execution.opening import open_executor
 from recon.pipeline.execution.stage import Block, Row, each_row
 from recon.pipeline.flow import run as flow_run
 from recon.pipeline.flow.manifest import load_manifest
-from recon.pipeline.flow.run import Flow, load_models
+from recon.pipeline.flow.models import load_models
+from recon.pipeline.flow.run import Flow
 from recon.pipeline.stages.targets import ImageTargets
 from recon.pipeline.stages.views import RenderedViews
 from recon.pipeline.store import FeatureStore

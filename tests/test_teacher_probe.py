@@ -18,7 +18,8 @@ from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.execution.engine import run_stage
 from recon.pipeline.execution.executor import Executor, InProcess, Processes
 from recon.pipeline.flow.manifest import load_manifest, origin_of
-from recon.pipeline.flow.run import Flow, StageRows
+from recon.pipeline.flow.rows import StageRows
+from recon.pipeline.flow.run import Flow
 from recon.pipeline.stages.rows import prompt_rows
 from recon.pipeline.stages.targets import ImageTargets, finite_block
 from recon.pipeline.stages.views import RenderedViews

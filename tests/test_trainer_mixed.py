@@ -290,6 +290,7 @@ def test_a_store_twice_and_teachers_that_differ(stores: list[FeatureStore], tmp_
         (({"weights": "1"}, {"weights": "2"}), False),
         (({"kind": "stored", "model": "one"}, {"kind": "stored", "model": "one", "field": "image_feat"}), True),
         (({"kind": "stored", "model": "one"}, {"kind": "stored", "model": "two"}), False),
+        (({"kind": "stored", "model": ""}, {"kind": "stored", "model": ""}), False),
         (({"kind": "stored", "model": "one"}, {"weights": "1"}), True),
         (({"weights": "1"}, {"kind": "stored", "model": "one"}), True),
     ],
@@ -306,9 +307,9 @@ def test_one_teacher_is_known_by_its_recipe_or_its_claim(
         _check_teachers(stores[0], parts[0], stores[1], parts[1])
         return
     told = recipes[0].get("model")
-    with pytest.raises(
-        UserError, match=rf"'image' is 'toy' \(6-d{f', {told}' if told else ''}\) in .*b\.zarr, not one"
-    ):
+    mend = "say by `model`" if told == "" else "name one that both stores have"
+    said = rf"'image' is 'toy' \(6-d{f', {told}' if told else ''}\) in .*b\.zarr, not known to be one teacher; {mend}"
+    with pytest.raises(UserError, match=said):
         _check_teachers(stores[0], parts[0], stores[1], parts[1])
 
 

@@ -277,6 +277,29 @@ def test_embedded_prompts_count_where_nothing_came_with_the_set(own_run: Path, s
     } == {k: v for k, v in result.items() if k not in MEASURED}
 
 
+def test_a_student_of_stored_words_takes_names_of_its_model_or_embedded_prompts(
+    own_run: Path, tmp_path: Path, clip_config: Path
+) -> None:
+    claim = "ViT-bigG-14 laion2b_s39b_b160k"
+    teacher = (
+        f'[[features.teachers]]\nname = "tiny"\nkind = "open_clip"\nmodel = "{clip_config}"\n\n[[features.classes]]'
+    )
+    store = make_store(tmp_path, "modelnet40_openshape", ("[[features.classes]]", teacher))
+
+    def taught_by(model: str) -> None:
+        edit_record(own_run, lambda data: [
+            data["teachers"][kind].update(key="gone", recipe={"kind": "stored", "of": kind, "model": model})
+            for kind in ("image", "text")
+        ])  # fmt: skip
+
+    taught_by(claim)
+    assert run_zero_shot(own_run, store, CPU, protocol="recon2")["text_teacher"] == "clip-bigg-classes"
+    embedded = run_zero_shot(own_run, store, CPU, protocol="uni3d")
+    assert (embedded["text_teacher"], embedded["variant"]) == ("tiny", "protocol uni3d, prompt ensemble")
+    taught_by("another")  # of one width, and of another space as far as anybody says
+    assert run_zero_shot(own_run, store, CPU, protocol="recon2")["text_teacher"] == "tiny"
+
+
 def test_what_is_refused(own_run: Path, stores: dict[str, Path], tmp_path: Path) -> None:
     turned = make_store(tmp_path, "modelnet40_openshape", ('layout = "openshape_eval" ', 'layout = "openshape_eval"\nup = "+Z"\nfront = "+X" '))  # noqa: E501  # fmt: skip
     told = refusal(partial(run_zero_shot, protocol="openshape"), own_run, turned)

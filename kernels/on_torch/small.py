@@ -127,7 +127,8 @@ def nearest_backward(
 def _slope(grad: Pairs, first: Pairs, second: Pairs, near: NDArray[np.int64], norm: int) -> Pairs:
     """Gradients in first [B, N, D] of grad [B, N] times the distances to second [B, M, D] at near [B, N]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        apart: Pairs = first - second[np.arange(len(near))[:, None], near]
+        rows = near if len(near) == 1 else near + np.arange(len(near))[:, None] * second.shape[1]
+        apart: Pairs = first - second.reshape(-1, second.shape[2]).take(rows, 0)  # of -1 anything
         # All at once where nothing is special: a sum of squares is finite only if each is.
         if norm == 2 and not (near < 0).any() and math.isfinite(np.vdot(apart, apart)):
             apart *= 2

@@ -96,7 +96,9 @@ class Run:
         check_limits(WITHOUT_TORCH if what in ("ingest", "sample") else WITH_TORCH)
         set_thread_variables()  # before numpy and torch start their threads
         with loading(console):
-            from recon.pipeline.flow.run import Flow, load_models, summary
+            from recon.pipeline.flow.models import load_models
+            from recon.pipeline.flow.report import summary
+            from recon.pipeline.flow.run import Flow
         from recon.pipeline.execution.opening import open_executor
         from recon.pipeline.flow.manifest import list_shapes, load_manifest, settled
         from recon.pipeline.flow.report import key_change

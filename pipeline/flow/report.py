@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.documents import BadDocument, bounded_lines, parse_document
 from recon.pipeline.base.wording import human
+from recon.pipeline.execution.engine import StageResult
 from recon.pipeline.execution.planning import StagePlan, plan_stage
 from recon.pipeline.execution.stage import Stage
-from recon.pipeline.flow.run import Flow, StageRows
+from recon.pipeline.flow.rows import StageRows
+from recon.pipeline.flow.run import Flow
 from recon.pipeline.keeping.recipes import Resolve, recipe_diff_expanded
 from recon.pipeline.store.columns import VERIFY
 from recon.pipeline.store.feature_store import FeatureStore
@@ -205,3 +208,21 @@ def _duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def summary(results: Mapping[str, StageResult]) -> str:
+    """The results by stage as JSON, for programs."""
+    lines: list[dict[str, Any]] = [
+        {
+            "stage": r.kind,
+            "name": name,
+            "key": r.key,
+            "rows": r.total,
+            "finished": r.total - len(r.failed),
+            "computed": r.computed,
+            "failed": len(r.failed),
+            "seconds": round(r.seconds, 3),
+        }
+        for name, r in results.items()
+    ]
+    return json.dumps(lines)

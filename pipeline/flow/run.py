@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.base.errors import NotFetched, UserError
-from recon.pipeline.caption.table import CaptionsTable
 from recon.pipeline.caption.templates import templates_of
 from recon.pipeline.execution.engine import (
     ROW_SECONDS,
@@ -25,11 +23,12 @@ from recon.pipeline.execution.engine import (
     run_stage,
 )
 from recon.pipeline.execution.executor import Executor, InProcess
-from recon.pipeline.execution.planning import StagePlan, plan_stage
+from recon.pipeline.execution.planning import StagePlan
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.listing import register
 from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted, list_shapes, settled
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
+from recon.pipeline.flow.rows import StageRows, also_finished, handed_on, listed_rows, up_to_date
 from recon.pipeline.flow.splits import splits_by_mesh
 from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.cut import describe as describe_cut
@@ -40,25 +39,15 @@ from recon.pipeline.keeping.verify import verify
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.classes import ClassTexts
 from recon.pipeline.stages.meshes import Meshes
-from recon.pipeline.stages.rows import mesh_rows, prompt_rows, shape_rows, with_upstream
+from recon.pipeline.stages.rows import prompt_rows
 from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore, WritableStore
 from recon.pipeline.store.prompts import class_prompts
-from recon.pipeline.teachers.loaded import count_cut, facts_of
+from recon.pipeline.teachers.loaded import count_cut
 
 T = TypeVar("T")
 
 Progress = Callable[[str, int, int, int], None]
-
-
-@dataclass(frozen=True)
-class StageRows:
-    """A stage of a flow, the rows whose inputs are known, and how many more there will be (None: nobody knows yet)."""
-
-    name: str
-    stage: Stage
-    rows: Sequence[Row]
-    unknown: int | None
 
 
 @dataclass
@@ -167,14 +156,14 @@ class Flow:
             if node.after is None:
                 yield self._prompts_there(node, stage, waiting)
                 continue
-            rows = node.rows(self._listed_rows(node) if node.after == LISTING else handed[node.after])
-            rows = self._also_finished(node, rows)
+            rows = node.rows(self._listed(node) if node.after == LISTING else handed[node.after])
+            rows = also_finished(self.store, self.plan, node, rows)
             entry = StageRows(node.name, stage, rows, len(self.shapes) - len(rows))
             yield entry
             is_read = any(node.name in other.needs for other in self.plan.nodes)
-            done = self._up_to_date(stage, rows) if is_read else []
+            done = up_to_date(self.store, stage, rows) if is_read else []
             waiting |= node.kind == "captions" and (bool(entry.unknown) or len(done) < len(rows))
-            handed[node.name] = self._handed_on(node, stage, done)
+            handed[node.name] = handed_on(self.store, node, stage, done)
 
     def copies(self) -> Copies | None:
         """Which of the listed shapes share a mesh; None where no mesh has been read."""
@@ -274,7 +263,7 @@ class Flow:
         if name in self._results or stage is None:
             return
         rows = self._add_prompts(stage) if node.after is None else node.rows(self._handed(node))
-        rows = self._also_finished(node, rows)
+        rows = also_finished(self.store, self.plan, node, rows)
         result = run_stage(self.store, stage, rows, self.executor, self.row_seconds, *self._told(name))
         if before := self._side_by_side.get(name):
             seconds = before.seconds + result.seconds
@@ -360,42 +349,17 @@ class Flow:
         splits = splits_by_mesh(shapes, found, self.manifest.source, self.manifest.test_fraction)
         return [replace(shape, split=splits[shape.uid]) for shape in shapes]
 
+    def _listed(self, node: Node) -> list[Row]:
+        return listed_rows(self.store, self.manifest.name, self.shapes, node)
+
     def _handed(self, node: Node) -> list[Row]:
         """What a node is handed by the one before, which has run."""
         if node.after == LISTING:
-            return self._listed_rows(node)
+            return self._listed(node)
         before = next(other for other in self.plan.nodes if other.name == node.after)
         stage = self.plan.stage(before)
         assert stage is not None
-        return self._handed_on(before, stage, self._rows[before.name])
-
-    def _handed_on(self, node: Node, stage: Stage, rows: Sequence[Row]) -> list[Row]:
-        """Rows of a stage that reads what this one made of `rows`: after the meshes, what counts is their digests."""
-        if not rows:
-            return []
-        if node.kind == "meshes":
-            return mesh_rows(self.store, digest_of(stage.recipe), rows)
-        return with_upstream(self.store, digest_of(stage.recipe), rows)
-
-    def _also_finished(self, node: Node, rows: list[Row]) -> list[Row]:
-        """The rows of a node that works on shapes, ready where the other nodes that it needs have finished them too."""
-        others = [other for other in self.plan.nodes if node.after is not None and other.name in node.also]
-        for stage in map(self.plan.stage, others):
-            rows = with_upstream(self.store, digest_of(stage.recipe), rows) if stage and rows else rows
-        return rows
-
-    def _listed_rows(self, node: Node) -> list[Row]:
-        """Those of the shapes that have a row, for a node that works on the listing itself."""
-        if not self.store.has_registry:
-            return []
-        known = self.store.registry.numbers(self.manifest.name)
-        shapes = [shape for shape in self.shapes if shape.uid in known]
-        return shape_rows(self.store.registry, shapes, meshes=node.kind == "meshes") if shapes else []
-
-    def _up_to_date(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
-        """The rows that the stage has nothing more to do for."""
-        todo = {row.index for task in plan_stage(self.store, stage, rows).tasks for row in task.rows}
-        return [row for row in rows if row.index not in todo] if todo else list(rows)
+        return handed_on(self.store, before, stage, self._rows[before.name])
 
     def _add_prompts(self, stage: Stage) -> list[Row]:
         """All prompts of a text stage's key, after what the shapes have come to need."""
@@ -429,46 +393,3 @@ class Flow:
         stages = {node.part: self.plan.stage(node) for node in self.plan.nodes if node.kind == "captions"}
         captions = self.store.captions_of({str(name): digest_of(s.recipe) for name, s in stages.items() if s})
         return prompts + [caption for row in mine for caption in captions[row] if caption]
-
-
-def load_models(manifest: Manifest, teachers: bool, executor: Executor) -> list[str]:
-    """Load the models of captions and, if asked for, every teacher: what is wrong with one shows before the work.
-
-    What is said of those whose weights are not here and cannot be fetched now: what needs none can go on without.
-    """
-    tables = manifest.captions or ()
-    looked_at = {table.teacher_named for table in tables}
-    wanted: list[Callable[[], object]] = []
-    for spec in manifest.features.teachers:
-        if teachers or spec.name in looked_at:
-            wanted.append(partial(ask, executor, facts_of, spec))
-    wanted += [partial(ask, executor, _load, table) for table in tables if table.has_model]
-    absent = []
-    for load in wanted:
-        try:
-            load()
-        except NotFetched as error:
-            absent.append(str(error))
-    return list(dict.fromkeys(absent))
-
-
-def _load(table: CaptionsTable) -> None:
-    table.load()
-
-
-def summary(results: Mapping[str, StageResult]) -> str:
-    """The results by stage as JSON, for programs."""
-    lines: list[dict[str, Any]] = [
-        {
-            "stage": r.kind,
-            "name": name,
-            "key": r.key,
-            "rows": r.total,
-            "finished": r.total - len(r.failed),
-            "computed": r.computed,
-            "failed": len(r.failed),
-            "seconds": round(r.seconds, 3),
-        }
-        for name, r in results.items()
-    ]
-    return json.dumps(lines)

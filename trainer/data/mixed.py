@@ -28,6 +28,9 @@ from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.data.stream import StreamBatches
 from recon.trainer.model.teaching import Teacher
 
+COUNTS = ("num_rows", "num_rows_in_splits")
+"""Of a record, what of a mixed run is the sum of all its stores'."""
+
 
 @dataclass(frozen=True)
 class Mixed:
@@ -92,7 +95,9 @@ def load_mixed(
         try:
             part = load_dataset(store, replace(config, ref=ref, refs=()), False, color, default_color)
         except UserError as error:
-            raise UserError(str(error) if str(store.path) in str(error) else f"{store.path}: {error}") from error
+            if str(store.path) in str(error):
+                raise
+            raise UserError(f"{store.path}: {error}") from error
         parts.append(part)
     for store, part in zip(stores[1:], parts[1:], strict=True):
         _check_teachers(stores[0], parts[0], store, part)
@@ -105,13 +110,10 @@ def load_mixed(
     return Mixed(tuple(parts), shares, record | {"shares": [*shares], "stores": records}, categories)
 
 
-COUNTS = ("num_rows", "num_rows_in_splits")
-
-
 def _sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    return {
-        name: sum(each.get(name, 0) for each in counts) for name in {name: None for each in counts for name in each}
-    }
+    """Of each name that any has."""
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: sum(each.get(name, 0) for each in counts) for name in names}
 
 
 def _check_teachers(store: FeatureStore, first: Dataset, other: FeatureStore, second: Dataset) -> None:
@@ -122,15 +124,18 @@ def _check_teachers(store: FeatureStore, first: Dataset, other: FeatureStore, se
         ours, theirs = (part.record["teachers"][a.name] for part in (first, second))
         stored = [each["recipe"].get("kind") == "stored" for each in (ours, theirs)]
         model = [each["recipe"].get("model") for each in (ours, theirs)]
-        same = ours["recipe"] == theirs["recipe"] if not any(stored) else not all(stored) or model[0] == model[1]
+        same = ours["recipe"] == theirs["recipe"] if not any(stored) else True
+        if all(stored):
+            same = bool(model[0]) and model[0] == model[1]
         if a.dim != b.dim or not same:
             told = [
                 f"{each['teacher']!r} ({teacher.dim}-d{f', {name}' if name else ''}) in {where.path}"
                 for each, teacher, name, where in zip((ours, theirs), (a, b), model, (store, other), strict=True)
             ]
-            raise UserError(
-                f"data.teachers: {a.name!r} is {' and '.join(told)}, not one teacher; name one that both stores have"
-            )
+            mend = "name one that both stores have"
+            if all(stored) and not all(model):
+                mend = "say by `model` of [[features.stored]] in the manifests what made them"
+            raise UserError(f"data.teachers: {a.name!r} is {' and '.join(told)}, not known to be one teacher; {mend}")
 
 
 class Shares:

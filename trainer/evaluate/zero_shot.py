@@ -248,18 +248,22 @@ def class_words(run: Path, probe: Probe, pair: tuple[str, str], ready: bool) -> 
     """What the classes are told by: prompts embedded by the student's own text teacher, or features of the classes that
     came with the ref's data set and lie in the space of the `pair` of its teachers. With `ready` the latter first.
 
-    UserError where the ref has neither.
+    A student whose own words came with a data set too has no text tower that could be told by its digest: for it all
+    embedded prompts of its width are in its space. UserError where the ref has neither.
     """
-    learnt = learnt_teachers(run, probe)
-    seeing, reading = pair
+    learnt, (seeing, reading) = learnt_teachers(run, probe), pair
     if not ready and learnt[reading]["key"] in probe.ref.text.values():
         return learnt_words(run, probe, reading)
     dim = next(each.dim for each in probe.config.model.teachers if each.name == reading)
+    untold = learnt[reading]["recipe"].get("kind") == "stored"
+    found: dict[bool, list[str]] = {True: [], False: []}
     for name, key in probe.ref.text.items():
         recipe = part_of(probe.store.recipe("text", key), "teacher")
-        if recipe.get("kind") == "stored" and one_space(learnt[seeing]["recipe"], recipe, dim, _width(probe, key)):
-            return probe.store.text(name, probe.ref)
-    return learnt_words(run, probe, reading)
+        came = recipe.get("kind") == "stored"
+        if (came or untold) and one_space(learnt[seeing]["recipe"], recipe, dim, _width(probe, key)):
+            found[came].append(name)
+    fitting = found[ready] + found[not ready]
+    return probe.store.text(fitting[0], probe.ref) if fitting else learnt_words(run, probe, reading)
 
 
 def space_of_file(source: Path, probe: Probe) -> tuple[str, str]:

@@ -79,8 +79,8 @@ def _what_it_is(told: Told) -> Iterator[str]:
     yield ""
     yield (
         f"{markdown(model_words(told.record['config']))}: {TRAINED_FOR[config.task.kind]}. "
-        f"Trained on {markdown(str(data['ref']))}, {markdown(str(data['num_rows']))} shapes of split "
-        f"{markdown(_names(data['splits']))}, "
+        f"Trained on {markdown(_names([each['ref'] for each in _mixed(data)]))}, {markdown(str(data['num_rows']))} "
+        f"shapes of split {markdown(_names(data['splits']))}, "
         f"{config.data.num_points} points a sample."
     )
     yield ""
@@ -133,7 +133,8 @@ def _data(told: Told) -> Iterator[str]:
     yield "## Data and licences"
     yield ""
     data, base = told.record["data"], told.base.get("data", {})
-    listed = [("trained on", data)] + ([("pretrained on", base)] if base else [])
+    listed = [("trained on", each) for each in _mixed(data)]
+    listed += [("pretrained on", each) for each in (_mixed(base) if base else ())]
     yield from _table(
         ("", "data set", "splits", "shapes", "points' key", "points' digest"),
         [
@@ -152,8 +153,14 @@ def _data(told: Told) -> Iterator[str]:
 
 def _refs(told: Told) -> list[str]:
     """The data sets that it was made of and measured on."""
-    made_of = [str(each["data"]["ref"]) for each in (told.record, told.base) if each]
+    records = [each["data"] for each in (told.record, told.base) if each]
+    made_of = [str(each["ref"]) for data in records for each in _mixed(data)]
     return list(dict.fromkeys([*made_of, *(each.ref for each in (*told.alone, *told.together))]))
+
+
+def _mixed(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of a run's data, store by store."""
+    return data.get("stores") or [data]
 
 
 def _licence(ref: str) -> str:
@@ -217,11 +224,13 @@ def _again(told: Told) -> Iterator[str]:
     yield "With the recipe above as `recipe.toml`; the stores' points have the digests above:"
     yield ""
     yield "```sh"
-    for ref in dict.fromkeys([str(data["ref"]), *(each.ref for each in told.alone)]):
+    refs = [str(each["ref"]) for each in _mixed(data)]
+    for ref in dict.fromkeys([*refs, *(each.ref for each in told.alone)]):
         root = " --root FILES" if _manifest(ref).get("obtain") else ""
         yield f"recon-pipeline all --manifest {_word(ref)}{root} --store {_store(ref)}"
     if config.task.kind == "pretrain":
-        yield f"recon-train pretrain --store {store} --run {run} --recipe recipe.toml"
+        stores = " ".join(f"--store {_store(ref)}" for ref in refs)
+        yield f"recon-train pretrain {stores} --run {run} --recipe recipe.toml"
         done = [(each.task, each.ref, each.split, each.ema, each.protocol, each.draws) for each in told.alone]
         for task, ref, split, ema, protocol, draws in dict.fromkeys(done):
             if command := {SVM: "svm", ZERO_SHOT: "zeroshot"}.get(task):

@@ -19,7 +19,7 @@ from recon.pipeline.keeping.lacking import Lacking, lacking_of
 from recon.pipeline.keeping.lacking import describe as describe_lacking
 from recon.pipeline.keeping.layout import measure
 from recon.pipeline.keeping.standing import declared, describe_standing
-from recon.pipeline.keeping.stats.features import FeatureStatistics, feature_statistics
+from recon.pipeline.keeping.stats.features import FeatureStatistics, LiftedStatistics, feature_statistics
 from recon.pipeline.keeping.stats.listing import KeyLine as KeyLine
 from recon.pipeline.keeping.stats.listing import list_store as list_store
 from recon.pipeline.shapes.upright import UNCLEAR, likely_up
@@ -85,20 +85,6 @@ class ViewStatistics:
     """Share of a view's pixels that show the shape."""
     blank: int
     """Views that show nothing."""
-
-
-@dataclass(frozen=True)
-class LiftedStatistics:
-    """Features of points of one teacher, sampled."""
-
-    teacher: str
-    sampled: int
-    points: int
-    """A shape."""
-    shown: float
-    """Share of the points that a view shows."""
-    views: float
-    """How many show such a point, on average."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,20 @@ class FeatureStatistics:
     cosine_other_class: float | None
 
 
+@dataclass(frozen=True)
+class LiftedStatistics:
+    """Features of points of one teacher, sampled."""
+
+    teacher: str
+    sampled: int
+    points: int
+    """A shape."""
+    shown: float
+    """Share of the points that a view shows."""
+    views: float
+    """How many show such a point, on average."""
+
+
 def feature_statistics(
     teacher: str, feat: NDArray[Any], classes: NDArray[np.int64], present: NDArray[np.bool_] | None = None
 ) -> FeatureStatistics:
