@@ -340,7 +340,12 @@ def test_published_numbers_are_all_there_and_well_formed() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "name"),
-    [("recon-base", "ReCon"), ("recon-small", "ReCon-Small"), ("demo", "ReCon of width 256 and depth 2")],
+    [
+        ("recon-base", "ReCon"),
+        ("recon-small", "ReCon-Small"),
+        ("recon2-large", "ReCon++-Large, with colours, no stop-gradient"),
+        ("demo", "ReCon of width 256 and depth 2"),
+    ],
 )
 def test_a_paper_s_name_is_for_the_paper_s_size(recipe: str, name: str) -> None:
     config = settings(recipe)

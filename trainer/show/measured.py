@@ -284,6 +284,7 @@ def model_words(config: Mapping[str, Any]) -> str:
     suffix = f"-{fits[-1].removeprefix('recon2-').capitalize()}" if fits else ""
     suffix = "" if suffix == "-Base" and not second else suffix
     words = [name + (suffix if fits else f" of width {model['width']} and depth {depth}")]
+    words += ["with colours"] if model.get("color", False) else []
     words += [] if model.get("stop_gradient", True) else ["no stop-gradient"]
     if task.get("kind", "pretrain") == "pretrain":
         return ", ".join([*words, *([] if model["teachers"] else ["single-modal"])])
