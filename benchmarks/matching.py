@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from recon.pipeline.base.machine import processor  # noqa: E402
 from recon.trainer.model.losses import matched_loss  # noqa: E402
-from recon.trainer.model.matching import match, match_batched  # noqa: E402
+from recon.trainer.model.matching import match, match_batched, match_on_host  # noqa: E402
 from recon.trainer.model.recon import SIZES, ModelConfig, ReCon  # noqa: E402
 from recon.trainer.model.teaching import Teacher  # noqa: E402
 
@@ -61,11 +61,13 @@ def measure(rounds: int) -> dict[str, float]:
     predicted = F.normalize(torch.randn(BATCH, QUERIES, WIDTH, generator=source), dim=-1).requires_grad_()
     features = torch.randn(BATCH, TARGETS, WIDTH, generator=source)
     present = torch.ones(BATCH, TARGETS, dtype=torch.bool)
-    cost = -(predicted.detach() @ F.normalize(features, dim=-1).transpose(1, 2))
+    directions, unit = predicted.detach(), F.normalize(features, dim=-1)
+    cost = -(directions @ unit.transpose(1, 2))
     torch.testing.assert_close(
         cloud_by_cloud(predicted, features), matched_loss(predicted, features, present, summed=True)
     )
-    assert torch.equal(match(cost, present), match_batched(cost, present))
+    assert torch.equal(match_on_host(cost, present), match_batched(cost, present))
+    assert torch.equal(match_on_host(cost, present), match(directions, unit, present))
     tables = cost.numpy()
     return least(
         {
@@ -73,8 +75,12 @@ def measure(rounds: int) -> dict[str, float]:
             "loss": lambda: matched_loss(predicted, features, present),
             "loss and gradient, cloud by cloud": lambda: cloud_by_cloud(predicted, features).backward(),  # type: ignore[no-untyped-call]
             "loss and gradient": lambda: matched_loss(predicted, features, present).backward(),  # type: ignore[no-untyped-call]
+            "cosines and matching, cloud by cloud": lambda: [
+                linear_sum_assignment(-(own @ given.T).numpy()) for own, given in zip(directions, unit, strict=True)
+            ],
+            "cosines and matching": lambda: match(directions, unit, present),
             "SciPy's solver alone, cloud by cloud": lambda: [linear_sum_assignment(table) for table in tables],
-            "match": lambda: match(cost, present),
+            "SciPy's solver, a batch": lambda: match_on_host(cost, present),
             "match_batched, for other devices": lambda: match_batched(cost, present),
         },
         rounds,

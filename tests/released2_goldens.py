@@ -221,7 +221,7 @@ def matched(folder: Path, tokens: Outputs) -> Outputs:
         predicted = tokens[f"{kind}_tokens"]
         for cloud, (own, there) in enumerate(zip(predicted, present, strict=True)):
             kept = F.normalize(features[cloud, there], dim=-1)
-            query_of = match(-(predicted @ F.normalize(features, dim=-1).transpose(1, 2)), present)[cloud, there]
+            query_of = match(predicted, F.normalize(features, dim=-1), present)[cloud, there]
             target = (query_of >= 0).nonzero()[:, 0]
             order = query_of[target].argsort()
             found |= {

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn import functional as F
 
-from recon.trainer.model.matching import match, match_batched
+from recon.trainer.model.matching import match, match_batched, match_on_host
 
 Matcher = Callable[[Tensor, Tensor], Tensor]
 Matched = tuple[NDArray[np.int64], NDArray[np.int64], float]
-BOTH = pytest.mark.parametrize("matcher", [match, match_batched])
+BOTH = pytest.mark.parametrize("matcher", [match_on_host, match_batched])
 
 
 @st.composite
@@ -84,11 +85,24 @@ def test_ties_fall_the_same_way_every_time(matcher: Matcher) -> None:
     assert matcher(cost, present).tolist() == [[0, 1, 2], [-1, 0, 1]]
 
 
+def test_directions_go_to_the_nearest() -> None:
+    source = torch.Generator().manual_seed(0)
+    target = F.normalize(torch.randn(5, 6, 8, generator=source), dim=-1)
+    order = torch.rand(5, 7, generator=source).argsort(dim=1)[:, :6]
+    predicted = F.normalize(torch.randn(5, 7, 8, generator=source), dim=-1) * 1e-3
+    predicted.scatter_(1, order[..., None].expand_as(target), target)
+    present = torch.rand(5, 6, generator=source) < 0.8
+    assert torch.equal(match(predicted, target, present), order.where(present, -1))
+    assert torch.equal(match(predicted.double(), target.double(), present), order.where(present, -1))
+    torch.library.opcheck(match, (predicted, target, present), test_utils=("test_schema", "test_faketensor"))
+
+
 def test_what_is_no_number_neither_stops_nor_moves_the_others() -> None:
-    cost, present = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.ones(3, 4, dtype=torch.bool)
-    expected = match(cost, present)
-    cost[1] = torch.nan
-    found = match(cost, present)
+    predicted, target = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.eye(4).expand(3, 4, 4)
+    present = torch.ones(3, 4, dtype=torch.bool)
+    expected = match(predicted, target, present)
+    predicted[1] = torch.nan
+    found = match(predicted, target, present)
     assert torch.equal(found[[0, 2]], expected[[0, 2]]) and sorted(found[1].tolist()) == [0, 1, 2, 3]
 
 

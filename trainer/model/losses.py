@@ -195,7 +195,7 @@ def _matched(predicted: Tensor, target: Tensor, present: Tensor) -> tuple[Tensor
     Of `predicted [B, Q, D]` and `target [B, T, D]`, both of unit length.
     """
     with torch.autocast(predicted.device.type, enabled=False), torch.no_grad():
-        query_of = match(-(predicted @ target.transpose(1, 2)), present)
+        query_of = match(predicted, target, present)
     first = torch.arange(0, predicted[..., 0].numel(), predicted.shape[1], device=query_of.device)
     taken = predicted.flatten(0, 1).index_select(0, (query_of.clamp(min=0) + first[:, None]).flatten())
     return taken.view_as(target), query_of >= 0
