@@ -21,6 +21,8 @@ from recon.trainer.use.embedding import describe
 from tests.probed_run import CPU, train
 from tests.test_docs import succeeds
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 COLORED = ("model.color=true", "model.color_drop=0.5", "model.default_color=0.3", "model.reconstruction=mdm")
 DOWNSTREAM = """
 [data]

@@ -31,6 +31,8 @@ from recon.trainer.recipe import config_to_toml, load_config
 from recon.trainer.training.pretraining import pretrain
 from tests.test_lift import MANIFEST
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {"width": 24, "heads": 2, "depth": 2, "decoder_depth": 1, "num_group": 8, "group_size": 6}
 DATA = DataConfig(teachers=(), dense=(DenseConfig("tokens"),), pool=64, num_points=48, normalize="none", rotate=False)

@@ -31,6 +31,8 @@ from recon.pipeline.store.names import resolve_key
 from recon.pipeline.teachers.images import Preprocess
 from recon.pipeline.teachers.patches import PatchGrid, patch_grid
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 FRONT = Cameras("recon1", resolution=64, fov_degrees=40.0)
 presets = st.sampled_from(["openshape12", "ring5", "pointclip6", "sphere-7", "recon1"])
 cameras = st.builds(Cameras, presets, st.integers(16, 96), st.floats(10.0, 100.0))

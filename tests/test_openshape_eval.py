@@ -21,6 +21,8 @@ from recon.pipeline.sources.safe_pickle import load_npy_objects
 from recon.pipeline.store import FeatureStore
 from tests import openshape_trees as trees
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 SHIPPED = Path(__file__).resolve().parents[1] / "data_manifests"
 
 

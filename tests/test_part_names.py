@@ -18,6 +18,8 @@ from recon.trainer.cli import app
 from recon.trainer.evaluate.part_names import PROMPT, name_parts, overlaps
 from tests.colour_teacher import COLOURS
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 CPU = torch.device("cpu")
 MANIFEST = """
 name = "coloured"

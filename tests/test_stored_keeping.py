@@ -30,6 +30,8 @@ from recon.pipeline.store import FeatureStore
 from tests.openshape_files import DIM, ensemble, four, shape
 from tests.test_stored_features import manifest
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 NAMES = ("clip", "words")
 
 

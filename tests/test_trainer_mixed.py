@@ -30,6 +30,8 @@ from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 from tests.test_trainer_loop import assert_same_run, stop_after
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 CPU = torch.device("cpu")
 CONFIG = DataConfig(splits=("train", "test"), num_points=32, captions="both")
 SECOND = 100

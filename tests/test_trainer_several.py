@@ -31,6 +31,8 @@ from recon.trainer.recipe import config_from_dict
 from recon.trainer.training.pretraining import pretrain
 from tests import trainer_store as tiny
 
+pytestmark = pytest.mark.slow  # whole runs on stores of their own
+
 CPU = torch.device("cpu")
 BOTH = DataConfig(splits=("train", "test"), num_points=32, drop_last=False)
 NUM_WORDS = 4
