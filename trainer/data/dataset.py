@@ -166,18 +166,18 @@ def load_dataset(
     _check_settings(config, points.xyz.shape[1], stored, rows)
 
     category = np.searchsorted(own, registry.category[rows])
+    categories = [registry.categories[number] for number in own]
     record: dict[str, Any] = {
         "ref": ref.name,
         "splits": list(config.splits),
         "num_rows": len(rows),
         "num_rows_in_splits": int(in_splits.sum()),
         "rows": digest_of([[registry.uid[row], int(row)] for row in rows]),
-        "categories": digest_of([[registry.categories[number] for number in own], category.tolist()]),
+        "categories": digest_of([categories, category.tolist()]),
         "points": {"key": points.key, "digest": store.digest(points.key)},
         "teachers": {},
+        **({"left_out": left_out} if left_out else {}),
     }
-    if left_out:
-        record["left_out"] = left_out
     xyz = _points(store, config, record, points, points.xyz, rows)
     colors = _points(store, config, record, points, points.color, rows, "color") if color else None
     teachers, targets = _targets(store, config, record, stored, rows, own)
@@ -188,10 +188,9 @@ def load_dataset(
     ]
     names: tuple[str, ...] = ()
     if parts:
-        labels = load_parts(store, ref, [registry.categories[number] for number in own], own)
-        part, names = labels.read(rows), labels.names
-        if 0 < config.pool < part.shape[1]:
-            part = np.take_along_axis(part, farthest_order(points, rows, config.pool), axis=1)
+        labels = load_parts(store, ref, categories, own)
+        names, few = labels.names, 0 < config.pool < points.xyz.shape[1]
+        part = labels.read_farthest(rows, config.pool) if few else labels.read(rows)
         targets.append(PartTargets(torch.from_numpy(part)))
         record["parts"] = digest_of([list(names), labels.of_category.tolist()])
     feats = {place: each.feat for place, each in enumerate(stored) if isinstance(each, Targets) and not config.online}
@@ -211,7 +210,7 @@ def load_dataset(
         lifted=tuple(map(DenseTargets, of_points)),
         parts=names,
         uids=[registry.uid[row] for row in rows],
-        categories=[registry.categories[number] for number in own],
+        categories=categories,
         stored=still if config.loader == "stream" else None,
         online=online,
     )

@@ -26,6 +26,7 @@ from recon.trainer.data.batches import Batch, Batches, Samples, count_steps, joi
 from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import Dataset, load_dataset
 from recon.trainer.data.stream import StreamBatches
+from recon.trainer.model.dense import Dense
 from recon.trainer.model.teaching import Teacher
 
 COUNTS = ("num_rows", "num_rows_in_splits")
@@ -53,6 +54,11 @@ class Mixed:
     def teachers(self) -> tuple[Teacher, ...]:
         """As of `Dataset`."""
         return self.parts[0].teachers
+
+    @property
+    def dense(self) -> tuple[Dense, ...]:
+        """None: features of points are of one store."""
+        return ()
 
     @cached_property
     def row(self) -> Tensor:
@@ -201,7 +207,7 @@ class MixedBatches:
             torch.tensor([dataset.categories.index(name) for name in part.categories], device=loader.dataset.row.device)
             for part, loader in zip(dataset.parts, self.loaders, strict=True)
         ]
-        self._texts = [self._most(place) for place in range(len(dataset.teachers))]
+        self._counts = [self._most(place) for place in range(len(dataset.teachers))]
 
     def samples(self, step: int) -> Tensor:
         """[B] a step's samples, in its batch's order, as indices into the data set."""
@@ -281,7 +287,7 @@ class MixedBatches:
     def _padded(self, samples: Samples) -> Samples:
         """With as many targets as the other stores have, of which those that are not its own are absent."""
         targets, present = [*samples.targets], [*samples.present]
-        for place, most in enumerate(self._texts):
+        for place, most in enumerate(self._counts):
             if most:
                 target, there = targets[place], present[place]
                 there = torch.ones_like(target[..., 0], dtype=torch.bool) if there is None else there

@@ -11,6 +11,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Points, Ref
+from recon.trainer.data.points import farthest_order
 from recon.trainer.data.reading import iterate_rows
 
 
@@ -39,6 +40,12 @@ class PartLabels:
                 if stored.max() >= count:
                     raise UserError(f"part labels: row {rows[index]} has number {stored.max()}, of {count} parts")
                 part[index] = stored if own is None else own[stored]
+        return part
+
+    def read_farthest(self, rows: NDArray[np.int64], num_points: int) -> NDArray[np.int16]:
+        """[N, num_points] the same of each row's farthest points, in their order."""
+        order = farthest_order(self.points, rows, num_points)
+        part: NDArray[np.int16] = np.take_along_axis(self.read(rows), order, axis=1)
         return part
 
 

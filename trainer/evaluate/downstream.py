@@ -21,7 +21,7 @@ from recon.trainer.data.choice import held_out
 from recon.trainer.data.colors import DEFAULT
 from recon.trainer.data.dataset import chosen_rows
 from recon.trainer.data.parts import PartLabels, load_parts
-from recon.trainer.data.points import farthest_order, in_frame, on_places, stored_frame
+from recon.trainer.data.points import in_frame, on_places, stored_frame
 from recon.trainer.evaluate.features import confusion
 from recon.trainer.evaluate.labelled import Labelled, load_labelled
 from recon.trainer.evaluate.part_seg import part_measures
@@ -84,9 +84,8 @@ def read_examples(
     if not parts:
         return Examples(data, points, own)
     labels = load_parts(store, ref, data.categories, data.numbers)
-    stored = labels.read(data.row).astype(np.int64)
-    order = farthest_order(data.points, data.row, config.num_points)
-    return Examples(data, points, own, labels, np.take_along_axis(stored, order, axis=1))
+    truth = labels.read_farthest(data.row, config.num_points).astype(np.int64)
+    return Examples(data, points, own, labels, truth)
 
 
 def test_points(data: Labelled, config: DataConfig, color: bool = False, default_color: float = DEFAULT) -> Tensor:

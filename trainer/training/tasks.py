@@ -197,4 +197,4 @@ def settled(config: Config, dataset: Dataset | Mixed) -> Config:
     """The settings with what the data say of the model: pretraining's teachers."""
     if config.task.kind != "pretrain":
         return config
-    return with_teachers(config, dataset.teachers, () if isinstance(dataset, Mixed) else dataset.dense)
+    return with_teachers(config, dataset.teachers, dataset.dense)
