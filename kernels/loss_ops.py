@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recon.kernels import ops
 from recon.kernels.backends import implementation
-from recon.kernels.on_torch.small import ROOT
+from recon.kernels.norms import ROOT
 from recon.kernels.operator import operator
 
 
