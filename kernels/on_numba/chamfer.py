@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.kernels.norms import ROOT
-from recon.kernels.on_numba.compiled import Bits, bits, compiled, shared
+from recon.kernels.on_numba.compiled import Bits, bits, compiled, in_use, shared
 from recon.kernels.on_numba.knn import search
 
 Cloud = NDArray[np.floating]
@@ -31,18 +31,13 @@ def nearest(
 
 def _nearest_shared(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int) -> Matches:
     one, two = x.detach().numpy(), y.detach().numpy()
-    sizes_x, sizes_y = (
-        np.full(len(points), points.shape[1]) if lengths is None else lengths.numpy()
-        for points, lengths in ((one, x_lengths), (two, y_lengths))
-    )
-    dists_x, dists_y = (np.empty(points.shape[:2], points.dtype) for points in (one, two))
-    idx_x, idx_y = (np.empty(dists.shape, np.int64) for dists in (dists_x, dists_y))
+    sizes_x, sizes_y = in_use(x, x_lengths), in_use(y, y_lengths)
+    dists_x, dists_y = np.empty(one.shape[:2], one.dtype), np.empty(two.shape[:2], two.dtype)
+    idx_x, idx_y = np.empty(dists_x.shape, np.int64), np.empty(dists_y.shape, np.int64)
+    like = bits(dists_x)
 
     def some(low: int, high: int) -> None:
-        part = slice(low, high)
-        row = np.empty(two.shape[1], two.dtype)
-        forth, back = (dists_x[part], idx_x[part]), (dists_y[part], idx_y[part])
-        _all_pairs(one[part], two[part], sizes_x[part], sizes_y[part], norm, row, bits(row), *forth, *back)
+        _all_pairs(one, two, sizes_x, sizes_y, norm, like, low, high, dists_x, idx_x, dists_y, idx_y)
 
     shared(some, len(one), one.shape[1] * two.shape[1] / 5)
     return torch.from_numpy(dists_x), torch.from_numpy(idx_x), torch.from_numpy(dists_y), torch.from_numpy(idx_y)
@@ -55,18 +50,21 @@ def _all_pairs(
     sizes_x: Rows,  # [B]
     sizes_y: Rows,  # [B]
     norm: int,
-    row: Cloud,  # [M], to work in
-    row_bits: Bits,  # the same memory
+    like: Bits,  # whose dtype a distance's bits have
+    low: int,
+    high: int,  # clouds
     dists_x: Cloud,  # [B, N], results
     idx_x: Rows,  # [B, N]
     dists_y: Cloud,  # [B, M]
     idx_y: Rows,  # [B, M]
 ) -> None:
-    num_clouds, num_x, width = x.shape
+    num_x, width = x.shape[1:]
     num_y = y.shape[1]
+    row = np.empty(num_y, x.dtype)
+    row_bits = row.view(like.dtype)
     planes, query = np.empty((width, num_y), y.dtype), np.empty(width, x.dtype)
     column, who = np.empty(num_y, y.dtype), np.empty(num_y, np.int32)
-    for b in range(num_clouds):
+    for b in range(low, high):
         for j in range(num_y):
             finite = j < sizes_y[b]
             for d in range(width):
@@ -134,54 +132,68 @@ def nearest_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in x and y of sum(grad_x * dists_x) + sum(grad_y * dists_y); one that is not needed is empty."""
     one, two = x.detach().numpy(), y.detach().numpy()
-    forth, back = (
-        (np.ascontiguousarray(grad.numpy()), idx.numpy()) for grad, idx in ((grad_x, idx_x), (grad_y, idx_y))
-    )
-    # What a point's own match gives it, and what the points do that match it: two sums, then one.
-    of_x, of_y = np.zeros((2, *one.shape), one.dtype), np.zeros((2, *two.shape), two.dtype)
+    forth, back = (grad_x.numpy(), idx_x.numpy()), (grad_y.numpy(), idx_y.numpy())
+    of_x, of_y = np.empty(one.shape, one.dtype), np.empty(two.shape, two.dtype)
 
     def some(low: int, high: int) -> None:
-        part = slice(low, high)
-        _slopes(forth[0][part], forth[1][part], one[part], two[part], norm, of_x[0, part], of_y[1, part])
-        _slopes(back[0][part], back[1][part], two[part], one[part], norm, of_y[0, part], of_x[1, part])
-
-        np.add(of_x[0, part], of_x[1, part], out=of_x[0, part])
-        np.add(of_y[0, part], of_y[1, part], out=of_y[0, part])
+        _gradients(*forth, *back, one, two, norm, low, high, of_x, of_y)
 
     shared(some, len(one), 10 * (one.shape[1] + two.shape[1]))
-    none = np.empty(0, one.dtype)
-    return torch.from_numpy(of_x[0] if needs_x else none), torch.from_numpy(of_y[0] if needs_y else none)
+    return torch.from_numpy(of_x if needs_x else of_x[:0, 0, 0]), torch.from_numpy(of_y if needs_y else of_y[:0, 0, 0])
+
+
+@compiled
+def _gradients(
+    grad_x: Cloud,  # [B, N]
+    idx_x: Rows,  # [B, N]
+    grad_y: Cloud,  # [B, M], or [B, 0]
+    idx_y: Rows,  # [B, M], or [B, 0]
+    x: Cloud,  # [B, N, D]
+    y: Cloud,  # [B, M, D]
+    norm: int,
+    low: int,
+    high: int,  # clouds
+    of_x: Cloud,  # [B, N, D], results
+    of_y: Cloud,  # [B, M, D]
+) -> None:
+    # What a point's own match gives it, and what the points do that match it: two sums, then one.
+    from_y, from_x = np.empty(x.shape[1:], x.dtype), np.empty(y.shape[1:], y.dtype)
+    for b in range(low, high):
+        from_y[:], from_x[:], of_y[b] = 0, 0, 0
+        _slopes(grad_x, idx_x, x, y, b, norm, of_x, from_x)
+        _slopes(grad_y, idx_y, y, x, b, norm, of_y, from_y)
+        of_x[b] += from_y
+        of_y[b] += from_x
 
 
 @compiled
 def _slopes(
     grad: Cloud,  # [B, N]
     idx: Rows,  # [B, N], -1 for none
-    first: Cloud,  # [B, N, D], or more points
+    first: Cloud,  # [B, N, D]
     second: Cloud,  # [B, M, D]
+    b: int,
     norm: int,
-    of_first: Cloud,  # [B, N, D], zeros, or more: gradients in the first cloud
-    of_second: Cloud,  # [B, M, D], zeros: gradients in the second, added up in the order of the first
+    of_first: Cloud,  # [B, N, D], gradients in the first cloud
+    of_second: Cloud,  # [M, D], zeros: gradients in the second, added up in the order of the first
 ) -> None:
-    num_clouds, num_points = idx.shape
-    zero = grad.dtype.type(0)
-    for b in range(num_clouds):
-        for i in range(num_points):
-            j = max(0, idx[b, i])
-            distance = zero
-            for d in range(first.shape[2]):
-                apart = first[b, i, d] - second[b, j, d]
-                distance += abs(apart) if norm == 1 else apart * apart
-            inside = idx[b, i] >= 0 and np.isfinite(distance) and (norm != ROOT or distance > 0)
-            root = np.sqrt(distance)
-            for d in range(first.shape[2]):
-                apart = first[b, i, d] - second[b, j, d]
-                if norm == 1:
-                    slope = np.sign(apart)
-                elif norm == ROOT:
-                    slope = apart / root
-                else:
-                    slope = apart + apart
-                slope = (slope if inside else zero) * grad[b, i]
-                of_first[b, i, d] = slope
-                of_second[b, j, d] -= slope
+    zero = first.dtype.type(0)
+    for i in range(idx.shape[1]):
+        j = max(0, idx[b, i])
+        distance = zero
+        for d in range(first.shape[2]):
+            apart = first[b, i, d] - second[b, j, d]
+            distance += abs(apart) if norm == 1 else apart * apart
+        inside = idx[b, i] >= 0 and np.isfinite(distance) and (norm != ROOT or distance > 0)
+        root = np.sqrt(distance)
+        for d in range(first.shape[2]):
+            apart = first[b, i, d] - second[b, j, d]
+            if norm == 1:
+                slope = np.sign(apart)
+            elif norm == ROOT:
+                slope = apart / root
+            else:
+                slope = apart + apart
+            slope = (slope if inside else zero) * grad[b, i]
+            of_first[b, i, d] = slope
+            of_second[j, d] -= slope

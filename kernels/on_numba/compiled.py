@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Bits = NDArray[np.signedinteger[Any]]
@@ -45,6 +46,11 @@ def _tell_once() -> None:
 def bits(values: NDArray[np.floating]) -> Bits:
     """The same memory as integers, which order as floats that are not negative do, and whose minima are vectorised."""
     return values.view(np.int64 if values.dtype == np.float64 else np.int32)
+
+
+def in_use(points: Tensor, lengths: Tensor | None) -> NDArray[np.int64]:
+    """[B] points in use of clouds [B, N, D]."""
+    return np.full(points.shape[0], points.shape[1]) if lengths is None else lengths.numpy()
 
 
 def shared(run: Callable[[int, int], None], count: int, nanoseconds: float) -> None:

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon.kernels.on_numba.compiled import Bits, bits, compiled, shared
+from recon.kernels.on_numba.compiled import Bits, bits, compiled, in_use, shared
 
 PADDING, CHOSEN, NON_FINITE = -1.0, -2.0, -3.0
 """Running distances of points that may not be chosen yet. All lie below every distance, so that none is ever put in
@@ -16,7 +16,7 @@ def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: in
     """idx int64 [B, K <= N], start [B] first, of points [B, N, D]; entries beyond lengths [B] are arbitrary."""
     clouds, first = points.detach().numpy(), start.numpy()
     num_clouds, num_points, _ = clouds.shape
-    sizes = np.full(num_clouds, num_points) if lengths is None else lengths.numpy()
+    sizes = in_use(points, lengths)
     idx = np.empty((num_clouds, K), np.int64)
 
     def some(low: int, high: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon.kernels.on_numba.compiled import Bits, bits, compiled, shared
+from recon.kernels.on_numba.compiled import Bits, bits, compiled, in_use, shared
 
 Cloud = NDArray[np.floating]
 Rows = NDArray[np.int64]
@@ -33,10 +33,9 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -
     queries, clouds = p1.detach().numpy(), p2.detach().numpy()
     num_clouds, num_queries, width = queries.shape
     num_points = clouds.shape[1]
-    sizes = np.full(num_clouds, num_points) if lengths2 is None else lengths2.numpy()
     dists = np.empty((num_clouds, num_queries, K), queries.dtype)
     idx = np.empty(dists.shape, np.int64)
-    infinity = bits(np.full(1, np.inf, queries.dtype))
+    sizes, infinity = in_use(p2, lengths2), bits(np.full(1, np.inf, queries.dtype))
     found = bits(dists)
     boxed = width <= WIDEST and num_points > BLOCK
 
