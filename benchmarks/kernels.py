@@ -3,11 +3,11 @@
     python benchmarks/kernels.py [--device cpu|cuda] [--threads N] [--seconds S] [--budget S] [--only WORD]
                                  [--check-only]
 
-Needs torch, NumPy and a source checkout (and Triton on a GPU), nothing installed; torch-cluster, and on a CPU fpsample,
-pykdtree, SciPy and faiss-cpu, take part where they are installed. Every op is checked against kernels/reference.py
-before it is timed. The contestants of a case take turns, so that whatever else the machine does falls on all of them.
-Writes benchmarks/results/kernels-<device>.json (cpu-1: one thread) and the same as a table, kernels-<device>.md;
-with --only, which times the cases whose name holds WORD, it writes nothing.
+Needs torch, NumPy and a source checkout (and Triton on a GPU, Numba on a CPU), nothing installed; torch-cluster, and on
+a CPU fpsample, pykdtree, SciPy and faiss-cpu, take part where they are installed. Every op is checked against
+kernels/reference.py before it is timed. The contestants of a case take turns, so that whatever else the machine does
+falls on all of them. Writes benchmarks/results/kernels-<device>.json (cpu-1: one thread) and the same as a table,
+kernels-<device>.md; with --only, which times the cases whose name holds WORD, it writes nothing.
 
 --check-only times nothing: it checks every backend that the device has in every case, on a GPU also that the ops
 neither wait for the device nor change inside a CUDA graph, and exits with 1 if anything differs.
@@ -270,7 +270,8 @@ def check_everything(device: torch.device, only: str) -> int:
     for case in make_cases(device):
         if only not in case.name:
             continue
-        backends = ["torch", *(["triton"] if device.type == "cuda" else [])]
+        own = "triton" if device.type == "cuda" else "numba"
+        backends = ["torch", *([own] if find_spec(own) else [])]
         for backend in [*backends, *(["cluster"] if case.cluster and has_cluster() else [])]:
             try:
                 case.check(backend)
@@ -330,7 +331,7 @@ def time_case(case: Case, device: torch.device, seconds: float, rates: tuple[flo
 
 def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("numpy", "triton", "torch-cluster", "fpsample", "pykdtree", "scipy", "faiss-cpu"):
+    for name in ("numpy", "numba", "triton", "torch-cluster", "fpsample", "pykdtree", "scipy", "faiss-cpu"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
