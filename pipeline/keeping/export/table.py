@@ -162,10 +162,15 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str], only
 
 
 def _parts(store: FeatureStore, ref: Ref, rows: NDArray[np.int64]) -> list[list[str]]:
-    """[N] names of a shape's parts: of its mesh, or of the data set where clouds came ready-made."""
+    """[N] names of a shape's parts: of its mesh, or of the data set where clouds came ready-made; [] where no mesh is.
+
+    A store that a program wrote need not have read any.
+    """
     recipe = store.recipe("points", ref.keys["points"])
     if "clouds" in recipe:
         return [part_of(recipe, "clouds").get("parts", [])] * len(rows)
+    if "meshes" not in ref.keys:
+        return [[]] * len(rows)
     column = open_column(store.kind_group("meshes", ref.keys["meshes"]), "parts")
     return [parsed(text or "[]", NAMES, column.store_path) for text in read_rows(column, rows)]
 
