@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,9 @@ def children() -> list[psutil.Process]:
     """This process's, but for multiprocessing's own helpers."""
     alive = []
     for child in psutil.Process().children(recursive=True):
-        if child.status() != psutil.STATUS_ZOMBIE and not HELPERS.search(" ".join(child.cmdline())):
-            alive.append(child)
+        with suppress(psutil.NoSuchProcess):  # it may end between two questions
+            if child.status() != psutil.STATUS_ZOMBIE and not HELPERS.search(" ".join(child.cmdline())):
+                alive.append(child)
     return alive
 
 
