@@ -1,4 +1,4 @@
-"""What docs/rendering.md's table of formats says is right or approximated, but for glTF: a file a cell, made to show it."""
+"""What docs/rendering.md's table of formats says is right or approximated; glTF in `test_right_gltf`. A file a cell."""
 
 import json
 import struct
