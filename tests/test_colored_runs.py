@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.pipeline.store import FeatureStore
@@ -18,7 +20,11 @@ from recon.trainer.data.points import farthest_points
 from recon.trainer.evaluate.features import load_student
 from recon.trainer.model import recon as model
 from recon.trainer.use.embedding import describe
+from recon.trainer.use.index import unit
+from recon.trainer.use.naming import class_vectors
+from recon.trainer.use.words import text_space
 from tests.probed_run import CPU, train
+from tests.serving import serving
 from tests.test_docs import succeeds
 
 pytestmark = pytest.mark.slow  # whole runs on stores of their own
@@ -148,3 +154,75 @@ def test_colours_say_something_and_places_stay(run: Path, small_store: Path) -> 
     np.testing.assert_allclose(
         describe(student, moved).embedding, describe(student, clouds).embedding, rtol=2e-3, atol=2e-3
     )
+
+
+# ---- files of one's own, named and sent
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """By format a file with colours, and one of the same places without: meshes, and a cloud."""
+    folder, found = tmp_path_factory.mktemp("pairs"), {}
+    shades = np.tile(np.uint8([[255, 255, 0], [255, 0, 255]]), (4, 1))
+    for name in ("mesh.glb", "mesh.ply", "cloud.ply", "cloud.glb"):
+        for colored in (True, False):
+            shape = trimesh.creation.box((1, 2, 3))
+            if colored and name.startswith("mesh"):
+                shape.visual.vertex_colors = shades
+            if name.startswith("cloud"):
+                points = shape.sample(300, seed=0)
+                shape = trimesh.PointCloud(points, colors=np.tile(shades, (38, 1))[:300] if colored else None)
+            path = folder / ("" if colored else "plain") / name
+            path.parent.mkdir(exist_ok=True)
+            (trimesh.Scene(shape) if name.endswith(".glb") else shape).export(path)
+        found[name] = folder / name, folder / "plain" / name
+    return found
+
+
+def cosines_with(run: Path, store: Path, points: NDArray[np.float32]) -> list[float]:
+    """Of a cloud [P, C] with the store's categories."""
+    student = load_student(run, CPU)
+    probe = student.on(FeatureStore.open(store))
+    space, names = text_space(run, probe), probe.split("train+test").categories
+    feature = space.feature(describe(student, torch.from_numpy(points)[None]))
+    found: list[float] = (class_vectors(run, probe, space, names, None) @ unit(feature)[0]).tolist()
+    return found
+
+
+@pytest.mark.parametrize("name", ["mesh.glb", "mesh.ply", "cloud.ply", "cloud.glb"])
+def test_colours_of_a_file_are_named_by(
+    name: str, run: Path, small_store: Path, pairs: dict[str, tuple[Path, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cosines = []
+    for path, said in zip(pairs[name], (False, True), strict=True):
+        words = ["classify", str(path), "--run", str(run), "--store", str(small_store), "--split", "train+test"]
+        succeeds("recon-train", *words, "--json")
+        told = json.loads(capsys.readouterr().out)
+        assert ("without colour, so of the grey 0.3" in told["taken"]) == said
+        found = {each["name"]: each["cosine"] for each in told["classes"]}
+        cosines.append([found[category] for category in sorted(found)])
+        shape = read_shape(path, 64, color=True, default_color=0.3)
+        seen = shape.points.copy()
+        if said:  # the declared default, and not what the file's reader fills in
+            seen[:, 3:] = 0.3
+        np.testing.assert_allclose(cosines[-1], cosines_with(run, small_store, seen), atol=1e-6)
+    assert np.abs(np.subtract(*cosines)).max() > 1e-5  # a student of two epochs hardly tells clouds apart
+
+
+@pytest.mark.parametrize("name", ["mesh.glb", "cloud.ply"])
+def test_colours_of_a_file_are_searched_by(
+    name: str, run: Path, small_store: Path, clip_config: Path, pairs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with serving(tmp_path / "run", small_store, clip_config.parent) as served:
+        found = []
+        for path, said in zip(pairs[name], (False, True), strict=True):
+            status, answer = served.send(name, path.read_bytes())
+            assert status == 200 and ("without colour, so of the grey 0.3" in answer["asked"]) == said
+            found.append({each["place"]: each["cosine"] for each in answer["found"]})
+            shape = read_shape(path, 64, color=True, default_color=0.3)
+            student = load_student(run, CPU)
+            mine = unit(describe(student, torch.from_numpy(shape.points)[None]).embedding)[0]
+            stored = unit(served.collection.index.described.embedding) @ mine
+            np.testing.assert_allclose([found[-1][place] for place in range(12)], stored, atol=1e-4)
+    assert max(abs(found[0][place] - found[1][place]) for place in range(12)) > 1e-3
