@@ -139,7 +139,7 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
         spec = next(c for c in store.columns(kind, key) if c.name == column)
         draws = [table.store.column(kind, key, column).shape[0]] if lanes else []
         meanings = {"points": MEANINGS, "lifted": OF_LIFTED}.get(kind)
-        meaning = meanings[column] if meanings else _of_targets(store.recipe(kind, key), column, len(spec.shape))
+        meaning = meanings.get(column, "") if meanings else _of_targets(store.recipe(kind, key), column, len(spec.shape))
         columns[name] = {"shape": [*draws, *spec.shape], "dtype": spec.dtype, "meaning": meaning}
     return {
         "format": "recon-export",
