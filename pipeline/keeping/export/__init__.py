@@ -22,16 +22,18 @@ Writer = Callable[[Table, Path, dict[str, Any], int, Progress], dict[str, Any]]
 VERSION = 1  # of the exports' layout
 
 MEANINGS = {
-    "xyz": "points as sampled or as the data set has them, neither centred nor scaled; +Y up, +Z front",
-    "normal": "unit normals of the points; 0 where the data set has none",
-    "color": "linear RGB times 255; 128 where the data set has none",
-    "part": "index into the row's list of parts in rows.jsonl",
-    "order": "a farthest-point order: any prefix of xyz[i][order[i]] is a farthest point sample",
-    "frame": "centroid x, y, z of the points and the largest distance from it",
-}
-OF_LIFTED = {
-    "feat": "raw features [point, dim]; point j is xyz[i][order[i][j]], and zero where no view shows it",
-    "count": "[point] how many views show it",
+    "points": {
+        "xyz": "points as sampled or as the data set has them, neither centred nor scaled; +Y up, +Z front",
+        "normal": "unit normals of the points; 0 where the data set has none",
+        "color": "linear RGB times 255; 128 where the data set has none",
+        "part": "index into the row's list of parts in rows.jsonl",
+        "order": "a farthest-point order: any prefix of xyz[i][order[i]] is a farthest point sample",
+        "frame": "centroid x, y, z of the points and the largest distance from it",
+    },
+    "lifted": {
+        "feat": "raw features [point, dim]; point j is xyz[i][order[i][j]], and zero where no view shows it",
+        "count": "[point] how many views show it",
+    },
 }
 WITHOUT_LIFTED = ("openshape", "captions")
 LIFTED_BYTES = 256 << 20
@@ -138,8 +140,8 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
     for name, (kind, key, column, lanes) in table.columns().items():
         spec = next(c for c in store.columns(kind, key) if c.name == column)
         draws = [table.store.column(kind, key, column).shape[0]] if lanes else []
-        meanings = {"points": MEANINGS, "lifted": OF_LIFTED}.get(kind)
-        meaning = meanings.get(column, "") if meanings else _of_targets(store.recipe(kind, key), column, len(spec.shape))
+        recipe = store.recipe(kind, key)
+        meaning = MEANINGS[kind].get(column, "") if kind in MEANINGS else _of_targets(recipe, column, len(spec.shape))
         columns[name] = {"shape": [*draws, *spec.shape], "dtype": spec.dtype, "meaning": meaning}
     return {
         "format": "recon-export",
