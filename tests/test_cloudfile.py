@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from recon.pipeline.shapes.cloudfile import SUFFIXES, _unpacked, load_cloud
+from recon.pipeline.shapes.columns import names_in, names_of, of_columns
 from recon.pipeline.shapes.mesh import MeshError
 
 XYZ = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -282,6 +283,25 @@ def test_columns_that_can_be_no_colours(tmp_path: Path, more: NDArray[Any], said
     path = table(tmp_path / "a.npy", XYZ, more)
     with pytest.raises(MeshError, match=rf": {path}: .*{said}"):
         load_cloud(path, tmp_path, names=("x", "y", "z", "r", "g", "b"))
+
+
+@given(st.permutations(["x", "y", "z", "r", "g", "b", "nx", "label"]), st.integers(3, 8))
+def test_every_order_of_columns_is_put_right(order: list[str], kept: int) -> None:
+    held = dict(zip(["x", "y", "z", "r", "g", "b", "nx", "label"], range(8), strict=True))
+    names = names_of(order[:kept])
+    there = {*"xyz"} <= {*order[:kept]} and len({*"rgb"} & {*order[:kept]}) in (0, 3)
+    assert (names == tuple(order[:kept])) if there else (names is None)
+    if names:
+        rows = np.tile([held[name] / 8 for name in names], (5, 1))
+        xyz, color, unnamed = of_columns(rows, names)
+        assert (xyz == [0, 1 / 8, 2 / 8]).all() and unnamed == 0 and (color is not None) == ("r" in names)
+        assert color is None or (np.diff(color, axis=1) > 0).all()
+
+
+@given(st.text(max_size=60))
+def test_any_comment_is_read(comment: str) -> None:
+    names = names_in(comment)
+    assert names == () or names[:3] == ("x", "y", "z")
 
 
 def test_a_file_of_nothing_has_no_columns_to_name(tmp_path: Path) -> None:
