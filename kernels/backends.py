@@ -1,7 +1,9 @@
-"""Which implementation of an op runs: Triton, plain torch, or torch-cluster."""
+"""Which implementation of an op runs: Triton, Numba, plain torch, or torch-cluster."""
 
+import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -11,9 +13,10 @@ import torch
 from torch import Tensor
 
 R = TypeVar("R")
-BACKENDS = ("triton", "torch", "cluster")
-TRITON_MAX_K = 128
-"""Neighbours a query beyond which the Triton search leaves the work to plain torch."""
+log = logging.getLogger(__name__)
+BACKENDS = ("triton", "numba", "torch", "cluster")
+MAX_K = 128
+"""Neighbours a query beyond which the searches of Triton and Numba leave the work to plain torch."""
 TRITON_NEEDS = {"tuple": "3.3", "topk": "3.4"}
 """What the kernels use of triton.language that older Tritons lack, and since when it is there.
 
@@ -22,22 +25,20 @@ torch 2.6 brings Triton 3.2, 2.7 brings 3.3, 2.8 brings 3.4. All kernels compile
 
 
 def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = False, K: int = 1) -> str:
-    """Name of the backend that runs `op` on `points`: "triton", "torch" or "cluster".
+    """Name of the backend that runs `op` on `points`: "triton", "numba", "torch" or "cluster".
 
-    `backend` decides if given, else the environment variable RECON_KERNELS, else Triton, where it is one that has what
-    the kernels use, for points of float32 or less on a CUDA device, and plain torch for all others. ValueError where
-    the backend asked for is unknown or not available here, or (if asked for by `backend`) does not offer the op for
-    these arguments; RECON_KERNELS leaves such ops to the automatic choice.
+    `backend` decides if given, else the environment variable RECON_KERNELS, else where the points are: Triton, where it
+    is one that has what the kernels use, for float32 or less on a CUDA device, Numba on a CPU, plain torch for all
+    others. ValueError where the backend asked for is unknown or not available here, or (if asked for by `backend`) does
+    not offer the op for these arguments; RECON_KERNELS leaves such ops to the automatic choice.
     """
     asked = backend or _environment()
     if asked is None:
-        return "triton" if _triton_fits(points, K) else "torch"
+        return _automatic(points, K)
     if asked not in BACKENDS:
         where = "backend" if backend else "RECON_KERNELS"
-        raise ValueError(f'{where} must be "triton", "torch" or "cluster", got {asked!r}')
-    if asked == "torch":
-        return asked
-    missing = _triton_missing() if asked == "triton" else _package_missing("torch_cluster")
+        raise ValueError(f'{where} must be "triton", "numba", "torch" or "cluster", got {asked!r}')
+    missing = _missing(asked)
     if missing:
         raise ValueError(f"backend {asked} needs the package {missing}")
     if asked == "triton" and not points.is_cuda and not _interpreted():
@@ -45,12 +46,14 @@ def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = Fals
             "backend triton needs points on a CUDA device, or TRITON_INTERPRET=1 for tests; "
             f"these are on {points.device}"
         )
-    lacks = _triton_lacks(points, K) if asked == "triton" else "" if cluster else "has no such op"
+    if asked == "numba" and points.device.type != "cpu":
+        raise ValueError(f"backend numba needs points on the CPU; these are on {points.device}")
+    lacks = "has no such op" if asked == "cluster" and not cluster else _lacks(asked, points, K)
     if not lacks:
         return asked
     if backend:
         raise ValueError(f'backend {asked} cannot run {op}: it {lacks}; use backend="torch"')
-    return "triton" if asked == "cluster" and _triton_fits(points, K) else "torch"
+    return _automatic(points, K)
 
 
 def implementation(backend: str, op: str) -> ModuleType:
@@ -58,16 +61,17 @@ def implementation(backend: str, op: str) -> ModuleType:
     return import_module("recon.kernels.on_cluster" if backend == "cluster" else f"recon.kernels.on_{backend}.{op}")
 
 
-def _triton_fits(points: Tensor, K: int) -> bool:
-    """Whether the Triton kernels are what runs on these points, unless somebody says otherwise."""
-    return points.is_cuda and not _triton_missing() and not _triton_lacks(points, K)
+def _automatic(points: Tensor, K: int) -> str:
+    """What runs on these points unless somebody says otherwise."""
+    fitting = "triton" if points.is_cuda else "numba" if points.device.type == "cpu" else "torch"
+    return "torch" if _missing(fitting) or _lacks(fitting, points, K) else fitting
 
 
-def _triton_lacks(points: Tensor, K: int) -> str:
-    """Why the Triton kernels cannot take these arguments, or ""."""
-    if points.dtype == torch.float64:
+def _lacks(backend: str, points: Tensor, K: int) -> str:
+    """Why a backend cannot take these arguments, or ""."""
+    if backend == "triton" and points.dtype == torch.float64:
         return "computes in float32, and the points are float64"
-    return f"takes K <= {TRITON_MAX_K}, got {K}" if K > TRITON_MAX_K else ""
+    return f"takes K <= {MAX_K}, got {K}" if backend in ("triton", "numba") and K > MAX_K else ""
 
 
 def _constant(look_up: Callable[..., R]) -> Callable[..., R]:
@@ -91,9 +95,31 @@ def _interpreted() -> bool:
 
 
 @_constant
+def _missing(backend: str) -> str:
+    """What a backend lacks to run at all, or ""."""
+    if backend == "triton":
+        return _triton_missing()
+    if backend == "numba":
+        return _numba_missing()
+    return _package_missing("torch_cluster") if backend == "cluster" else ""
+
+
+@cache
+def _numba_missing() -> str:
+    missing = _package_missing("numba")
+    if missing:
+        return missing
+    try:
+        import_module("numba")
+    except (ImportError, OSError) as error:  # one that is older than NumPy refuses it
+        log.warning("CPU kernels run in plain torch, several times slower: numba cannot be imported: %s", error)
+        return f"numba, which cannot be imported: {error}"
+    return ""
+
+
 def _triton_missing() -> str:
     """What Triton lacks to run the kernels at all, or ""."""
-    missing: str = _package_missing("triton")
+    missing = _package_missing("triton")
     if missing:
         return missing
     try:
@@ -107,6 +133,5 @@ def _triton_missing() -> str:
     return f"triton {needed} or newer: {version} has no tl." + " and no tl.".join(lacks)
 
 
-@_constant
 def _package_missing(package: str) -> str:
     return "" if find_spec(package) else f"{package}, which is not installed"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recon.kernels import ops
 from recon.kernels.backends import implementation
-from recon.kernels.on_torch.small import ROOT
+from recon.kernels.norms import ROOT
 from recon.kernels.operator import operator
 
 
@@ -56,9 +56,10 @@ def _(
 
 def _of_distances(grad: Tensor, idx_x: Tensor, idx_y: Tensor, root: bool) -> ops.Pair:
     """The gradients of d (or of its root) [B, N] and [B, M]: one number each, expanded."""
-    each = grad / (idx_x.numel() * (2 if root else 1))
-    other = each if idx_y.shape == idx_x.shape else grad / (idx_y.numel() * (2 if root else 1))
-    return each.expand(idx_x.shape), other.expand(idx_y.shape)
+    each = (grad / (idx_x.numel() * (2 if root else 1))).expand(idx_x.shape)
+    if idx_y.shape == idx_x.shape:
+        return each, each
+    return each, (grad / (idx_y.numel() * (2 if root else 1))).expand(idx_y.shape)
 
 
 def _loss_setup(ctx: Any, inputs: Any, output: Any) -> None:

@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from recon.kernels.backends import implementation
+from recon.kernels.norms import ROOT
 from recon.kernels.on_torch import rows as on_torch_rows
 from recon.kernels.on_torch.knn import matched_backward as on_torch_matched_backward
 from recon.kernels.on_torch.knn import padded
-from recon.kernels.on_torch.small import ROOT
 from recon.kernels.operator import operator
 
 Pair = tuple[Tensor, Tensor]

@@ -3,50 +3,23 @@
 import torch
 from torch import Tensor
 
-from recon.kernels.on_torch import small, tree
-from recon.kernels.on_torch.knn import (
-    blocked,
-    chunk_size,
-    fits_small,
-    matched_backward,
-    pair_distances,
-    planes,
-    search,
-    search_squares,
-    workspace,
-)
+from recon.kernels.on_torch.knn import blocked, chunk_size, matched_backward, pair_distances, planes, search, workspace
 
 # Up to this many pairs a cloud, clouds lie innermost.
 TINY = 2**12
-SHARED_PAIR = 1.6
-"""Nanoseconds of one core for a pair whose distance serves both directions, in the terms of tree.COSTS."""
 
 
 def nearest(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None, norm: int, single: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dists, idx [B, N] from x [B, N, D] to y [B, M, D], and [B, M] back, or [B, 0] if `single`; N, M >= 1."""
-    if fits_small(x, y) and not single:
-        return small.nearest(x, y, x_lengths, y_lengths, norm)
     if x.shape[1] * y.shape[1] <= TINY:
         return _nearest_tiny(x, y, x_lengths, y_lengths, norm, single)
-    if not single and _trees_pay(x, y, norm):
-        one, two = tree.in_order(x, x_lengths), tree.in_order(y, y_lengths)
-        forth, back = tree.search(one, two, 1, search_squares), tree.search(two, one, 1, search_squares)
-    elif not single and x.shape[1] * y.shape[1] <= chunk_size(x.device):
+    if not single and x.shape[1] * y.shape[1] <= chunk_size(x.device):
         return _nearest_shared(x, y, x_lengths, y_lengths, norm)
-    else:
-        forth = search(x, y, y_lengths, norm, 1)
-        back = search(y[:, :0] if single else y, x, x_lengths, norm, 1)
+    forth = search(x, y, y_lengths, norm, 1)
+    back = search(y[:, :0] if single else y, x, x_lengths, norm, 1)
     return forth[0][..., 0], forth[1][..., 0], back[0][..., 0], back[1][..., 0]
-
-
-def _trees_pay(x: Tensor, y: Tensor, norm: int) -> bool:
-    """Whether two searches by trees are faster than one set of distances."""
-    sizes = x.shape[1], y.shape[1]
-    by_trees = tree.price(*sizes, 1) + tree.price(*sizes[::-1], 1)
-    flat = x.device.type == "cpu" and norm == 2 and x.shape[2] <= tree.WIDEST
-    return flat and by_trees < SHARED_PAIR * sizes[0] * sizes[1]
 
 
 def _nearest_tiny(
@@ -138,9 +111,6 @@ def nearest_backward(
     needs_y: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients in x and y of sum(grad_x * dists_x) + sum(grad_y * dists_y); one that is not needed is empty."""
-    sizes = idx_x.numel(), idx_y.numel()
-    if x.device.type == "cpu" and min(sizes) > 0 and max(sizes) <= small.ROWS:
-        return small.nearest_backward(grad_x, grad_y, x, y, idx_x, idx_y, norm, needs_x, needs_y)
     of_x, of_y = matched_backward(grad_x[..., None], x, y, idx_x[..., None], norm, needs_x, needs_y)
     back = matched_backward(grad_y[..., None], y[:, : grad_y.shape[1]], x, idx_y[..., None], norm, needs_y, needs_x)
     if needs_x:

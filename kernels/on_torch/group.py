@@ -5,14 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recon.kernels.on_torch import fps, knn, small
+from recon.kernels.on_torch import fps, knn
 from recon.kernels.on_torch.rows import taken
 
 
 def groups(points: Tensor, num_group: int, group_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Neighbours minus centers [B, G, S, D], centers [B, G, D], and where both stand: [B, G], [B, G, S]."""
-    if knn.fits_small(points, points):
-        return small.groups(points, num_group, group_size)
     return in_two(points, num_group, group_size, fps.farthest_points, knn.search)
 
 

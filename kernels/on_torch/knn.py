@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from recon.kernels.on_torch import small, tree
+from recon.kernels.norms import ROOT
 from recon.kernels.on_torch.rows import add_flat, flat_rows
 
 # Distances held at once. On a CPU, what they need together should stay in the last cache; on a GPU few launches count.
@@ -96,31 +96,7 @@ def chunks(num_clouds: int, num_rows: int, num_columns: int, device: torch.devic
             yield slice(b, b + clouds), slice(n, n + rows)
 
 
-def fits_small(p1: Tensor, p2: Tensor) -> bool:
-    """Whether all pairs of these clouds are few, and on a CPU."""
-    pairs = p1.shape[0] * p1.shape[1] * p2.shape[1]
-    return p1.device.type == "cpu" and 0 < pairs <= min(small.PAIRS, CPU_CHUNK)
-
-
 def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
-    """dists, idx [B, N, K] of the K <= M nearest; float32 or float64 clouds; arbitrary beyond lengths2."""
-    flat = p1.device.type == "cpu" and norm == 2 and p1.shape[2] <= tree.WIDEST
-    if flat and not fits_small(p1, p2) and tree.pays(p1.shape[1], p2.shape[1], K):
-        return tree.search(tree.in_order(p1, None), tree.in_order(p2, lengths2), K, search_squares)
-    return _search_pairs(p1, p2, lengths2, norm, K)
-
-
-def search_squares(p1: Tensor, p2: Tensor, lengths2: Tensor | None, K: int) -> tuple[Tensor, Tensor]:
-    """`search` among all pairs, of squared distances."""
-    return _search_pairs(p1, p2, lengths2, 2, K)
-
-
-def _search_pairs(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
-    look = small.search if fits_small(p1, p2) else search_by_chunks
-    return look(p1, p2, lengths2, norm, K)
-
-
-def search_by_chunks(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -> tuple[Tensor, Tensor]:
     """dists, idx [B, N, K] of the K <= M nearest, padding of p2 last; float32 or float64 clouds.
 
     p2 is cut into blocks of `run` consecutive points. Its K nearest lie in the K blocks whose nearest
@@ -190,8 +166,6 @@ def matched_backward(
 
     Where idx is -1, or the distance not finite, nothing is added. A gradient that is not needed comes back empty.
     """
-    if idx.device.type == "cpu" and idx.shape[2] == 1 and idx.numel() <= small.ROWS:
-        return small.matched_backward(grad[..., 0], p1, p2, idx[..., 0], norm, needs1, needs2)
     grad1 = torch.empty_like(p1) if needs1 else p1.new_empty(0)
     grad2 = torch.empty_like(p2) if needs2 else p2.new_empty(0)
     step = max(1, GPU_CHUNK // max(1, idx[:1].numel() * p1.shape[2]))
@@ -209,14 +183,11 @@ def matched_backward(
         for a in apart:
             distance += a.abs() if norm == 1 else a * a
         inside &= distance.isfinite()
-        if norm == small.ROOT:
+        if norm == ROOT:
             inside &= distance > 0
             root = distance.sqrt()
         for i, a in enumerate(apart):
-            slope = (
-                torch.where(inside, a.sign() if norm == 1 else a / root if norm == small.ROOT else 2 * a, 0)
-                * grad[some]
-            )
+            slope = torch.where(inside, a.sign() if norm == 1 else a / root if norm == ROOT else 2 * a, 0) * grad[some]
             if needs1:
                 grad1[some, :, i] = slope.sum(2)
             if needs2:

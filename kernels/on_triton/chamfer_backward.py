@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from recon.kernels.on_torch import small
+from recon.kernels.norms import ROOT
 from recon.kernels.on_triton import on_device, segments, tiles
 from recon.kernels.on_triton.tiles import coordinates, distance, queries_of
 
 # Pairs whose gradient a warp works out, four a lane, and points it then walks between two looks at the end. Not tuned.
 PAIRS, STEP = 128, 4
-ROOT = tl.constexpr(small.ROOT)
+ROOT = tl.constexpr(ROOT)
 
 
 def nearest_backward(
@@ -33,7 +33,7 @@ def nearest_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in x and y of sum(grad_x * dists_x) + sum(grad_y * dists_y); one that is not needed is empty.
 
-    grad_y and idx_y [B, M] or [B, 0]; norm 1, 2 or small.ROOT. Both grads are contiguous, or both one number expanded,
+    grad_y and idx_y [B, M] or [B, 0]; norm 1, 2 or ROOT. Both grads are contiguous, or both one number expanded,
     which is then read where it stands. A pair of idx -1 or of a distance that is not finite adds nothing. Each
     point adds its pairs up in an order that the sizes settle: the same bits every time.
     """

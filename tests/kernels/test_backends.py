@@ -13,11 +13,11 @@ from made_clouds import KINDS
 from recon.kernels.backends import BACKENDS
 
 pytestmark = pytest.mark.slow
-PACKAGES = {"triton": "triton", "cluster": "torch_cluster", "torch": "torch"}
+PACKAGES = {"triton": "triton", "numba": "numba", "cluster": "torch_cluster", "torch": "torch"}
 OTHERS = [
     pytest.param(name, marks=pytest.mark.skipif(find_spec(PACKAGES[name]) is None, reason=f"needs {PACKAGES[name]}"))
     for name in BACKENDS
-    if name != "torch" or DEVICE == "cuda"
+    if name not in (("numba",) if DEVICE == "cuda" else ("torch",))
 ]
 # What torch-cluster has: squared distances' neighbours and sampling.
 CLUSTER = ("knn", "knn ragged", "fps", "fps ragged", "fps start", "group")

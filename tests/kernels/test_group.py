@@ -4,20 +4,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import recon.kernels.on_torch.small
 from recon.kernels import group_points, reference
 
 
-@settings(max_examples=80)
+@settings(max_examples=160)
 @given(data=st.data(), kind=clouds.kinds, dtype=clouds.dtypes, seed=clouds.seeds)
 def test_groups_are_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype, seed: int) -> None:
     num_clouds, n = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 60)))
     num_group, group_size = (data.draw(st.integers(1, n)) for _ in range(2))
     points = clouds.cloud(kind, num_clouds, n, 3, dtype, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        # Few pairs at once, and the two searches.
-        patch.setattr(recon.kernels.on_torch.small, "PAIRS", data.draw(st.sampled_from([0, 2**13])))
-        groups, centers = group_points(points, num_group, group_size)
+    groups, centers = group_points(points, num_group, group_size, data.draw(st.sampled_from(["numba", "torch"])))
     assert groups.shape == (num_clouds, num_group, group_size, 3) and groups.dtype == dtype
     if num_clouds:
         expected_groups, expected_centers = reference.groups(points, num_group, group_size)

@@ -1,5 +1,5 @@
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from typing import Any
 
 import clouds
@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 import recon.kernels.on_torch.knn
-import recon.kernels.on_torch.small
-import recon.kernels.on_torch.tree
-from recon.kernels import knn_gather, knn_points, reference
-from recon.kernels.on_torch import curve
+from recon.kernels import group_points, interpolate_three, knn_gather, knn_points, reference, sample_farthest_points
+from recon.kernels.backends import MAX_K
+from recon.kernels.chamfer import nearest
+from recon.kernels.on_numba import knn as on_numba
+
+CPU = ["numba", "torch"]
 
 
 def test_reference_agrees_with_a_kd_tree() -> None:
@@ -35,7 +37,7 @@ def test_reference_manhattan_agrees_with_a_kd_tree() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=250)
+@settings(max_examples=500)
 @given(data=st.data(), kind=clouds.kinds, dtype=clouds.dtypes, seed=clouds.seeds, norm=st.sampled_from([1, 2]))
 def test_knn_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype, seed: int, norm: int) -> None:
     num_clouds, n, width = data.draw(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 5)))
@@ -46,11 +48,9 @@ def test_knn_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype
     # Chunks far smaller than the problem, so that their seams lie everywhere.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recon.kernels.on_torch.knn, "CPU_CHUNK", data.draw(st.sampled_from([1, 100, 1000, 2**16])))
-        by_tree = data.draw(st.booleans())
-        patch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: by_tree)
-        found = knn_points(
-            p1, p2, torch.tensor(lengths1).long(), torch.tensor(lengths2).long(), norm, K, return_nn=True
-        )
+        sizes1, sizes2 = torch.tensor(lengths1).long(), torch.tensor(lengths2).long()
+        backend = data.draw(st.sampled_from(CPU)) if min(K, m) <= MAX_K else "torch"
+        found = knn_points(p1, p2, sizes1, sizes2, norm, K, return_nn=True, backend=backend)
     dists, idx = reference.knn(p1, p2, lengths1, lengths2, K, norm)
     assert torch.equal(found.idx, idx)
     assert torch.equal(found.dists, dists)
@@ -62,40 +62,70 @@ def test_knn_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("kind", clouds.KINDS)
 @pytest.mark.parametrize("K", [1, 8, 32, 500])
-def test_knn_is_the_reference_at_real_sizes(kind: str, K: int) -> None:
-    p2 = clouds.cloud(kind, 2, 1024, 3, torch.float32, seed=4)
+@pytest.mark.parametrize("num_points", [1024, 2500])  # 16 blocks, one group of them, and 40 in three
+def test_knn_is_the_reference_at_real_sizes(kind: str, K: int, num_points: int) -> None:
+    p2 = clouds.cloud(kind, 2, num_points, 3, torch.float32, seed=4)
     p1 = p2[:, ::40].contiguous()
-    dists, idx = reference.knn(p1, p2, [p1.shape[1]] * 2, [1024] * 2, K)
+    dists, idx = reference.knn(p1, p2, [p1.shape[1]] * 2, [num_points] * 2, K)
     found = knn_points(p1, p2, K=K)
     assert torch.equal(found.idx, idx)
     assert torch.equal(found.dists, dists)
 
 
-def test_large_clouds_are_searched_by_a_tree_and_come_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = clouds.cloud("random", 3, 3000, 3, torch.float32, seed=1)
-    points[:, 1500:1700] = points[:, :200]  # ties, which the tree leaves open
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("width", [2, 3, 6, 7])  # of seven coordinates there are no boxes
+def test_large_clouds_in_blocks_come_out_as_all_pairs(width: int, norm: int) -> None:
+    points = clouds.cloud("random", 3, 2100, width, torch.float32, seed=1)
+    points[:, 1500:1700] = points[:, :200]  # ties
     points[1, 7] = torch.nan
-    assert recon.kernels.on_torch.tree.pays(3000, 3000, 2)
-    asked = []
-    tree_search = recon.kernels.on_torch.tree.search
-    monkeypatch.setattr(
-        recon.kernels.on_torch.tree, "search", lambda *arguments: asked.append(1) or tree_search(*arguments)
-    )
-    found = knn_points(points, points, K=2)
-    assert asked
-    monkeypatch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: False)
-    expected = knn_points(points, points, K=2)
-    assert torch.equal(found.idx, expected.idx) and torch.equal(found.dists, expected.dists)
+    lengths = torch.tensor([2100, 2099, 70])
+    for K in (1, 2, 40):
+        found, expected = (knn_points(points, points, None, lengths, norm, K, backend=name) for name in CPU)
+        assert torch.equal(found.idx, expected.idx) and torch.equal(found.dists, expected.dists)
 
 
-@pytest.mark.parametrize("K", [1, 600])
-def test_a_tree_whose_distances_overflow_is_not_believed(K: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: True)
+@pytest.mark.parametrize("K", [1, 60, 600])
+def test_distances_that_overflow_are_in_order(K: int) -> None:
     points = clouds.cloud("random", 2, 600, 3, torch.float64, seed=1) * 1e154  # squares reach the top of float64
     found = knn_points(points[:, :50], points, K=K)
     dists, idx = reference.knn(points[:, :50], points, [50] * 2, [600] * 2, K)
-    assert dists.isinf().any() or K == 1
+    assert dists.isinf().any() or K < 600
     assert torch.equal(found.idx, idx) and torch.equal(found.dists, dists)
+
+
+def test_an_outlier_leaves_the_blocks_small() -> None:
+    """A grid would put all other points into one cell."""
+    points = torch.rand(1, 4096, 3, generator=torch.Generator().manual_seed(5))
+    points[0, 99] = 1e6
+    planes, order = np.ascontiguousarray(points[0].numpy().T), np.arange(4096, dtype=np.int32)
+    on_numba._arrange(planes, order)
+    assert sorted(order) == list(range(4096))
+    np.testing.assert_array_equal(planes.T, points[0].numpy()[order])
+    blocks = planes.reshape(3, -1, on_numba.BLOCK)
+    sides = (blocks.max(2) - blocks.min(2)).max(0)
+    assert np.sort(sides)[:-1].max() < 0.6  # 4 x 4 x 4 blocks of a unit cube; the outlier widens one
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_same_on_any_number_of_threads(threads: int) -> None:
+    x, y = (clouds.cloud("grid", 1, 1500, 3, torch.float32, seed=seed) for seed in (2, 4))
+    calls: dict[str, Callable[[], Sequence[torch.Tensor]]] = {
+        "neighbours": lambda: knn_points(x, y, K=9)[:2],
+        "samples": lambda: sample_farthest_points(torch.cat([x, y * 2, x - y]), K=500),
+        "both ways": lambda: nearest(torch.cat([x, y] * 20), torch.cat([y, x] * 20)),
+        "groups": lambda: group_points(torch.cat([x, y] * 20), 64, 32),
+        "interpolation": lambda: [interpolate_three(x.expand(9, -1, -1), y.repeat(9, 1, 9), y.expand(9, -1, -1))],
+    }
+    before = torch.get_num_threads()
+    for name, call in calls.items():
+        torch.set_num_threads(1)
+        alone = call()
+        try:
+            torch.set_num_threads(threads)
+            for ours, theirs in zip(call(), alone, strict=True):
+                assert torch.equal(ours, theirs), name
+        finally:
+            torch.set_num_threads(before)
 
 
 def test_neighbours_away_from_the_origin_are_those_of_float64() -> None:
@@ -115,9 +145,8 @@ def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) ->
         return found
 
     monkeypatch.setattr(recon.kernels.on_torch.knn, "pair_distances", spy)
-    monkeypatch.setattr(recon.kernels.on_torch.tree, "pays", lambda *sizes: False)
     points = torch.randn(2, 3000, 3, generator=torch.Generator().manual_seed(0))
-    knn_points(points, points, K=4)
+    knn_points(points, points, K=4, backend="torch")
     assert max(sizes) <= recon.kernels.on_torch.knn.CPU_CHUNK
     assert sum(sizes) >= 2 * 3000 * 3000
 
@@ -223,55 +252,13 @@ def test_bad_gather_is_named() -> None:
         knn_gather(POINTS, torch.zeros(3, 5, 1, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("library", ["pykdtree", "scipy"])
-@pytest.mark.parametrize("own_bits", [True, False])
-@pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("kind", clouds.KINDS)
-def test_either_tree_is_put_right(
-    library: str, own_bits: bool, in_order: bool, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ties in order, whichever tree proposes; where its compiler fused a rounding its distances are not taken."""
-    pytest.importorskip(library)
-    tree = recon.kernels.on_torch.tree
-    monkeypatch.setattr(tree, "MANY", 1 if in_order else 1000)
-    monkeypatch.setattr(tree, "pays", lambda *sizes: True)
-    monkeypatch.setattr(tree, "_library", lambda: library)
-    if not own_bits:
-        monkeypatch.setattr(tree, "_has_our_bits", lambda dtype, width: False)
-    monkeypatch.setattr(recon.kernels.on_torch.small, "PAIRS", 0)
+def test_blocks_of_part_of_a_cloud(kind: str) -> None:
     p1, p2 = (clouds.cloud(kind, 3, n, 3, torch.float32, seed=n) for n in (21, 130))
-    for K, lengths in ((1, [130, 130, 130]), (9, [130, 4, 0]), (130, [130, 129, 7])):
-        found = knn_points(p1, p2, lengths2=torch.tensor(lengths), K=K)
+    for K, lengths in ((1, [130, 130, 130]), (9, [130, 4, 0]), (128, [130, 129, 7])):
+        found = knn_points(p1, p2, lengths2=torch.tensor(lengths), K=K, backend="numba")
         dists, idx = reference.knn(p1, p2, [21] * 3, lengths, K)
         assert torch.equal(found.idx, idx) and torch.equal(found.dists, dists)
-
-
-@pytest.mark.parametrize("kind", clouds.KINDS)
-@pytest.mark.parametrize("width", [1, 2, 3, 5])
-def test_an_order_has_every_point_once_and_padding_last(kind: str, width: int) -> None:
-    points = clouds.cloud(kind, 3, 50, width, torch.float32, seed=4).numpy()
-    sizes = np.array([50, 7, 0])
-    order = curve.order(points, sizes)
-    for places, size in zip(order, sizes, strict=True):
-        assert sorted(places[:size]) == list(range(size)) and list(places[size:]) == list(range(size, 50))
-
-
-def test_an_order_brings_neighbours_together() -> None:
-    points = clouds.cloud("random", 1, 4096, 3, torch.float32, seed=5).numpy()
-    along = points[0, curve.order(points, np.array([4096]))[0]]
-    steps = [np.linalg.norm(np.diff(cloud, axis=0), axis=1).mean() for cloud in (points[0], along)]
-    assert steps[1] < steps[0] / 5
-
-
-@pytest.mark.parametrize("kind", clouds.KINDS)
-@pytest.mark.parametrize("norm", [1, 2])
-def test_few_pairs_come_out_as_many_do(kind: str, norm: int) -> None:
-    small, knn = recon.kernels.on_torch.small, recon.kernels.on_torch.knn
-    p1, p2 = (clouds.cloud(kind, 2, n, 3, torch.float32, seed=n).contiguous() for n in (7, 30))
-    for K in (1, 5, 30):
-        found = small.search(p1, p2, None, norm, K)
-        expected = knn.search_by_chunks(p1, p2, None, norm, K)
-        assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
 def test_a_small_call_costs_few_calls_of_torch() -> None:
@@ -280,17 +267,3 @@ def test_a_small_call_costs_few_calls_of_torch() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         knn_points(points, points, K=4)
     assert sum(event.count for event in profile.key_averages() if event.key.startswith("aten::")) < 20
-
-
-@pytest.mark.skipif(find_spec("pykdtree") is None, reason="pykdtree is not installed")
-def test_the_trees_threads_are_torchs_and_left_as_they_were() -> None:
-    tree = recon.kernels.on_torch.tree
-    openmp = tree._openmp_library()
-    if openmp is None:
-        pytest.skip("this pykdtree has no threads")
-    before = openmp.omp_get_max_threads()
-    points = clouds.cloud("random", 1, 3000, 3, torch.float32, seed=1)
-    openmp.omp_set_num_threads(3)
-    knn_points(points, points, K=2)
-    assert openmp.omp_get_max_threads() == 3
-    openmp.omp_set_num_threads(before)

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recon import kernels
 from recon.kernels import loss_ops, ops, weight_ops
-from recon.kernels.on_torch import chamfer, knn, small
 from recon.kernels.operator import Operator
 
 X, Y = (clouds.cloud("random", 2, size, 3, torch.float32, seed) for seed, size in enumerate((40, 30)))
@@ -92,40 +91,3 @@ def test_a_loss_is_one_operator_each_way(loss: torch.nn.Module) -> None:
     with Seen() as seen:
         loss(x, Y).backward()
     assert seen.names == {"chamfer_loss", "chamfer_loss_backward"}
-
-
-def within(norm: int) -> dict[str, float]:
-    """torch's roots may differ from NumPy's in the last place."""
-    return {"rtol": 1e-6, "atol": 1e-6} if norm == small.ROOT else {"rtol": 0, "atol": 0}
-
-
-@pytest.mark.parametrize("norm", [1, 2, small.ROOT])
-@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-def test_gradients_of_few_matches_have_the_bits_of_many(norm: int, needs: tuple[bool, bool]) -> None:
-    generator = torch.Generator().manual_seed(norm)
-    idx = torch.randint(-1, 30, (2, 40, 1), generator=generator)
-    grad = torch.randn(2, 40, 1, generator=generator)
-    p1, p2 = X.clone(), Y.clone()
-    p1[0, 3], p2[1, 4, 1] = torch.nan, torch.inf
-    found = small.matched_backward(grad[..., 0], p1, p2, idx[..., 0], norm, *needs)
-    twice = [torch.cat([each] * 60) for each in (grad, p1, p2, idx)]  # too many for the small way
-    assert twice[3].numel() > small.ROWS
-    expected = knn.matched_backward(*twice, norm, *needs)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs[: len(ours)], **within(norm))
-
-
-@pytest.mark.parametrize("norm", [1, 2, small.ROOT])
-def test_both_directions_of_few_matches_have_the_bits_of_many(norm: int) -> None:
-    generator = torch.Generator().manual_seed(norm)
-    forth, back = (torch.randint(-1, n, (2, m), generator=generator) for n, m in ((30, 40), (40, 30)))
-    grads = [torch.randn(idx.shape, generator=generator) for idx in (forth, back)]
-    x, y = X.clone(), Y.clone()
-    x[0, 3], y[1, 4, 1], y[0, 2] = torch.nan, torch.inf, x[0, 9]
-    forth[0, 9] = 2  # a pair that coincides
-    tensors = (*grads, x, y, forth, back)
-    found = small.nearest_backward(*tensors, norm, True, True)
-    many = chamfer.nearest_backward(*(torch.cat([each] * 60) for each in tensors), norm, True, True)
-    for ours, theirs in zip(found, many, strict=True):
-        assert not ours.isnan().any()
-        torch.testing.assert_close(ours, theirs[:2], **within(norm))

@@ -11,7 +11,7 @@ from torch import Tensor
 from recon import kernels
 from recon.kernels import loss_ops, ops, weight_ops
 from recon.kernels.backends import choose
-from recon.kernels.on_torch import small
+from recon.kernels.norms import ROOT
 
 
 def cloud(
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "nearest_backward of roots": (
         ops.nearest_backward,
-        (values(2, 4, 2), values(2, 5, 3), *CLOUDS, whole(2, 4), whole(2, 5) - 1, small.ROOT, True, True, "torch"),
+        (values(2, 4, 2), values(2, 5, 3), *CLOUDS, whole(2, 4), whole(2, 5) - 1, ROOT, True, True, "torch"),
     ),
     "chamfer_loss": (loss_ops.chamfer_loss, (*CLOUDS, False, "torch")),
     "chamfer_loss of roots": (loss_ops.chamfer_loss, (*CLOUDS, True, "torch")),
@@ -181,17 +181,24 @@ def test_backends_are_chosen_by_argument_then_environment(monkeypatch: pytest.Mo
     monkeypatch.delenv("RECON_KERNELS", raising=False)
     monkeypatch.setattr("recon.kernels.backends.find_spec", lambda name: None if name == "torch_cluster" else True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert choose(None, points, "op") == "torch"  # the interpreter is for tests: nobody gets it unasked
+    assert choose(None, points, "op") == "numba"  # the interpreter is for tests: nobody gets it unasked
+    assert choose(None, points.double(), "op") == choose("numba", points, "op", K=128) == "numba"
+    assert choose(None, points, "op", K=129) == choose(None, points.to("meta"), "op") == "torch"
     assert choose("triton", points, "op") == "triton"
     monkeypatch.setenv("RECON_KERNELS", "triton")
     assert choose(None, points, "op") == "triton"
     assert choose("torch", points, "op") == "torch"
-    # The environment is a wish for all ops; what Triton does not offer is left to plain torch.
-    assert choose(None, points.double(), "op") == choose(None, points, "op", K=129) == "torch"
+    # The environment is a wish for all ops; what Triton does not offer is left to whatever else would run it.
+    assert choose(None, points.double(), "op") == "numba"
+    assert choose(None, points, "op", K=129) == "torch"
     with pytest.raises(ValueError, match=r"cannot run op: it computes in float32.*backend=\"torch\""):
         choose("triton", points.double(), "op")
     with pytest.raises(ValueError, match="cannot run op: it takes K <= 128, got 129"):
         choose("triton", points, "op", K=129)
+    with pytest.raises(ValueError, match="backend numba cannot run op: it takes K <= 128, got 129"):
+        choose("numba", points, "op", K=129)
+    with pytest.raises(ValueError, match="backend numba needs points on the CPU; these are on meta"):
+        choose("numba", points.to("meta"), "op")
     with pytest.raises(ValueError, match="backend cluster needs the package torch_cluster, which is not installed"):
         choose("cluster", points, "op", cluster=True)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
@@ -202,8 +209,8 @@ def test_backends_are_chosen_by_argument_then_environment(monkeypatch: pytest.Mo
         choose("cluster", points, "op")
     monkeypatch.setenv("RECON_KERNELS", "cluster")
     assert choose(None, points, "op", cluster=True) == "cluster"
-    assert choose(None, points, "op") == "torch"
-    with pytest.raises(ValueError, match='backend must be "triton", "torch" or "cluster", got \'cuda\''):
+    assert choose(None, points, "op") == "numba"
+    with pytest.raises(ValueError, match='backend must be "triton", "numba", "torch" or "cluster", got \'cuda\''):
         choose("cuda", points, "op")
     monkeypatch.setenv("RECON_KERNELS", "pytorch3d")
     with pytest.raises(ValueError, match="RECON_KERNELS must be"):

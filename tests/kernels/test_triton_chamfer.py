@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recon.kernels import reference
-from recon.kernels.on_torch import small
+from recon.kernels.norms import ROOT
 
 pytest.importorskip("triton")
 
@@ -128,7 +128,7 @@ def plain_gradients(
         for b, i in zip(*torch.where(near >= 0), strict=True):
             apart = one[b, i] - other[b, near[b, i]]
             value = apart.abs().sum() if norm == 1 else (apart * apart).sum()
-            value = value.sqrt() if norm == small.ROOT and value > 0 else value
+            value = value.sqrt() if norm == ROOT and value > 0 else value
             if value.float().isfinite():
                 total = total + grad[b, i].double() * value
     return [each.nan_to_num(0) for each in torch.autograd.grad(total, leaves)]
@@ -165,7 +165,7 @@ def check_backward(shape: tuple[int, int, int, int], norm: int, single: bool, se
     assert torch.equal(of_y, found[1]) and nothing.numel() == 0
 
 
-@pytest.mark.parametrize("norm", [1, 2, small.ROOT])
+@pytest.mark.parametrize("norm", [1, 2, ROOT])
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("shape", [(3, 7, 5, 3), (5, 1, 2, 1)])
 def test_gradients_match_autograd(shape: tuple[int, int, int, int], norm: int, single: bool) -> None:
@@ -239,7 +239,7 @@ def launch_all() -> None:
         chamfer.nearest(x, x, lengths, lengths, 2, False)
         chamfer.nearest_backward(grad, grad, x, x, idx, idx, 2, True, True)
         shared = torch.empty((), device="meta").expand(num_clouds, size)
-        chamfer.nearest_backward(shared, shared, x, x, idx, idx, small.ROOT, True, True)
+        chamfer.nearest_backward(shared, shared, x, x, idx, idx, ROOT, True, True)
     for shape, width in (((32, 2048, 3), 384), ((1, 1, 1), 1)):
         features = torch.empty(shape[0], 128, width, device="meta")
         idx, weights = (torch.empty(shape, dtype=dtype, device="meta") for dtype in (torch.int64, torch.float32))

@@ -3,9 +3,11 @@
 import ast
 import importlib
 import sys
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -91,3 +93,57 @@ def test_the_installed_triton_has_them() -> None:
     language = importlib.import_module("triton.language")
     assert all(hasattr(language, name) for name in IN_3_2)
     assert backends._triton_missing() == ""
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    backends._numba_missing.cache_clear()
+    yield
+    backends._numba_missing.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_without_numba_a_cpu_takes_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RECON_KERNELS", raising=False)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    points = torch.zeros(1, 2, 3)
+    assert backends.choose(None, points, "op") == "torch"
+    with pytest.raises(ValueError, match="backend numba needs the package numba, which is not installed"):
+        backends.choose("numba", points, "op")
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_numba_that_does_not_import_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str) -> ModuleType:
+        raise ImportError("Numba needs NumPy 2.4 or less")
+
+    monkeypatch.delenv("RECON_KERNELS", raising=False)
+    monkeypatch.setattr(backends, "import_module", broken)
+    for _ in range(2):
+        assert backends.choose(None, torch.zeros(1, 2, 3), "op") == "torch"
+    assert caplog.messages == [
+        "CPU kernels run in plain torch, several times slower: numba cannot be imported: Numba needs NumPy 2.4 or less"
+    ]
+
+
+def test_where_nothing_can_be_kept_each_process_compiles(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    numba = pytest.importorskip("numba")
+    from recon.kernels.on_numba import compiled
+
+    njit = numba.njit
+
+    def without_a_place(function: Callable[..., Any], *, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(function, **options)
+
+    monkeypatch.setattr(numba, "njit", without_a_place)
+    compiled._tell_once.cache_clear()
+    twice = [compiled.compiled(lambda x, n=n: n * x) for n in (2, 3)]
+    assert [function(7) for function in twice] == [14, 21]
+    (line,) = caplog.messages
+    assert line.startswith("compiled kernels cannot be kept, and each process compiles them anew")

@@ -1,0 +1,67 @@
+"""How a function is compiled, and its work shared among threads."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Bits = NDArray[np.signedinteger[Any]]
+
+PART = 2**18
+"""Nanoseconds of work that a thread is worth starting for: a pool takes about 100 microseconds."""
+log = logging.getLogger(__name__)
+
+
+def compiled(function: Function) -> Function:
+    """Compile at the first call of a combination of types, and keep the code on disk for other processes.
+
+    Numba looks whether the function's own file has changed, and at no other: a compiled function calls none of another
+    file. The code is kept beside that file, or where the user's caches are; where neither can be written to, every
+    process compiles anew. No arithmetic is reordered or contracted, and a division by 0 is IEEE's.
+    """
+    try:
+        made = numba.njit(function, nogil=True, error_model="numpy", cache=True)
+    except RuntimeError:  # no place to keep it
+        _tell_once()
+        made = numba.njit(function, nogil=True, error_model="numpy")
+    return cast(Function, made)
+
+
+@cache
+def _tell_once() -> None:
+    log.warning(
+        "compiled kernels cannot be kept, and each process compiles them anew, for some seconds: "
+        "set NUMBA_CACHE_DIR to a folder that can be written to"
+    )
+
+
+def bits(values: NDArray[np.floating]) -> Bits:
+    """The same memory as integers, which order as floats that are not negative do, and whose minima are vectorised."""
+    return values.view(np.int64 if values.dtype == np.float64 else np.int32)
+
+
+def in_use(points: Tensor, lengths: Tensor | None) -> NDArray[np.int64]:
+    """[B] points in use of clouds [B, N, D]."""
+    return np.full(points.shape[0], points.shape[1]) if lengths is None else lengths.numpy()
+
+
+def shared(run: Callable[[int, int], None], count: int, nanoseconds: float) -> None:
+    """run(first, last) over parts of `count` items, in as many threads as torch would use and as are worth it.
+
+    An item takes about so many nanoseconds.
+    """
+    workers = min(count, torch.get_num_threads(), int(count * nanoseconds / PART))
+    if workers <= 1:
+        run(0, count)
+        return
+    edges = [count * part // workers for part in range(workers + 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run, edges[:-1], edges[1:]))
