@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from recon.pipeline.commands.cli import app
+from recon.pipeline.flow import run
 from recon.pipeline.keeping.stats import describe, statistics
 from recon.pipeline.store.feature_store import FeatureStore
 from recon.pipeline.teachers import TeacherSpec, load_teacher
+from recon.pipeline.teachers.loaded import facts_of
 from tests.conftest import FOLDER_MANIFEST
 from tests.test_kept_meshes import put_boxes
 
@@ -30,7 +33,7 @@ def test_what_is_cut_is_what_another_token_would_change(teacher):
     assert once == more, "or nothing would be cut"
 
 
-def write(folder: Path, model: Path) -> list[str]:
+def write(folder: Path, model: Path | str) -> list[str]:
     put_boxes(folder)
     rows = [f'box/{name}.obj,box,"{text}"' for name, text in CAPTIONS.items()]
     (folder / "meshes" / "shapes.csv").write_text("\n".join(["path,class,caption", *rows]) + "\n")
@@ -67,3 +70,44 @@ def test_captions_that_fit_are_not_spoken_of(tmp_path, clip_config, monkeypatch)
     ran = CliRunner().invoke(app, ["all", *write(tmp_path, clip_config), "--workers", "0"])
     assert ran.exit_code == 0 and "cut short" not in ran.stderr
     assert FeatureStore.open(tmp_path / "s.zarr").ref().cut["tiny"][0] == 0
+
+
+class Lengths:
+    """A teacher of one's own, of words too, that cannot tell what it cuts."""
+
+    shape = (3,)
+
+    def __init__(self, spec, device):
+        pass
+
+    def recipe(self):
+        return {"kind": "lengths-1", "weights": "none", "words": "none"}
+
+    def embed_images(self, images, seeds):
+        return images.mean((1, 2), dtype=np.float32)
+
+    def text_recipe(self):
+        return {"kind": "lengths-1", "weights": "none"}
+
+    def embed_texts(self, texts):
+        return np.array([[len(text), text.count(" "), 1] for text in texts], np.float32)
+
+
+def test_a_teacher_that_cannot_tell_is_not_asked_again(tmp_path, monkeypatch):
+    options = write(tmp_path, f"{__name__}:Lengths")
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(manifest.read_text().replace('kind = "open_clip"', 'kind = "python"'))
+    asked, ask = [], run.ask
+
+    def spy(executor, function, about):
+        asked.append(function)
+        return ask(executor, function, about)
+
+    monkeypatch.setattr(run, "ask", spy)
+    for _ in range(2):
+        asked.clear()
+        ran = CliRunner().invoke(app, ["all", *options, "--workers", "0"])
+        assert ran.exit_code == 0 and "cut short" not in ran.stderr, ran.output
+        assert asked == [facts_of]
+    assert "text" in ran.stderr and "up to date" in ran.stderr
+    assert FeatureStore.open(tmp_path / "s.zarr").ref().cut == {}

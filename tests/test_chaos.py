@@ -13,14 +13,15 @@ import pytest
 
 from recon.pipeline.base.code import code_digest
 from recon.pipeline.base.digests import digest_of
-from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.execution import cluster
+from recon.pipeline.execution.admission import Admission
 from recon.pipeline.execution.cluster import Dask
 from recon.pipeline.execution.engine import run_stage
 from recon.pipeline.execution.executor import InProcess
 from recon.pipeline.execution.opening import open_executor
 from recon.pipeline.execution.stage import Row
-from tests.test_cluster import address, joined, serve  # noqa: F401 (a fixture)
+from tests.test_cluster import address, joined, on_node, serve  # noqa: F401 (a fixture)
 from tests.test_executor import ROOT, Task, square, until, work
 from tests.toy_stage import Drawn, register
 
@@ -69,6 +70,100 @@ def test_one_worker_dies_one_has_other_code_and_one_has_no_opengl(
     assert set(caplog.messages) == {refused, faulty}
 
 
+def without_recon(folder: Path) -> str:
+    """A worker's PYTHONPATH with a package that does not import before this one."""
+    (folder / "recon").mkdir(parents=True)
+    (folder / "recon" / "__init__.py").write_text("raise ModuleNotFoundError('no recon')")
+    return f"{folder}{os.pathsep}{ROOT}"
+
+
+def test_one_that_is_refused_may_be_the_first_of_several_that_join(
+    tmp_path: Path,
+    serve: Callable[..., Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve("scheduler", "--port", "0")
+    where, look, looks = address(tmp_path), Admission.look, 0
+    with open_executor(None, scheduler=where) as early:
+        assert isinstance(early, Dask)
+        serve("worker", "--nthreads", "1", "--host", "127.0.0.1", PYTHONPATH=without_recon(tmp_path / "other"))
+        joined(early, 1)
+        refused = early.left_out
+        assert [line.partition(" ")[2][:30] for line in refused] == ["cannot say which code it has ("]
+
+    def late(*asked: Any) -> dict[str, str]:
+        nonlocal looks
+        looks += 1
+        found = look(*asked)
+        if looks == 1:
+            assert all(found.values())
+            assert len(found) == 1
+            serve("worker", "--nthreads", "1")
+        return found
+
+    monkeypatch.setattr(Admission, "look", late)
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 200.0)
+    with open_executor(None, scheduler=where) as opened:
+        assert sorted(opened.run(square, range(3))) == [0, 1, 4]
+        assert opened.left_out == refused
+
+
+def test_who_has_not_answered_is_not_refused(
+    tmp_path: Path,
+    serve: Callable[..., Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve("scheduler", "--port", "0")
+    where, look = address(tmp_path), Admission.look
+    slow = ""
+    with open_executor(None, scheduler=where) as early:
+        assert isinstance(early, Dask)
+        serve("worker", "--nthreads", "1", "--host", "127.0.0.1", PYTHONPATH=without_recon(tmp_path / "other"))
+        serve("worker", "--nthreads", "1", "--host", "127.0.0.2")
+        joined(early, 2)
+        (slow,) = early._workers
+
+    def silent(*asked: Any) -> dict[str, str]:
+        return {at: why for at, why in look(*asked).items() if at != slow}
+
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.5)
+    with monkeypatch.context() as importing:
+        importing.setattr(Admission, "look", silent)
+        opened = open_executor(None, scheduler=where)
+    with opened:
+        assert sorted(opened.run(square, range(3))) == [0, 1, 4]
+
+
+def test_a_node_at_fault_may_be_the_first_of_several_that_join(
+    tmp_path: Path,
+    serve: Callable[..., Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve("scheduler", "--port", "0", "--host", "127.0.0.1")
+    where, look, faulty = address(tmp_path), Dask._leave_out, "127.0.0.2"
+    serve("worker", "--nthreads", "1", "--host", faulty)
+
+    def late(self: Dask, *fault: Any) -> bool:
+        if not self.left_out:
+            serve("worker", "--nthreads", "1", "--host", "127.0.0.1")
+        return look(self, *fault)
+
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 200.0)
+    with open_executor(None, scheduler=where) as opened:
+        assert isinstance(opened, Dask)
+        joined(opened, 1)
+        with monkeypatch.context() as others_start:
+            others_start.setattr(Dask, "_leave_out", late)
+            assert set(opened.run(on_node, [faulty])) == {"127.0.0.1"}
+        assert opened.left_out == [f"{faulty} gets no more tasks: headless OpenGL does not start"]
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.5)
+    with (
+        open_executor(None, scheduler=where) as alone,
+        pytest.raises(MachineError, match=r"^headless OpenGL does not start$"),
+    ):
+        list(alone.run(on_node, [f"{faulty} 127.0.0.1"]))
+
+
 @pytest.mark.parametrize("lacks", ["the version", "the package"])
 def test_a_scheduler_whose_workers_are_all_refused_is_one_line(
     lacks: str,
@@ -77,21 +172,22 @@ def test_a_scheduler_whose_workers_are_all_refused_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster, "WARN_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 1.0)
     other = tmp_path / "other"
+    path = f"{other}{os.pathsep}{ROOT}"
     if lacks == "the version":
         (info := other / "recon_pointcloud-9.9.dist-info").mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: recon-pointcloud\nVersion: 9.9\n")
         why = r"has recon-pointcloud 9\.9 \(\S+ here\): install the same versions there"
     else:
-        (other / "recon").mkdir(parents=True)
-        (other / "recon" / "__init__.py").write_text("raise ModuleNotFoundError('no recon')")
+        path = without_recon(other)
         why = r"cannot say which code it has \(.*no recon.*\): install the same recon there"
     serve("scheduler", "--port", "0")
     where = address(tmp_path)
     line = rf"^no worker of the scheduler at tcp://\S+ can be given tasks: 127\.0\.0\.1:\d+ {why}$"
     with open_executor(None, scheduler=where) as early:
         assert isinstance(early, Dask)
-        node = serve("worker", "--nthreads", "1", "--host", "127.0.0.1", PYTHONPATH=f"{other}{os.pathsep}{ROOT}")
+        node = serve("worker", "--nthreads", "1", "--host", "127.0.0.1", PYTHONPATH=path)
         with pytest.raises(UserError, match=line):
             list(early.run(square, range(3)))
         assert len(early.left_out) == 1

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from recon.pipeline.shapes.cloudfile import SUFFIXES, _unpacked, load_cloud
+from recon.pipeline.shapes.columns import names_in, names_of, of_columns
 from recon.pipeline.shapes.mesh import MeshError
 
 XYZ = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -192,3 +195,116 @@ def test_damaged_files_are_one_line(tmp_path_factory: pytest.TempPathFactory, na
         assert load_cloud(path, folder).xyz.shape[1] == 3
     except MeshError as error:
         assert "\n" not in str(error)
+
+
+# ---- columns of numbers, which only names tell apart
+
+SHARES = COLOR / 255
+LINEAR = np.rint(255 * np.where(SHARES <= 0.04045, SHARES / 12.92, ((SHARES + 0.055) / 1.055) ** 2.4))
+NORMAL = (XYZ / np.linalg.norm(XYZ, axis=1, keepdims=True)).astype(np.float32)
+
+
+def table(path: Path, *columns: NDArray[Any], above: str = "") -> Path:
+    rows = np.concatenate([np.asarray(each, np.float64) for each in columns], axis=1)
+    if path.suffix == ".npy":
+        np.save(path, rows)
+    else:
+        lines = "".join(" ".join(f"{value:.9g}" for value in row) + "\n" for row in rows)
+        path.write_text(f"{above}\n{lines}" if above else lines)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.xyz", "a.txt"])
+@pytest.mark.parametrize("shades", [COLOR, SHARES, COLOR.astype(np.int64) * 257], ids=["bytes", "shares", "16 bits"])
+def test_columns_that_are_named_are_colours(tmp_path: Path, name: str, shades: NDArray[Any]) -> None:
+    path = table(tmp_path / name, XYZ, shades)
+    found = load_cloud(path, tmp_path, names=("x", "y", "z", "r", "g", "b"))
+    assert found.color is not None and found.unnamed == 0
+    np.testing.assert_array_equal(found.color, LINEAR)
+    np.testing.assert_array_equal(found.xyz, load_cloud(path, tmp_path).xyz)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.xyz"])
+def test_columns_in_any_order_and_others_between(tmp_path: Path, name: str) -> None:
+    names = ("label", "z", "r", "g", "b", "x", "y", "nx", "ny", "nz")
+    z, x, y = XYZ[:, 2:], XYZ[:, :1], XYZ[:, 1:2]
+    found = load_cloud(table(tmp_path / name, x > 0, z, COLOR, x, y, NORMAL), tmp_path, names=names)
+    np.testing.assert_array_equal(found.color, LINEAR)
+    np.testing.assert_array_equal(found.xyz, load_cloud(table(tmp_path / f"plain-{name}", XYZ), tmp_path).xyz)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.xyz"])
+@pytest.mark.parametrize(
+    "more", [NORMAL, np.abs(NORMAL), COLOR, SHARES], ids=["normals", "outwards", "bytes", "shares"]
+)
+def test_columns_without_names_are_no_colours(tmp_path: Path, name: str, more: NDArray[Any]) -> None:
+    found = load_cloud(table(tmp_path / name, XYZ, more), tmp_path)
+    assert found.color is None and found.unnamed == 3
+
+
+@pytest.mark.parametrize(
+    ("above", "colored", "unnamed"),
+    [
+        ("//X Y Z R G B", True, 0),
+        ("# x, y, z, red, green, blue", True, 0),
+        ("//X Y Z Rf Gf Bf\n# made by hand", True, 0),
+        ("# x y z nx ny nz", False, 0),
+        ("# x y z", False, 3),
+        ("# x y z r g b label", False, 3),
+        ("# r g b x y z", False, 3),
+        ("# points of a chair, made by us", False, 3),
+        ("# x y z r r b", False, 3),
+    ],
+)
+def test_a_comment_above_the_numbers_names_them(tmp_path: Path, above: str, colored: bool, unnamed: int) -> None:
+    found = load_cloud(table(tmp_path / "a.xyz", XYZ, COLOR, above=above), tmp_path)
+    assert found.unnamed == unnamed and (found.color is not None) == colored
+    if colored:
+        np.testing.assert_array_equal(found.color, LINEAR)
+    np.testing.assert_allclose(found.xyz, XYZ - (XYZ.min(0) + XYZ.max(0)) / 2, atol=3e-6)
+
+
+def test_what_is_asked_for_stands_above_what_the_file_says(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.xyz", XYZ, COLOR, above="# x y z r g b")
+    assert load_cloud(path, tmp_path, names=("x", "y", "z", "u", "v", "w")).color is None
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (NORMAL, r"columns r, g, b: hold -0\.\d+ to 0\.\d+, which are no colours; name them otherwise"),
+        (COLOR * 1000.0, r"hold 5000 to 251000, which are no colours"),
+        (np.where(SHARES > 0.9, np.nan, SHARES), "columns r, g, b: hold values that are not finite"),
+        (SHARES[:, :2], r"holds 5 columns, and 6 are named, x,y,z,r,g,b: name every column"),
+    ],
+    ids=["normals", "too large", "no numbers", "too few"],
+)
+def test_columns_that_can_be_no_colours(tmp_path: Path, more: NDArray[Any], said: str) -> None:
+    path = table(tmp_path / "a.npy", XYZ, more)
+    with pytest.raises(MeshError, match=rf": {path}: .*{said}"):
+        load_cloud(path, tmp_path, names=("x", "y", "z", "r", "g", "b"))
+
+
+@given(st.permutations(["x", "y", "z", "r", "g", "b", "nx", "label"]), st.integers(3, 8))
+def test_every_order_of_columns_is_put_right(order: list[str], kept: int) -> None:
+    held = dict(zip(["x", "y", "z", "r", "g", "b", "nx", "label"], range(8), strict=True))
+    names = names_of(order[:kept])
+    there = {*"xyz"} <= {*order[:kept]} and len({*"rgb"} & {*order[:kept]}) in (0, 3)
+    assert (names == tuple(order[:kept])) if there else (names is None)
+    if names:
+        rows = np.tile([held[name] / 8 for name in names], (5, 1))
+        xyz, color, unnamed = of_columns(rows, names)
+        assert (xyz == [0, 1 / 8, 2 / 8]).all() and unnamed == 0 and (color is not None) == ("r" in names)
+        assert color is None or (np.diff(color, axis=1) > 0).all()
+
+
+@given(st.text(max_size=60))
+def test_any_comment_is_read(comment: str) -> None:
+    names = names_in(comment)
+    assert names == () or names[:3] == ("x", "y", "z")
+
+
+def test_a_file_of_nothing_has_no_columns_to_name(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("# x y z r g b\n")
+    with pytest.raises(MeshError, match=r"no-points: .*a\.xyz: the cloud is empty"):
+        load_cloud(tmp_path / "a.xyz", tmp_path, names=("x", "y", "z", "r", "g", "b"))

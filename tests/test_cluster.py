@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def local() -> Iterator[Dask]:
     """Two workers, replaced when they die."""
     with open_executor(2, cluster="local") as opened:
         assert isinstance(opened, Dask)
+        joined(opened, 2)
         yield opened
 
 
@@ -74,7 +76,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     yield start
     for process in reversed(started):
         for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
-            child.kill()
+            with suppress(psutil.NoSuchProcess):  # it ends by itself
+                child.kill()
         process.kill()
         process.wait()
 
@@ -88,7 +91,8 @@ def address(folder: Path) -> str:
 
 
 def joined(dask: Dask, workers: int) -> None:
-    until(lambda: len(dask._client.scheduler_info(n_workers=-1)["workers"]) == workers)
+    """Wait until so many have joined, and each of them is admitted or refused."""
+    until(lambda: len(dask._census()) + len(dask._refused) == workers)
 
 
 # ---- a local cluster
@@ -301,8 +305,9 @@ def on_node(lame: str) -> str:
 
 
 def test_a_node_at_fault_is_left_out_and_the_last_one_ends_the_run(
-    tmp_path: Path, serve: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.0)
     serve("scheduler", "--port", "0", "--host", "127.0.0.1")
     for node in ("127.0.0.1", "127.0.0.2"):  # two addresses of this machine stand for two nodes
         serve("worker", "--nthreads", "1", "--host", node)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recon.pipeline.commands import train_demo
-from recon.pipeline.commands.train_demo import Plan, Shapes, contrastive_loss, learn_merges, make_batch
+from recon.pipeline.commands.merges import learn_merges
+from recon.pipeline.commands.train_demo import Plan, Shapes, contrastive_loss, make_batch
 from recon.pipeline.procedural import CATEGORIES, build, shape_seed
 from recon.pipeline.rendering.render import RenderConfig, Renderer
 from recon.pipeline.store.prompts import class_prompts

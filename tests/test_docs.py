@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trimesh
 from PIL import Image
@@ -110,6 +111,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_manifest: Path, cl
     for category in ("chairs", "tables"):
         (place / "my" / "meshes" / category).mkdir(parents=True)
         trimesh.creation.box((1, 1, 2)).export(place / "my" / "meshes" / category / "a.ply")
+    (place / "my" / "clouds").mkdir()
+    np.save(place / "my" / "clouds" / "a.npy", np.random.default_rng(0).random((200, 9)))
     for path in clip_config.parent.iterdir():  # where runs look for their teachers
         shutil.copy(path, place)
     Image.new("RGB", (32, 32), "white").save(place / "view.png")

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,10 @@ def square(number: int) -> int:
     return number * number
 
 
-def whose(number: int) -> int:
-    time.sleep(0.1)
+def met(folder: Path) -> int:
+    """Where it ran, when two processes have begun such a task."""
+    (folder / str(os.getpid())).touch()
+    until(lambda: len(list(folder.iterdir())) >= 2)
     return os.getpid()
 
 
@@ -108,8 +111,9 @@ def children() -> list[psutil.Process]:
     """This process's, but for multiprocessing's own helpers."""
     alive = []
     for child in psutil.Process().children(recursive=True):
-        if child.status() != psutil.STATUS_ZOMBIE and not HELPERS.search(" ".join(child.cmdline())):
-            alive.append(child)
+        with suppress(psutil.NoSuchProcess):  # it may end between two questions
+            if child.status() != psutil.STATUS_ZOMBIE and not HELPERS.search(" ".join(child.cmdline())):
+                alive.append(child)
     return alive
 
 
@@ -169,11 +173,14 @@ def test_nothing_happens_before_the_first_result_is_asked_for() -> None:
         assert not children()
 
 
-def test_the_same_workers_serve_the_next_run() -> None:
+def test_the_same_workers_serve_the_next_run(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
     with Processes(2) as processes:
-        first = set(processes.run(whose, range(8)))
+        first = set(processes.run(met, [one] * 8))
         assert len(first) == 2
-        assert set(processes.run(whose, range(8))) == first
+        assert set(processes.run(met, [other] * 8)) == first
     assert not children()
 
 
@@ -205,9 +212,9 @@ def test_a_task_that_kills_every_worker_is_named(
     assert list(pair.run(square, [2])) == [4]  # the executor is as good as new
 
 
-def test_a_worker_that_dies_between_tasks_is_missed_by_nobody() -> None:
+def test_a_worker_that_dies_between_tasks_is_missed_by_nobody(tmp_path: Path) -> None:
     with Processes(2) as processes:
-        for pid in set(processes.run(whose, range(6))):
+        for pid in set(processes.run(met, [tmp_path] * 6)):
             os.kill(pid, signal.SIGKILL)
         until(lambda: not children())
         assert sorted(processes.run(square, range(6))) == [0, 1, 4, 9, 16, 25]
@@ -311,11 +318,12 @@ def _env() -> dict[str, str]:
 
 
 SLEEPER = """
-import sys
+import signal, sys
 from pathlib import Path
 from recon.pipeline.execution.executor import Processes
 from tests.test_executor import Task, work
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, tests too, ignore it
     folder = Path(sys.argv[1])
     with Processes(2) as processes:
         list(processes.run(work, [Task(0, folder), *(Task(i, folder, "sleep") for i in range(1, 9))]))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import zarr
+from safetensors.numpy import load_file
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.flow.manifest import load_manifest
 from recon.pipeline.flow.report import report
 from recon.pipeline.flow.run import Flow
+from recon.pipeline.keeping.export import LIFTED_BYTES, Form, export
 from recon.pipeline.keeping.gc import plan_gc
 from recon.pipeline.keeping.merge import merge
 from recon.pipeline.keeping.pictures import pictures
@@ -22,7 +30,9 @@ from recon.pipeline.keeping.verify import verify
 from recon.pipeline.stages.lift import lifted
 from recon.pipeline.store import FeatureStore
 from recon.pipeline.store.names import resolve_key
+from recon.pipeline.store.receipts import Receipt
 from recon.pipeline.teachers.patches import patch_grid
+from tests.test_docs import succeeds
 
 pytestmark = pytest.mark.slow  # whole runs on stores of their own
 
@@ -175,3 +185,102 @@ def test_a_teacher_of_one_feature_a_picture_is_refused(manifest: Path, small_man
         Flow(load_manifest(path), None, store).lift()
     with pytest.raises(UserError, match=r"lifts nothing: add a table \[features.lift\]"):
         Flow(load_manifest(small_manifest), None, store).lift()
+
+
+# ---- exports
+
+
+def exported(out: Path, form: Form) -> dict[str, Any]:
+    """[6, ...] lifted and seen of all rows of an export."""
+    if form == "memmap":
+        return {name: np.load(out / f"{name}-tokens.npy") for name in ("lifted", "seen")}
+    if form == "safetensors":
+        parts = [load_file(path) for path in sorted(out.glob("shapes-*.safetensors"))]
+        return {name: np.concatenate([part[f"{name}-tokens"] for part in parts]) for name in ("lifted", "seen")}
+    if form == "parquet":
+        table = pq.read_table(out / "shapes")
+        shapes = {name: json.loads(table.schema.field(name).metadata[b"shape"]) for name in NAMES}
+        flat = {name: table.column(name).combine_chunks().flatten().to_numpy() for name in NAMES}
+        return {name.removesuffix("-tokens"): flat[name].reshape(6, *shapes[name]) for name in NAMES}
+    found: dict[str, list[Any]] = {"lifted": [], "seen": []}
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name = member.name.partition(".")[2].removesuffix(".tokens.npy")
+                if name in found:
+                    held = tar.extractfile(member)
+                    assert held is not None
+                    found[name].append(np.load(io.BytesIO(held.read())))
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+NAMES = ("lifted-tokens", "seen-tokens")
+
+
+@pytest.mark.parametrize("form", ["memmap", "safetensors", "parquet", "webdataset"])
+def test_exports_have_what_was_lifted(filled: Path, tmp_path: Path, form: Form) -> None:
+    store, out = FeatureStore.open(filled), tmp_path / "out"
+    lifted = store.lifted()
+    assert export(store, out, form, shard_rows=4).rows == 6
+    found = exported(out, form)
+    for name, array in (("lifted", lifted.feat), ("seen", lifted.count)):
+        expected = np.asarray(array[:])
+        assert found[name].dtype == expected.dtype and (found[name] == expected).all()
+    readme = json.loads((out / "README.json").read_text())
+    assert readme["lifted"]["tokens"]["digest"] == store.digest(lifted.key)
+    assert [readme["columns"][name]["shape"] for name in NAMES] == [[64, 32], [64]]
+    assert "xyz[i][order[i][j]]" in readme["columns"]["lifted-tokens"]["meaning"]
+    assert readme["columns"]["seen-tokens"]["meaning"] == "[point] how many views show it"
+
+
+def test_a_shard_holds_as_many_rows_as_fit(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIFTED_BYTES == 256 << 20
+    monkeypatch.setattr("recon.pipeline.keeping.export.LIFTED_BYTES", 3 * 64 * 32 * 2 - 1)
+    export(FeatureStore.open(filled), tmp_path / "out", "safetensors")
+    shards = json.loads((tmp_path / "out" / "README.json").read_text())["shards"]
+    assert [shard["rows"] for shard in shards] == [[0, 2], [2, 4], [4, 6]]
+
+
+def test_exports_without_a_place_for_features_of_points(filled: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(filled)
+    export(store, tmp_path / "captions", "captions")
+    export(store, tmp_path / "targets", "memmap", only_targets=True)
+    for name in ("captions", "targets"):
+        readme = json.loads((tmp_path / name / "README.json").read_text())
+        assert "lifted" not in readme and not {*NAMES} & {*readme["columns"]}
+        assert not [path.name for path in (tmp_path / name).iterdir() if path.name.startswith(("lifted", "seen"))]
+
+
+def test_what_is_not_lifted_yet_is_not_exported(filled: Path, manifest: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(filled, tmp_path / "copy.zarr"))
+    store = FeatureStore.open(copy)
+    group: Any = zarr.open_group(str(copy), mode="r+")
+    feat = group[f"lifted/{store.ref().lifted['tokens']}/feat"]
+    values = feat[:]
+    values[2, 0, 0] += 1
+    feat[:] = values
+    with pytest.raises(UserError, match=rf"lifted \w+: '{store.registry.uid[2]}' is not what its receipt says"):
+        export(FeatureStore.open(copy), tmp_path / "damaged", "memmap")
+    ref = json.loads((filled / "refs" / "small.json").read_text())
+    receipt = copy / "receipts" / ref["lifted"]["tokens"] / "0-000000.json"
+    held = Receipt.read(receipt)
+    assert held is not None
+    replace(held, ok=(False, *held.ok[1:])).write(receipt)
+    feat[2] = np.asarray(FeatureStore.open(filled).lifted().feat[2])
+    result = export(FeatureStore.open(copy), tmp_path / "fewer", "memmap")
+    assert (result.rows, result.left_out) == (5, 1)
+
+
+def test_features_of_other_points_are_left_out_and_told(
+    filled: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(filled, tmp_path / "copy.zarr"))
+    other = tmp_path / "small.toml"
+    other.write_text(manifest.read_text().replace("num_points = 256", "num_points = 300"))
+    Flow(load_manifest(other), None, FeatureStore.open(copy, write=True)).sample()
+    succeeds("recon-pipeline", "export", str(copy), str(tmp_path / "out"))
+    said = "; without what 'tokens' says of points, which are others now: run `recon-pipeline lift` again"
+    assert " ".join(capsys.readouterr().out.split()).endswith(said)
+    assert np.load(tmp_path / "out" / "xyz.npy").shape == (6, 300, 3)
+    assert not (tmp_path / "out" / "lifted-tokens.npy").exists()
+    assert "lifted" not in json.loads((tmp_path / "out" / "README.json").read_text())

@@ -11,7 +11,7 @@ import trimesh
 from PIL import Image
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.data.files import axes_of, find_files, own_picture, read_shape
+from recon.trainer.data.files import axes_of, columns_of, find_files, own_picture, read_shape
 from recon.trainer.evaluate.features import load_student
 from recon.trainer.use.embedding import describe
 from tests.probed_run import CPU
@@ -103,3 +103,29 @@ def test_pictures_come_on_white(tmp_path: Path) -> None:
         own_picture(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"c\.png: cannot be read: No such file"):
         own_picture(tmp_path / "c.png")
+
+
+def test_columns_as_they_are_asked_for() -> None:
+    assert columns_of(None) == ()
+    assert columns_of("x,y,z") == ("x", "y", "z")
+    assert columns_of(" X, y ,z,nx,ny,nz,Red,green,blue") == ("x", "y", "z", "nx", "ny", "nz", "r", "g", "b")
+
+
+@pytest.mark.parametrize("given", ["", "x,y", "xyzrgb", "x,y,z,r,g", "x,y,z,r,g,b,r", "x,x,z"])
+def test_columns_that_name_no_cloud(given: str) -> None:
+    with pytest.raises(UserError, match=rf"^--columns {given}: name every column of the files, x, y and z among them"):
+        columns_of(given)
+
+
+def test_a_cloud_of_six_columns_says_what_it_lacks(tmp_path: Path) -> None:
+    rows = np.concatenate([np.random.default_rng(0).normal(size=(100, 3)), np.full((100, 3), [255, 0, 51])], axis=1)
+    np.save(tmp_path / "a.npy", rows)
+    said = "a cloud of 100 points, without colour (3 further columns have no names: --columns x,y,z,r,g,b gives them)"
+    plain = read_shape(tmp_path / "a.npy", 64, color=True, default_color=0.3)
+    assert plain.told().startswith(f"{said}, so of the grey 0.3; +Y is up")
+    assert (plain.points[:, 3:] == np.float32(0.3)).all()
+    assert read_shape(tmp_path / "a.npy", 64).told().startswith("a cloud of 100 points; +Y is up")
+    named = read_shape(tmp_path / "a.npy", 64, color=True, columns=columns_of("x,y,z,r,g,b"))
+    assert named.told().startswith("a cloud of 100 points; +Y is up") and named.lacking == ""
+    np.testing.assert_allclose(named.points[:, 3:], np.tile([1, 0, 0.2], (64, 1)), atol=0.01)
+    np.testing.assert_array_equal(named.points[:, :3], plain.points[:, :3])

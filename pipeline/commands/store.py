@@ -261,7 +261,7 @@ def export(
     split: Annotated[list[str] | None, typer.Option(help="Only these splits; may be given again.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write finished shapes with their targets as files other programs read."""
+    """Write finished shapes with their targets and features of points as files other programs read."""
     from recon.pipeline.keeping.export import export as export_rows
     from recon.pipeline.store import FeatureStore
 
@@ -277,7 +277,10 @@ def export(
         emit(result)
     else:
         left = f", {result.left_out} unfinished ones left out" if result.left_out else ""
-        answer([f"{out}: {result.rows} shapes in {len(result.files)} files, {human(result.bytes)}{left}"])
+        names = ", ".join(map(repr, result.stale))
+        stale = f"; without what {names} says of points, which are others now: run `recon-pipeline lift` again"
+        told = f"{out}: {result.rows} shapes in {len(result.files)} files, {human(result.bytes)}{left}"
+        answer([told + (stale if names else "")])
 
 
 def preview(

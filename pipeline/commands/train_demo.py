@@ -14,15 +14,12 @@ import math
 import multiprocessing
 import os
 import platform
-import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from recon.pipeline.caption.facts import describe
+from recon.pipeline.commands.merges import learn_merges
 from recon.pipeline.procedural import CATEGORIES, build, shape_seed
 from recon.pipeline.rendering.render import RenderConfig, Renderer
 from recon.pipeline.store.prompts import CLASS_PROMPTS, class_prompts
@@ -111,33 +109,6 @@ def render_shapes(data_seed: int, count: int, plan: Plan) -> Shapes:
     num_views = [number for _, numbers, _ in results for number in numbers]
     owner = np.repeat(np.arange(len(names)), num_views)
     return Shapes(names, captions, np.concatenate([pictures for _, _, pictures in results]), owner)
-
-
-def learn_merges(texts: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """Byte-pair merges for the words of `texts`, the most frequent pair first, ties by spelling; at most `count`.
-
-    Symbols are written as open_clip's tokenizer writes them: a word's last one ends in "</w>".
-    """
-    # Letters, digits and punctuation are words apart to that tokenizer, "armrests," two of them.
-    frequency = Counter(word for text in texts for word in re.findall(r"[^\W\d_]+|\d|[^\w\s]+", text.lower()))
-    words = {word: [*word[:-1], word[-1] + "</w>"] for word in sorted(frequency)}
-    merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, symbols in words.items():
-            for pair in pairwise(symbols):
-                pairs[pair] += frequency[word]
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        for symbols in words.values():
-            position = 0
-            while position < len(symbols) - 1:
-                if (symbols[position], symbols[position + 1]) == best:
-                    symbols[position : position + 2] = ["".join(best)]
-                position += 1
-    return merges
 
 
 def write_config(folder: Path, texts: Sequence[str], plan: Plan) -> dict[str, Any]:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CONNECT_SECONDS = 10.0
+JOIN_SECONDS = 10.0  # of a cluster that starts: its workers join one after the other
 START_SECONDS = 60.0
 CLOSE_SECONDS = 10.0
 CENSUS_SECONDS = 2.0
@@ -131,7 +132,8 @@ class Dask(Closing):
         """Takes over the client, and the cluster where that is its own: both end with it.
 
         Raises:
-            UserError: the scheduler has no recon or another version of it; there are workers, and all are refused.
+            UserError: the scheduler has no recon or another version of it; there are workers, all are refused, and no
+                other joins within `JOIN_SECONDS`.
         """
         self._client, self._cluster = client, cluster
         self._address = client.scheduler.address
@@ -146,15 +148,22 @@ class Dask(Closing):
         self._admission = Admission(client)
         self._workers: dict[str, Any] = {}
         self._refused: dict[str, str] = {}
+        self._unheard = 0  # how many have not answered yet
         self._admitted = False  # ever
+        self._joining = 0.0  # until when others are waited for where one admitted is not enough
         self._counted = float("-inf")
         self._alone = float("inf")  # since when there is no worker
         self._warned = False
         with self._connection():
             self._check_scheduler()
             client.subscribe_topic(self._topic, self._hear)
-        if not self._census(CONNECT_SECONDS) and self._refused:
-            raise self._all_refused()
+        deadline = time.monotonic() + JOIN_SECONDS
+        while not self._census(CONNECT_SECONDS) and self._refused:  # by the first that have joined
+            if time.monotonic() > deadline:
+                if self._unheard:
+                    break
+                raise self._all_refused()
+            time.sleep(ALONE_SECONDS)
 
     @property
     def workers(self) -> int:
@@ -241,11 +250,19 @@ class Dask(Closing):
 
     def _leave_out(self, node: str, fault: str, gpu: bool) -> bool:
         """Give a node at fault no more tasks; False where it is the last one, or unknown."""
-        if not node or not {get_address_host(where) for where in self._able(gpu)} - {node}:
+        if not node or not self._has_others(node, gpu):
             return False
         if node not in self._at_fault:
             self._at_fault.add(node)
             self._tell(f"{node} gets no more tasks: {fault}")
+        return True
+
+    def _has_others(self, node: str, gpu: bool) -> bool:
+        """Whether there are other nodes that the node's tasks can be given to; waits for those that still join."""
+        while not {get_address_host(where) for where in self._able(gpu)} - {node}:
+            if time.monotonic() > self._joining:
+                return False
+            time.sleep(ALONE_SECONDS)
         return True
 
     def _tell(self, line: str) -> None:
@@ -314,8 +331,12 @@ class Dask(Closing):
                     self._refused[where] = f"{where.partition('://')[2]} {why}"
                     self._tell(self._refused[where])
             self._workers = {where: there[where] for where, why in found.items() if not why}
-            self._admitted |= bool(self._workers)
+            self._unheard = len(there) - len(found)
             self._counted = time.monotonic()
+            # A local cluster is one node, and waits for its workers itself.
+            if self._workers and not self._admitted and not isinstance(self._cluster, distributed.LocalCluster):
+                self._joining = self._counted + JOIN_SECONDS
+            self._admitted |= bool(self._workers)
         return self._workers
 
     def _all_refused(self) -> UserError:

@@ -166,7 +166,7 @@ class Plan:
         return (Meshes(self.origin), self.views, *stages, *lifted)
 
     def _images(self, spec: TeacherSpec) -> ImageTargets:
-        facts, features = self._facts(spec), self.manifest.features
+        facts, features = self.facts(spec), self.manifest.features
         return ImageTargets(spec, self.views, features.draws, features.seed, facts.shape, facts.recipe)
 
     def _lifted(self, name: str) -> LiftedTokens:
@@ -177,10 +177,11 @@ class Plan:
 
     def _words(self, spec: TeacherSpec) -> TextTargets | None:
         """None for a teacher without words."""
-        facts = self._facts(spec)
+        facts = self.facts(spec)
         return TextTargets(spec, facts.width, facts.text_recipe) if facts.text_recipe else None
 
-    def _facts(self, spec: TeacherSpec) -> Facts:
+    def facts(self, spec: TeacherSpec) -> Facts:
+        """What stages are made of; the teacher is asked once."""
         if spec not in self._known:
             self._known[spec] = self.ask(facts_of, spec)
         return self._known[spec]

@@ -280,9 +280,9 @@ class Flow:
         if not changed and name in self.store.ref(self.manifest.name).cut:
             return
         spec = next(spec for spec in self.manifest.features.teachers if spec.name == name)
-        prompts = list(dict.fromkeys(self.prompts()))
-        count = ask(self.executor, count_cut, (spec, prompts))
-        if count is not None:
+        if self.plan.facts(spec).tells_cut:
+            prompts = list(dict.fromkeys(self.prompts()))
+            count = ask(self.executor, count_cut, (spec, prompts))
             self.store.note_cut(self.manifest.name, name, count, len(prompts))
 
     def cut(self) -> list[str]:

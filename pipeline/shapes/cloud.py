@@ -25,6 +25,8 @@ class Cloud:
     """[P] index into `parts`"""
     parts: tuple[str, ...] = ()
     """Names of the parts that the data set knows, whether this shape has them or not."""
+    unnamed: int = 0
+    """Columns of the file that nothing says the meaning of, and that were passed over."""
 
 
 def nearby(xyz: NDArray[Any]) -> NDArray[np.float32]:

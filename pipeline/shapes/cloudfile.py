@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recon.pipeline.base.limits import fenced
 from recon.pipeline.shapes.axes import axes
 from recon.pipeline.shapes.cloud import Cloud
+from recon.pipeline.shapes.columns import Names, names_in, of_columns
 from recon.pipeline.shapes.mesh import Floats, MeshError, srgb_to_linear
 from recon.pipeline.shapes.meshfile.budget import MAX_FILE_BYTES, MAX_MEMORY, MAX_VERTICES, check_vertices
 from recon.pipeline.shapes.meshfile.colours import as_bytes
@@ -26,28 +27,27 @@ Read = tuple[Floats, "Floats | None"]
 """Points [P, 3] in the file's axes, and their linear colours [P, 3] where it says such."""
 
 
-def load_cloud(path: Path, root: Path, up: str = "+Y", front: str = "+Z") -> Cloud:
+def load_cloud(path: Path, root: Path, up: str = "+Y", front: str = "+Z", names: Names = ()) -> Cloud:
     """Read a file of points into the project's axes (+Y up, +Z front), about the middle of their box.
 
     path: one of `SUFFIXES`; of a PLY, OBJ, GLB or glTF the vertices that belong to no faces. root, up and front as for
-    `load_mesh`. Besides x, y and z colours are kept that a format names: those of a PLY, OBJ, GLB, PCD or LAS; a column
-    of numbers has no name. Points that a PCD or LAS marks as missing, by coordinates that are no numbers, are left out.
-    Raises MeshError, its words starting with the file, for what is no
-    such file, and for one without points.
+    `load_mesh`. Besides x, y and z colours are kept that a format names: those of a PLY, OBJ, GLB, PCD or LAS, and of
+    an NPY, XYZ or TXT where `names` are its columns' or a comment above its numbers names them. Points that a PCD or
+    LAS marks as missing, by coordinates that are no numbers, are left out. Raises MeshError, its words starting with
+    the file, for what is no such file, and for one without points.
     """
-    rotation = axes(up, front)
-    read = READERS.get(path.suffix.lower())
-    if read is None:
+    rotation, suffix = axes(up, front), path.suffix.lower()
+    if suffix not in SUFFIXES:
         words = f"{path}: no reader for {path.suffix or 'a name without suffix'}; use {', '.join(SUFFIXES)}"
         raise MeshError("unreadable", words)
-    import_readers(path.suffix.lower())
+    import_readers(suffix)
     with fenced(MAX_MEMORY):
         try:
             if not path.is_file():
                 raise MeshError("unreadable", "a link that leads nowhere" if path.is_symlink() else "no such file")
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise MeshError("unreadable", f"it is larger than {MAX_FILE_BYTES >> 20} MB")
-            xyz, color = read(path, root)
+            xyz, color, unnamed = _table(path, names) if suffix in TABLES else (*READERS[suffix](path, root), 0)
         except MeshError as error:
             raise MeshError(error.reason, f"{path}: {error.words}") from None
         except Exception as error:  # readers raise whatever they stumble over
@@ -60,27 +60,39 @@ def load_cloud(path: Path, root: Path, up: str = "+Y", front: str = "+Z") -> Clo
     # In double precision, as float32 could not tell apart the points of a cloud in a country's coordinates.
     middle = (xyz.min(0) + xyz.max(0)) / 2
     stored = None if color is None else np.rint(255 * np.clip(color, 0, 1)).astype(np.uint8)
-    return Cloud(((xyz - middle) @ rotation.T).astype(np.float32), color=stored)
+    return Cloud(((xyz - middle) @ rotation.T).astype(np.float32), color=stored, unnamed=unnamed)
 
 
 def _scene(path: Path, root: Path) -> Read:
     return read_vertices(path, ModelFiles(path.parent, root))
 
 
-def _npy(path: Path, _: Path) -> Read:
+def _table(path: Path, names: Names) -> tuple[Floats, Floats | None, int]:
+    """Points, their colours, and how many columns nothing names: neither `names` nor the file."""
+    values, own = TABLES[path.suffix.lower()](path)
+    fitting = own if values.ndim == 2 and len(own) == values.shape[1] else ()  # a comment may speak of anything
+    return of_columns(values, names or fitting)
+
+
+def _npy(path: Path) -> tuple[NDArray[Any], Names]:
     # Mapped: a header may promise more than there is, and no object is ever unpickled.
-    values = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _columns(values), None
+    return np.load(path, mmap_mode="r", allow_pickle=False), ()
 
 
-def _text(path: Path, _: Path) -> Read:
+def _text(path: Path) -> tuple[NDArray[Any], Names]:
+    first = ""
+    names: Names = ()
     with path.open(encoding="utf-8", errors="replace") as lines:
-        first = next((line for line in lines if line.strip() and not line.lstrip().startswith(("#", "//"))), "")
+        for line in map(str.strip, lines):
+            if line and not line.startswith(("#", "//")):
+                first = line
+                break
+            names = names_in(line) or names
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is told of better
         comma = "," if "," in first else None
         values = np.loadtxt(path, np.float64, comments=("#", "//"), delimiter=comma, ndmin=2, max_rows=MAX_VERTICES + 1)
-    return _columns(values) if values.size else np.empty((0, 3)), None
+    return values if values.size else np.empty((0, 3)), names
 
 
 def _pcd(path: Path, _: Path) -> Read:
@@ -192,22 +204,11 @@ def _las(path: Path, _: Path) -> Read:
     return found, srgb_to_linear(as_bytes(shades) / 255) if shades.any() else None
 
 
-def _columns(values: NDArray[Any]) -> Floats:
-    """The first three columns of [points, columns]."""
-    if values.ndim != 2 or values.shape[1] < 3:
-        raise MeshError("wrong-shape", f"holds {list(values.shape)}, not [points, 3] or more columns")
-    if values.dtype.kind not in "fiu":
-        raise MeshError("wrong-shape", f"holds {values.dtype}, not numbers")
-    check_vertices(len(values))
-    return np.asarray(values[:, :3], np.float64)
-
-
 READERS: dict[str, Callable[[Path, Path], Read]] = {
     **dict.fromkeys((".ply", ".obj", ".glb", ".gltf"), _scene),
-    ".npy": _npy,
-    ".xyz": _text,
-    ".txt": _text,
     ".pcd": _pcd,
     ".las": _las,
 }
-SUFFIXES = tuple(READERS)
+TABLES: dict[str, Callable[[Path], tuple[NDArray[Any], Names]]] = {".npy": _npy, ".xyz": _text, ".txt": _text}
+"""Of columns of numbers [P, columns], and the names that a file gives them; () of one that gives none."""
+SUFFIXES = (*READERS, *TABLES)

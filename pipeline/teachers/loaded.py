@@ -131,6 +131,8 @@ class Facts:
     """Empty for a teacher without words."""
     width: int = 0
     """Of the words' features."""
+    tells_cut: bool = False
+    """Whether it tells which words are longer than it reads."""
 
 
 def facts_of(spec: TeacherSpec) -> Facts:
@@ -140,14 +142,20 @@ def facts_of(spec: TeacherSpec) -> Facts:
     if not hasattr(teacher, "embed_texts"):
         return Facts(teacher.shape, recipe)
     reader = cast(TextTeacher, teacher)
-    return Facts(teacher.shape, recipe, canonical_json(reader.text_recipe()), reader.embed_texts(["a shape"]).shape[1])
+    text_recipe, width = canonical_json(reader.text_recipe()), reader.embed_texts(["a shape"]).shape[1]
+    return Facts(teacher.shape, recipe, text_recipe, width, _cut_of(teacher) is not None)
 
 
-def count_cut(about: tuple[TeacherSpec, Sequence[str]]) -> int | None:
-    """How many of a list of strings a teacher reads the beginnings of alone; None of one that cannot tell."""
+def _cut_of(teacher: Teacher) -> Callable[[Sequence[str]], Sequence[bool]] | None:
+    return getattr(teacher, "cut", None)
+
+
+def count_cut(about: tuple[TeacherSpec, Sequence[str]]) -> int:
+    """How many of a list of strings a teacher reads the beginnings of alone; of one that tells, see `Facts`."""
     spec, texts = about
-    cut: Callable[[Sequence[str]], Sequence[bool]] | None = getattr(teacher_of(spec), "cut", None)
-    return None if cut is None else sum(cut(texts))
+    cut = _cut_of(teacher_of(spec))
+    assert cut is not None
+    return sum(cut(texts))
 
 
 def _in_pieces(count: int, embed: Callable[[int, int], Floats]) -> Floats:

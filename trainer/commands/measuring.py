@@ -146,6 +146,9 @@ def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None
     console = Terminal(stderr=True, soft_wrap=True)
     for name in metrics["left_out"]:
         console.print(f"left out, as other weights than the newest were measured: {name}")
+    for each in metrics["stores"]:
+        on_it = "; ".join(each["measured"]) or "nothing; name its store with --store to `svm` or `zeroshot`"
+        console.print(f"learnt from ref {each['ref']} ({each['share']:.0%} of the samples), measured on it: {on_it}")
     console.print(f"wrote {run / 'metrics.json'} and {run / 'report.html'}")
 
 
@@ -162,6 +165,8 @@ def _measure(
     json: bool,
 ) -> None:
     """Run a probe and tell what it found."""
+    from recon.trainer.checkpoints.checkpoint import read_record
+    from recon.trainer.evaluate.results import which_store
     from recon.trainer.training.pretraining import choose_device
 
     target = choose_device(device.value)
@@ -169,6 +174,8 @@ def _measure(
     if decision.note:
         Terminal(stderr=True, highlight=False, soft_wrap=True).print(decision.note)
     found = measure(run, store, target, ref, decision)
+    if run.is_dir() and (which := which_store(found, read_record(run)["data"])):
+        Terminal(stderr=True, highlight=False, soft_wrap=True).print(which)
     # Which words a file's student is held against is its user's word: it is said where it was taken.
     words = [f"{'words of':>30} {found['text_teacher']}"] if "model" in found and "text_teacher" in found else []
     answer(found if json else [*headlines(found), *words, f"{'precision':>30} {decision}"])

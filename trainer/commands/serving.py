@@ -9,7 +9,15 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.trainer.commands.options import DeviceChoice, EmaOption, ProbeDevice, RefOption
-from recon.trainer.commands.using import RunFolder, SearchedStore, WeightsOption, index_of, loading, student_of
+from recon.trainer.commands.using import (
+    ColumnsOption,
+    RunFolder,
+    SearchedStore,
+    WeightsOption,
+    index_of,
+    loading,
+    student_of,
+)
 
 
 def serve(
@@ -23,6 +31,7 @@ def serve(
         Path | None, typer.Option(metavar="FOLDER", help="Where the data set's meshes lie; embedded ones need none.")
     ] = None,
     upload_mb: Annotated[int, typer.Option(min=1, help="The largest file that may be sent, in MB.")] = 64,
+    columns: ColumnsOption = None,
     weights: WeightsOption = None,
     ref: RefOption = None,
     device: ProbeDevice = DeviceChoice.auto,
@@ -41,18 +50,19 @@ def serve(
             raise
         raise UserError("needs starlette and uvicorn: pip install 'recon-pointcloud[serve]'") from None
     from recon.pipeline.store import FeatureStore
+    from recon.trainer.data.files import columns_of
     from recon.trainer.show.serve.collection import Collection
     from recon.trainer.show.serve.layout import layout_of
     from recon.trainer.show.serve.worker import Reader
 
     if root is not None and not root.is_dir():
         raise UserError(f"--root {root}: no such folder")
-    limits, bound = Limits(upload_mb), listen(host, port)
+    names, limits, bound = columns_of(columns), Limits(upload_mb), listen(host, port)
     student = student_of(run, device, ema, None)
     probe = student.on(FeatureStore.open(store), ref)
     known = index_of(console, run, student, probe)
     layout, reader = layout_of(known, console.print), Reader(limits.reading_seconds)
-    collection = Collection(run, student, probe, known, layout, reader, root, weights)
+    collection = Collection(run, student, probe, known, layout, reader, root, weights, names)
     reader.start()
     collection.attended_cloud(0)  # a model's first pass takes seconds, which nobody should wait for in a page
     name = f"[{host}]" if ":" in host else host

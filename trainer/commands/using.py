@@ -35,6 +35,14 @@ UpOption = Annotated[
 FrontOption = Annotated[
     str | None, typer.Option(metavar="AXIS", help="The files' front axis; without, the one that goes with the up axis.")
 ]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Of NPY, XYZ and TXT files: what every column is, as x,y,z,r,g,b; without, as a comment above the numbers "
+        "says, or x, y, z and nothing more.",
+    ),
+]
 WeightsOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Where the teachers' files lie; without, as the run has it.")
 ]
@@ -48,6 +56,7 @@ def embed(
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write, .parquet or .npz.")],
     up: UpOption = None,
     front: FrontOption = None,
+    columns: ColumnsOption = None,
     ref: RefOption = None,
     device: ProbeDevice = DeviceChoice.auto,
     ema: EmaOption = False,
@@ -60,10 +69,12 @@ def embed(
     """
     console = loading(run)
     from recon.pipeline.store.reader import is_store
+    from recon.trainer.data.files import columns_of
     from recon.trainer.use.embedding import check_output, made_by, write_embeddings
     from recon.trainer.use.rows import embed_files, embed_store
 
     check_output(out)
+    names = columns_of(columns)
     student = student_of(run, device, ema, overrides)
     stores = [path for path in paths if is_store(path)]
     if stores and len(paths) > 1:
@@ -71,7 +82,7 @@ def embed(
     if stores:
         rows = embed_store(student, stores[0], ref, console.print)
     else:
-        rows = embed_files(student, paths, up, front, console.print)
+        rows = embed_files(student, paths, up, front, names, console.print)
     count, width = rows.described.embedding.shape
     made = {**made_by(student), "rows": count, "refused": rows.refused}
     write_embeddings(out, rows.words, rows.described, made)
@@ -126,6 +137,7 @@ def retrieve(
     faiss: Annotated[bool, typer.Option("--faiss", help="Search approximately, by `index --faiss`.")] = False,
     up: UpOption = None,
     front: FrontOption = None,
+    columns: ColumnsOption = None,
     weights: WeightsOption = None,
     ref: RefOption = None,
     device: ProbeDevice = DeviceChoice.auto,
@@ -141,12 +153,12 @@ def retrieve(
     console = loading(run)
     from recon.pipeline.base.files import write_atomically
     from recon.pipeline.store import FeatureStore
-    from recon.trainer.data.files import own_picture
+    from recon.trainer.data.files import columns_of, own_picture
     from recon.trainer.use import search
     from recon.trainer.use.rows import own_shape
     from recon.trainer.use.words import Teachers
 
-    opened = FeatureStore.open(store)
+    names, opened = columns_of(columns), FeatureStore.open(store)
     student = student_of(run, device, ema, None)
     probe = student.on(opened, ref)
     asked: Question
@@ -156,7 +168,7 @@ def retrieve(
         asked = search.ask_image(Teachers(run, probe, weights), own_picture(image), str(image))
     else:
         assert mesh is not None
-        shape = own_shape(student, mesh, up, front)
+        shape = own_shape(student, mesh, up, front, names)
         asked = search.ask_mesh(student, shape, str(mesh))
         console.print(asked.told)
     known = index_of(console, run, student, probe)
@@ -183,6 +195,7 @@ def classify(
     ] = None,
     up: UpOption = None,
     front: FrontOption = None,
+    columns: ColumnsOption = None,
     split: Annotated[str, typer.Option(help="Split that probabilities are calibrated on.")] = "test",
     weights: WeightsOption = None,
     ref: RefOption = None,
@@ -195,18 +208,19 @@ def classify(
     import torch
 
     from recon.pipeline.store import FeatureStore
+    from recon.trainer.data.files import columns_of
     from recon.trainer.use.embedding import describe
     from recon.trainer.use.index import open_index, unit
     from recon.trainer.use.naming import NONE, calibrate, class_vectors, parse_classes
     from recon.trainer.use.rows import own_shape
     from recon.trainer.use.words import text_space
 
-    opened = FeatureStore.open(store)
+    held, opened = columns_of(columns), FeatureStore.open(store)
     student = student_of(run, device, ema, None)
     probe = student.on(opened, ref, tested=split)
     space = text_space(run, probe)
     names = parse_classes(classes, probe.split(split).categories)
-    shape = own_shape(student, path, up, front)
+    shape = own_shape(student, path, up, front, held)
     console.print(f"{path}: {shape.told()}")
     vectors = class_vectors(run, probe, space, names, weights)
     scale = calibrate(run, student, probe, space, open_index(run, probe), len(names))

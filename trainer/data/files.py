@@ -17,6 +17,8 @@ from recon.pipeline.base.wording import some
 from recon.pipeline.shapes.axes import axes
 from recon.pipeline.shapes.cloudfile import SUFFIXES as CLOUDS
 from recon.pipeline.shapes.cloudfile import load_cloud
+from recon.pipeline.shapes.columns import Names as Names  # where its users look for it
+from recon.pipeline.shapes.columns import names_of
 from recon.pipeline.shapes.mesh import MeshError
 from recon.pipeline.shapes.meshfile import SUFFIXES as MESHES
 from recon.pipeline.shapes.meshfile import load_mesh
@@ -62,10 +64,13 @@ class OwnShape:
     axes: Axes
     extent: float
     """The longest side of its box, in the file's own units"""
+    lacking: str = ""
+    """Where colours are asked for and there are none: why the shape has the default"""
 
     def told(self) -> str:
         """What was taken for granted, in a line."""
-        return f"{self.what}; {self.axes.told()}; {self.extent:.3g} units long, centred and scaled to the unit sphere"
+        what = f"{self.what}, {self.lacking}" if self.lacking else self.what
+        return f"{what}; {self.axes.told()}; {self.extent:.3g} units long, centred and scaled to the unit sphere"
 
 
 def find_files(paths: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -110,6 +115,22 @@ def axes_of(suffix: str, up: str | None, front: str | None) -> Axes:
     return Axes(up, front, why)
 
 
+def columns_of(given: str | None) -> Names:
+    """What the columns of NPY, XYZ and TXT files are, as "x,y,z,r,g,b" says it; () of None.
+
+    UserError unless each of x, y and z, and all or none of r, g and b, are named once.
+    """
+    if given is None:
+        return ()
+    names = names_of(word.strip() for word in given.split(","))
+    if names is None:
+        raise UserError(
+            f"--columns {given}: name every column of the files, x, y and z among them and r, g and b if there are "
+            "colours, each once, as x,y,z,nx,ny,nz,r,g,b"
+        )
+    return names
+
+
 def read_shape(
     path: Path,
     num_points: int,
@@ -117,11 +138,12 @@ def read_shape(
     front: str | None = None,
     color: bool = False,
     default_color: float = DEFAULT,
+    columns: Names = (),
 ) -> OwnShape:
     """The `num_points` farthest points of a mesh's surface or of a cloud, whose normals do not count.
 
-    With `color` they have their colours, a shape without any the default. MeshError for what is neither; a file of
-    points alone is taken for a cloud, whatever its format.
+    With `color` they have their colours, a shape without any the default. `columns` names those of an NPY, XYZ or TXT.
+    MeshError for what is neither; a file of points alone is taken for a cloud, whatever its format.
     """
     suffix = path.suffix.lower()
     known = axes_of(suffix, up, front)
@@ -136,7 +158,7 @@ def read_shape(
             faces = sum(len(each.faces) for each in mesh.primitives)
             sample = sample_points(mesh, count, SEED)
             return _shape(sample, num_points, f"a mesh of {faces} faces", known, default_color if color else None)
-    cloud = load_cloud(path, path.parent, known.up, known.front)
+    cloud = load_cloud(path, path.parent, known.up, known.front, columns)
     what = f"a cloud of {len(cloud.xyz)} points"
     if len(cloud.xyz) < num_points:
         what += f", some repeated to make {num_points}"
@@ -144,7 +166,7 @@ def read_shape(
         sample = take_points(cloud, count, SEED)
     except MeshError as error:
         raise MeshError(error.reason, f"{path}: {error.words}") from None
-    return _shape(sample, num_points, what, known, default_color if color else None)
+    return _shape(sample, num_points, what, known, default_color if color else None, cloud.unnamed)
 
 
 def own_picture(path: Path) -> NDArray[np.uint8]:
@@ -171,15 +193,18 @@ def _axis(text: str) -> str:
     return text.upper() if text[:1] in ("+", "-") else f"+{text.upper()}"
 
 
-def _shape(sample: PointSample, num_points: int, what: str, known: Axes, default_color: float | None) -> OwnShape:
-    """The farthest points of a sample; with a default colour they have their colours."""
+def _shape(
+    sample: PointSample, num_points: int, what: str, known: Axes, default_color: float | None, unnamed: int = 0
+) -> OwnShape:
+    """The farthest points of a sample; with a default colour they have their colours. `unnamed` is a cloud's."""
     xyz = sample.xyz
     chosen = farthest_point_order(xyz)[:num_points]
     points, extent = xyz[chosen], float(np.ptp(xyz, axis=0).max())
     if default_color is None:
         return OwnShape(points, what, known, extent)
-    colors = STUDENT[sample.color[chosen]]
+    colors, lacking = STUDENT[sample.color[chosen]], ""
     if (sample.color == UNKNOWN).all():
         colors[:] = default_color
-        what += f", without colour, so of the grey {default_color:g}"
-    return OwnShape(np.concatenate([points, colors], axis=1), what, known, extent)
+        more = f" ({unnamed} further columns have no names: --columns x,y,z,r,g,b gives them)" if unnamed else ""
+        lacking = f"without colour{more}, so of the grey {default_color:g}"
+    return OwnShape(np.concatenate([points, colors], axis=1), what, known, extent, lacking)

@@ -157,9 +157,12 @@ def check_points(model: Model, num_points: int, source: Path) -> None:
 
 
 def probed_ref(store: FeatureStore, config: Config, name: str | None) -> Ref:
-    """A ref by name; without one that of the run where the store has it, else the only one there is."""
-    if not name and config.data.ref in {held.name for held in list_refs(store)}:
-        name = config.data.ref
+    """A ref by name; without one that of the run, or the first of its several, that the store has, else the only one
+    there is.
+    """
+    if not name:
+        held = {each.name for each in list_refs(store)}
+        name = next((each for each in (config.data.ref, *config.data.refs) if each in held), None)
     return store.ref(name or None)
 
 

@@ -88,6 +88,30 @@ def _read(path: Path) -> dict[str, Any]:
     return {"split": "test", "seed": 0, "store": "", "protocol": path.stem.partition("-")[0], **found}
 
 
+def of_stores(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of a run's data, store by store: one, unless the run learnt from several."""
+    return data.get("stores") or [data]
+
+
+def learnt_from(result: Mapping[str, Any], data: Mapping[str, Any]) -> int | None:
+    """On which of the stores that a run learnt from a result was measured, counted from 0; None: on another."""
+    measured_on = result["ref"], result["digests"]["points"]
+    places = [
+        place for place, its in enumerate(of_stores(data)) if measured_on == (its["ref"], its["points"]["digest"])
+    ]
+    return places[0] if places else None
+
+
+def which_store(result: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Of a run on several stores a line on which of them a result was measured on; empty of a run on one."""
+    if not (count := len(data.get("stores", []))):
+        return ""
+    place = learnt_from(result, data)
+    which = f"none of the {count} stores" if place is None else f"store {place + 1} of the {count}"
+    where = f"{result['store']} (ref {result['ref']})"
+    return f"measured on {where}, {which} that the run learnt from; --store names another, --ref another ref of it"
+
+
 def summarize(values: Mapping[int, float]) -> dict[str, Any]:
     """Mean, standard deviation (of a sample; 0 of a single one), least and most of values by seed or fold."""
     numbers = list(values.values())

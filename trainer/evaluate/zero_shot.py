@@ -23,6 +23,7 @@ from recon.pipeline.store.forms import part_of
 from recon.pipeline.store.records import Targets, Text
 from recon.pipeline.store.spaces import one_space
 from recon.trainer.data.reading import iterate_rows
+from recon.trainer.evaluate import results
 from recon.trainer.evaluate.clouds import Clouds, clouds_of
 from recon.trainer.evaluate.features import FLOAT32, Probe, confusion, encode, load_probe, write_result
 from recon.trainer.evaluate.labelled import Labelled
@@ -320,8 +321,15 @@ def _width(probe: Probe, key: str) -> int:
 
 
 def learnt_teachers(run: Path, probe: Probe) -> dict[str, Any]:
-    """What the run's record says of each of the student's teachers; UserError for one of an older version."""
-    learnt = probe.learnt.get("teachers", {})
+    """What the run's record says of each of the student's teachers; UserError for one of an older version.
+
+    Of a run on several stores it is what is said of the one measured on, of another store what is said of the first.
+    """
+    stores, place = results.of_stores(probe.learnt), None
+    if len(stores) > 1 and (key := probe.ref.keys.get("points")):
+        measured_on = {"ref": probe.ref.name, "digests": {"points": probe.store.digest(key)}}
+        place = results.learnt_from(measured_on, probe.learnt)
+    learnt = stores[place or 0].get("teachers", {})
     if any("recipe" not in teacher for teacher in learnt.values()):
         raise UserError(f"{run / 'config.json'}: of an older version, does not say what its teachers were; train anew")
     return dict(learnt)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from recon.pipeline.base.documents import BadDocument, read_document
 from recon.pipeline.base.errors import UserError
+from recon.trainer.evaluate.results import of_stores
 from recon.trainer.forms import TRAINING
 from recon.trainer.recipe import config_to_toml
 from recon.trainer.show.formats import markdown, one_line, write_table
@@ -79,7 +80,7 @@ def _what_it_is(told: Told) -> Iterator[str]:
     yield ""
     yield (
         f"{markdown(model_words(told.record['config']))}: {TRAINED_FOR[config.task.kind]}. "
-        f"Trained on {markdown(_names([each['ref'] for each in _mixed(data)]))}, {markdown(str(data['num_rows']))} "
+        f"Trained on {markdown(_names([each['ref'] for each in of_stores(data)]))}, {markdown(str(data['num_rows']))} "
         f"shapes of split {markdown(_names(data['splits']))}, "
         f"{config.data.num_points} points a sample."
     )
@@ -133,8 +134,8 @@ def _data(told: Told) -> Iterator[str]:
     yield "## Data and licences"
     yield ""
     data, base = told.record["data"], told.base.get("data", {})
-    listed = [("trained on", each) for each in _mixed(data)]
-    listed += [("pretrained on", each) for each in (_mixed(base) if base else ())]
+    listed = [("trained on", each) for each in of_stores(data)]
+    listed += [("pretrained on", each) for each in (of_stores(base) if base else ())]
     yield from _table(
         ("", "data set", "splits", "shapes", "points' key", "points' digest"),
         [
@@ -154,13 +155,8 @@ def _data(told: Told) -> Iterator[str]:
 def _refs(told: Told) -> list[str]:
     """The data sets that it was made of and measured on."""
     records = [each["data"] for each in (told.record, told.base) if each]
-    made_of = [str(each["ref"]) for data in records for each in _mixed(data)]
+    made_of = [str(each["ref"]) for data in records for each in of_stores(data)]
     return list(dict.fromkeys([*made_of, *(each.ref for each in (*told.alone, *told.together))]))
-
-
-def _mixed(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The records of a run's data, store by store."""
-    return data.get("stores") or [data]
 
 
 def _licence(ref: str) -> str:
@@ -224,7 +220,7 @@ def _again(told: Told) -> Iterator[str]:
     yield "With the recipe above as `recipe.toml`; the stores' points have the digests above:"
     yield ""
     yield "```sh"
-    refs = [str(each["ref"]) for each in _mixed(data)]
+    refs = [str(each["ref"]) for each in of_stores(data)]
     for ref in dict.fromkeys([*refs, *(each.ref for each in told.alone)]):
         root = " --root FILES" if _manifest(ref).get("obtain") else ""
         yield f"recon-pipeline all --manifest {_word(ref)}{root} --store {_store(ref)}"
@@ -311,8 +307,8 @@ def _limits(told: Told) -> Iterator[str]:
         yield "* Its epoch is the best on the test split itself: these scores are optimistic."
     if any(each.seen for each in measured):
         yield "* Some scores are of shapes it was trained on, as the table says."
-    own = [each for each in told.alone if each.task == ZERO_SHOT and each.ref == told.record["data"]["ref"]]
-    if own:
+    refs = {each["ref"] for each in of_stores(told.record["data"])}
+    if any(each.task == ZERO_SHOT and each.ref in refs for each in told.alone):
         yield "* Zero-shot on its own data set: no classifier was fitted, but the categories are not new to it."
     if measured and not any(row.published for row in rows_of(measured)):
         yield "* Nothing is published on the data it was measured on: its scores compare with no published ones."

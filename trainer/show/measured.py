@@ -13,7 +13,7 @@ from recon.pipeline.base.documents import parse_document, read_bounded
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints.checkpoint import read_pointer, read_record
 from recon.trainer.evaluate.protocols import PROTOCOLS, named_by, result_name
-from recon.trainer.evaluate.results import read_results, summarize
+from recon.trainer.evaluate.results import learnt_from, read_results, summarize
 from recon.trainer.forms import SUMMARY
 from recon.trainer.model.settings import SIZES, ModelConfig
 
@@ -168,7 +168,7 @@ def _of_result(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) 
             int(fold[1]),
         )
     downstream = task not in (SVM, ZERO_SHOT)
-    own = bool(data) and (result["ref"], result["digests"]["points"]) == (data["ref"], data["points"]["digest"])
+    own = bool(data) and learnt_from(result, data) is not None
     told = Measured(
         where=str(run),
         task=task,

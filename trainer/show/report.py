@@ -23,7 +23,7 @@ from recon.pipeline.store.records import Ref
 from recon.trainer.checkpoints.checkpoint import read_record
 from recon.trainer.evaluate.features import newest_checkpoint
 from recon.trainer.evaluate.protocols import PROTOCOLS, result_name
-from recon.trainer.evaluate.results import per_class, read_results
+from recon.trainer.evaluate.results import learnt_from, per_class, read_results
 from recon.trainer.forms import TRAINING
 from recon.trainer.show.figures import confusion_matrix, contact_sheet, loss_curves
 from recon.trainer.training.metrics import read_lines
@@ -51,9 +51,9 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
     found = read_results(run)
     measured = [result for result in found if _is_of(result, checkpoint, run)]
     store = FeatureStore.open(store_path)
-    ref = store.ref(record["data"]["ref"])
-    logged = stage_log(store, ref)
     data = record["data"]
+    ref = _own_ref(store, data)
+    logged = stage_log(store, ref)
     metrics: dict[str, Any] = {name: None for names in HEADLINES.values() for name in names}
     for protocol, names in HEADLINES.items():
         metrics |= {name: _on_own_data(measured, protocol, data).get(name) for name in names}
@@ -83,6 +83,7 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         "ref": data["ref"],
         "probe_ref": (zero_shot or svm).get("ref"),
         "probe_digests": (zero_shot or svm).get("digests"),
+        "stores": _by_store(measured, data),
         "results": [{name: value for name, value in result.items() if _is_told(value)} for result in measured],
         "left_out": [_title(result) for result in found if result not in measured],
         "git_commit": record["git_commit"],
@@ -103,11 +104,9 @@ def write_report(run: Path, store_path: Path) -> dict[str, Any]:
         losses=_loss_table(lines, list(data["teachers"])),
         matrices=[_matrix(title, *counts) for title, counts in _matrices(measured)],
         large={_title(each): len(each["categories"]) for each in measured if _is_large(each)},
-        seen_in_training=any(
-            _is_own(result, data) and result["split"] in (*data["splits"], "train+test") and result["split"] != "train"
-            for result in measured
-        ),
-        elsewhere=[_title(result) for result in measured if not _is_own(result, data)],
+        seen_in_training=any(_is_seen(result, data) for result in measured),
+        elsewhere=[_title(result) for result in measured if learnt_from(result, data) is None],
+        logged=ref.name,
         config=record["config"],
         data=data,
         last=lines[-1],
@@ -123,15 +122,47 @@ def _is_of(result: Mapping[str, Any], checkpoint: Mapping[str, Any], run: Path) 
     return bool(result["checkpoint"] == checkpoint)
 
 
-def _is_own(result: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-    """Whether a result was measured on the data set trained on."""
-    return bool((result["ref"], result["digests"]["points"]) == (data["ref"], data["points"]["digest"]))
+def _is_seen(result: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether shapes that a result is of were among those trained on, the training split itself apart."""
+    seen = result["split"] in (*data["splits"], "train+test") and result["split"] != "train"
+    return seen and learnt_from(result, data) is not None
 
 
 def _on_own_data(measured: Sequence[dict[str, Any]], protocol: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocol's result on the data set trained on, else its first; empty where there is none."""
+    """The protocol's result on the data set trained on, of several the first that has one, else on any other; empty
+    where there is none.
+    """
     of_protocol = [result for result in measured if result["protocol"] == protocol]
-    return next((result for result in of_protocol if _is_own(result, data)), next(iter(of_protocol), {}))
+    places = [learnt_from(result, data) for result in of_protocol]
+    own = [place for place in places if place is not None]
+    return of_protocol[places.index(min(own) if own else None)] if of_protocol else {}
+
+
+def _by_store(measured: Sequence[dict[str, Any]], data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a run on several stores what is told of each: what it gave, and what was measured on it; none of one store."""
+    if "stores" not in data:
+        return []
+    places, whole = [learnt_from(result, data) for result in measured], sum(data["shares"])
+    return [
+        {
+            "ref": its["ref"],
+            "num_rows": its["num_rows"],
+            "share": share / whole,
+            "points": its["points"]["digest"],
+            "measured": [_title(result) for result, at in zip(measured, places, strict=True) if at == place],
+        }
+        for place, (its, share) in enumerate(zip(data["stores"], data["shares"], strict=True))
+    ]
+
+
+def _own_ref(store: FeatureStore, data: Mapping[str, Any]) -> Ref:
+    """The ref of the store that the run learnt from; of several stores that of the one which this is."""
+    for name in dict.fromkeys(its["ref"] for its in data.get("stores", []) if its["ref"] in store.refs):
+        ref = store.ref(name)
+        points = store.digest(ref.keys["points"]) if "points" in ref.keys else ""
+        if learnt_from({"ref": name, "digests": {"points": points}}, data) is not None:
+            return ref
+    return store.ref(data["ref"])
 
 
 def _title(result: Mapping[str, Any]) -> str:

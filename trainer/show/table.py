@@ -13,7 +13,7 @@ from recon.pipeline.base.pages import render
 from recon.trainer.show.formats import Format, write_table
 from recon.trainer.show.measured import CLASSIFICATION, PARTS, QUERIES, ZERO_SHOT, Measured, read_measured
 
-PUBLISHED = Path(__file__).parent / "published.toml"
+PUBLISHED = Path(__file__).parent / "published"
 HEADER = ("task", "data", "model", "measure", "%", "from", "what differs")
 CSV_HEADER = ("task", "data", "model", "measure", "mean", "std", "from", "what differs")
 
@@ -81,7 +81,8 @@ def find_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
 
 def rows_of(found: Sequence[Measured]) -> list[Row]:
     """Each task on each data set: the published rows first, then what was measured, in the order it was read."""
-    data, tables = _read_published()
+    described, tables = read_published()
+    data = _known_data(described)
     blocks: dict[tuple[str, str, str], list[Measured]] = {}
     for each in found:
         known = _data_set(each.ref, data)
@@ -98,13 +99,18 @@ def rows_of(found: Sequence[Measured]) -> list[Row]:
     return rows
 
 
-def _read_published() -> tuple[dict[str, DataSet], list[dict[str, Any]]]:
-    read = tomllib.loads(PUBLISHED.read_text("utf-8"))
-    data = {
+def read_published() -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The data sets by name and the tables, as the files of `PUBLISHED` have them."""
+    files = [tomllib.loads(path.read_text("utf-8")) for path in sorted(PUBLISHED.glob("*.toml"))]
+    data = {name: each for file in files for name, each in file.get("data", {}).items()}
+    return data, [table for file in files for table in file.get("table", [])]
+
+
+def _known_data(read: Mapping[str, Mapping[str, Any]]) -> dict[str, DataSet]:
+    return {
         name: DataSet(name, tuple(each["begins"]), tuple(each["same"]), each.get("train"), each.get("test"))
-        for name, each in read["data"].items()
+        for name, each in read.items()
     }
-    return data, read["table"]
 
 
 def _data_set(ref: str, data: Mapping[str, DataSet]) -> DataSet | None:

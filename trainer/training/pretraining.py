@@ -123,7 +123,7 @@ def _train(
     if not resume and rank() == 0:
         stack.enter_context(held_run(run, before))
         begin_run(run, trainer.config, dataset.record, precision, trainer.threads)
-    about_data = _mix(dataset, opened), left_out(dataset.record)
+    about_data = _mix(dataset, opened), left_out(dataset.record), _probed(config, dataset, opened)
     for line in (*notes, _first_line(trainer, precision), *about_data, precision.note):
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -218,6 +218,14 @@ def _mix(dataset: Dataset | Mixed, stores: Sequence[FeatureStore]) -> str:
     whole, parts = sum(dataset.shares), zip(stores, dataset.parts, dataset.shares, strict=True)
     told = [f"{share / whole:.3g} from {store.path.name} ({len(part)} rows)" for store, part, share in parts]
     return f"share of the samples: {', '.join(told)}"
+
+
+def _probed(config: Config, dataset: Dataset | Mixed, stores: Sequence[FeatureStore]) -> str:
+    """Which of several stores is measured on while the run trains; empty of one, and where a store is named for it."""
+    if not isinstance(dataset, Mixed) or not config.run.probe_every or config.run.probe_store:
+        return ""
+    first = f"{stores[0].path.name}, the first of {len(stores)} stores"
+    return f"probes measure on {first}; run.probe_store names another, `recon-train svm` and `zeroshot` measure on any"
 
 
 def left_out(record: Mapping[str, Any]) -> str:

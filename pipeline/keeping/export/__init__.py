@@ -22,13 +22,22 @@ Writer = Callable[[Table, Path, dict[str, Any], int, Progress], dict[str, Any]]
 VERSION = 1  # of the exports' layout
 
 MEANINGS = {
-    "xyz": "points as sampled or as the data set has them, neither centred nor scaled; +Y up, +Z front",
-    "normal": "unit normals of the points; 0 where the data set has none",
-    "color": "linear RGB times 255; 128 where the data set has none",
-    "part": "index into the row's list of parts in rows.jsonl",
-    "order": "a farthest-point order: any prefix of xyz[i][order[i]] is a farthest point sample",
-    "frame": "centroid x, y, z of the points and the largest distance from it",
+    "points": {
+        "xyz": "points as sampled or as the data set has them, neither centred nor scaled; +Y up, +Z front",
+        "normal": "unit normals of the points; 0 where the data set has none",
+        "color": "linear RGB times 255; 128 where the data set has none",
+        "part": "index into the row's list of parts in rows.jsonl",
+        "order": "a farthest-point order: any prefix of xyz[i][order[i]] is a farthest point sample",
+        "frame": "centroid x, y, z of the points and the largest distance from it",
+    },
+    "lifted": {
+        "feat": "raw features [point, dim]; point j is xyz[i][order[i][j]], and zero where no view shows it",
+        "count": "[point] how many views show it",
+    },
 }
+WITHOUT_LIFTED = ("openshape", "captions")
+LIFTED_BYTES = 256 << 20
+"""Of features of points, which are most of a row, at the most in a shard: it is held in memory."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class ExportResult:
     rows: int
     bytes: int
     left_out: int
+    stale: tuple[str, ...] = ()
+    """Teachers whose lifted features are of other points than the ref has now, and not written."""
 
 
 def export(
@@ -56,11 +67,12 @@ def export(
 ) -> ExportResult:
     """Write the finished rows of a ref (of `splits`, or all) to the new or empty folder `out`.
 
-    Every row is compared with its receipt on the way. The same store gives the same bytes. Holds `shard_rows` rows and
-    the words' features in memory; `progress` is told (rows done, rows to do). Besides the form's own files there are
-    README.json (ref, keys, recipes, digests, columns) and rows.jsonl (line i is row i). `only_targets`: the teachers'
-    features alone, of every row that they have finished, with its uid, category and split. UserError for a folder in
-    use, a ref or split that is not there, a damaged row, a missing package, a full disk.
+    Every row is compared with its receipt on the way. The same store gives the same bytes. Holds `shard_rows` rows, or
+    as many as have LIFTED_BYTES, and the words' features in memory; `progress` is told (rows done, rows to do). Besides
+    the form's own files there are README.json (ref, keys, recipes, digests, columns) and rows.jsonl (line i is row i).
+    Features of points go along, but into `WITHOUT_LIFTED`. `only_targets`: the teachers' features alone, without those
+    of points, of every row that they have finished, with its uid, category and split. UserError for a folder in use, a
+    ref or split that is not there, a damaged row, a missing package, a full disk.
     """
     out = Path(out).absolute()
     if form not in get_args(Form):
@@ -72,13 +84,13 @@ def export(
     write = _writer(form)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; name a new or empty folder")
-    table = load_table(store, ref, splits, only_targets)
+    table = load_table(store, ref, splits, only_targets, not only_targets and form not in WITHOUT_LIFTED)
     trace = _trace(table, form)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        trace |= write(table, temporary, trace, shard_rows, progress)
+        trace |= write(table, temporary, trace, _fitting(table, shard_rows), progress)
         with (temporary / "rows.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, sort_keys=True) + "\n" for record in table.records)
         (temporary / "README.json").write_text(json.dumps(trace, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -89,7 +101,7 @@ def export(
         raise UserError(f"{out}: cannot write the export there ({error.strerror or error}); nothing is kept") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return ExportResult(form, str(out), files, len(table), size, table.left_out)
+    return ExportResult(form, str(out), files, len(table), size, table.left_out, table.stale)
 
 
 def _writer(form: Form) -> Writer:
@@ -128,7 +140,8 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
     for name, (kind, key, column, lanes) in table.columns().items():
         spec = next(c for c in store.columns(kind, key) if c.name == column)
         draws = [table.store.column(kind, key, column).shape[0]] if lanes else []
-        meaning = MEANINGS.get(name) or _of_targets(store.recipe(kind, key), column, len(spec.shape))
+        recipe = store.recipe(kind, key)
+        meaning = MEANINGS[kind].get(column, "") if kind in MEANINGS else _of_targets(recipe, column, len(spec.shape))
         columns[name] = {"shape": [*draws, *spec.shape], "dtype": spec.dtype, "meaning": meaning}
     return {
         "format": "recon-export",
@@ -146,7 +159,15 @@ def _trace(table: Table, form: Form) -> dict[str, Any]:
         "captions": {table: entry("captions", key) for table, key in ref.captions.items()},
         "targets": _by_teacher(ref.targets, lambda key: entry("targets", key)),
         "text": _by_teacher(ref.text, lambda key: entry("text", key)),
+        **({"lifted": _by_teacher(table.lifted, lambda key: entry("lifted", key))} if table.lifted else {}),
     }
+
+
+def _fitting(table: Table, shard_rows: int) -> int:
+    """Rows of a shard."""
+    arrays = [table.store.lifted(teacher, table.ref).feat for teacher in table.lifted]
+    row = sum(array.dtype.itemsize * array.shape[1] * array.shape[2] for array in arrays)
+    return min(shard_rows, max(1, LIFTED_BYTES // row)) if row else shard_rows
 
 
 def _of_targets(recipe: dict[str, Any], column: str, axes: int) -> str:

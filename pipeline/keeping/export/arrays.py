@@ -17,7 +17,9 @@ from recon.pipeline.keeping.export.table import Arrays, Progress, Table, Words, 
 def write_memmap(
     table: Table, folder: Path, trace: dict[str, Any], shard_rows: int, progress: Progress
 ) -> dict[str, Any]:
-    """<column>.npy [N, ...], targets-<teacher>.npy [K, N, V, D], label.npy [N], and the words' files."""
+    """<column>.npy [N, ...], targets-<teacher>.npy [K, N, V, D], lifted-<teacher>.npy [N, P, D] with seen-<teacher>.npy
+    [N, P], label.npy [N], and the words' files.
+    """
     lanes = {name: has_lanes for name, (_, _, _, has_lanes) in table.columns().items()}
     for start, stop, arrays in table.blocks(shard_rows):
         for name, values in arrays.items():

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,10 @@ class Table:
     words: Words | None
     """None where no teacher of the ref reads words."""
     only_targets: bool = False
+    lifted: dict[str, str] = field(default_factory=dict)
+    """Teacher -> key of its features of points; empty where they are not wanted, too"""
+    stale: tuple[str, ...] = ()
+    """Teachers whose features are of other points than the ref has now, and left out"""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,6 +101,8 @@ class Table:
                 for prefix, column in (("targets", "feat"), ("present", "present"))
                 if column in columns
             }
+        for name, key in zip(safe_names(list(self.lifted)), self.lifted.values(), strict=True):
+            found |= {f"lifted-{name}": ("lifted", key, "feat", False), f"seen-{name}": ("lifted", key, "count", False)}
         return found
 
     def blocks(self, size: int) -> Iterator[tuple[int, int, Arrays]]:
@@ -117,8 +123,12 @@ class Table:
             yield start, start + len(rows), arrays
 
 
-def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str], only_targets: bool = False) -> Table:
-    """UserError for a ref without points (or targets), an unknown split, no finished row, or words not embedded yet."""
+def load_table(
+    store: FeatureStore, ref: str | None, splits: Sequence[str], only_targets: bool = False, lifted: bool = False
+) -> Table:
+    """With `lifted` the features of points too, where the ref has any. UserError for a ref without points (or targets),
+    an unknown split, no finished row, or words not embedded yet.
+    """
     found = store.ref(ref)
     registry = store.registry
     _ = store.targets(None, found) if only_targets else store.points(found)  # says which stage to run
@@ -133,6 +143,10 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str], only
         done &= store.ok(key, len(registry))
     for teacher in found.targets:
         done &= store.targets(teacher, found).ok.all(axis=0)
+    whole = {teacher: store.lifted(teacher, found) for teacher in found.lifted} if lifted else {}
+    own = {teacher: each for teacher, each in whole.items() if each.points.key == found.keys["points"]}
+    for each in own.values():
+        done &= each.ok
     rows = chosen[done[chosen]]
     if not len(rows):
         raise UserError(f"{store.path}: no row of ref {found.name!r} is finished; run `recon-pipeline status`")
@@ -158,14 +172,22 @@ def load_table(store: FeatureStore, ref: str | None, splits: Sequence[str], only
     ]
     words = _load_words(store, found, used, rows, records) if found.text and not only_targets else None
     left_out = len(chosen) - len(rows)
-    return Table(store, found, tuple(splits), rows, left_out, categories, label, records, words, only_targets)
+    points, stale = {teacher: each.key for teacher, each in own.items()}, tuple(sorted(whole.keys() - own.keys()))
+    return Table(
+        store, found, tuple(splits), rows, left_out, categories, label, records, words, only_targets, points, stale
+    )
 
 
 def _parts(store: FeatureStore, ref: Ref, rows: NDArray[np.int64]) -> list[list[str]]:
-    """[N] names of a shape's parts: of its mesh, or of the data set where clouds came ready-made."""
+    """[N] names of a shape's parts: of its mesh, or of the data set where clouds came ready-made; [] where no mesh is.
+
+    A store that a program wrote need not have read any.
+    """
     recipe = store.recipe("points", ref.keys["points"])
     if "clouds" in recipe:
         return [part_of(recipe, "clouds").get("parts", [])] * len(rows)
+    if "meshes" not in ref.keys:
+        return [[]] * len(rows)
     column = open_column(store.kind_group("meshes", ref.keys["meshes"]), "parts")
     return [parsed(text or "[]", NAMES, column.store_path) for text in read_rows(column, rows)]
 

@@ -20,8 +20,9 @@ def write_webdataset(
     table: Table, folder: Path, trace: dict[str, Any], shard_rows: int, progress: Progress
 ) -> dict[str, Any]:
     """shard-<n>.tar, a sample a shape: <name>.json, .cls (the label), .<column>.npy, .image.<teacher>.npy [K, V, D]
-    and .text.<teacher>.npy [captions, D]; where some may be absent, .present.<teacher>.npy [K, V]. Words that came in
-    the files are [1, T, D]. Class prompts, which shapes share, lie beside in the files of `memmap`.
+    and .text.<teacher>.npy [captions, D]; where some may be absent, .present.<teacher>.npy [K, V]; of points
+    .lifted.<teacher>.npy [P, D] and .seen.<teacher>.npy [P]. Words that came in the files are [1, T, D]. Class prompts,
+    which shapes share, lie beside in the files of `memmap`.
 
     The library takes a name up to its first dot as the sample's key and lowers the case of the rest.
     """
@@ -58,7 +59,7 @@ def _suffix(table: Table, name: str) -> str:
     kind, key, column, _ = table.columns()[name]
     if kind == "targets" and column == "feat":
         return name.replace("targets-", f"{of_recipe(table.store.recipe(kind, key))}.", 1).lower()
-    return (name.replace("present-", "present.", 1) if kind == "targets" else name).lower()
+    return (name.replace("-", ".", 1) if kind in ("targets", "lifted") else name).lower()
 
 
 def _npy(values: Any) -> bytes:

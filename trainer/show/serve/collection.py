@@ -18,7 +18,7 @@ from PIL import Image
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.columns import read_rows
-from recon.trainer.data.files import SUFFIXES, OwnShape, own_picture, read_shape
+from recon.trainer.data.files import SUFFIXES, Names, OwnShape, own_picture, read_shape
 from recon.trainer.data.surfaces import Surface, read_surface, source_of, to_srgb
 from recon.trainer.data.transforms import normalize
 from recon.trainer.evaluate.features import Probe, Student
@@ -60,6 +60,8 @@ class Collection:
     """Where the data set's meshes lie"""
     weights: Path | None = None
     """Where the teachers' files lie; None: where the run says"""
+    columns: Names = ()
+    """Of files of columns that are sent; (): as they say"""
     _student: threading.Lock = field(default_factory=threading.Lock, init=False)
     _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
     """One thread at a time has a model; those of the teachers may take seconds to load"""
@@ -213,7 +215,7 @@ class Collection:
                 with self._asking:
                     return self._answered(ask_image(self._teachers, picture, f"the picture {name}"))
             count, model = self.probe.config.data.num_points, self.probe.config.model
-            taken = (count, up, None, model.color, model.default_color)
+            taken = (count, up, None, model.color, model.default_color, self.columns)
             shape: OwnShape = self.reader.read(read_shape, path, *taken)
         except UserError as error:
             said = str(error).replace(str(path), name)

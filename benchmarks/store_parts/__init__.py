@@ -1,0 +1,1 @@
+"""What benchmarks/store.py is made of."""
