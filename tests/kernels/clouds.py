@@ -1,10 +1,15 @@
 """`made_clouds` and what hypothesis draws of them."""
 
+from importlib.util import find_spec
+
 import torch
 from hypothesis import strategies as st
 from made_clouds import KINDS, cloud
 
-__all__ = ["KINDS", "cloud", "dtypes", "kinds", "lengths", "seeds"]
+__all__ = ["CPU", "KINDS", "cloud", "dtypes", "kinds", "lengths", "seeds"]
+
+CPU = ["torch", *(["numba"] if find_spec("numba") else [])]
+"""Backends that run on a CPU, here."""
 
 dtypes = st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64])
 kinds = st.sampled_from(KINDS)

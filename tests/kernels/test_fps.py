@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 
 from recon.kernels import reference, sample_farthest_points
 
-CPU = ["numba", "torch"]
-
 
 def test_reference_on_a_line() -> None:
     points = torch.tensor([[[0.0], [1], [9], [10], [4]]])
@@ -25,7 +23,7 @@ def test_fps_is_the_reference(data: st.DataObject, kind: str, dtype: torch.dtype
     start = [data.draw(st.integers(0, max(0, length - 1))) for length in lengths]
     points = clouds.cloud(kind, num_clouds, n, width, dtype, seed)
     start_idx = torch.tensor(start, dtype=torch.int64)
-    backend = data.draw(st.sampled_from(CPU))
+    backend = data.draw(st.sampled_from(clouds.CPU))
     chosen, idx = sample_farthest_points(points, torch.tensor(lengths).long(), K, start_idx=start_idx, backend=backend)
     assert torch.equal(idx, reference.farthest_points(points, lengths, K, start))
     assert chosen.dtype == dtype
@@ -58,7 +56,7 @@ RAGGED = [100, 2100, 1000, 0]
     ("kind", "lengths"),
     [*((kind, None) for kind in (*clouds.KINDS, "surface", "speck")), ("random", RAGGED), ("non_finite", RAGGED)],
 )
-@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("backend", clouds.CPU)
 def test_many_samples(kind: str, lengths: list[int] | None, backend: str) -> None:
     points, start = spread(kind), torch.tensor([7, 0, 0, 0])
     sizes = None if lengths is None else torch.tensor(lengths)

@@ -180,6 +180,7 @@ def test_backends_are_chosen_by_argument_then_environment(monkeypatch: pytest.Mo
     points = torch.zeros(1, 2, 3)
     monkeypatch.delenv("RECON_KERNELS", raising=False)
     monkeypatch.setattr("recon.kernels.backends.find_spec", lambda name: None if name == "torch_cluster" else True)
+    monkeypatch.setattr("recon.kernels.backends._numba_missing", lambda: "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose(None, points, "op") == "numba"  # the interpreter is for tests: nobody gets it unasked
     assert choose(None, points.double(), "op") == choose("numba", points, "op", K=128) == "numba"
