@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 ABSENT = [
     "pytest", "hypothesis", "pydantic", "typer", "rich", "zarr", "safetensors", "sklearn", "scipy", "open_clip",
     "trimesh", "pyrender", "dask", "distributed", "h5py", "psutil", "PIL", "matplotlib", "torchvision",
-    "transformers", "torch_cluster", "fpsample", "pykdtree", "collada", "DracoPy", "mapbox_earcut", "faiss",
+    "transformers", "torch_cluster", "fpsample", "numba", "llvmlite", "collada", "DracoPy", "mapbox_earcut", "faiss",
 ]  # fmt: skip
 BARE = """
 import sys
