@@ -111,6 +111,14 @@ def test_columns_as_they_are_asked_for() -> None:
     assert columns_of(" X, y ,z,nx,ny,nz,Red,green,blue") == ("x", "y", "z", "nx", "ny", "nz", "r", "g", "b")
 
 
+def test_columns_of_a_format_that_names_its_own_are_told(tmp_path: Path) -> None:
+    trimesh.creation.box().export(tmp_path / "a.ply")
+    names = columns_of("x,y,z,r,g,b")
+    assert read_shape(tmp_path / "a.ply", 64).told().startswith("a mesh of 12 faces; ")
+    told = read_shape(tmp_path / "a.ply", 64, columns=names).told()
+    assert told.startswith("a mesh of 12 faces, of whose format --columns says nothing; ")
+
+
 @pytest.mark.parametrize("given", ["", "x,y", "xyzrgb", "x,y,z,r,g", "x,y,z,r,g,b,r", "x,x,z"])
 def test_columns_that_name_no_cloud(given: str) -> None:
     with pytest.raises(UserError, match=rf"^--columns {given}: name every column of the files, x, y and z among them"):

@@ -16,7 +16,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import some
 from recon.pipeline.shapes.axes import axes
 from recon.pipeline.shapes.cloudfile import SUFFIXES as CLOUDS
-from recon.pipeline.shapes.cloudfile import load_cloud
+from recon.pipeline.shapes.cloudfile import TABLES, load_cloud
 from recon.pipeline.shapes.columns import Names as Names  # where its users look for it
 from recon.pipeline.shapes.columns import names_of
 from recon.pipeline.shapes.mesh import MeshError
@@ -142,12 +142,14 @@ def read_shape(
 ) -> OwnShape:
     """The `num_points` farthest points of a mesh's surface or of a cloud, whose normals do not count.
 
-    With `color` they have their colours, a shape without any the default. `columns` names those of an NPY, XYZ or TXT.
-    MeshError for what is neither; a file of points alone is taken for a cloud, whatever its format.
+    With `color` they have their colours, a shape without any the default. `columns` names those of an NPY, XYZ or TXT;
+    of another format the shape says that they do not count. MeshError for what is neither; a file of points alone is
+    taken for a cloud, whatever its format.
     """
     suffix = path.suffix.lower()
     known = axes_of(suffix, up, front)
     count = max(SAMPLED, num_points)
+    aside = ", of whose format --columns says nothing" if columns and suffix not in TABLES else ""
     if suffix in MESHES:
         try:
             mesh = load_mesh(path, path.parent, known.up, known.front)
@@ -157,9 +159,10 @@ def read_shape(
         else:
             faces = sum(len(each.faces) for each in mesh.primitives)
             sample = sample_points(mesh, count, SEED)
-            return _shape(sample, num_points, f"a mesh of {faces} faces", known, default_color if color else None)
+            what = f"a mesh of {faces} faces{aside}"
+            return _shape(sample, num_points, what, known, default_color if color else None)
     cloud = load_cloud(path, path.parent, known.up, known.front, columns)
-    what = f"a cloud of {len(cloud.xyz)} points"
+    what = f"a cloud of {len(cloud.xyz)} points{aside}"
     if len(cloud.xyz) < num_points:
         what += f", some repeated to make {num_points}"
     try:
