@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -11,6 +12,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import torch
+from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,12 +31,32 @@ def compiled(function: Function) -> Function:
     file. The code is kept beside that file, or where the user's caches are; where neither can be written to, every
     process compiles anew. No arithmetic is reordered or contracted, and a division by 0 is IEEE's.
     """
+    made = numba.njit(function, nogil=True, error_model="numpy")
     try:
-        made = numba.njit(function, nogil=True, error_model="numpy", cache=True)
+        made._cache = _Kept(function)  # type: ignore[no-untyped-call]
     except RuntimeError:  # no place to keep it
         _tell_once()
-        made = numba.njit(function, nogil=True, error_model="numpy")
     return cast(Function, made)
+
+
+class _Kept(FunctionCache):
+    """Numba's cache of a function, in which a file that is broken counts as none, and a full disk stops nobody."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code for a signature, or None."""
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except Exception:  # whatever unpickling half a file raises
+            with suppress(OSError):
+                self.flush()  # type: ignore[no-untyped-call]
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep it for other processes, if that can be."""
+        try:
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except OSError:
+            _tell_once()
 
 
 @cache

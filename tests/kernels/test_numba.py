@@ -1,6 +1,10 @@
 """Numba's kernels: their own ways, where no other backend has them, come out as plain torch and the reference say."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import clouds
@@ -116,16 +120,55 @@ def test_gradients_have_plain_torchs_bits(norm: int, needs: tuple[bool, bool], s
 def test_where_nothing_can_be_kept_each_process_compiles(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    njit = numba.njit
+    def nowhere(self: Any, function: Callable[..., Any]) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
 
-    def without_a_place(function: Callable[..., Any], *, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(function, **options)
-
-    monkeypatch.setattr(numba, "njit", without_a_place)
+    monkeypatch.setattr(compiled.FunctionCache, "__init__", nowhere)
     compiled._tell_once.cache_clear()
     twice = [compiled.compiled(lambda x, n=n: n * x) for n in (2, 3)]
     assert [function(7) for function in twice] == [14, 21]
     (line,) = caplog.messages
     assert line.startswith("compiled kernels cannot be kept, and each process compiles them anew")
+
+
+SCRIPT = """
+import logging, torch
+from recon import kernels
+logging.basicConfig(format="%(message)s")
+print(kernels.sample_farthest_points(torch.arange(24.0).view(1, 8, 3), K=3)[1].tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [0, 100])
+def test_half_a_file_of_compiled_code_is_none(suffix: str, left: int, tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "RECON_KERNELS": "numba"}
+
+    def sample() -> str:
+        command = [sys.executable, "-c", SCRIPT]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert sample() == "[[0, 7, 3]]\n"
+    kept = {path: path.read_bytes() for path in tmp_path.rglob(f"fps.*.{suffix}")}
+    assert len(kept) == 3
+    for path in kept:
+        os.truncate(path, left)
+    assert sample() == "[[0, 7, 3]]\n"
+    assert all(path.stat().st_size > left for path in kept)  # made whole again
+    assert sample() == "[[0, 7, 3]]\n"
+
+
+def test_a_full_disk_stops_nobody(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def full(self: Any, sig: Any, data: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compiled.FunctionCache, "save_overload", full)
+    monkeypatch.setattr(compiled.FunctionCache, "load_overload", lambda self, sig, target: None)
+    compiled._tell_once.cache_clear()
+    assert compiled.compiled(_double)(21) == 42
+    assert len(caplog.messages) == 1
+
+
+def _double(x: int) -> int:
+    return 2 * x
