@@ -1,5 +1,7 @@
 """What is measured of a run on several stores: on which of them, and what a report tells of each."""
 
+# ruff: noqa: F811 (fixtures of another file)
+
 from __future__ import annotations
 
 import io
@@ -34,7 +36,7 @@ def spaced(tmp_path_factory: pytest.TempPathFactory) -> list[FeatureStore]:
 
 
 @pytest.fixture
-def measured(spaced: list[FeatureStore], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:  # noqa: F811
+def measured(spaced: list[FeatureStore], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run on both stores that was measured on the second alone."""
     told = run_of(spaced, tmp_path / "run", recipe, "run.probe_every=12")
     said = "probes measure on a.zarr, the first of 2 stores; run.probe_store names another"
@@ -59,10 +61,7 @@ def test_probes_say_which_of_several_stores_they_measure_on(
 
 
 def test_probes_of_one_store_name_none(
-    stores: list[FeatureStore],
-    recipe: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    stores: list[FeatureStore], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     console = Console(file=io.StringIO(), width=1000)
@@ -102,7 +101,7 @@ def test_a_report_tells_of_every_store(
     )
 
 
-def test_test_shapes_of_any_store_are_told_as_seen(stores: list[FeatureStore], recipe: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_test_shapes_of_any_store_are_told_as_seen(stores: list[FeatureStore], recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_of(stores, run, recipe, 'data.splits=["train","test"]')
     run_svm(run, stores[1].path, CPU, "other")
@@ -112,10 +111,7 @@ def test_test_shapes_of_any_store_are_told_as_seen(stores: list[FeatureStore], r
 
 
 def test_one_store_twice_is_measured_on_the_first_ref(
-    stores: list[FeatureStore],
-    recipe: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    stores: list[FeatureStore], recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     run_of([stores[1]] * 2, run, recipe, "run.probe_every=12")
