@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.kernels.norms import ROOT
-from recon.kernels.on_numba.compiled import Bits, bits, compiled, in_use, shared
-from recon.kernels.on_numba.knn import search
+from recon.kernels.on_numba.compiled import bits, compiled, in_use, shared
+from recon.kernels.on_numba.knn import all_pairs, search
 
 Cloud = NDArray[np.floating]
 Rows = NDArray[np.int64]
@@ -37,86 +37,10 @@ def _nearest_shared(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: T
     like = bits(dists_x)
 
     def some(low: int, high: int) -> None:
-        _all_pairs(one, two, sizes_x, sizes_y, norm, like, low, high, dists_x, idx_x, dists_y, idx_y)
+        all_pairs(one, two, sizes_x, sizes_y, norm, like, low, high, dists_x, idx_x, dists_y, idx_y)
 
     shared(some, len(one), one.shape[1] * two.shape[1] / 5)
     return torch.from_numpy(dists_x), torch.from_numpy(idx_x), torch.from_numpy(dists_y), torch.from_numpy(idx_y)
-
-
-@compiled
-def _all_pairs(
-    x: Cloud,  # [B, N, D]
-    y: Cloud,  # [B, M, D]
-    sizes_x: Rows,  # [B]
-    sizes_y: Rows,  # [B]
-    norm: int,
-    like: Bits,  # whose dtype a distance's bits have
-    low: int,
-    high: int,  # clouds
-    dists_x: Cloud,  # [B, N], results
-    idx_x: Rows,  # [B, N]
-    dists_y: Cloud,  # [B, M]
-    idx_y: Rows,  # [B, M]
-) -> None:
-    num_x, width = x.shape[1:]
-    num_y = y.shape[1]
-    row = np.empty(num_y, x.dtype)
-    row_bits = row.view(like.dtype)
-    planes, query = np.empty((width, num_y), y.dtype), np.empty(width, x.dtype)
-    column, who = np.empty(num_y, y.dtype), np.empty(num_y, np.int32)
-    for b in range(low, high):
-        for j in range(num_y):
-            finite = j < sizes_y[b]
-            for d in range(width):
-                finite = finite and np.isfinite(y[b, j, d])
-            for d in range(width):
-                planes[d, j] = y[b, j, d] if finite else -np.inf
-            column[j], who[j] = np.inf, 0
-        for i in range(num_x):
-            finite = i < sizes_x[b]
-            for d in range(width):
-                finite = finite and np.isfinite(x[b, i, d])
-            for d in range(width):
-                query[d] = x[b, i, d] if finite else np.inf
-            _measure(query, planes, norm, row)
-            number = np.int32(i)
-            for j in range(num_y):
-                nearer = row[j] < column[j]
-                column[j] = row[j] if nearer else column[j]
-                who[j] = number if nearer else who[j]
-            at = _first_least(row_bits)
-            dists_x[b, i], idx_x[b, i] = row[at], at
-        for j in range(num_y):
-            dists_y[b, j], idx_y[b, j] = column[j], who[j]
-
-
-@compiled
-def _measure(query: Cloud, planes: Cloud, norm: int, row: Cloud) -> None:
-    """Distances row [M] of a query [D] to planes [D, M]."""
-    if norm == 2 and len(query) == 3:
-        x, y, z = query[0], query[1], query[2]
-        for j in range(len(row)):
-            dx, dy, dz = x - planes[0, j], y - planes[1, j], z - planes[2, j]
-            row[j] = dx * dx + dy * dy + dz * dz
-        return
-    for d in range(len(query)):
-        at = query[d]
-        for j in range(len(row)):
-            step = at - planes[d, j]
-            part = abs(step) if norm == 1 else step * step
-            row[j] = part if d == 0 else row[j] + part
-
-
-@compiled
-def _first_least(values: Bits) -> int:
-    """Where the first of the least integers stands: two passes, which are both vectorised."""
-    least = values[0]
-    for j in range(len(values)):
-        least = min(least, values[j])
-    first = np.int32(len(values))
-    for j in range(len(values)):
-        first = min(first, np.int32(j) if values[j] == least else np.int32(len(values)))
-    return int(first)
 
 
 def nearest_backward(

@@ -20,7 +20,7 @@ Blocks = tuple[Cloud, NDArray[np.int32], Cloud, Cloud]
 those of whole groups [1, 2, D, groups]."""
 
 BLOCK = 64
-"""Points of a block: with 32 a search takes 1.03 to 1.3 times as long, with 128 0.95 to 1.15."""
+"""Points of a block: with 32 a search takes 1.03 to 1.3 times as long, with 128 0.9 to 1.15."""
 FAN = 16
 """Blocks of a group, which has a box of its own: with 32 or 64 a search takes as long."""
 WIDEST = 6
@@ -71,7 +71,7 @@ def _search(
     for b in range(low // num_queries, -(-high // num_queries)):
         points, index, boxes, whole = _cut(clouds[b], sizes[b], boxed)
         for n in range(max(0, low - b * num_queries), min(num_queries, high - b * num_queries)):
-            _put(queries, b, n, query)
+            _put(queries, b, n, True, query)
             near[:], who[:] = infinity[0], NOBODY
             # The likeliest first, of groups as of a group's blocks. Not a function of its own: handing over so many
             # arrays takes as long as the search.
@@ -101,13 +101,63 @@ def _search(
 
 
 @compiled
-def _put(queries: Cloud, b: int, n: int, query: Cloud) -> None:
-    """A query [D], infinitely far where it is not finite."""
-    finite = True
+def all_pairs(
+    x: Cloud,  # [B, N, D]
+    y: Cloud,  # [B, M, D]
+    sizes_x: Rows,  # [B]
+    sizes_y: Rows,  # [B]
+    norm: int,
+    like: Bits,  # whose dtype a distance's bits have
+    low: int,
+    high: int,  # clouds
+    dists_x: Cloud,  # [B, N], results
+    idx_x: Rows,  # [B, N]
+    dists_y: Cloud,  # [B, M]
+    idx_y: Rows,  # [B, M]
+) -> None:
+    """Nearest points both ways, of the same distances."""
+    num_x, width = x.shape[1:]
+    num_y = y.shape[1]
+    row = np.empty(num_y, x.dtype)
+    row_bits = row.view(like.dtype)
+    planes, query = np.empty((1, width, num_y), y.dtype), np.empty(width, x.dtype)
+    column, who = np.empty(num_y, y.dtype), np.empty(num_y, np.int32)
+    for b in range(low, high):
+        _lay_apart(y[b], sizes_y[b], planes[0])
+        column[:], who[:] = np.inf, 0
+        for i in range(num_x):
+            _put(x, b, i, i < sizes_x[b], query)
+            _measure(query, planes, 0, norm, row)
+            number = np.int32(i)
+            for j in range(num_y):
+                nearer = row[j] < column[j]
+                column[j] = row[j] if nearer else column[j]
+                who[j] = number if nearer else who[j]
+            at = _first_least(row_bits)
+            dists_x[b, i], idx_x[b, i] = row[at], at
+        for j in range(num_y):
+            dists_y[b, j], idx_y[b, j] = column[j], who[j]
+
+
+@compiled
+def _put(queries: Cloud, b: int, n: int, used: bool, query: Cloud) -> None:
+    """A query [D], infinitely far where it is not used or not finite."""
+    finite = used
     for d in range(len(query)):
         finite = finite and np.isfinite(queries[b, n, d])
     for d in range(len(query)):
         query[d] = queries[b, n, d] if finite else np.inf
+
+
+@compiled
+def _lay_apart(cloud: Cloud, size: int, planes: Cloud) -> None:
+    """Planes [D, M] of a cloud [M, D]; its points beyond size, and those that are not finite, are infinitely far."""
+    for i in range(len(cloud)):
+        finite = i < size
+        for d in range(len(planes)):
+            finite = finite and np.isfinite(cloud[i, d])
+        for d in range(len(planes)):
+            planes[d, i] = cloud[i, d] if finite else -np.inf
 
 
 @compiled
@@ -142,7 +192,7 @@ def _keep(apart: Bits, index: NDArray[np.int32], block: int, near: Bits, who: ND
 
 @compiled
 def _measure(query: Cloud, points: Cloud, block: int, norm: int, apart: Cloud) -> None:
-    """Distances apart [BLOCK] of a query [D] to the points of a block."""
+    """Distances apart [L] of a query [D] to the points of a block of [blocks, D, L]."""
     width = len(query)
     if norm == 2 and width == 3:
         x, y, z = query[0], query[1], query[2]
@@ -196,14 +246,8 @@ def _first_least(values: Bits) -> int:
 def _cut(cloud: Cloud, size: int, boxed: bool) -> Blocks:
     """Blocks of a cloud [M, D]; its points beyond size, and those that are not finite, are infinitely far."""
     num_points, width = cloud.shape
-    planes, order = np.empty((width, num_points), cloud.dtype), np.empty(num_points, np.int32)
-    for i in range(num_points):
-        finite = i < size
-        for d in range(width):
-            finite = finite and np.isfinite(cloud[i, d])
-        for d in range(width):
-            planes[d, i] = cloud[i, d] if finite else -np.inf
-        order[i] = i
+    planes, order = np.empty((width, num_points), cloud.dtype), np.arange(num_points).astype(np.int32)
+    _lay_apart(cloud, size, planes)
     if boxed:
         _arrange(planes, order)
     num_blocks = -(-num_points // BLOCK)

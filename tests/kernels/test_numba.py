@@ -58,25 +58,37 @@ def test_an_outlier_leaves_the_blocks_small() -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_the_same_on_any_number_of_threads(threads: int) -> None:
+def test_the_same_on_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = (clouds.cloud("grid", 1, 1500, 3, torch.float32, seed=seed) for seed in (2, 4))
+    many, others = torch.cat([x, y] * 3), torch.cat([y, x] * 3)
+    grads = [torch.randn(6, 1500, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    found = nearest(many, others)
     calls: dict[str, Callable[[], Sequence[torch.Tensor]]] = {
-        "neighbours": lambda: knn_points(x, y, K=9)[:2],
+        "neighbours": lambda: knn_points(x, y, K=9)[:2],  # of one cloud: its queries in parts
         "samples": lambda: sample_farthest_points(torch.cat([x, y * 2, x - y]), K=500),
-        "both ways": lambda: nearest(torch.cat([x, y] * 20), torch.cat([y, x] * 20)),
-        "groups": lambda: group_points(torch.cat([x, y] * 20), 64, 32),
-        "interpolation": lambda: [interpolate_three(x.expand(9, -1, -1), y.repeat(9, 1, 9), y.expand(9, -1, -1))],
+        "both ways by boxes": lambda: nearest(many, others),
+        "both ways by all pairs": lambda: nearest(many[:, :900], others[:, :900]),
+        "gradients": lambda: chamfer.nearest_backward(*grads, many, others, found[1], found[3], 2, True, True),
+        "groups": lambda: group_points(many, 64, 32),
+        "interpolation": lambda: [interpolate_three(many, many.repeat(1, 1, 9), others)],
     }
+    monkeypatch.setattr(compiled, "PART", 1)  # any work is worth a thread
+    pools: list[int] = []
+    pool = compiled._pool
+    monkeypatch.setattr(compiled, "_pool", lambda process: pools.append(process) or pool(process))
     before = torch.get_num_threads()
-    for name, call in calls.items():
-        torch.set_num_threads(1)
-        alone = call()
-        try:
+    try:
+        for name, call in calls.items():
+            torch.set_num_threads(1)
+            alone = call()
+            assert not pools, name
             torch.set_num_threads(threads)
             for ours, theirs in zip(call(), alone, strict=True):
                 assert torch.equal(ours, theirs), name
-        finally:
-            torch.set_num_threads(before)
+            assert len(pools) >= threads - 1, name
+            pools.clear()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", clouds.KINDS)
