@@ -181,6 +181,12 @@ def test_memory_holds_two_windows(store: FeatureStore, monkeypatch: pytest.Monke
     assert 8 < most <= 16
 
 
+def test_a_batch_that_is_kept_keeps_no_window(store: FeatureStore) -> None:
+    batches = stream(store, config(8), 3)
+    for samples in batches.gathered(0, batches.steps_per_epoch):
+        assert all(each.untyped_storage().nbytes() == each.nbytes for each in samples.tensors())
+
+
 def test_no_window_is_read_that_no_step_needs(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     read = StreamBatches._read

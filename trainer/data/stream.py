@@ -136,7 +136,8 @@ class StreamBatches:
             )
 
     def _assemble(self, places: range, window: Callable[[Key], Samples]) -> Samples:
-        parts = [window(key).part(start, stop) for key, start, stop in self._needed(places)]
+        # Copied, for a view would keep its whole window for as long as anybody keeps the batch.
+        parts = [window(key).part(start, stop).map(Tensor.clone) for key, start, stop in self._needed(places)]
         # An epoch's last samples can be fewer than the ranks.
         return pinned(joined(parts or [self._allocate(0)]), self.device)
 
