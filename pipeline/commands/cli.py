@@ -19,12 +19,11 @@ from recon.pipeline.base.faults import shared_reason
 from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
-from recon.pipeline.base.program import make_program, name_stores_either_way
+from recon.pipeline.base.program import JsonOption, make_program, name_stores_either_way
 from recon.pipeline.base.wording import human, near_paths, shown
 from recon.pipeline.commands import store as store_cli
 from recon.pipeline.commands import teachers as teachers_cli
 from recon.pipeline.commands.terminal import (
-    JsonOption,
     LimitOption,
     ManifestOption,
     RootOption,
