@@ -58,7 +58,12 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Worker processes; default: by cores and memory. 0: this process.")
 ]
 GpuWorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Further processes for teachers, each kept to one GPU; default: one a GPU.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Further processes for teachers, each kept to one GPU; default: one a GPU. Of a --scheduler: its workers "
+        "with a GPU, which teachers wait for.",
+    ),
 ]
 SchedulerOption = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://host:port.")]
 ClusterOption = Annotated[Cluster | None, typer.Option(help="Start a dask cluster of --workers workers.")]
