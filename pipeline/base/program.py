@@ -1,4 +1,4 @@
-"""What both programs' command lines have in common: `--version`, completion, and a store named either way."""
+"""What both programs' command lines have in common: `--version`, `--json`, completion, a store named either way."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 OTHER = "store_too"
 """What the parameter is called that takes a store in the other way."""

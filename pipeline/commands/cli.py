@@ -19,12 +19,11 @@ from recon.pipeline.base.faults import shared_reason
 from recon.pipeline.base.files import refused
 from recon.pipeline.base.limits import WITH_TORCH, WITHOUT_TORCH, check_limits
 from recon.pipeline.base.machine import set_thread_variables
-from recon.pipeline.base.program import make_program, name_stores_either_way
+from recon.pipeline.base.program import JsonOption, make_program, name_stores_either_way
 from recon.pipeline.base.wording import human, near_paths, shown
 from recon.pipeline.commands import store as store_cli
 from recon.pipeline.commands import teachers as teachers_cli
 from recon.pipeline.commands.terminal import (
-    JsonOption,
     LimitOption,
     ManifestOption,
     RootOption,
@@ -59,7 +58,12 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Worker processes; default: by cores and memory. 0: this process.")
 ]
 GpuWorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Further processes for teachers, each kept to one GPU; default: one a GPU.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Further processes for teachers, each kept to one GPU; default: one a GPU. Of a --scheduler: its workers "
+        "with a GPU, which teachers wait for.",
+    ),
 ]
 SchedulerOption = Annotated[str | None, typer.Option(help="A running dask scheduler, tcp://host:port.")]
 ClusterOption = Annotated[Cluster | None, typer.Option(help="Start a dask cluster of --workers workers.")]

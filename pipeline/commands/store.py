@@ -11,8 +11,9 @@ import typer
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.machine import set_thread_variables
+from recon.pipeline.base.program import JsonOption
 from recon.pipeline.base.wording import human
-from recon.pipeline.commands.terminal import JsonOption, RefOption, RootOption, StageProgress, answer, console, emit
+from recon.pipeline.commands.terminal import RefOption, RootOption, StageProgress, answer, console, emit
 
 if TYPE_CHECKING:
     from recon.pipeline.execution.recompute import Recomputed
@@ -258,7 +259,7 @@ def export(
         Only | None, typer.Option(help="The teachers' features alone, with a uid a row, of every shape that has them.")
     ] = None,
     ref: RefOption = None,
-    split: Annotated[list[str] | None, typer.Option(help="Only these splits; may be given again.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only these splits; repeatable.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write finished shapes with their targets and features of points as files other programs read."""

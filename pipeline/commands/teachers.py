@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recon.pipeline.base.machine import set_thread_variables
-from recon.pipeline.commands.terminal import JsonOption, answer, emit
+from recon.pipeline.base.program import JsonOption
+from recon.pipeline.commands.terminal import answer, emit
 
 if TYPE_CHECKING:
     from recon.pipeline.teachers.listing import Listed

@@ -24,7 +24,6 @@ ManifestOption = Annotated[
 StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The Zarr store.")]
 RootOption = Annotated[Path | None, typer.Option(help="Where the data set's files lie.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the manifest's first N shapes.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 RefOption = Annotated[str | None, typer.Option(help="Which manifest's keys; default: the store's only one.")]
 
 

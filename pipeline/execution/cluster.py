@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 import uuid
 from collections import Counter, deque
@@ -20,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import distributed
 from dask import annotate  # type: ignore[attr-defined]
 from distributed.client import ClosedClientError
-from distributed.comm.addressing import get_address_host, get_address_host_port
+from distributed.comm.addressing import get_address_host
 from distributed.scheduler import KilledWorker
 from distributed.utils import sync
 
@@ -30,7 +29,7 @@ from recon.pipeline.execution import jobs, starting
 from recon.pipeline.execution.admission import NAME, Admission
 from recon.pipeline.execution.executor import Closing
 from recon.pipeline.execution.jobs import Job, at_hand, attempt, fault_in
-from recon.pipeline.execution.starting import DISTRIBUTION, SILENT
+from recon.pipeline.execution.starting import DISTRIBUTION
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,44 +45,30 @@ WARN_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
-def connect(address: str) -> Dask:
-    """The executor of a scheduler that runs already. UserError when it cannot be used."""
-    _silence()
+def connect(address: str, gpu_workers: int = 0) -> Dask:
+    """The executor of a scheduler that runs already; see `open_executor`. UserError when it cannot be used."""
+    starting.silence()
     try:
-        _knock(address)
+        starting.knock(address, CONNECT_SECONDS)
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no dask scheduler answers at {address} within {CONNECT_SECONDS:g} s: "
             "check the address (tcp://host:port) and that `dask scheduler` runs there"
         ) from error
-    return _adopt(client)
-
-
-def _knock(address: str) -> None:
-    """OSError when nobody listens there: a dask client that has failed to connect cannot be closed cleanly."""
-    where = get_address_host_port(address)
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while True:  # the scheduler may be starting
-        try:
-            socket.create_connection(where, CONNECT_SECONDS).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    return _adopt(client, gpu_workers=gpu_workers)
 
 
 def start_cluster(kind: Literal["local", "slurm", "ssh"] | None, workers: int | None, hosts: Sequence[str]) -> Dask:
     """The executor of a cluster of its own; see `open_executor`. UserError when it does not start."""
-    _silence()
+    starting.silence()
     cluster = starting.start(kind, workers, hosts)
     return _adopt(distributed.Client(cluster, timeout=START_SECONDS, set_as_default=False), cluster)
 
 
-def _adopt(client: Any, cluster: Any = None) -> Dask:
+def _adopt(client: Any, cluster: Any = None, gpu_workers: int = 0) -> Dask:
     try:
-        return Dask(client, cluster)
+        return Dask(client, cluster, gpu_workers)
     except BaseException:
         _close(client, cluster)
         raise
@@ -128,14 +113,16 @@ class Dask(Closing):
 
     isolated = True
 
-    def __init__(self, client: Any, cluster: Any = None) -> None:
+    def __init__(self, client: Any, cluster: Any = None, gpu_workers: int = 0) -> None:
         """Takes over the client, and the cluster where that is its own: both end with it.
+
+        gpu_workers: that are said to have a GPU; with none, what gains by one goes to any worker until one joins.
 
         Raises:
             UserError: the scheduler has no recon or another version of it; there are workers, all are refused, and no
                 other joins within `JOIN_SECONDS`.
         """
-        self._client, self._cluster = client, cluster
+        self._client, self._cluster, self._gpu_workers = client, cluster, gpu_workers
         self._address = client.scheduler.address
         self._topic = f"{NAME}-{uuid.uuid4().hex}"
         self._begun: Counter[str] = Counter()
@@ -152,8 +139,8 @@ class Dask(Closing):
         self._admitted = False  # ever
         self._joining = 0.0  # until when others are waited for where one admitted is not enough
         self._counted = float("-inf")
-        self._alone = float("inf")  # since when there is no worker
-        self._warned = False
+        self._alone = float("inf")  # since when there is none for what is to be done
+        self._warned = ""  # of what, since then
         with self._connection():
             self._check_scheduler()
             client.subscribe_topic(self._topic, self._hear)
@@ -167,8 +154,8 @@ class Dask(Closing):
 
     @property
     def workers(self) -> int:
-        """How many workers are admitted now (at least one: a cluster may have to be asked before it grows)."""
-        return max(1, len(self._census()))
+        """How many workers are admitted now; see `_hands`."""
+        return self._hands(False)
 
     def close(self) -> None:
         """See `Executor.close`; a cluster that was started for the run ends with it."""
@@ -177,7 +164,7 @@ class Dask(Closing):
 
     @property
     def gpu_workers(self) -> int:
-        """How many of them have a GPU; all, where none has."""
+        """How many of them have a GPU; all, where none has and none is waited for."""
         return self._hands(True)
 
     def run(
@@ -290,18 +277,27 @@ class Dask(Closing):
 
     def _next(self, gpu: bool) -> str | None:
         """The key of a task that is over; None when it is time to look at the workers again."""
-        able = self._able(gpu)
+        if able := self._able(gpu):
+            self._alone, self._warned = float("inf"), ""
+        else:
+            self._wait(gpu)
         with suppress(Empty):
             return self._over.get(timeout=CENSUS_SECONDS if able else ALONE_SECONDS)
-        self._alone = float("inf") if able else min(self._alone, time.monotonic())
-        if time.monotonic() - self._alone > WARN_SECONDS:
-            if self._refused and not self._admitted:
-                raise self._all_refused()
-            if not self._warned:
-                self._warned = True
-                which = "only workers that are at fault" if self._at_fault else "no workers yet"
-                log.warning("the scheduler at %s has %s: waiting for others", self._address, which)
         return None
+
+    def _wait(self, gpu: bool) -> None:
+        """Where nothing can be given out for a while, say what is waited for; UserError where all are refused."""
+        self._alone = min(self._alone, time.monotonic())
+        if time.monotonic() - self._alone < WARN_SECONDS:
+            return
+        if self._refused and not self._admitted:
+            raise self._all_refused()
+        which = "only workers that are at fault" if self._at_fault else "no workers yet"
+        if gpu and self._gpu_workers and self._census() and not self._gpus():
+            which = f"no worker started with --resources GPU=1 (--gpu-workers {self._gpu_workers})"
+        if which != self._warned:
+            self._warned = which
+            log.warning("the scheduler at %s has %s: waiting for others", self._address, which)
 
     def _reply(self, job: Job, future: Any, lost: set[str]) -> bytes | None:
         """What the worker said; None when it was lost and the task has to be given out again."""
@@ -345,16 +341,19 @@ class Dask(Closing):
 
     def _able(self, gpu: bool) -> set[str]:
         """The workers that tasks of this kind can be given to."""
-        census = self._census()
-        having = {where for where, worker in census.items() if worker["resources"].get("GPU")} if gpu else set()
-        return {where for where in having or census if get_address_host(where) not in self._at_fault}
+        return {where for where in self._meant(gpu) if get_address_host(where) not in self._at_fault}
 
-    def _gpus(self) -> int:
-        return sum(bool(worker["resources"].get("GPU")) for worker in self._census().values())
+    def _meant(self, gpu: bool) -> set[str]:
+        """Those at fault too."""
+        having = self._gpus() if gpu else set()
+        return having if gpu and (having or self._gpu_workers) else set(self._census())
+
+    def _gpus(self) -> set[str]:
+        return {where for where, worker in self._census().items() if worker["resources"].get("GPU")}
 
     def _hands(self, gpu: bool) -> int:
-        """How many tasks of this kind run at a time."""
-        return (gpu and self._gpus()) or self.workers
+        """How many tasks of this kind run at a time (at least one: a cluster may have to be asked before it grows)."""
+        return max(1, len(self._meant(gpu)))
 
     def _check_scheduler(self) -> None:
         """It unpickles tasks. Asked by a function of Python's own, which it has without this package."""
@@ -387,12 +386,3 @@ def _close(client: Any, cluster: Any) -> None:
     if cluster is not None:
         with suppress(OSError, TimeoutError):
             cluster.close(timeout=CLOSE_SECONDS)
-
-
-def _silence() -> None:
-    """A lost worker or Ctrl-C is for us to tell of, in a line; dask would write dozens."""
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(SILENT)
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(("distributed.", "tornado.")):
-            logging.getLogger(name).setLevel(logging.NOTSET)

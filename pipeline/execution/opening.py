@@ -27,7 +27,8 @@ def open_executor(
         cluster: a dask cluster to start and to stop again.
         hosts: for "ssh": the scheduler's host, then the workers'.
         gpu_workers: processes beside those for what wants a GPU, shared out among the GPUs this process may use; None:
-            one a GPU.
+            one a GPU. With `scheduler` how many of its workers have one, by --resources GPU=1: what gains by a GPU
+            waits for the first of them; None: it goes to any worker until one of those joins.
         models: whether any will run; else nobody looks for GPUs, which takes torch.
 
     Raises:
@@ -41,15 +42,17 @@ def open_executor(
         raise UserError("--hosts goes with --cluster ssh")
     if cluster is not None and workers == 0:
         raise UserError(f"--cluster {cluster} needs at least one worker: --workers 0 means this process")
-    if gpu_workers is not None and (scheduler is not None or cluster is not None or workers == 0):
+    if gpu_workers is not None and (cluster is not None or workers == 0):
         raise UserError(
-            "--gpu-workers goes with worker processes of this machine: leave it out, or --workers 0, --scheduler and "
-            "--cluster (whose workers have a GPU by --resources GPU=1)"
+            "--gpu-workers goes with worker processes of this machine, or with --scheduler and its workers started "
+            "with --resources GPU=1: leave it out, or --workers 0 and --cluster"
         )
     if scheduler is not None or cluster is not None:
         from recon.pipeline.execution.cluster import connect, start_cluster  # half a second of imports
 
-        return connect(scheduler) if scheduler is not None else start_cluster(cluster, workers, hosts)
+        if scheduler is not None:
+            return connect(scheduler, gpu_workers or 0)
+        return start_cluster(cluster, workers, hosts)
     if workers == 0:
         return InProcess()
     on_cpu, on_gpu, gpus = shares(workers, gpu_workers) if models else (workers or default_workers(), 0, ())

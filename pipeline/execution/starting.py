@@ -1,4 +1,4 @@
-"""The dask clusters that a run can start for itself."""
+"""Before dask has tasks: the clusters that a run can start for itself, whether a scheduler answers, and quiet."""
 
 # mypy: disable-error-code="no-untyped-call"
 
@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import socket
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import dask
 import distributed
+from distributed.comm.addressing import get_address_host_port
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.interrupts import without_interrupts
@@ -36,6 +39,29 @@ def start(kind: Literal["local", "slurm", "ssh"] | None, workers: int | None, ho
             raise
         except Exception as error:  # three libraries' worth of reasons
             raise UserError(f"the {kind} cluster does not start: {one_line(error)}") from error
+
+
+def knock(address: str, seconds: float) -> None:
+    """OSError when nobody listens there: a dask client that has failed to connect cannot be closed cleanly."""
+    where = get_address_host_port(address)
+    deadline = time.monotonic() + seconds
+    while True:  # the scheduler may be starting
+        try:
+            socket.create_connection(where, seconds).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def silence() -> None:
+    """A lost worker or Ctrl-C is for us to tell of, in a line; dask would write dozens."""
+    for name in ("distributed", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(SILENT)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("distributed.", "tornado.")):
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def _local(workers: int) -> Any:

@@ -10,13 +10,15 @@ import typer
 
 from recon.pipeline.base.console import Terminal
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.program import JsonOption
+from recon.trainer.commands.opening import beside, console_of
 from recon.trainer.commands.options import (
     DeviceChoice,
+    DeviceOption,
     EmaOption,
     FileOverrideOption,
-    JsonOption,
-    ProbeDevice,
     RefOption,
+    StoreOption,
     StudentOption,
     answer,
 )
@@ -24,7 +26,6 @@ from recon.trainer.commands.options import (
 if TYPE_CHECKING:
     from recon.trainer.evaluate.features import Probe
 
-StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The store the run was trained on, or another.")]
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="UID", help="A shape of the store; repeatable. Without, some test shapes."),
@@ -42,7 +43,7 @@ def attention(
     tokens: Annotated[int, typer.Option(min=0, max=16, help="Local tokens to draw as well, far from each other.")] = 2,
     ref: RefOption = None,
     split: TestSplitOption = "test",
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     ema: EmaOption = False,
     output: PicturesOption = None,
     overrides: FileOverrideOption = None,
@@ -75,7 +76,7 @@ def reconstruct(
     shape: ShapeOption = None,
     ref: RefOption = None,
     split: TestSplitOption = "test",
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     ema: EmaOption = False,
     output: PicturesOption = None,
     overrides: FileOverrideOption = None,
@@ -116,17 +117,11 @@ def _prepared(
     overrides: list[str] | None,
 ) -> tuple[Terminal, Probe, Path]:
     """A console, the student beside the store, and where its pictures go."""
-    console = Terminal(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"loading {run}")  # torch takes seconds
-    from recon.pipeline.store import FeatureStore
-    from recon.trainer.evaluate.features import load_student
-    from recon.trainer.training.pretraining import choose_device
-
+    console = console_of(run)
     if output is None and run.is_file():
         raise UserError(f"{run}: a checkpoint file has no folder for pictures; name one with -o FOLDER")
-    opened = FeatureStore.open(store)
-    student = load_student(run, choose_device(device.value), ema, overrides or [])
-    return console, student.on(opened, ref, tested=split), output or run / name
+    _, probe = beside(store, run, ref, device, ema, overrides, split)
+    return console, probe, output or run / name
 
 
 COMMANDS = (attention, reconstruct)

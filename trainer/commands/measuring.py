@@ -11,21 +11,20 @@ import typer
 
 from recon.pipeline.base.console import Terminal, loading
 from recon.pipeline.base.precision import Decision, decide
+from recon.pipeline.base.program import JsonOption
 from recon.trainer.commands.options import (
     DeviceChoice,
+    DeviceOption,
     EmaOption,
     FileOverrideOption,
-    JsonOption,
-    LabelledOption,
+    LabelledStore,
     OutputOption,
     PrecisionChoice,
-    ProbeDevice,
-    ProbePrecision,
+    PrecisionOption,
     ProtocolChoice,
     RefOption,
     RunOption,
     SplitOption,
-    StoreOption,
     StudentOption,
     answer,
 )
@@ -35,18 +34,18 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 
 def svm(
-    store: LabelledOption,
+    store: LabelledStore,
     run: StudentOption,
     ref: RefOption = None,
     split: SplitOption = "test",
-    device: ProbeDevice = DeviceChoice.auto,
-    precision: ProbePrecision = PrecisionChoice.float32,
+    device: DeviceOption = DeviceChoice.auto,
+    precision: PrecisionOption = PrecisionChoice.float32,
     ema: EmaOption = False,
     output: OutputOption = None,
     overrides: FileOverrideOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Fit a linear SVM on frozen features: the student's, and those of the same student before training."""
+    """Fit a linear SVM on the frozen features of split train: the student's, and the same student's before training."""
     with loading(Terminal(stderr=True)):
         from recon.trainer.evaluate.svm import run_svm
 
@@ -55,12 +54,12 @@ def svm(
 
 
 def zeroshot(
-    store: LabelledOption,
+    store: LabelledStore,
     run: StudentOption,
     ref: RefOption = None,
     split: SplitOption = "test",
-    device: ProbeDevice = DeviceChoice.auto,
-    precision: ProbePrecision = PrecisionChoice.float32,
+    device: DeviceOption = DeviceChoice.auto,
+    precision: PrecisionOption = PrecisionChoice.float32,
     ema: EmaOption = False,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEMPLATE", help="One of the ref's templates alone, instead of all of them.")
@@ -94,12 +93,12 @@ def zeroshot(
 
 def probe(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A Python file with a function `predict`.")],
-    store: LabelledOption,
+    store: LabelledStore,
     run: StudentOption,
     ref: RefOption = None,
     split: SplitOption = "test",
-    device: ProbeDevice = DeviceChoice.auto,
-    precision: ProbePrecision = PrecisionChoice.float32,
+    device: DeviceOption = DeviceChoice.auto,
+    precision: PrecisionOption = PrecisionChoice.float32,
     ema: EmaOption = False,
     output: OutputOption = None,
     overrides: FileOverrideOption = None,
@@ -117,14 +116,16 @@ def nameparts(
     store: Annotated[Path, typer.Option("--store", "-s", help="A store of shapes with named parts, lifted.")],
     ref: RefOption = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose lifted features; default: the first that is lifted.")
+        str | None, typer.Option(metavar="NAME", help="Whose lifted features; without, the first that is lifted.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
+    split: SplitOption = "test",
     prompt: Annotated[
-        str | None, typer.Option(metavar="TEMPLATE", help="With {part} and {category}; default: one of both.")
+        str | None, typer.Option(metavar="TEMPLATE", help="With {part} and {category}; without, one of both.")
     ] = None,
-    weights: Annotated[Path, typer.Option(help="The folder of the teacher's files.")] = Path(),
-    device: ProbeDevice = DeviceChoice.auto,
+    weights: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the teacher's files lie; without, in the current folder.")
+    ] = Path(),
+    device: DeviceOption = DeviceChoice.auto,
     json: JsonOption = False,
 ) -> None:
     """Name the parts of shapes by words alone: a teacher's features of points against the names; without a student."""
@@ -137,7 +138,11 @@ def nameparts(
     answer(found if json else [f"{'shapes':>30} {found['shapes']}", *numbers])
 
 
-def report(store: StoreOption, run: RunOption, json: JsonOption = False) -> None:
+def report(
+    store: Annotated[Path, typer.Option("--store", "-s", help="The store the run was trained on.")],
+    run: RunOption,
+    json: JsonOption = False,
+) -> None:
     """Write the run's metrics.json and report.html from what training left there and whatever was measured."""
     from recon.trainer.show.report import write_report
 

@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options that several commands take: one meaning, one name and the same words everywhere."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ class ProtocolChoice(StrEnum):
     uni3d = "uni3d"
 
 
-OverrideOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated.")
+StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The store the run was trained on, or another.")]
+SearchedStore = Annotated[
+    Path, typer.Option("--store", "-s", help="The store the run was trained on, or another of the same teachers.")
 ]
-
-
-StoreOption = Annotated[Path, typer.Option("--store", "-s", help="The store the run was trained on.")]
-LabelledOption = Annotated[
+LabelledStore = Annotated[
     Path, typer.Option("--store", "-s", help="A store with splits train and test: the run's or another.")
 ]
-RefOption = Annotated[
-    str | None, typer.Option(help="Name of the store's ref; without it the run's own, or the only one there is.")
-]
-SplitOption = Annotated[str, typer.Option(help="Split to measure on; the SVM is fitted on train.")]
+RunOption = Annotated[Path, typer.Option("--run", help="The run's folder.")]
 StudentOption = Annotated[
     Path, typer.Option("--run", metavar="RUN|FILE", help="The run's folder, or a pretrained checkpoint file.")
 ]
-OutputOption = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Of a file: the folder that its results go to.")
+RunsOption = Annotated[Path, typer.Option("--run", help="Folder for the runs and their summary.")]
+
+_recipe = typer.Option("--recipe", help="Name of a recipe (see `recipes`) or a TOML file.")
+RecipeOption = Annotated[str, _recipe]
+RecipeIfAny = Annotated[str | None, _recipe]
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable.")
 ]
 FileOverrideOption = Annotated[
     list[str] | None,
@@ -68,16 +68,47 @@ FileOverrideOption = Annotated[
         "repeatable.",
     ),
 ]
-RunOption = Annotated[Path, typer.Option(help="The run's folder.")]
-ProbeDevice = Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")]
+SeedsOption = Annotated[str, typer.Option("--seeds", metavar="SEED,...", help="One run from each: 0,1,2 or 0-7.")]
 
-ProbePrecision = Annotated[
-    PrecisionChoice, typer.Option(help="Of the student; auto takes bfloat16 where the device computes in it.")
+RefOption = Annotated[
+    str | None,
+    typer.Option("--ref", help="Name of the store's ref; without it the run's own, or the only one there is."),
+]
+SplitOption = Annotated[str, typer.Option("--split", help="Split to measure on.")]
+DeviceOption = Annotated[DeviceChoice, typer.Option("--device", help="auto takes CUDA where there is any.")]
+PrecisionOption = Annotated[
+    PrecisionChoice,
+    typer.Option("--precision", help="Of the student; auto takes bfloat16 where the device computes in it."),
 ]
 EmaOption = Annotated[
     bool, typer.Option("--ema", help="Take the moving average of the weights, which optim.ema keeps.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Of a file: the folder that its results go to.")
+]
+TextOption = Annotated[Path | None, typer.Option("-o", "--output", help="A file in place of standard output.")]
+
+UpOption = Annotated[
+    str | None,
+    typer.Option("--up", metavar="AXIS", help="The files' up axis: y, z, -z, ...; without, by format, or guessed."),
+]
+FrontOption = Annotated[
+    str | None,
+    typer.Option("--front", metavar="AXIS", help="The files' front axis; without, the one that goes with the up axis."),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="NAMES",
+        help="Of NPY, XYZ and TXT files: what every column is, as x,y,z,r,g,b; without, as a comment above the numbers "
+        "says, or x, y, z and nothing more.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FOLDER", help="Where the teachers' files lie; without, as the run has it."),
+]
 
 
 def answer(found: Sequence[str] | dict[str, Any]) -> None:

@@ -8,40 +8,41 @@ from typing import Annotated
 import typer
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.commands.options import DeviceChoice, EmaOption, ProbeDevice, RefOption
-from recon.trainer.commands.using import (
+from recon.trainer.commands.opening import beside, console_of, index_of
+from recon.trainer.commands.options import (
     ColumnsOption,
-    RunFolder,
+    DeviceChoice,
+    DeviceOption,
+    EmaOption,
+    RefOption,
+    RunOption,
     SearchedStore,
     WeightsOption,
-    index_of,
-    loading,
-    student_of,
 )
 
 
 def serve(
     store: SearchedStore,
-    run: RunFolder,
+    run: RunOption,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     host: Annotated[str, typer.Option(help="The one address to serve on; others than this machine's own are seen.")] = (
         "127.0.0.1"
     ),
     root: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the data set's meshes lie; embedded ones need none.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where the data set's files lie; embedded shapes need none.")
     ] = None,
     upload_mb: Annotated[int, typer.Option(min=1, help="The largest file that may be sent, in MB.")] = 64,
     columns: ColumnsOption = None,
     weights: WeightsOption = None,
     ref: RefOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     ema: EmaOption = False,
 ) -> None:
     """Serve a page on this machine: shapes, views, captions, a map, attention, and search by words, shapes and files.
 
     It asks no other machine for anything. Ctrl-C ends it.
     """
-    console = loading(run)
+    console = console_of(run)
     try:
         from recon.trainer.show.serve.app import Limits, listen
         from recon.trainer.show.serve.app import serve as serve_app
@@ -49,7 +50,6 @@ def serve(
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise UserError("needs starlette and uvicorn: pip install 'recon-pointcloud[serve]'") from None
-    from recon.pipeline.store import FeatureStore
     from recon.trainer.data.files import columns_of
     from recon.trainer.show.serve.collection import Collection
     from recon.trainer.show.serve.layout import layout_of
@@ -58,8 +58,7 @@ def serve(
     if root is not None and not root.is_dir():
         raise UserError(f"--root {root}: no such folder")
     names, limits, bound = columns_of(columns), Limits(upload_mb), listen(host, port)
-    student = student_of(run, device, ema, None)
-    probe = student.on(FeatureStore.open(store), ref)
+    student, probe = beside(store, run, ref, device, ema)
     known = index_of(console, run, student, probe)
     layout, reader = layout_of(known, console.print), Reader(limits.reading_seconds)
     collection = Collection(run, student, probe, known, layout, reader, root, weights, names)

@@ -11,12 +11,13 @@ import typer
 
 from recon.pipeline.base.console import Terminal
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.program import JsonOption
 from recon.pipeline.base.wording import shown
-from recon.trainer.commands.options import EmaOption, JsonOption, OverrideOption, answer
+from recon.trainer.commands.options import EmaOption, OverrideOption, RecipeOption, TextOption, answer
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run's folder or a checkpoint file.")],
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="The run's folder, or a checkpoint file.")],
     output: Annotated[
         Path,
         typer.Option(
@@ -55,10 +56,7 @@ def recipes(json: JsonOption = False) -> None:
     answer(found if json else [f"{name:{width}}  {description}" for name, description in found.items()])
 
 
-def config(
-    recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")],
-    overrides: OverrideOption = None,
-) -> None:
+def config(recipe: RecipeOption, overrides: OverrideOption = None) -> None:
     """Print every setting of a run as a recipe: what is not given, with its default."""
     from recon.trainer.recipe import config_to_toml, load_config
 
@@ -106,7 +104,7 @@ def table(
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of several seeds with a summary.json.")
     ],
     form: Annotated[TableFormat, typer.Option("--format", help="What to write it as.")] = TableFormat.markdown,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file in place of standard output.")] = None,
+    output: TextOption = None,
     json: JsonOption = False,
 ) -> None:
     """Put what was measured beside the published numbers of the same task and data, and say what differs."""
@@ -119,8 +117,8 @@ def table(
 
 
 def card(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file in place of standard output.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    output: TextOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write a run's model card: recipe, data and their licences, teachers, scores, how to make it again, limits."""

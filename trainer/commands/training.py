@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from recon.pipeline.base.console import Terminal, loading
-from recon.trainer.commands.options import DeviceChoice, JsonOption, OverrideOption, answer, numbers
+from recon.pipeline.base.program import JsonOption
+from recon.trainer.commands.options import (
+    DeviceChoice,
+    DeviceOption,
+    OverrideOption,
+    RecipeIfAny,
+    RecipeOption,
+    RunsOption,
+    SeedsOption,
+    answer,
+    numbers,
+)
 
 
 class TeachersChoice(StrEnum):
@@ -22,14 +33,14 @@ class TeachersChoice(StrEnum):
 def pretrain(
     store: Annotated[
         list[Path],
-        typer.Option("--store", "-s", help="Feature store that recon-pipeline filled; repeated, several are mixed."),
+        typer.Option("--store", "-s", help="Feature store that recon-pipeline filled; repeatable: several are mixed."),
     ],
     run: Annotated[Path, typer.Option(help="Folder for settings, metrics and checkpoints.")],
-    recipe: Annotated[str | None, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = None,
+    recipe: RecipeIfAny = None,
     overrides: OverrideOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
-    device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     profile: Annotated[
         bool, typer.Option("--profile", help="Time a few steps part by part into RUN/profile, and end.")
     ] = False,
@@ -58,14 +69,14 @@ def pretrain(
 def ablate(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="One of `recon-train ablations`, or a TOML file.")],
     store: Annotated[Path, typer.Option("--store", "-s", help="Feature store that recon-pipeline filled.")],
-    run: Annotated[Path, typer.Option(help="Folder for the runs and the result.")],
-    recipe: Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")] = "demo",
-    seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every arm is trained once from each: 0-2.")] = "0-2",
+    run: RunsOption,
+    recipe: RecipeOption = "demo",
+    seeds: SeedsOption = "0-2",
     arms: Annotated[
         str, typer.Option(metavar="ARM,...", help="Some of its arms, as `ablations NAME` writes them; all without.")
     ] = "",
     overrides: OverrideOption = None,
-    device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is any.")] = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     json: JsonOption = False,
 ) -> None:
     """Pretrain and probe the arms of an ablation from several seeds, and set them beside each other.

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recon.pipeline.base.console import Terminal, loading
+from recon.pipeline.base.program import JsonOption
 from recon.trainer.commands.options import (
     DeviceChoice,
-    JsonOption,
-    LabelledOption,
+    DeviceOption,
+    LabelledStore,
+    OutputOption,
     OverrideOption,
     PrecisionChoice,
-    ProbeDevice,
-    ProbePrecision,
+    PrecisionOption,
+    RecipeOption,
     RefOption,
+    RunsOption,
+    SeedsOption,
+    SplitOption,
     answer,
     numbers,
 )
@@ -27,27 +32,23 @@ if TYPE_CHECKING:  # torch takes seconds to import
 FromOption = Annotated[
     Path | None, typer.Option("--from", metavar="RUN|FILE", help="The pretrained run or checkpoint to start from.")
 ]
-FolderOption = Annotated[Path, typer.Option("--run", help="Folder for the runs and their summary.")]
-RecipeOption = Annotated[str, typer.Option(help="Name of a recipe (see `recipes`) or a TOML file.")]
 ProtocolOption = Annotated[str | None, typer.Option(help="full, linear, mlp3 or peft; short for --set task.protocol.")]
-SeedsOption = Annotated[str, typer.Option(metavar="SEED,...", help="One run each: 0,1,2 or 0-7.")]
 ScratchOption = Annotated[
     bool, typer.Option("--scratch", help="Train the same from random weights too, as a baseline.")
 ]
-TestOption = Annotated[str, typer.Option("--split", help="Split to test on.")]
 
 
 def finetune(
-    store: LabelledOption,
-    run: FolderOption,
+    store: LabelledStore,
+    run: RunsOption,
     recipe: RecipeOption,
     source: FromOption = None,
     protocol: ProtocolOption = None,
     seeds: SeedsOption = "0",
     scratch: ScratchOption = False,
-    split: TestOption = "test",
+    split: SplitOption = "test",
     overrides: OverrideOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     json: JsonOption = False,
 ) -> None:
     """Train a classifier of a store's categories on a pretrained encoder, from each seed, and test it.
@@ -60,15 +61,15 @@ def finetune(
 
 
 def partseg(
-    store: LabelledOption,
-    run: FolderOption,
+    store: LabelledStore,
+    run: RunsOption,
     recipe: RecipeOption,
     source: FromOption = None,
     seeds: SeedsOption = "0",
     scratch: ScratchOption = False,
-    split: TestOption = "test",
+    split: SplitOption = "test",
     overrides: OverrideOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     json: JsonOption = False,
 ) -> None:
     """Train a segmenter of the parts of a store's shapes on a pretrained encoder, from each seed, and test it.
@@ -79,8 +80,8 @@ def partseg(
 
 
 def fewshot(
-    store: LabelledOption,
-    run: FolderOption,
+    store: LabelledStore,
+    run: RunsOption,
     recipe: RecipeOption,
     source: FromOption = None,
     protocol: ProtocolOption = None,
@@ -94,7 +95,7 @@ def fewshot(
     folds: Annotated[str, typer.Option(metavar="N,...", help="Which folds: 0-9 is all ten.")] = "0-9",
     scratch: ScratchOption = False,
     overrides: OverrideOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     json: JsonOption = False,
 ) -> None:
     """Train and test few-shot classifiers, one a fold: the store's published folds, or folds drawn by a seed.
@@ -123,9 +124,9 @@ def fewshot(
 
 def test(
     source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A downstream run, or a fine-tuned checkpoint.")],
-    store: LabelledOption,
+    store: LabelledStore,
     ref: RefOption = None,
-    split: TestOption = "test",
+    split: SplitOption = "test",
     votes: Annotated[int, typer.Option(min=0, help="Votes a shape; 0 takes it as it is alone.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="How often the voting is repeated.")] = 1,
     recipe: Annotated[
@@ -134,12 +135,10 @@ def test(
     classes: Annotated[
         str, typer.Option(metavar="NAME,...", help="Of a file: its outputs' classes in order, or the store's.")
     ] = "",
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Of a file: folder for the result's file.")
-    ] = None,
+    output: OutputOption = None,
     overrides: OverrideOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
-    precision: ProbePrecision = PrecisionChoice.float32,
+    device: DeviceOption = DeviceChoice.auto,
+    precision: PrecisionOption = PrecisionChoice.float32,
     json: JsonOption = False,
 ) -> None:
     """Test a fine-tuned or segmentation model on a labelled store, by voting too: mean and best of it told apart."""

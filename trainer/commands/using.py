@@ -7,45 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recon.pipeline.base.console import Terminal
 from recon.pipeline.base.errors import UserError
+from recon.pipeline.base.program import JsonOption
+from recon.trainer.commands.opening import beside, console_of, index_of, student_of
 from recon.trainer.commands.options import (
+    ColumnsOption,
     DeviceChoice,
+    DeviceOption,
     EmaOption,
     FileOverrideOption,
-    JsonOption,
-    ProbeDevice,
+    FrontOption,
     RefOption,
+    RunOption,
+    SearchedStore,
     StudentOption,
+    UpOption,
+    WeightsOption,
     answer,
 )
 
 if TYPE_CHECKING:
-    from recon.trainer.evaluate.features import Student
-    from recon.trainer.use.index import Index
     from recon.trainer.use.search import Question
-
-RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder.")]
-SearchedStore = Annotated[
-    Path, typer.Option("--store", "-s", help="The store the run was trained on, or another of the same teachers.")
-]
-UpOption = Annotated[
-    str | None, typer.Option(metavar="AXIS", help="The files' up axis: y, z, -z, ...; without, by format, or guessed.")
-]
-FrontOption = Annotated[
-    str | None, typer.Option(metavar="AXIS", help="The files' front axis; without, the one that goes with the up axis.")
-]
-ColumnsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAMES",
-        help="Of NPY, XYZ and TXT files: what every column is, as x,y,z,r,g,b; without, as a comment above the numbers "
-        "says, or x, y, z and nothing more.",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Where the teachers' files lie; without, as the run has it.")
-]
 
 
 def embed(
@@ -58,7 +40,7 @@ def embed(
     front: FrontOption = None,
     columns: ColumnsOption = None,
     ref: RefOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     ema: EmaOption = False,
     overrides: FileOverrideOption = None,
     json: JsonOption = False,
@@ -67,7 +49,7 @@ def embed(
 
     Files that cannot be read are told of and left out, with exit status 3.
     """
-    console = loading(run)
+    console = console_of(run)
     from recon.pipeline.store.reader import is_store
     from recon.trainer.data.files import columns_of
     from recon.trainer.use.embedding import check_output, made_by, write_embeddings
@@ -94,12 +76,12 @@ def embed(
 
 def index(
     store: SearchedStore,
-    run: RunFolder,
+    run: RunOption,
     faiss: Annotated[
         bool, typer.Option("--faiss", help="A graph for approximate search too; needs faiss-cpu.")
     ] = False,
     ref: RefOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     ema: EmaOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -107,14 +89,11 @@ def index(
 
     An index of the same weights and shapes is left as it is.
     """
-    console = loading(run)
-    from recon.pipeline.store import FeatureStore
+    console = console_of(run)
     from recon.trainer.use.index import build_index, open_index
     from recon.trainer.use.search import spaces
 
-    opened = FeatureStore.open(store)
-    student = student_of(run, device, ema, None)
-    probe = student.on(opened, ref)
+    student, probe = beside(store, run, ref, device, ema)
     asked = spaces(run, probe) if faiss else {}
     found = open_index(run, probe)
     if found is None or not {*asked} <= {*found.faiss}:
@@ -126,7 +105,7 @@ def index(
 
 def retrieve(
     store: SearchedStore,
-    run: RunFolder,
+    run: RunOption,
     text: Annotated[str | None, typer.Option(help='Words, e.g. "a chair with armrests".')] = None,
     image: Annotated[Path | None, typer.Option(help="A picture, as the store's views are.")] = None,
     mesh: Annotated[Path | None, typer.Option(help="A mesh or a cloud.")] = None,
@@ -140,7 +119,7 @@ def retrieve(
     columns: ColumnsOption = None,
     weights: WeightsOption = None,
     ref: RefOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     ema: EmaOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -150,17 +129,15 @@ def retrieve(
         raise UserError(f"{' and '.join(given) or 'nothing'} given: ask by one of --text, --image and --mesh")
     if output is not None and output.suffix not in (".png", ".html"):
         raise UserError(f"-o {output}: its name must end in .png or .html")
-    console = loading(run)
+    console = console_of(run)
     from recon.pipeline.base.files import write_atomically
-    from recon.pipeline.store import FeatureStore
     from recon.trainer.data.files import columns_of, own_picture
     from recon.trainer.use import search
     from recon.trainer.use.rows import own_shape
     from recon.trainer.use.words import Teachers
 
-    names, opened = columns_of(columns), FeatureStore.open(store)
-    student = student_of(run, device, ema, None)
-    probe = student.on(opened, ref)
+    names = columns_of(columns)
+    student, probe = beside(store, run, ref, device, ema)
     asked: Question
     if text is not None:
         asked = search.ask_words(Teachers(run, probe, weights), text)
@@ -172,7 +149,7 @@ def retrieve(
         asked = search.ask_mesh(student, shape, str(mesh))
         console.print(asked.told)
     known = index_of(console, run, student, probe)
-    found = search.answer(opened, known, asked, top, faiss)
+    found = search.answer(probe.store, known, asked, top, faiss)
     if output is not None:
         from recon.trainer.show.answers import answers_page, answers_png, thumbnails
 
@@ -188,7 +165,7 @@ def retrieve(
 def classify(
     path: Annotated[Path, typer.Argument(metavar="MESH", help="A mesh or a cloud.")],
     store: SearchedStore,
-    run: RunFolder,
+    run: RunOption,
     classes: Annotated[
         str | None,
         typer.Option(metavar="NAME,...|FILE", help="Names, or a file of one a line; without, the store's categories."),
@@ -199,15 +176,14 @@ def classify(
     split: Annotated[str, typer.Option(help="Split that probabilities are calibrated on.")] = "test",
     weights: WeightsOption = None,
     ref: RefOption = None,
-    device: ProbeDevice = DeviceChoice.auto,
+    device: DeviceOption = DeviceChoice.auto,
     ema: EmaOption = False,
     json: JsonOption = False,
 ) -> None:
     """Name a shape of one's own by words alone, with probabilities and "none of these", calibrated on the store."""
-    console = loading(run)
+    console = console_of(run)
     import torch
 
-    from recon.pipeline.store import FeatureStore
     from recon.trainer.data.files import columns_of
     from recon.trainer.use.embedding import describe
     from recon.trainer.use.index import open_index, unit
@@ -215,9 +191,8 @@ def classify(
     from recon.trainer.use.rows import own_shape
     from recon.trainer.use.words import text_space
 
-    held, opened = columns_of(columns), FeatureStore.open(store)
-    student = student_of(run, device, ema, None)
-    probe = student.on(opened, ref, tested=split)
+    held = columns_of(columns)
+    student, probe = beside(store, run, ref, device, ema, tested=split)
     space = text_space(run, probe)
     names = parse_classes(classes, probe.split(split).categories)
     shape = own_shape(student, path, up, front, held)
@@ -236,31 +211,6 @@ def classify(
     likely = sorted([*((name, share) for name, share, _ in ranked), (NONE, none)], key=lambda each: -each[1])
     lines = [f"{share:>8.1%}  {name}" for name, share in likely]
     answer(found if json else lines)
-
-
-def loading(run: Path) -> Terminal:
-    """A console that has said what is done: torch takes seconds to import."""
-    console = Terminal(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"loading {run}")
-    return console
-
-
-def student_of(run: Path, device: DeviceChoice, ema: bool, overrides: list[str] | None) -> Student:
-    from recon.trainer.evaluate.features import load_student
-    from recon.trainer.training.pretraining import choose_device
-
-    return load_student(run, choose_device(device.value), ema, overrides or [])
-
-
-def index_of(console: Terminal, run: Path, student: Student, probe: Any) -> Index:
-    """The run's index of the store, made where there is none that fits."""
-    from recon.trainer.use.index import build_index, open_index
-
-    found = open_index(run, probe)
-    if found is None:
-        console.print("no index of these weights and shapes yet: it is made once, as by `recon-train index`")
-        found = build_index(run, student, probe, console.print, {})
-    return found
 
 
 COMMANDS = (embed, index, retrieve, classify)
