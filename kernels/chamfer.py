@@ -47,7 +47,7 @@ def chamfer_distance(
     x, y = check_pair(x, y)
     x_lengths = check_lengths("x_lengths", x_lengths, x)
     y_lengths = check_lengths("y_lengths", y_lengths, y)
-    check_norm(norm)
+    norm = check_norm(norm)
     _check_reductions(batch_reduction, point_reduction)
     has_normals = x_normals is not None or y_normals is not None
     if has_normals and (x_normals is None or y_normals is None or point_reduction == "max"):
@@ -134,8 +134,15 @@ def nearest(
     backend = choose(backend, x, "chamfer_distance")
     if x.shape[1] and y.shape[1]:
         return transforms.nearest(x.to(dtype), y.to(dtype), x_lengths, y_lengths, norm, single, backend)
-    dists_x, dists_y = (points.new_zeros(points.shape[:2], dtype=dtype) for points in (x, y[:, :0] if single else y))
-    return dists_x, dists_x.long() - 1, dists_y, dists_y.long() - 1
+    # Zeros, and yet of both clouds, which may ask for gradients.
+    both = (x[..., :0].sum((1, 2)) + y[..., :0].sum((1, 2))).to(dtype)
+    dists_x, dists_y = (both[:, None].repeat(1, size) for size in (x.shape[1], 0 if single else y.shape[1]))
+    return (
+        dists_x,
+        torch.full_like(dists_x, -1, dtype=torch.int64),
+        dists_y,
+        torch.full_like(dists_y, -1, dtype=torch.int64),
+    )
 
 
 def _normal_distance(

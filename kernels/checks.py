@@ -1,7 +1,9 @@
 """Argument checks shared by every op: each error names the argument, its shape and the expected one."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +17,20 @@ def describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless `tensor` is one, and neither sparse nor nested."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor [B, N, D], got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise ValueError(
+            f"{name} must be a dense tensor [B, N, D], with lengths where clouds differ, got layout {layout}"
+        )
+
+
 def check_points(name: str, points: Tensor) -> None:
     """Raise ValueError unless `points` is a floating [B, N, D] tensor with D >= 1."""
-    if not isinstance(points, Tensor):
-        raise ValueError(f"{name} must be a tensor [B, N, D], got {type(points).__name__}")
+    check_dense(name, points)
     if points.dim() != 3 or points.shape[2] < 1:
         raise ValueError(f"{name} must have shape [B, N, D] with D >= 1, got {describe(points)}")
     if points.dtype not in FLOAT_TYPES:
@@ -67,10 +79,13 @@ def _written(shape: Sequence[int | None]) -> str:
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
-def check_count(name: str, value: int | torch.SymInt) -> None:
-    """Raise ValueError unless `value` is a whole number of at least 1; torch.export's sizes are symbols."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < 1:
+def check_count(name: str, value: Any) -> int:
+    """`value`; ValueError unless it is a whole number of at least 1. NumPy's become Python's, torch.export's sizes stay
+    symbols.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt | np.integer) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    return int(value) if isinstance(value, np.integer) else cast(int, value)
 
 
 def some(count: int | torch.SymInt) -> bool:
@@ -86,7 +101,7 @@ def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequen
     if list(tensor.shape) != list(shape) or tensor.device != like.device:
         raise ValueError(f"{name} must have shape {list(shape)} on {like.device}, got {describe(tensor)}")
     fits = (tensor >= low) & (tensor <= high)
-    checked: Tensor = ops.require(tensor.long(), fits, f"{name} must lie in [{low}, {high}]")
+    checked: Tensor = ops.require(tensor.long(), fits, f"{name} must lie in [{low}, {{most}}]", high)
     return checked
 
 

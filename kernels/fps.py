@@ -5,6 +5,7 @@ PointNet++, Qi et al. 2017).
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def sample_farthest_points(
         raise ValueError("start_idx cannot be given together with random_start_point=True")
     if num_points == 0:
         idx = torch.full((num_clouds, most), -1, dtype=torch.int64, device=points.device)
-        return points.new_zeros(num_clouds, most, points.shape[2]), idx
+        return torch.nn.functional.pad(points, (0, 0, 0, most)), idx
     if random_start_point:
         sizes = num_points if lengths is None else lengths
         # MPS has no float64; below 2^24 points a draw in float32 stays below the size too.
@@ -64,15 +65,15 @@ def sample_farthest_points(
 
 def _check_counts(K: int | Sequence[int] | Tensor, points: Tensor) -> tuple[int, Tensor | None]:
     """The most points to choose, and where K is not one number how many of each cloud, int64 [B]."""
-    if isinstance(K, int | torch.SymInt):
-        check_count("K", K)
-        return K, None
+    if isinstance(K, int | torch.SymInt | np.integer):
+        return check_count("K", K), None
     if isinstance(K, Tensor):
         K = check_integers("K", K, 0, 2**31 - 1, points.shape[:1], points).tolist()
-    fits = isinstance(K, Sequence) and len(K) == points.shape[0] and all(isinstance(k, int) and k >= 0 for k in K)
+    fits = isinstance(K, Sequence) and len(K) == points.shape[0]
+    fits = fits and all(isinstance(k, int | np.integer) and k >= 0 for k in K)
     if not fits:
         raise ValueError(f"K must be an integer >= 1, or one >= 0 for each of {points.shape[0]} clouds, got {K!r}")
-    return max(K, default=0), torch.tensor(K, dtype=torch.int64, device=points.device)
+    return int(max(K, default=0)), torch.tensor(K, dtype=torch.int64, device=points.device)
 
 
 def _check_start(start_idx: int | Tensor | None, points: Tensor, lengths: Tensor | None) -> Tensor:
@@ -82,11 +83,11 @@ def _check_start(start_idx: int | Tensor | None, points: Tensor, lengths: Tensor
         return torch.zeros(num_clouds, dtype=torch.int64, device=points.device)
     if isinstance(start_idx, Tensor):
         start = start_idx
-    elif isinstance(start_idx, bool) or not isinstance(start_idx, int) or not 0 <= start_idx < num_points:
+    elif isinstance(start_idx, bool) or not isinstance(start_idx, int | np.integer) or not 0 <= start_idx < num_points:
         raise ValueError(f"start_idx must be an integer in [0, {num_points - 1}], got {start_idx!r}")
     else:
         start = torch.full((num_clouds,), start_idx, dtype=torch.int64, device=points.device)
     start = check_integers("start_idx", start, 0, num_points - 1, (num_clouds,), points)
     if lengths is not None:
-        start = ops.require(start, start < lengths.clamp(min=1), "start_idx must lie below lengths")
+        start = ops.require(start, start < lengths.clamp(min=1), "start_idx must lie below lengths", 0)
     return start

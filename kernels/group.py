@@ -17,8 +17,8 @@ def group_points(points: Tensor, num_group: int, group_size: int, backend: str |
     `backend` as in kernels.backends.choose. ValueError unless 1 <= num_group <= N and 1 <= group_size <= N.
     """
     check_points("points", points)
+    num_group, group_size = check_count("num_group", num_group), check_count("group_size", group_size)
     for name, count in (("num_group", num_group), ("group_size", group_size)):
-        check_count(name, count)
         if count > points.shape[1]:
             raise ValueError(f"{name} {count} must not exceed the points of a cloud, got points {list(points.shape)}")
     backend = choose(backend, points, "group_points", cluster=True, K=group_size)

@@ -11,10 +11,12 @@ from recon.kernels import transforms
 from recon.kernels.backends import choose
 from recon.kernels.checks import (
     check_count,
+    check_dense,
     check_integers,
     check_lengths,
     check_like,
     check_points,
+    describe,
     promoted,
     some,
     working_dtype,
@@ -61,15 +63,16 @@ def knn_points(
     check_like("p2", p2, (p1.shape[0], None, p1.shape[2]), p1, "p1")
     lengths1 = check_lengths("lengths1", lengths1, p1)
     lengths2 = check_lengths("lengths2", lengths2, p2)
-    check_norm(norm)
-    check_count("K", K)
+    norm = check_norm(norm)
+    K = check_count("K", K)
     found = min(K, p2.shape[1])
     dtype = working_dtype(p1)
     backend = choose(backend, p1, "knn_points", cluster=norm == 2, K=found)
     if found:
         dists, idx = transforms.knn(p1.to(dtype), p2.to(dtype), lengths2, norm, found, backend)
     else:
-        dists = p1.new_zeros(*p1.shape[:2], 0, dtype=dtype)
+        # Of nothing, and yet of both clouds, which may ask for gradients.
+        dists = (p1[..., :0] + p2[..., :0].sum(1, keepdim=True)).to(dtype)
         idx = dists.long()
     if some(K - found):
         dists, idx = pad(dists, (0, K - found)), pad(idx, (0, K - found), value=-1)
@@ -82,9 +85,12 @@ def knn_points(
 def knn_gather(x: Tensor, idx: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Rows of x [B, M, U] at idx int64 [B, N, K] -> [B, N, K, U]; 0 where idx is -1 or k >= lengths [B].
 
-    Differentiable in x to any order. ValueError for arguments that do not fit each other, or idx beyond M.
+    x is of any dtype, labels and masks too, and differentiable to any order. ValueError for arguments that do not fit
+    each other, or idx beyond M.
     """
-    check_points("x", x)
+    check_dense("x", x)
+    if x.dim() != 3:
+        raise ValueError(f"x must have shape [B, M, U], got {describe(x)}")
     num_rows = x.shape[1]
     if not isinstance(idx, Tensor) or idx.dim() != 3:
         raise ValueError("idx must be an int64 tensor [B, N, K]")
@@ -98,12 +104,13 @@ def knn_gather(x: Tensor, idx: Tensor, lengths: Tensor | None = None) -> Tensor:
 def _rows_or_zeros(x: Tensor, idx: Tensor) -> Tensor:
     """x [B, M, U] at idx [B, N, K] -> [B, N, K, U]; 0 where idx is -1."""
     if x.shape[1] == 0:
-        return x.new_zeros(*idx.shape, x.shape[2])
+        x = pad(x, (0, 0, 0, 1))  # a row to take, and nothing taken
     rows = transforms.take_rows(x, idx.clamp(min=0).flatten(1))
     return rows.view(*idx.shape, x.shape[2]).masked_fill((idx < 0)[..., None], 0)
 
 
-def check_norm(norm: int) -> None:
-    """Raise ValueError unless norm is 1 (Manhattan) or 2 (squared Euclidean)."""
+def check_norm(norm: float) -> int:
+    """`norm` as an integer; ValueError unless it is 1 (Manhattan) or 2 (squared Euclidean)."""
     if norm not in (1, 2):
         raise ValueError(f"norm must be 1 (Manhattan) or 2 (squared Euclidean), got {norm!r}")
+    return int(norm)

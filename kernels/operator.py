@@ -62,8 +62,9 @@ def _observed(arguments: tuple[Any, ...]) -> bool:
     # Loops, since a generator costs as much as what it looks at.
     for argument in arguments:
         if type(argument) is Tensor or type(argument) is torch.nn.Parameter:
-            # Without values, or a batch of torch.autograd.grad's is_grads_batched.
-            if argument.is_meta or torch._C._functorch.is_legacy_batchedtensor(argument):
+            # Without values, with a sign that is still to be changed, or a batch of torch.autograd.grad's
+            # is_grads_batched.
+            if argument.is_meta or argument.is_neg() or torch._C._functorch.is_legacy_batchedtensor(argument):
                 return True
         elif isinstance(argument, Tensor):
             return True

@@ -54,21 +54,22 @@ def no_tangents(*tensors: Tensor) -> None:
 
 
 @operator("require")
-def require(values: Tensor, fits: Tensor, message: str) -> Tensor:
+def require(values: Tensor, fits: Tensor, message: str, most: int) -> Tensor:
     """A copy of `values`; ValueError with `message` and the values unless all of `fits` is true.
 
-    On a GPU the test runs there and nobody waits for it: the failure surfaces as a device assert. (MPS has had none
-    for long, and waits.)
+    "{most}" in the message stands for that number: written out by the caller, a compiler would take it for constant,
+    and compile again for every size. On a GPU the test runs there and nobody waits for it: the failure surfaces as a
+    device assert. (MPS has had none for long, and waits.)
     """
     if fits.device.type in ("cuda", "xpu"):
-        torch._assert_async(fits.all(), message)
+        torch._assert_async(fits.all(), message.format(most=most))
     elif not fits.all():
-        raise ValueError(f"{message}, got {list(values.shape)}: {values.flatten()[:16].tolist()}")
+        raise ValueError(f"{message.format(most=most)}, got {list(values.shape)}: {values.flatten()[:16].tolist()}")
     return values.clone()
 
 
 @require.register_fake
-def _(values: Tensor, fits: Tensor, message: str) -> Tensor:
+def _(values: Tensor, fits: Tensor, message: str, most: int) -> Tensor:
     return torch.empty_like(values)
 
 
@@ -76,8 +77,8 @@ def _require_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
     pass
 
 
-def _require_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return grad, None, None
+def _require_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return grad, None, None, None
 
 
 require.register_autograd(_require_backward, setup_context=_require_setup)

@@ -25,7 +25,7 @@ def transformed() -> bool:
 
 def require(values: Tensor, fits: Tensor, message: str) -> Tensor:
     """`values`; ValueError with `message` unless all of `fits` [like values] is true."""
-    checked: Tensor = ops.require(values.detach() if transformed() else values, fits, message)
+    checked: Tensor = ops.require(values.detach() if transformed() else values, fits, message, 0)
     return torch.where(fits, values, checked) if transformed() else checked
 
 

@@ -87,7 +87,11 @@ def shared(run: Callable[[int, int], None], count: int, nanoseconds: float) -> N
         run(0, count)
         return
     edges = [count * part // workers for part in range(workers + 1)]
-    others = [_pool(os.getpid()).submit(run, *edge) for edge in pairwise(edges[1:])]
+    try:
+        others = [_pool(os.getpid()).submit(run, *edge) for edge in pairwise(edges[1:])]
+    except RuntimeError:  # no more threads, as the interpreter is ending; what one has begun gives the same
+        run(0, count)
+        return
     run(*edges[:2])
     for other in others:
         other.result()

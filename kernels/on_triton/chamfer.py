@@ -76,12 +76,12 @@ def distance_bits(one: tl.tuple, other: tl.tuple, D: tl.constexpr, NORM: tl.cons
 
 @triton.jit
 def look(
-    queries: tl.tuple,
-    targets: tl.tensor,
+    queries: tl.tuple,  # D of [R, C, L]
+    targets: tl.tensor,  # [1, C, 1], where the clouds start
     start: tl.tensor,
     limit: tl.tensor,
-    best: tl.tensor,
-    near: tl.tensor,
+    best: tl.tensor,  # [R, C, L]
+    near: tl.tensor,  # [R, C, L]
     D: tl.constexpr,
     NORM: tl.constexpr,
     RUN: tl.constexpr,
@@ -110,8 +110,8 @@ def look(
 
 @triton.jit
 def bits_of(
-    queries: tl.tuple,
-    targets: tl.tensor,
+    queries: tl.tuple,  # D of [R, C, L]
+    targets: tl.tensor,  # [1, C, 1], where the clouds start
     start: tl.tensor,
     u: tl.constexpr,
     limit: tl.tensor,
@@ -130,11 +130,11 @@ def bits_of(
 
 @triton.jit
 def search(
-    x: tl.tensor,
-    y: tl.tensor,
-    y_lengths: tl.tensor,
-    dists: tl.tensor,
-    idx: tl.tensor,
+    x: tl.tensor,  # [B, N, D]
+    y: tl.tensor,  # [B, M, D]
+    y_lengths: tl.tensor,  # [B], or None
+    dists: tl.tensor,  # [B, N], result
+    idx: tl.tensor,  # [B, N], result
     num_clouds: tl.tensor,
     num_x: tl.tensor,
     num_y: tl.tensor,
@@ -192,15 +192,15 @@ def search(
 
 @triton.jit
 def find_in_run(
-    x: tl.tensor,
-    y: tl.tensor,
-    dists: tl.tensor,
-    idx: tl.tensor,
-    cloud: tl.tensor,
-    start: tl.tensor,
+    x: tl.tensor,  # [B, N, D]
+    y: tl.tensor,  # [B, M, D]
+    dists: tl.tensor,  # [B, N]
+    idx: tl.tensor,  # [B, N], read and written
+    cloud: tl.tensor,  # which
+    start: tl.tensor,  # first query
     num_x: tl.tensor,
     num_y: tl.tensor,
-    size: tl.tensor,
+    size: tl.tensor,  # points of y in use
     D: tl.constexpr,
     NORM: tl.constexpr,
     RUN: tl.constexpr,
@@ -224,26 +224,26 @@ def find_in_run(
 
 @triton.jit(do_not_specialize=(*tiles.SIZES, "size"))
 def nearest_kernel(
-    x: tl.tensor,
-    y: tl.tensor,
-    x_lengths: tl.tensor,
-    y_lengths: tl.tensor,
-    dists_x: tl.tensor,
-    idx_x: tl.tensor,
-    dists_y: tl.tensor,
-    idx_y: tl.tensor,
-    num_clouds: tl.tensor,
-    num_x: tl.tensor,
-    num_y: tl.tensor,
-    size: tl.tensor,
+    x: tl.tensor,  # [B, N, D]
+    y: tl.tensor,  # [B, M, D]
+    x_lengths: tl.tensor,  # [B], or None
+    y_lengths: tl.tensor,  # [B], or None
+    dists_x: tl.tensor,  # [B, N], results
+    idx_x: tl.tensor,  # [B, N]
+    dists_y: tl.tensor,  # [B, M], or [B, 0]
+    idx_y: tl.tensor,  # [B, M], or [B, 0]
+    num_clouds: tl.tensor,  # B
+    num_x: tl.tensor,  # N
+    num_y: tl.tensor,  # M
+    size: tl.tensor,  # the larger of them, or N of one direction
     D: tl.constexpr,
     NORM: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    L: tl.constexpr,
-    RUN: tl.constexpr,
-    STEP: tl.constexpr,
-    QUERIES: tl.constexpr,
+    R: tl.constexpr,  # queries of a lane
+    C: tl.constexpr,  # clouds of a warp
+    L: tl.constexpr,  # lanes of a cloud
+    RUN: tl.constexpr,  # points between two looks at the index
+    STEP: tl.constexpr,  # points a step of the walk
+    QUERIES: tl.constexpr,  # whose index is found at once
 ) -> None:
     """Programs along axis 0: tiles of clouds of up to `size` queries; along axis 1: x to y, y to x."""
     num_tiles = tl.cdiv(size, R * L)

@@ -80,11 +80,11 @@ def nearest_backward(
 
 @triton.jit
 def pair_gradients(
-    grad: tl.tensor,
-    x: tl.tensor,
-    y: tl.tensor,
-    idx: tl.tensor,
-    own: tl.tensor,
+    grad: tl.tensor,  # [B, N], or one number
+    x: tl.tensor,  # [B, N, D]
+    y: tl.tensor,  # [B, M, D]
+    idx: tl.tensor,  # [B, N]
+    own: tl.tensor,  # [B, N, D], result
     row: tl.tensor,
     cloud: tl.tensor,
     num_y: tl.tensor,
@@ -118,17 +118,17 @@ def pair_gradients(
 
 @triton.jit(do_not_specialize=tiles.SIZES)
 def pairs_kernel(
-    grad_x: tl.tensor,
-    grad_y: tl.tensor,
-    x: tl.tensor,
-    y: tl.tensor,
-    idx_x: tl.tensor,
-    idx_y: tl.tensor,
-    own_x: tl.tensor,
-    own_y: tl.tensor,
-    num_clouds: tl.tensor,
-    num_x: tl.tensor,
-    num_y: tl.tensor,
+    grad_x: tl.tensor,  # [B, N], or one number if SHARED
+    grad_y: tl.tensor,  # [B, M] or [B, 0], or one number
+    x: tl.tensor,  # [B, N, D]
+    y: tl.tensor,  # [B, M, D]
+    idx_x: tl.tensor,  # [B, N]
+    idx_y: tl.tensor,  # [B, M], or [B, 0]
+    own_x: tl.tensor,  # [B, N, D], what its own pair gives a point
+    own_y: tl.tensor,  # [B, M, D], or [B, 0, D]
+    num_clouds: tl.tensor,  # B
+    num_x: tl.tensor,  # N
+    num_y: tl.tensor,  # M
     D: tl.constexpr,
     NORM: tl.constexpr,
     SHARED: tl.constexpr,
@@ -144,13 +144,13 @@ def pairs_kernel(
 
 @triton.jit
 def gather(
-    own_x: tl.tensor,
-    own_y: tl.tensor,
-    idx_y: tl.tensor,
-    out: tl.tensor,
-    query: tl.tensor,
-    cloud: tl.tensor,
-    here: tl.tensor,
+    own_x: tl.tensor,  # [B, N, D]
+    own_y: tl.tensor,  # [B, M, D]
+    idx_y: tl.tensor,  # [B, M]
+    out: tl.tensor,  # [B, N, D], result
+    query: tl.tensor,  # [R, 1, L]
+    cloud: tl.tensor,  # [1, C, 1]
+    here: tl.tensor,  # [R, C, L]
     num_x: tl.tensor,
     num_y: tl.tensor,
     OWN: tl.constexpr,
@@ -184,11 +184,11 @@ def gather(
 
 @triton.jit
 def add_where_nearest(
-    sums: tl.tuple,
-    own: tl.tensor,
-    idx: tl.tensor,
-    query: tl.tensor,
-    first: tl.tensor,
+    sums: tl.tuple,  # D of [R, C, L]
+    own: tl.tensor,  # [B, M, D]
+    idx: tl.tensor,  # [B, M]
+    query: tl.tensor,  # [R, 1, L]
+    first: tl.tensor,  # [1, C, 1], where the clouds start
     start: tl.tensor,
     u: tl.constexpr,
     D: tl.constexpr,
@@ -205,19 +205,19 @@ def add_where_nearest(
 
 @triton.jit(do_not_specialize=tiles.SIZES)
 def backward_kernel(
-    grad_x: tl.tensor,
-    grad_y: tl.tensor,
-    x: tl.tensor,
-    y: tl.tensor,
-    idx_x: tl.tensor,
-    idx_y: tl.tensor,
-    own_x: tl.tensor,
-    own_y: tl.tensor,
-    of_x: tl.tensor,
-    of_y: tl.tensor,
-    num_clouds: tl.tensor,
-    num_x: tl.tensor,
-    num_y: tl.tensor,
+    grad_x: tl.tensor,  # [B, N], or one number if SHARED
+    grad_y: tl.tensor,  # [B, M] or [B, 0], or one number
+    x: tl.tensor,  # [B, N, D]
+    y: tl.tensor,  # [B, M, D]
+    idx_x: tl.tensor,  # [B, N]
+    idx_y: tl.tensor,  # [B, M], or [B, 0]
+    own_x: tl.tensor,  # [B, N, D], what its own pair gives a point
+    own_y: tl.tensor,  # [B, M, D], or [B, 0, D]
+    of_x: tl.tensor,  # [B, N, D], result
+    of_y: tl.tensor,  # [B, M, D], result
+    num_clouds: tl.tensor,  # B
+    num_x: tl.tensor,  # N
+    num_y: tl.tensor,  # M
     D: tl.constexpr,
     NORM: tl.constexpr,
     SHARED: tl.constexpr,

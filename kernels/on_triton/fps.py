@@ -59,15 +59,15 @@ def launch(
 
 @triton.jit(do_not_specialize=("num_points", "K"))
 def resident_kernel(
-    points: tl.tensor,
-    lengths: tl.tensor,
-    start: tl.tensor,
-    idx: tl.tensor,
-    centers: tl.tensor,
-    num_points: tl.tensor,
+    points: tl.tensor,  # [B, N, D]
+    lengths: tl.tensor,  # [B], or None
+    start: tl.tensor,  # [B], or None
+    idx: tl.tensor,  # [B, K], result
+    centers: tl.tensor,  # [B, K, D], result, or None
+    num_points: tl.tensor,  # N
     K: tl.tensor,
     D: tl.constexpr,
-    SIZE: tl.constexpr,
+    SIZE: tl.constexpr,  # the power of two from N on
 ) -> None:
     """The whole cloud [num_points <= SIZE, D <= 3] and its running distances in registers."""
     cloud = tl.program_id(0).to(tl.int64)
@@ -105,16 +105,16 @@ def resident_kernel(
 
 @triton.jit(do_not_specialize=("num_points", "K"))
 def walking_kernel(
-    points: tl.tensor,
-    lengths: tl.tensor,
-    start: tl.tensor,
-    idx: tl.tensor,
-    centers: tl.tensor,
-    num_points: tl.tensor,
+    points: tl.tensor,  # [B, N, D]
+    lengths: tl.tensor,  # [B], or None
+    start: tl.tensor,  # [B], or None
+    idx: tl.tensor,  # [B, K], result
+    centers: tl.tensor,  # [B, K, D], result, or None
+    num_points: tl.tensor,  # N
     K: tl.tensor,
-    far: tl.tensor,
+    far: tl.tensor,  # [B, N], to work in
     D: tl.constexpr,
-    SIZE: tl.constexpr,
+    SIZE: tl.constexpr,  # points a step
 ) -> None:
     """The cloud [num_points, D] in blocks of SIZE, with its running distances in far int32 [B, num_points]."""
     cloud = tl.program_id(0).to(tl.int64)

@@ -46,14 +46,14 @@ def weighted_rows(features: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
 
 @triton.jit
 def rows_kernel(
-    features: tl.tensor,
-    idx: tl.tensor,
-    weights: tl.tensor,
-    out: tl.tensor,
-    num_rows: tl.tensor,
-    num_queries: tl.tensor,
-    num_points: tl.tensor,
-    width: tl.tensor,
+    features: tl.tensor,  # [B, M, C]
+    idx: tl.tensor,  # [B, N, K]
+    weights: tl.tensor,  # [B, N, K]
+    out: tl.tensor,  # [B, N, C], result
+    num_rows: tl.tensor,  # B * N
+    num_queries: tl.tensor,  # N
+    num_points: tl.tensor,  # M
+    width: tl.tensor,  # C
     K: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,

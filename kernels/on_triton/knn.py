@@ -100,14 +100,14 @@ def launch(
 
 @triton.jit(do_not_specialize=("num_queries", "num_points"))
 def nearest_kernel(
-    p1: tl.tensor,
-    p2: tl.tensor,
-    lengths2: tl.tensor,
-    dists: tl.tensor,
-    idx: tl.tensor,
-    groups: tl.tensor,
-    num_queries: tl.tensor,
-    num_points: tl.tensor,
+    p1: tl.tensor,  # [B, N, D]
+    p2: tl.tensor,  # [B, M, D]
+    lengths2: tl.tensor,  # [B], or None
+    dists: tl.tensor,  # [B, N, K], result, or None
+    idx: tl.tensor,  # [B, N, K], result
+    groups: tl.tensor,  # [B, N, K, D], result, or None
+    num_queries: tl.tensor,  # N
+    num_points: tl.tensor,  # M
     K: tl.constexpr,
     D: tl.constexpr,
     NORM: tl.constexpr,
@@ -157,9 +157,9 @@ def nearest_kernel(
 
 @triton.jit
 def chunk_keys(
-    p1: tl.tensor,
-    p2: tl.tensor,
-    here: tl.tensor,
+    p1: tl.tensor,  # [QUERIES, D]
+    p2: tl.tensor,  # [BLOCKS * RUN, D]
+    here: tl.tensor,  # [QUERIES]
     length: tl.tensor,
     D: tl.constexpr,
     NORM: tl.constexpr,

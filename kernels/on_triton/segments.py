@@ -48,20 +48,20 @@ def subtracted(own: Tensor, others: Tensor, idx: Tensor, num_points: int) -> Ten
 
 @triton.jit(do_not_specialize=SIZES)
 def segments_kernel(
-    own: tl.tensor,
-    others: tl.tensor,
-    order: tl.tensor,
-    starts: tl.tensor,
-    total: tl.tensor,
-    num_clouds: tl.tensor,
-    num_x: tl.tensor,
-    num_y: tl.tensor,
+    own: tl.tensor,  # [B, N, D], or [B, 0, D]
+    others: tl.tensor,  # [B, M, D]
+    order: tl.tensor,  # [B, M]
+    starts: tl.tensor,  # [B, N + 1]
+    total: tl.tensor,  # [B, N, D], result
+    num_clouds: tl.tensor,  # B
+    num_x: tl.tensor,  # N
+    num_y: tl.tensor,  # M
     D: tl.constexpr,
     OWN: tl.constexpr,
     POINTS: tl.constexpr,
     WIDE: tl.constexpr,
 ) -> None:
-    """POINTS of the B * N points along axis 0; order [B, M], starts [B, N + 1]."""
+    """POINTS of the B * N points along axis 0."""
     row = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)[:, None]  # [POINTS, 1]
     cloud = row // num_x
     here = cloud < num_clouds

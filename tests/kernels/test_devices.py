@@ -58,4 +58,4 @@ def test_a_wrong_value_is_noticed_on_another_device(device: str) -> None:
     body = ops.require.function
     values = torch.tensor([6, 5])
     with Device(device), pytest.raises((ValueError, RuntimeError), match="lengths must lie"):
-        body(values.as_subclass(Elsewhere), (values < 6).as_subclass(Elsewhere), "lengths must lie in [0, 5]")
+        body(values.as_subclass(Elsewhere), (values < 6).as_subclass(Elsewhere), "lengths must lie in [0, {most}]", 5)

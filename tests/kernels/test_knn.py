@@ -170,6 +170,7 @@ BAD = {
     "p1 rank": ({"p1": torch.zeros(5, 3)}, r"p1 must have shape \[B, N, D\].*\[5, 3\]"),
     "p1 dtype": ({"p1": POINTS.long()}, "p1 must be float16.*int64"),
     "p1 type": ({"p1": [[0.0]]}, "p1 must be a tensor"),
+    "p1 sparse": ({"p1": POINTS.to_sparse()}, "p1 must be a dense tensor.*sparse_coo"),
     "p2 batch": ({"p2": torch.zeros(3, 5, 3)}, r"p2 must have shape \[2, any, 3\].*\[3, 5, 3\]"),
     "p2 width": ({"p2": torch.zeros(2, 5, 2)}, r"p2 must have shape \[2, any, 3\].*\[2, 5, 2\]"),
     "p2 dtype": ({"p2": POINTS.double()}, "p2 must have.*dtype.*float64"),
@@ -192,6 +193,8 @@ def test_bad_arguments_are_named(name: str) -> None:
 
 
 def test_bad_gather_is_named() -> None:
+    with pytest.raises(ValueError, match=r"x must have shape \[B, M, U\], got \[5, 3\]"):
+        knn_gather(POINTS[0], torch.zeros(2, 5, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="idx"):
         knn_gather(POINTS, torch.zeros(2, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"idx .*must lie in"):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,22 @@ def test_the_same_on_any_number_of_threads(threads: int, monkeypatch: pytest.Mon
                 assert torch.equal(ours, theirs), name
             assert len(pools) >= threads - 1, name
             pools.clear()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_work_is_done_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a thread that outlives the main one, or at exit: the interpreter starts none any more."""
+    points = clouds.cloud("random", 4, 300, 3, torch.float32, seed=1)
+    expected = sample_farthest_points(points, K=40)[1]
+    ended = ThreadPoolExecutor(1)
+    ended.shutdown()
+    monkeypatch.setattr(compiled, "PART", 1)
+    monkeypatch.setattr(compiled, "_pool", lambda process: ended)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(sample_farthest_points(points, K=40)[1], expected)
     finally:
         torch.set_num_threads(before)
 

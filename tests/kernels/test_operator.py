@@ -85,6 +85,22 @@ def test_tensors_of_another_class_and_without_values_are_dispatched(monkeypatch:
     assert kernels.knn_points(X.to("meta"), Y.to("meta"), K=4).dists.shape == (2, 40, 4)
 
 
+@pytest.mark.parametrize("name", [*CALLS, "gather"])
+def test_a_sign_still_to_be_changed_is_changed(name: str) -> None:
+    """As in the imaginary part of a conjugate: NumPy has no such arrays."""
+    call = CALLS.get(name, lambda x: [kernels.knn_gather(x, torch.zeros(2, 4, 1, dtype=torch.int64))])
+    for lazy in (torch.complex(X, X).conj().imag, torch._neg_view(X)):
+        assert lazy.is_neg()
+        slopes = []
+        for x in (lazy.requires_grad_(), (-X).requires_grad_()):
+            found = [each for each in call(x) if each is not None and each.is_floating_point()]
+            # A gradient, too, may come so.
+            grads = [torch._neg_view(torch.ones_like(each)) for each in found]
+            slopes.append([*found, *torch.autograd.grad(found, x, grads)])
+        for ours, theirs in zip(*slopes, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("loss", [kernels.ChamferL1(), kernels.ChamferL2()])
 def test_a_loss_is_one_operator_each_way(loss: torch.nn.Module) -> None:
     x = X.clone().requires_grad_()

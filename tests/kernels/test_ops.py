@@ -7,6 +7,7 @@ import clouds
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from recon import kernels
 from recon.kernels import loss_ops, ops, weight_ops
@@ -33,7 +34,7 @@ LENGTHS = torch.tensor([5, 0])
 CLOUDS = cloud(2, 4), cloud(2, 5, 1)
 DISTS = cloud(2, 6).detach().square().requires_grad_()
 CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "require": (ops.require, (LENGTHS, LENGTHS >= 0, "must not be negative")),
+    "require": (ops.require, (LENGTHS, LENGTHS >= 0, "must not be negative", 0)),
     "take_rows": (ops.take_rows, (cloud(2, 5), whole(2, 7))),
     "add_rows": (ops.add_rows, (cloud(2, 7), whole(2, 7), 5)),
     "farthest_points": (ops.farthest_points, (cloud(2, 9).detach(), None, whole(2), 4, "torch")),
@@ -174,6 +175,54 @@ def test_a_compiled_graph_still_checks_values() -> None:
     with pytest.raises(ValueError, match=r"lengths1 must lie in \[0, 5\]"):
         search(x, LENGTHS + 1)
     torch._dynamo.reset()
+
+
+# What takes lengths, starts or indices, whose values are checked against how many points there are.
+CHECKED: dict[str, Any] = {
+    "knn": lambda x, y, n: kernels.knn_points(x, y, n, 2 * n, K=3, return_nn=True).knn,
+    "chamfer": lambda x, y, n: kernels.chamfer_distance(x, y, n, 2 * n)[0],
+    "fps": lambda x, y, n: kernels.sample_farthest_points(x, n, K=4)[0],
+    "start": lambda x, y, n: kernels.sample_farthest_points(x, n, K=4, start_idx=2)[0],
+    "gather": lambda x, y, n: kernels.knn_gather(x, kernels.knn_points(y, x, K=2).idx, n),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_one_graph_for_any_number_of_points(name: str) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(CHECKED[name], fullgraph=True, dynamic=True, backend=counter)
+    for n in (5, 6, 9):
+        x, y, lengths = cloud(2, n).detach(), cloud(2, 2 * n, 1).detach(), torch.tensor([n, 3])
+        assert torch.equal(compiled(x, y, lengths), CHECKED[name](x, y, lengths))
+        with pytest.raises(ValueError, match=rf"must lie in \[0, {n}\]"):
+            compiled(x, y, lengths + 1)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+# Clouds x [2, N, 3] and y [2, M, 3], one of which is empty.
+OF_NOTHING: dict[str, Any] = {
+    "knn": lambda x, y: kernels.knn_points(x, y, K=2).dists,
+    "knn points": lambda x, y: kernels.knn_points(x, y, K=2, return_nn=True).knn,
+    "gather": lambda x, y: kernels.knn_gather(y, torch.full((2, 4, 1), -1)),
+    "fps": lambda x, y: kernels.sample_farthest_points(y, K=3)[0],
+    "chamfer": lambda x, y: kernels.chamfer_distance(x, y)[0],
+    "chamfer one way": lambda x, y: kernels.chamfer_distance(x, y, single_directional=True, norm=1)[0],
+    "points of chamfer": lambda x, y: kernels.chamfer_distance(x, y, batch_reduction=None, point_reduction=None)[0][0],
+    "normals": lambda x, y: kernels.chamfer_distance(x, y, x_normals=x, y_normals=y)[1],
+}
+
+
+@pytest.mark.parametrize("sizes", [(4, 0), (0, 4), (0, 0)])
+@pytest.mark.parametrize("name", OF_NOTHING)
+def test_a_step_on_empty_clouds_has_a_gradient_of_zero(name: str, sizes: tuple[int, int]) -> None:
+    x, y = (torch.full((2, size, 3), torch.nan, requires_grad=True) for size in sizes)
+    if name in ("gather", "fps") and sizes[1]:
+        pytest.skip("takes the second cloud alone")
+    found = OF_NOTHING[name](x, y)
+    assert not found.any()
+    slopes = torch.autograd.grad(found.sum(), (x, y), allow_unused=name in ("knn points", "gather", "fps"))
+    assert not any(slope.any() for slope in slopes if slope is not None)
 
 
 def test_backends_are_chosen_by_argument_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ from itertools import product
 from typing import Any
 
 import clouds
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from recon.kernels import chamfer_distance, knn_gather, knn_points, sample_farthest_points
+from recon.kernels import chamfer_distance, group_points, knn_gather, knn_points, sample_farthest_points
 
 X_LENGTHS, Y_LENGTHS = torch.tensor([7, 4, 1]), torch.tensor([2, 5, 5])
 
@@ -175,6 +176,29 @@ def test_gathering_leaves_out_what_lies_beyond_lengths() -> None:
     found = knn_gather(y, idx, Y_LENGTHS)
     for b, k in product(range(3), range(3)):
         assert torch.equal(found[b, 0, k], y[b, idx[b, 0, k]] if k < Y_LENGTHS[b] else torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [5, 3000])  # few are gathered in another way
+def test_labels_and_masks_are_gathered(dtype: torch.dtype, num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (3, num_rows, 2), generator=generator).to(dtype)
+    idx = torch.randint(-1, num_rows, (3, num_rows, 2), generator=generator)
+    found = knn_gather(labels, idx)
+    expected = labels.gather(1, idx.clamp(min=0).flatten(1)[..., None].expand(-1, -1, 2)).view(*idx.shape, 2)
+    assert found.dtype == dtype and torch.equal(found, expected * (idx >= 0)[..., None])
+
+
+def test_numbers_of_numpy() -> None:
+    x, y = cloud(7, 7), cloud(5, 5)
+    assert torch.equal(knn_points(x, y, K=np.int64(3), norm=np.int64(1)).idx, knn_points(x, y, K=3, norm=1).idx)
+    assert torch.equal(knn_points(x, y, norm=2.0).idx, knn_points(x, y).idx)  # type: ignore[arg-type]
+    samples = sample_farthest_points(x, K=[3, 6, 0], start_idx=2)[1]
+    counts = [np.int64(3), np.int32(6), np.int64(0)]
+    assert torch.equal(sample_farthest_points(x, K=counts, start_idx=np.int64(2))[1], samples)  # type: ignore[arg-type]
+    assert torch.equal(sample_farthest_points(x, K=np.int64(3))[1], sample_farthest_points(x, K=3)[1])  # type: ignore[arg-type]
+    groups = group_points(x, np.int64(3), np.int64(2))[0]  # type: ignore[arg-type]
+    assert torch.equal(groups, group_points(x, 3, 2)[0])
 
 
 @pytest.mark.parametrize("form", [list, tuple, torch.tensor, lambda K: torch.tensor(K, dtype=torch.int32)])
