@@ -157,8 +157,13 @@ def _normal_distance(
     """1 - (absolute) cosine between each normal and that of the nearest point, reduced over points."""
     dtype = torch.promote_types(working_dtype(source), working_dtype(target))
     near = knn_gather(target.to(dtype), idx[..., None])[:, :, 0]
-    cosine = cosine_similarity(source.to(dtype), near, dim=2, eps=1e-6)
-    apart = (1 - (cosine.abs() if abs_cosine else cosine)).masked_fill(idx < 0, 0)
+    left_out = idx < 0  # [B, N]
+    if weights is not None:
+        left_out = left_out | ((weights[:, None] == 0) & ~(source.isfinite() & near.isfinite()).all(2))
+    # Before as after: the gradient of what is left out would be 0 times NaN.
+    source, near = (each.masked_fill(left_out[..., None], 0) for each in (source.to(dtype), near))
+    cosine = cosine_similarity(source, near, dim=2, eps=1e-6)
+    apart = (1 - (cosine.abs() if abs_cosine else cosine)).masked_fill(left_out, 0)
     return _reduce_points(apart, lengths, weights, point_reduction)
 
 

@@ -17,21 +17,23 @@ def warm_up(
     *,
     num_group: int = 64,
     group_size: int = 32,
-    device: torch.device | str = "cuda",
+    device: torch.device | str | None = None,
 ) -> None:
     """Compile every op and its backward for clouds [B, N, D] of these shapes, so that no step waits for it.
 
     num_group samples and group_size neighbours, or as many as there are points. Clouds are float32; float16 and
-    bfloat16 take the same kernels. What another call compiles again is listed in docs/kernels.md. On a device
-    without Triton it runs the ops once. ValueError for a shape that is not three numbers of at least 1.
+    bfloat16 take the same kernels. What another call compiles again is listed in docs/kernels.md. The device is the
+    GPU, or else the CPU, whose kernels are compiled as well; without Triton and Numba the ops run once. ValueError for
+    a shape that is not three numbers of at least 1.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for shape in shapes:
         if len(shape) != 3:
             raise ValueError(f"shapes must each be (clouds, points, coordinates), got {shape!r}")
         for size in shape:
             check_count("every number of a shape", size)
         num_points = shape[1]
-        x, y = (torch.zeros(shape, device=device, requires_grad=True) for _ in range(2))
+        x, y = (torch.zeros(shape, dtype=torch.float32, device=device, requires_grad=True) for _ in range(2))
         lengths = torch.full(shape[:1], num_points, device=device)
         few, near = min(num_group, num_points), min(group_size, num_points)
         groups, centers = group_points(x, few, near)

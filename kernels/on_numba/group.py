@@ -17,7 +17,8 @@ def groups(points: Tensor, num_group: int, group_size: int) -> tuple[Tensor, Ten
     """Neighbours minus centers [B, G, S, D], centers [B, G, D], and where both stand: [B, G], [B, G, S]."""
     clouds = points.detach().numpy()
     num_clouds, _, width = clouds.shape
-    chosen = farthest_points(points, None, torch.zeros(num_clouds, dtype=torch.int64), num_group)
+    start = torch.zeros(num_clouds, dtype=torch.int64, device=points.device)
+    chosen = farthest_points(points, None, start, num_group)
     centers = np.empty((num_clouds, num_group, width), clouds.dtype)
     _take(clouds, chosen.numpy(), centers)
     _, idx = search(torch.from_numpy(centers), points, None, 2, group_size)

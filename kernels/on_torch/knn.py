@@ -58,7 +58,7 @@ def workspace(count: int, limit: int, size: int, like: Tensor) -> Tensor:
     name = str(like.dtype)
     if name not in held or held[name].numel() < count * size:
         with torch.inference_mode(False):  # else it could be written on in inference mode only
-            held[name] = torch.empty(count * size, dtype=like.dtype)
+            held[name] = torch.empty(count * size, dtype=like.dtype, device=like.device)
     return held[name][: count * size].view(count, size)
 
 

@@ -1,5 +1,6 @@
 """An operator's function, called itself, gives what torch's operator gives; who looks for operators sees them."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recon import kernels
 from recon.kernels import loss_ops, ops, weight_ops
+from recon.kernels.on_torch import knn as on_torch_knn
 from recon.kernels.operator import Operator
 
 X, Y = (clouds.cloud("random", 2, size, 3, torch.float32, seed) for seed, size in enumerate((40, 30)))
@@ -85,6 +87,23 @@ def test_tensors_of_another_class_and_without_values_are_dispatched(monkeypatch:
     assert kernels.knn_points(X.to("meta"), Y.to("meta"), K=4).dists.shape == (2, 40, 4)
 
 
+@pytest.mark.parametrize("backend", clouds.CPU)
+@pytest.mark.parametrize("name", CALLS)
+def test_what_torch_makes_elsewhere_is_not_mixed_in(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torch.set_default_device or set_default_dtype."""
+    monkeypatch.setenv("RECON_KERNELS", backend)
+    expected = results(CALLS[name])
+    monkeypatch.setattr(on_torch_knn, "_kept", threading.local())  # nothing is kept from an earlier call
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = results(CALLS[name])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", [*CALLS, "gather"])
 def test_a_sign_still_to_be_changed_is_changed(name: str) -> None:
     """As in the imaginary part of a conjugate: NumPy has no such arrays."""
@@ -93,7 +112,7 @@ def test_a_sign_still_to_be_changed_is_changed(name: str) -> None:
         assert lazy.is_neg()
         slopes = []
         for x in (lazy.requires_grad_(), (-X).requires_grad_()):
-            found = [each for each in call(x) if each is not None and each.is_floating_point()]
+            found = [each for each in call(x) if each is not None and each.requires_grad]
             # A gradient, too, may come so.
             grads = [torch._neg_view(torch.ones_like(each)) for each in found]
             slopes.append([*found, *torch.autograd.grad(found, x, grads)])

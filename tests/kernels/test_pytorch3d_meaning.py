@@ -122,6 +122,24 @@ def test_a_cloud_of_weight_zero_is_left_out_whatever_it_holds() -> None:
     assert chamfer_distance(x, y, weights=weights, point_reduction="max")[0].isfinite()  # type: ignore[union-attr]
 
 
+def test_normals_that_are_left_out_may_be_nan() -> None:
+    """Those of the padding often are: zeros that were made unit vectors."""
+    x, y, zero = cloud(7, 7), cloud(5, 5), torch.tensor([1.0, 1, 0])
+    whole = cloud(7, 1), cloud(5, 2)
+    torn = [each.clone() for each in whole]
+    for each, lengths in zip(torn, (X_LENGTHS, Y_LENGTHS), strict=True):
+        each[torch.arange(each.shape[1]) >= lengths[:, None]] = torch.nan
+        each[2] = torch.nan
+    slopes = []
+    for normals in (whole, torn):
+        leaves = [each.requires_grad_() for each in normals]
+        found = chamfer_distance(x, y, X_LENGTHS, Y_LENGTHS, leaves[0], leaves[1], zero)[1]
+        assert isinstance(found, Tensor)
+        slopes.append((found, *torch.autograd.grad(found, leaves)))
+    torch.testing.assert_close(*slopes, rtol=0, atol=0)
+    assert all(slope[:2].any() and not slope[2].any() for slope in slopes[0][1:])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "weights", [torch.tensor([0.5, 1, 2]), torch.tensor([1, 0, 2]), torch.tensor([True, False, True])]

@@ -63,6 +63,11 @@ def test_what_is_compiled_first_is_what_training_asks_for(monkeypatch: pytest.Mo
     assert variants and variants <= warmed, variants - warmed
 
 
+def test_the_device_is_one_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    kernels.warm_up([(1, 4, 2)])
+
+
 def test_it_runs_where_there_is_no_triton_and_refuses_what_is_no_shape() -> None:
     kernels.warm_up([(1, 4, 2), (2, 9, 3)], device="cpu")
     with pytest.raises(ValueError, match=r"shapes must each be \(clouds, points, coordinates\), got \(3, 4\)"):
