@@ -29,7 +29,8 @@ def taken(x: Tensor, rows: Tensor) -> Tensor:
     values, places = x.detach().numpy(), rows.numpy()
     if len(values) > 1:
         places = places + np.arange(len(values))[:, None] * values.shape[1]
-    return torch.from_numpy(values.reshape(-1, values.shape[2]).take(places, 0))
+    num_clouds, num_rows, width = values.shape
+    return torch.from_numpy(values.reshape(num_clouds * num_rows, width).take(places, 0))
 
 
 def add(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:

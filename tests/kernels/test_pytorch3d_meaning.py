@@ -205,6 +205,7 @@ def test_labels_and_masks_are_gathered(dtype: torch.dtype, num_rows: int) -> Non
     found = knn_gather(labels, idx)
     expected = labels.gather(1, idx.clamp(min=0).flatten(1)[..., None].expand(-1, -1, 2)).view(*idx.shape, 2)
     assert found.dtype == dtype and torch.equal(found, expected * (idx >= 0)[..., None])
+    assert knn_gather(labels[..., :0], idx).shape == (*idx.shape, 0)
 
 
 def test_numbers_of_numpy() -> None:
