@@ -89,8 +89,10 @@ def check_count(name: str, value: Any) -> int:
 
 
 def some(count: int | torch.SymInt) -> bool:
-    """Whether a count may be above 0. torch.export's symbols are not asked: the answer would bind the sizes."""
-    return isinstance(count, torch.SymInt) or bool(count > 0)
+    """Whether a count may be above 0. torch.export's symbols are not asked: the answer would bind the sizes. In its
+    strict mode they say that they are integers.
+    """
+    return isinstance(count, torch.SymInt) or torch.compiler.is_exporting() or bool(count > 0)
 
 
 def check_integers(name: str, tensor: Tensor, low: int, high: int, shape: Sequence[int], like: Tensor) -> Tensor:

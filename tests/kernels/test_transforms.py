@@ -240,6 +240,7 @@ def test_wrong_values_are_named_under_vmap() -> None:
 EXPORTED: dict[str, Function] = {
     "knn": lambda x, y: kernels.knn_points(x, y, K=12, return_nn=True),  # type: ignore[dict-item,return-value]
     "fps": lambda x, y: kernels.sample_farthest_points(x, K=20),  # type: ignore[dict-item,return-value]
+    "ragged": lambda x, y: kernels.chamfer_distance(x, y, (x[..., 0] > 0).sum(1))[0],  # type: ignore[dict-item,return-value]
     "ChamferL2": kernels.ChamferL2(),
     "interpolate": lambda x, y: kernels.interpolate_three(x, x.sin(), y),
 }
@@ -255,11 +256,13 @@ class Exported(torch.nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", EXPORTED)
-def test_a_program_is_exported_with_any_number_of_points(name: str) -> None:
+def test_a_program_is_exported_with_any_number_of_points(name: str, strict: bool) -> None:
     function = EXPORTED[name]
     sizes = ({0: torch.export.Dim("B"), 1: torch.export.Dim("N")}, {0: torch.export.Dim("B"), 1: torch.export.Dim("M")})
-    program = torch.export.export(Exported(function), (cloud(X, 1), cloud(Y, 2)), dynamic_shapes=sizes).module()
+    given = (cloud(X, 1), cloud(Y, 2))
+    program = torch.export.export(Exported(function), given, dynamic_shapes=sizes, strict=strict).module()
     for n, m in ((2, 3), (3, 40), (40, 2), (30, 50)):
         x, y = cloud(n, 3), cloud(m, 4)
         torch.testing.assert_close(program(x, y), tuple_of(function(x, y)), rtol=0, atol=0)
