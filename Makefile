@@ -86,8 +86,9 @@ wheel: $(READY)  ## dist/recon_pointcloud-*.whl, to install elsewhere
 bench: $(READY)  ## every benchmark of speed into benchmarks/results/
 	for script in $(filter-out %/__init__.py %/demo.py %/fast_paths.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-bench-kernels: $(READY)  ## time the point-cloud kernels beside plain torch and torch-cluster
+bench-kernels: $(READY)  ## time the point-cloud kernels beside plain torch and torch-cluster, and what a tiny call costs
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernel_calls.py
 
 bench-pretrain: $(READY)  ## time a pretraining step beside the release's way (about ten minutes on one core)
 	$(BIN)/python benchmarks/pretrain.py

@@ -17,13 +17,11 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,11 +35,11 @@ sys.path.insert(0, str(ROOT))
 from kernel_parts import contestants as rivals  # noqa: E402
 from kernel_parts import cpu_libraries as libraries  # noqa: E402
 from kernel_parts.clock import device_rates, graphed, measure  # noqa: E402
-from kernel_parts.page import markdown  # noqa: E402
+from kernel_parts.page import markdown, versions  # noqa: E402
 
 from recon import kernels  # noqa: E402
 from recon.kernels import chamfer, reference  # noqa: E402
-from recon.pipeline.base.machine import cores  # noqa: E402
+from recon.pipeline.base.machine import cores, described_processor  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SEED = 0
@@ -329,16 +327,6 @@ def time_case(case: Case, device: torch.device, seconds: float, rates: tuple[flo
     return row
 
 
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("numpy", "numba", "triton", "torch-cluster", "fpsample", "pykdtree", "scipy", "faiss-cpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
 def load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
@@ -359,7 +347,7 @@ def main() -> None:
     if arguments.check_only:
         sys.exit(1 if check_everything(device, arguments.only) else 0)
 
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else described_processor()
     before, started = load(), time.monotonic()
     rates = device_rates(device) if device.type == "cuda" else None
     rows, left_out = [], []
@@ -379,7 +367,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/kernels.py", *sys.argv[1:]]),
         "device": hardware,
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": versions("numpy", "numba", "triton", "torch-cluster", "fpsample", "pykdtree", "scipy", "faiss-cpu"),
         "seed": SEED,
         "date": time.strftime("%Y-%m-%d"),
         "load": [before, load()],

@@ -16,7 +16,11 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 BACKENDS = ("triton", "numba", "torch", "cluster")
 MAX_K = 128
-"""Neighbours a query beyond which the searches of Triton and Numba leave the work to plain torch."""
+"""Neighbours a query beyond which the searches of Triton and Numba leave the work to plain torch.
+
+Numba's, which puts each neighbour into its place among those that it has, takes 126 ms for 128 of [128, 64 x 1024] and
+253 for 200, plain torch's sort 92 and 112; of [4, 512 x 8192] 37 and 77, and 83 and 107 (docs/tried.md).
+"""
 TRITON_NEEDS = {"tuple": "3.3", "topk": "3.4"}
 """What the kernels use of triton.language that older Tritons lack, and since when it is there.
 
@@ -56,6 +60,7 @@ def choose(backend: str | None, points: Tensor, op: str, *, cluster: bool = Fals
     return _automatic(points, K)
 
 
+@cache
 def implementation(backend: str, op: str) -> ModuleType:
     """The module of `backend` that has the op family `op` ("fps", "knn", "chamfer", "group", "interpolate")."""
     return import_module("recon.kernels.on_cluster" if backend == "cluster" else f"recon.kernels.on_{backend}.{op}")
@@ -63,7 +68,9 @@ def implementation(backend: str, op: str) -> ModuleType:
 
 def _automatic(points: Tensor, K: int) -> str:
     """What runs on these points unless somebody says otherwise."""
-    fitting = "triton" if points.is_cuda else "numba" if points.device.type == "cpu" else "torch"
+    if not points.is_cuda and points.device.type == "cpu" and K <= MAX_K and not _missing("numba"):
+        return "numba"
+    fitting = "triton" if points.is_cuda else "torch"
     return "torch" if _missing(fitting) or _lacks(fitting, points, K) else fitting
 
 

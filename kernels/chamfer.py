@@ -11,7 +11,15 @@ from torch.nn.functional import cosine_similarity
 
 from recon.kernels import transforms
 from recon.kernels.backends import choose
-from recon.kernels.checks import check_beside, check_lengths, check_like, check_points, promoted, working_dtype
+from recon.kernels.checks import (
+    check_beside,
+    check_lengths,
+    check_like,
+    check_points,
+    in_dtype,
+    promoted,
+    working_dtype,
+)
 from recon.kernels.knn import check_norm, knn_gather
 
 
@@ -101,19 +109,23 @@ class ChamferL1(nn.Module):
 def _loss(x: Tensor, y: Tensor, root: bool) -> Tensor:
     x, y = check_pair(x, y)
     for name, points in (("x", x), ("y", y)):
-        if points.shape[0] == 0 or points.shape[1] == 0:
+        if 0 in points.shape:
             # The mean of nothing would be NaN.
             raise ValueError(f"{name} must hold at least one cloud of at least one point, got {list(points.shape)}")
     dtype = working_dtype(x)
-    return transforms.chamfer_loss(x.to(dtype), y.to(dtype), root, choose(None, x, "chamfer_distance"))
+    backend = choose(None, x, "chamfer_distance")
+    return transforms.chamfer_loss(in_dtype(x, dtype), in_dtype(y, dtype), root, backend)
 
 
 def check_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """x [B, N, D] and y [B, M, D]; ValueError unless they are clouds of one dtype (but under autocast) and device."""
     check_points("x", x)
     check_points("y", y)
-    x, y = promoted(x, y)
-    check_like("y", y, (x.shape[0], None, x.shape[2]), x, "x")
+    if x.dtype != y.dtype:
+        x, y = promoted(x, y)
+    shape, other = x.shape, y.shape
+    if shape[0] != other[0] or shape[2] != other[2] or x.dtype != y.dtype or x.device != y.device:
+        check_like("y", y, (shape[0], None, shape[2]), x, "x")
     return x, y
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recon.kernels import ops
 
-FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def describe(tensor: Tensor) -> str:
@@ -112,6 +112,11 @@ def check_lengths(name: str, lengths: Tensor | None, points: Tensor) -> Tensor |
     if lengths is None:
         return None
     return check_integers(name, lengths, 0, points.shape[1], points.shape[:1], points)
+
+
+def in_dtype(points: Tensor, dtype: torch.dtype) -> Tensor:
+    """points.to(dtype), which takes its time where nothing is to do."""
+    return points if points.dtype == dtype else points.to(dtype)
 
 
 def working_dtype(points: Tensor) -> torch.dtype:

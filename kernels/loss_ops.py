@@ -14,15 +14,18 @@ from torch import Tensor
 from recon.kernels import ops
 from recon.kernels.backends import implementation
 from recon.kernels.norms import ROOT
-from recon.kernels.operator import operator
+from recon.kernels.operator import bare_apply, needs_gradient, observed, operator
 
 
 @operator("chamfer_loss")
 def chamfer_loss(x: Tensor, y: Tensor, root: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """L1 if `root`, else L2, of x [B, N, D] and y [B, M, D], none of them empty; nearest points [B, N] and [B, M]."""
     ops.no_tangents(x, y)
-    found = implementation(backend, "chamfer").nearest(x.contiguous(), y.contiguous(), None, None, 2, False)
-    dists_x, idx_x, dists_y, idx_y = found
+    module = implementation(backend, "chamfer")
+    if backend == "numba":
+        total, *rows = module.loss(x.contiguous(), y.contiguous(), root)
+        return total, torch.from_numpy(rows[0]), torch.from_numpy(rows[1])
+    dists_x, idx_x, dists_y, idx_y = module.nearest(x.contiguous(), y.contiguous(), None, None, 2, False)
     if root:
         return (dists_x.sqrt_().mean() + dists_y.sqrt_().mean()) / 2, idx_x, idx_y
     return dists_x.mean() + dists_y.mean(), idx_x, idx_y
@@ -40,8 +43,13 @@ def chamfer_loss_backward(
 ) -> ops.Pair:
     """Gradients in x and y of grad [] * the loss; empty where not needed."""
     ops.no_tangents(grad, x, y)
-    module, (of_x, of_y) = implementation(backend, "chamfer"), _of_distances(grad, idx_x, idx_y, root)
-    found: ops.Pair = module.nearest_backward(
+    module = implementation(backend, "chamfer")
+    found: ops.Pair
+    if backend == "numba":
+        found = module.loss_backward(grad, x.contiguous(), y.contiguous(), idx_x.numpy(), idx_y.numpy(), root, *needs)
+        return found
+    of_x, of_y = _of_distances(grad, idx_x, idx_y, root)
+    found = module.nearest_backward(
         of_x, of_y, x.contiguous(), y.contiguous(), idx_x, idx_y, ROOT if root else 2, *needs
     )
     return found
@@ -104,3 +112,46 @@ def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any,
         for b in range(info.batch_size)
     ]
     return tuple(map(torch.stack, zip(*calls, strict=True))), (0, 0)
+
+
+def loss(x: Tensor, y: Tensor, root: bool, backend: str) -> Tensor:
+    """The loss alone. Numba's, where nobody looks for an operator, has its gradient from the arrays that it made."""
+    if backend != "numba" or observed((x, y)):
+        found: Tensor = chamfer_loss(x, y, root, backend)[0]
+        return found
+    ops.no_tangents(x, y)
+    if needs_gradient((x, y)):
+        differentiable: Tensor = _apply(x, y, root)
+        return differentiable
+    alone: Tensor = implementation(backend, "chamfer").loss(x.contiguous(), y.contiguous(), root)[0]
+    return alone
+
+
+class _NumbasLoss(torch.autograd.Function):
+    """chamfer_loss and its backward; nearest points stay arrays, as each change to a tensor and back costs more than
+    the arithmetic of a small cloud.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, root: bool) -> Tensor:
+        total: Tensor
+        total, *ctx.rows = implementation("numba", "chamfer").loss(x.contiguous(), y.contiguous(), root)
+        ctx.root = root
+        ctx.save_for_backward(x, y)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:2])
+        if torch.is_grad_enabled() or observed((grad,)):
+            rows = map(torch.from_numpy, ctx.rows)
+            of_x, of_y = chamfer_loss_backward(grad, x, y, *rows, ctx.root, needs, "numba")
+        else:
+            ops.no_tangents(grad, x, y)
+            module = implementation("numba", "chamfer")
+            of_x, of_y = module.loss_backward(grad, x.contiguous(), y.contiguous(), *ctx.rows, ctx.root, *needs)
+        return of_x if needs[0] else None, of_y if needs[1] else None, None
+
+
+_apply = bare_apply(_NumbasLoss)

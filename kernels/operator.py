@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.library import custom_op
 
 
@@ -23,31 +24,62 @@ class Operator:
         self.name = name
         self.function = function
         self.registered = custom_op(f"recon::{name}", function, mutates_args=())
-        self._differentiable: type[torch.autograd.Function] | None = None
+        self._differentiable: Callable[..., Any] | None = None
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """Shapes and dtypes of what it returns, from arguments without values."""
         self.registered.register_fake(fake)
 
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-        """Its gradient, as in `torch.library.register_autograd`."""
+        """Its gradient, as in `torch.library.register_autograd`, but that `backward` has to take the gradients of all
+        results, or of the floating ones alone.
+        """
         self.registered.register_autograd(backward, setup_context=setup_context)
-
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            output = self.function(*arguments)
-            setup_context(ctx, arguments, output)
-            return output
-
-        # Not with setup_context as a method: `apply` would look up forward's signature every time.
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self._differentiable = type(self.name, (torch.autograd.Function,), methods)
+        self._differentiable = _differentiable(self.name, self.function, backward, setup_context)
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or _observed(arguments):
+        if observed(arguments):
             return self.registered(*arguments)
-        if self._differentiable is not None and torch.is_grad_enabled() and _needs_gradient(arguments):
-            return self._differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
+        if self._differentiable is not None and needs_gradient(arguments):
+            return self._differentiable(*arguments)
         return self.function(*arguments)
+
+
+def _differentiable(
+    name: str, function: Callable[..., Any], backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> Callable[..., Any]:
+    """The function under an `autograd.Function`, for arguments of which one needs a gradient.
+
+    Results that are integers go round it: torch would wrap each, and on the way back make zeros for it.
+    """
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = function(*arguments)
+        setup_context(ctx, arguments, output)
+        if isinstance(output, Tensor):
+            return output
+        ctx.results = [None if each.is_floating_point() else each for each in output]
+        return tuple([each for each in output if each.is_floating_point()])
+
+    # Not with setup_context as a method: `apply` would look up forward's signature every time.
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    apply = bare_apply(type(name, (torch.autograd.Function,), methods))
+
+    def call(*arguments: Any) -> Any:
+        found = apply(*arguments)
+        if isinstance(found, Tensor):
+            return found
+        left, node = iter(found), found[0].grad_fn
+        results, node.results = node.results, None
+        return tuple([next(left) if each is None else each for each in results])
+
+    return call
+
+
+def bare_apply(made: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The `apply` below that of the class, which prepares for torch.func; for plain arguments, none of them named."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, made).apply  # type: ignore[misc]
+    return apply
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
@@ -55,21 +87,34 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     return lambda function: Operator(name, function)
 
 
-def _observed(arguments: tuple[Any, ...]) -> bool:
-    """Whether a mode, a transform or a tracer is to see an operator, or a tensor that dispatches itself takes part."""
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def observed(arguments: tuple[Any, ...]) -> bool:
+    """Whether the compiler, a mode, a transform or a tracer is to see an operator, or a tensor dispatches itself."""
+    if torch.compiler.is_compiling():
+        return True
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
         return True
     # Loops, since a generator costs as much as what it looks at.
     for argument in arguments:
-        if type(argument) is Tensor or type(argument) is torch.nn.Parameter:
-            # Without values, with a sign that is still to be changed, or a batch of torch.autograd.grad's
-            # is_grads_batched.
-            if argument.is_meta or argument.is_neg() or torch._C._functorch.is_legacy_batchedtensor(argument):
+        if type(argument) in _PLAIN:
+            # Without values, with a sign still to be changed, a batch of torch.autograd.grad's is_grads_batched, or
+            # left over from a transform.
+            if (
+                argument.is_meta
+                or argument.is_neg()
+                or is_legacy_batchedtensor(argument)
+                or is_functorch_wrapped_tensor(argument)
+            ):
                 return True
         elif isinstance(argument, Tensor):
             return True
     return False
 
 
-def _needs_gradient(arguments: tuple[Any, ...]) -> bool:
-    return any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
+def needs_gradient(arguments: tuple[Any, ...]) -> bool:
+    """Whether a result is to have one."""
+    return torch.is_grad_enabled() and True in [
+        isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+    ]

@@ -176,7 +176,7 @@ def _knn_setup(ctx: Any, inputs: Any, output: Pair) -> None:
     ctx.save_for_backward(p1, p2, output[1])
 
 
-def _knn_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _knn_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     needs1, needs2 = ctx.needs_input_grad[:2]
     grad1, grad2 = matched_backward(grad, *ctx.saved_tensors, ctx.norm, needs1, needs2)
     return grad1 if needs1 else None, grad2 if needs2 else None, None, None, None, None
@@ -295,7 +295,8 @@ def _nearest_setup(ctx: Any, inputs: Any, output: Matches) -> None:
     ctx.save_for_backward(x, y, output[1], output[3])
 
 
-def _nearest_backward(ctx: Any, grad_x: Tensor, _x: Any, grad_y: Tensor, _y: Any) -> tuple[Tensor | None, ...]:
+def _nearest_backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    grad_x, grad_y = grads[::2] if len(grads) == 4 else grads
     needs_x, needs_y = ctx.needs_input_grad[:2]
     of_x, of_y = nearest_backward(grad_x, grad_y, *ctx.saved_tensors, ctx.norm, needs_x, needs_y, ctx.backend)
     return of_x if needs_x else None, of_y if needs_y else None, None, None, None, None, None

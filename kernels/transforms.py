@@ -62,8 +62,7 @@ def nearest(
 def chamfer_loss(x: Tensor, y: Tensor, root: bool, backend: str) -> Tensor:
     """ReCon's L1 if `root`, else its L2."""
     if not transformed():
-        loss: Tensor = loss_ops.chamfer_loss(x, y, root, backend)[0]
-        return loss
+        return loss_ops.loss(x, y, root, backend)
     dists_x, _, dists_y, _ = nearest(x, y, None, None, 2, False, backend)
     if root:
         return (_root(dists_x).mean() + _root(dists_y).mean()) / 2

@@ -54,7 +54,7 @@ def _setup(ctx: Any, inputs: Any, output: ops.Pair) -> None:
     ctx.save_for_backward(inputs[0], output[0])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:
     dists, weights = ctx.saved_tensors
     inverse = 1 / (dists + EPSILON)
     total = inverse.sum(2, keepdim=True)

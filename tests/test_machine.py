@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,33 @@ def test_a_group_without_limit_leaves_the_machines_memory(tmp_path: Path) -> Non
 def test_a_group_over_its_limit_has_nothing_left(tmp_path: Path) -> None:
     root = tree(tmp_path, "0::/", V2, {"memory.max": "1000\n", "memory.current": "2000\n"})
     assert memory_bytes(root) == 0
+
+
+# ---- the processor
+
+
+@pytest.mark.parametrize(
+    ("info", "described"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: AMD EPYC 9R14\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512bw\n\n"
+            "processor\t: 1\nmodel name\t: another\nflags\t\t: amx_tile\n",
+            "AMD EPYC 9R14 (AVX2, AVX-512, AVX512-BF16)",
+        ),
+        ("model name\t: Xeon\nflags\t: amx_bf16 amx_tile avx2 avx512f\n", "Xeon (AVX2, AVX-512, AMX)"),
+        ("model name\t: old\nflags\t: avx avx2_not\n", "old"),
+        ("model name\t: Neoverse\nFeatures\t: asimd bf16\n", "Neoverse"),
+    ],
+)
+def test_results_name_the_processor_and_its_instructions(tmp_path: Path, info: str, described: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(info)
+    assert machine.described_processor(tmp_path) == described
+
+
+def test_a_system_that_tells_nothing_has_an_architecture(tmp_path: Path) -> None:
+    assert machine.described_processor(tmp_path) in (platform.processor(), platform.machine())
+    assert machine.vector_instructions(tmp_path) == []
 
 
 # ---- threads

@@ -1,8 +1,22 @@
-"""The markdown table of benchmarks/kernels.py."""
+"""The markdown table of benchmarks/kernels.py, and the versions that its results and kernel_calls.py's name."""
 
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from kernel_parts.clock import Timing
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Of Python, torch and these; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def markdown(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:

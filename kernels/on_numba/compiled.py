@@ -21,6 +21,7 @@ Bits = NDArray[np.signedinteger[Any]]
 
 PART = 2**18
 """Nanoseconds of work that a thread is worth waking for, which takes about 50 microseconds."""
+_ALL = np.empty(0, np.int64)
 log = logging.getLogger(__name__)
 
 
@@ -72,9 +73,13 @@ def bits(values: NDArray[np.floating]) -> Bits:
     return values.view(np.int64 if values.dtype == np.float64 else np.int32)
 
 
-def in_use(points: Tensor, lengths: Tensor | None) -> NDArray[np.int64]:
-    """[B] points in use of clouds [B, N, D]."""
-    return np.full(points.shape[0], points.shape[1]) if lengths is None else lengths.numpy()
+INFINITY = {np.dtype(kind): bits(np.full(1, np.inf, kind)) for kind in (np.float32, np.float64)}
+"""[1] bits of what no distance is beyond."""
+
+
+def in_use(lengths: Tensor | None) -> NDArray[np.int64]:
+    """[B] points in use of clouds; [0] where all are."""
+    return _ALL if lengths is None else lengths.numpy()
 
 
 def shared(run: Callable[[int, int], None], count: int, nanoseconds: float) -> None:
@@ -82,7 +87,8 @@ def shared(run: Callable[[int, int], None], count: int, nanoseconds: float) -> N
 
     An item takes about so many nanoseconds.
     """
-    workers = min(count, torch.get_num_threads(), int(count * nanoseconds / PART))
+    worth = min(count, int(count * nanoseconds / PART))
+    workers = min(worth, torch.get_num_threads()) if worth > 1 else 1
     if workers <= 1:
         run(0, count)
         return

@@ -16,7 +16,7 @@ def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: in
     """idx int64 [B, K <= N], start [B] first, of points [B, N, D]; entries beyond lengths [B] are arbitrary."""
     clouds, first = points.detach().numpy(), start.numpy()
     num_clouds, num_points, _ = clouds.shape
-    sizes = in_use(points, lengths)
+    sizes = in_use(lengths)
     idx = np.empty((num_clouds, K), np.int64)
 
     def some(low: int, high: int) -> None:
@@ -30,7 +30,7 @@ def farthest_points(points: Tensor, lengths: Tensor | None, start: Tensor, K: in
 @compiled
 def _sample(
     points: NDArray[np.floating],  # [B, N, D]
-    sizes: NDArray[np.int64],  # [B]
+    sizes: NDArray[np.int64],  # [B], or [0]: all of a cloud's points
     start: NDArray[np.int64],  # [B]
     far: NDArray[np.floating],  # [N], to work in
     far_bits: Bits,  # the same memory
@@ -39,6 +39,7 @@ def _sample(
     num_clouds, num_points, width = points.shape
     planes = np.empty((width, num_points), points.dtype)
     for b in range(num_clouds):
+        size = sizes[b] if len(sizes) else num_points
         for i in range(num_points):
             finite = True
             for d in range(width):
@@ -47,7 +48,7 @@ def _sample(
             far[i] = np.inf if finite else NON_FINITE
             if not finite:  # never nearer to anything
                 planes[:, i] = -np.inf
-            if i >= sizes[b]:
+            if i >= size:
                 far[i] = PADDING
         at = start[b]
         for k in range(idx.shape[1]):

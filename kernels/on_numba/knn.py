@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon.kernels.on_numba.compiled import Bits, bits, compiled, in_use, shared
+from recon.kernels.on_numba.compiled import INFINITY, Bits, bits, compiled, in_use, shared
 
 Cloud = NDArray[np.floating]
 Rows = NDArray[np.int64]
@@ -36,7 +36,7 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -
     num_points = clouds.shape[1]
     dists = np.empty((num_clouds, num_queries, K), queries.dtype)
     idx = np.empty(dists.shape, np.int64)
-    sizes, infinity = in_use(p2, lengths2), bits(np.full(1, np.inf, queries.dtype))
+    sizes, infinity = in_use(lengths2), INFINITY[queries.dtype]
     found = bits(dists)
     boxed = width <= WIDEST and num_points > BLOCK
 
@@ -52,7 +52,7 @@ def search(p1: Tensor, p2: Tensor, lengths2: Tensor | None, norm: int, K: int) -
 def _search(
     queries: Cloud,  # [B, N, D]
     clouds: Cloud,  # [B, M, D]
-    sizes: Rows,  # [B]
+    sizes: Rows,  # [B], or [0]: all of a cloud's points
     norm: int,
     boxed: bool,
     infinity: Bits,  # [1]
@@ -69,7 +69,7 @@ def _search(
     inner, apart = np.zeros(FAN, query.dtype), np.empty(BLOCK, query.dtype)
     outer_bits, inner_bits, apart_bits = outer.view(near.dtype), inner.view(near.dtype), apart.view(near.dtype)
     for b in range(low // num_queries, -(-high // num_queries)):
-        points, index, boxes, whole = _cut(clouds[b], sizes[b], boxed)
+        points, index, boxes, whole = _cut(clouds[b], sizes[b] if len(sizes) else clouds.shape[1], boxed)
         for n in range(max(0, low - b * num_queries), min(num_queries, high - b * num_queries)):
             _put(queries, b, n, True, query)
             near[:], who[:] = infinity[0], NOBODY
@@ -104,8 +104,8 @@ def _search(
 def all_pairs(
     x: Cloud,  # [B, N, D]
     y: Cloud,  # [B, M, D]
-    sizes_x: Rows,  # [B]
-    sizes_y: Rows,  # [B]
+    sizes_x: Rows,  # [B], or [0]: all of a cloud's points
+    sizes_y: Rows,  # likewise
     norm: int,
     like: Bits,  # whose dtype a distance's bits have
     low: int,
@@ -123,10 +123,11 @@ def all_pairs(
     planes, query = np.empty((1, width, num_y), y.dtype), np.empty(width, x.dtype)
     column, who = np.empty(num_y, y.dtype), np.empty(num_y, np.int32)
     for b in range(low, high):
-        _lay_apart(y[b], sizes_y[b], planes[0])
+        size_x, size_y = sizes_x[b] if len(sizes_x) else num_x, sizes_y[b] if len(sizes_y) else num_y
+        _lay_apart(y[b], size_y, planes[0])
         column[:], who[:] = np.inf, 0
         for i in range(num_x):
-            _put(x, b, i, i < sizes_x[b], query)
+            _put(x, b, i, i < size_x, query)
             _measure(query, planes, 0, norm, row)
             number = np.int32(i)
             for j in range(num_y):

@@ -10,7 +10,6 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
@@ -80,14 +79,31 @@ def memory_limits(root: Path = ROOT) -> dict[str, int]:
     return found
 
 
-def processor() -> str:
+def processor(root: Path = ROOT) -> str:
     """The processor's name; its architecture where the system does not tell."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
+    return _processor_field("model name", root) or platform.processor() or platform.machine()
+
+
+def vector_instructions(root: Path = ROOT) -> list[str]:
+    """Which of AVX2, AVX-512, AVX512-BF16 and AMX the processor has; none where the system does not tell."""
+    flags = _processor_field("flags", root).split()
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_tile": "AMX"}
+    return [name for flag, name in names.items() if flag in flags]
+
+
+def described_processor(root: Path = ROOT) -> str:
+    """Its name and instructions, for results: what computes faster for them must not be taken for faster code."""
+    found = ", ".join(vector_instructions(root))
+    return f"{processor(root)} ({found})" if found else processor(root)
+
+
+def _processor_field(wanted: str, root: Path) -> str:
+    """What the system says of the first processor; empty where it says nothing."""
+    for line in _lines(root / "proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        if name.strip() == wanted and value.strip():
+            return value.strip()
+    return ""
 
 
 # ---- control groups

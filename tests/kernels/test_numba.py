@@ -15,7 +15,7 @@ import torch
 
 numba = pytest.importorskip("numba")
 
-from recon.kernels import group_points, interpolate_three, knn_points, reference, sample_farthest_points  # noqa: E402
+from recon.kernels import group_points, interpolate_three, knn_points, loss_ops, reference, sample_farthest_points  # noqa: E402
 from recon.kernels.chamfer import nearest  # noqa: E402
 from recon.kernels.norms import ROOT  # noqa: E402
 from recon.kernels.on_numba import chamfer, compiled, knn  # noqa: E402
@@ -144,6 +144,31 @@ def test_gradients_have_plain_torchs_bits(norm: int, needs: tuple[bool, bool], s
     for ours, theirs in zip(found, expected, strict=True):
         assert not ours.isnan().any()
         torch.testing.assert_close(ours, theirs, **within)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1, 1e19, 3e-23])  # at the second, squares of float32 overflow
+@pytest.mark.parametrize(
+    ("sizes", "times"), [((3, 1, 1), 2), ((2, 40, 31), 2), ((5, 16, 16), 0.3), ((1, 1300, 900), 1)]
+)
+def test_losses_have_plain_torchs_bits(
+    sizes: tuple[int, int, int], times: float, scale: float, dtype: torch.dtype
+) -> None:
+    num_clouds, *points = sizes
+    x, y = (clouds.cloud("random", num_clouds, n, 3, dtype, seed=n).contiguous() * scale for n in points)
+    x[:, 0] = y[:, 0]  # pairs that coincide
+    grad = torch.tensor(times, dtype=dtype)
+    for root in (False, True):
+        loss, *idx = loss_ops.chamfer_loss.function(x, y, root, "numba")
+        expected, *expected_idx = loss_ops.chamfer_loss.function(x, y, root, "torch")
+        assert torch.equal(loss, expected) and all(map(torch.equal, idx, expected_idx))
+        assert loss.shape == () and loss.dtype == dtype
+        for needs in ([True, True], [False, True]):
+            arguments = (grad, x, y, *idx, root, needs)
+            found, plain = (loss_ops.chamfer_loss_backward.function(*arguments, name) for name in ("numba", "torch"))
+            within = {"rtol": 1e-6, "atol": 1e-6} if root else {"rtol": 0, "atol": 0}  # torch's roots, as above
+            for ours, theirs in zip(found, plain, strict=True):
+                torch.testing.assert_close(ours, theirs, **within)
 
 
 def test_where_nothing_can_be_kept_each_process_compiles(

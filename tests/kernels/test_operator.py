@@ -53,8 +53,10 @@ class Seen(TorchDispatchMode):
 def test_the_same_bits_as_the_registered_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = results(CALLS[name])
     with Seen() as seen:
-        results(CALLS[name])
+        dispatched = results(CALLS[name])
     assert seen.names
+    for ours, theirs in zip(found, dispatched, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     named = (vars(ops) | vars(loss_ops) | vars(weight_ops)).values()
     for operator in [each for each in named if isinstance(each, Operator)]:
         monkeypatch.setattr(operator, "function", None)  # nobody calls it past the dispatcher
@@ -69,6 +71,29 @@ def test_without_a_gradient_nothing_is_kept() -> None:
         dists = kernels.knn_points(X.clone().requires_grad_(), Y).dists
     assert dists.grad_fn is None
     assert kernels.knn_points(X, Y).dists.grad_fn is None
+
+
+def test_integers_stand_outside_the_graph() -> None:
+    x = X.clone().requires_grad_()
+    dists_x, idx_x, dists_y, idx_y = ops.nearest(x, Y, None, None, 2, False, "torch")
+    assert dists_x.grad_fn is dists_y.grad_fn is not None
+    assert idx_x.grad_fn is None and idx_y.grad_fn is None and not idx_x.requires_grad
+    # One direction alone has a gradient: the other's is zeros, which a backward is given.
+    (found,) = torch.autograd.grad(dists_y.sum(), x)
+    near = torch.take_along_dim(x, idx_y[..., None], 1)
+    (expected,) = torch.autograd.grad((near - Y).square().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_tensor_left_over_from_a_transform_is_its_value() -> None:
+    left: list[Tensor] = []
+    torch.func.grad(lambda x: left.append(x) or x.sum())(X)  # type: ignore[func-returns-value]
+    (leaked,) = left
+    assert leaked.requires_grad  # that of the transform, which is over
+    assert not kernels.ChamferL2()(leaked, Y).requires_grad
+    y = Y.clone().requires_grad_()
+    ours, plain = (torch.autograd.grad(kernels.ChamferL2()(x, y), y)[0] for x in (leaked, X))
+    assert torch.equal(ours, plain)
 
 
 @pytest.mark.filterwarnings("ignore")  # tracing is out of date, and says so
