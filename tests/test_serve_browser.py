@@ -256,7 +256,8 @@ def test_a_file_s_columns_are_named(view: View, served: Served, tmp_path: Path) 
     assert view.warns().startswith("mine.npy: --columns r,g,b,x,y,q: name every column")
     view.page.fill("#columns", "r,g,b,x,y,z")
     view.page.press("#columns", "Enter")
-    assert view.lists("nearest to mine.npy: a cloud of 256 points")[0] == 3
+    sent = served.send("mine.npy", (tmp_path / "mine.npy").read_bytes(), columns="r,g,b,x,y,z")[1]
+    assert view.lists("nearest to mine.npy: a cloud of 256 points") == [each["place"] for each in sent["found"]]
     view.shows("points of mine.npy")
     view.page.set_viewport_size({"width": 390, "height": 844})
     assert view.page.evaluate("document.documentElement.scrollWidth") == 390
