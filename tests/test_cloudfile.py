@@ -117,6 +117,26 @@ def test_every_format_gives_the_same_colours(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(found.xyz, XYZ - (XYZ.min(0) + XYZ.max(0)) / 2, atol=3e-6)
 
 
+@pytest.mark.parametrize(
+    ("shade", "said"),
+    [
+        (np.nan, "hold values that are not finite"),
+        (-0.25, "hold -0.25 to 0.5, which are no colours"),
+        (7e4, "hold 0.5 to 70000, which are no colours"),
+    ],
+)
+def test_named_colours_that_can_be_none_are_told(tmp_path: Path, shade: float, said: str) -> None:
+    """As those of columns are, and not taken for black or white."""
+    names = "".join(f"property float {name}\n" for name in ("x", "y", "z", "red", "green", "blue"))
+    lines = [" ".join(map(str, [*point, 0.5, 0.5, shade if at == 2 else 0.5])) for at, point in enumerate(XYZ.tolist())]
+    head = f"ply\nformat ascii 1.0\nelement vertex {len(XYZ)}\n{names}end_header\n"
+    path = tmp_path / "a.ply"
+    path.write_text(head + "\n".join(lines) + "\n")
+    with pytest.raises(MeshError) as caught:
+        load_cloud(path, tmp_path)
+    assert str(caught.value) == f"wrong-color: {path}: colours of points: {said}"
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.xyz", "a.obj", "a.ply", "a.glb", "a.las"])
 def test_what_says_no_colour_has_none(tmp_path: Path, name: str) -> None:
     assert load_cloud(written(tmp_path, name), tmp_path).color is None

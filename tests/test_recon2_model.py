@@ -275,15 +275,22 @@ def test_a_released_file_loads_once_what_it_does_not_tell_is_named(case: str, tm
     path, told = released_file(tmp_path, case), config_of(GOLDEN / "recon2_small")["cases"][case]["model"]
     with pytest.raises(UserError, match=r"model\.num_group: no shape"):
         load_model(path)
-    with pytest.raises(UserError, match=r"model\.teachers: the checkpoint has \d queries.*queries=13"):
+    with pytest.raises(UserError, match=r"model\.teachers: the checkpoint has 6 queries.*queries=13"):  # and cls
         load_model(path, num_group=16)
     teachers = tuple(
         dataclasses.replace(each, queries=count) for each, count in zip(RELEASED2_TEACHERS, (4, 2), strict=True)
     )
     with pytest.raises(UserError, match=r"model\.heads: no size of the release has width 96"):
         load_model(path, num_group=16, teachers=teachers)
-    with pytest.raises(UserError, match=r"of another shape: encoder\.query_token"):
+    with pytest.raises(UserError, match=r"model\.teachers: the checkpoint has 6 queries, and 13 and 3 are named$"):
         load_model(path, num_group=16, heads=4, group_size=8, teachers=RELEASED2_TEACHERS)
+    # Projections and queries go by their places: named in another order one would give the other's answers.
+    for others in (teachers[::-1], (teachers[0], dataclasses.replace(teachers[0], name="other", queries=2))):
+        with pytest.raises(UserError, match=r"model\.teachers: the release's queries are of one teacher of pictures, t"):
+            load_model(path, num_group=16, heads=4, group_size=8, teachers=others)
+    with pytest.raises(UserError) as caught:
+        load_model(path, num_group=16, heads=5, group_size=8, teachers=teachers)
+    assert str(caught.value) == f"{path}: model.heads: must divide width 96, got 5"  # the file once
     model = load_model(path, num_group=16, heads=4, group_size=8, teachers=teachers)
     assert model.config.color == told["with_color"] and model.config.depth == told["depth"]
     assert isinstance(model, Classifier if case == "finetune" else ReCon)

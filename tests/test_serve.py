@@ -121,6 +121,33 @@ def test_questions_have_the_command_line_s_answers(served: Served, tmp_path: Pat
     assert status == 200 and found["asked"] == "the picture view.PNG" and len(found["found"]) == 12
 
 
+def test_columns_are_named_with_the_file(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the request, "" what the file says, and without any word of them what the command was given."""
+    own = served.collection
+    xyz = np.asarray(own.probe.store.points().xyz[3], np.float64)
+    held = io.BytesIO()
+    np.save(held, np.concatenate([np.linspace(0, 1, 3 * len(xyz)).reshape(-1, 3), xyz], axis=1))
+
+    def answers(**columns: str) -> Any:
+        status, found = served.send("own.npy", held.getvalue(), **columns)
+        assert status == 200, found
+        return found
+
+    named = answers(columns=" r,g,b,x,y,z ")
+    assert {each["place"]: each["cosine"] for each in named["found"]}[3] > 0.99
+    assert served.json("/api/start")["columns"] == "" and answers()["points"] != named["points"]
+    monkeypatch.setattr(own, "columns", ("r", "g", "b", "x", "y", "z"))
+    assert served.json("/api/start")["columns"] == "r,g,b,x,y,z"
+    assert answers() == named and answers(columns="")["points"] != named["points"]
+    for columns in ("x,y", "x,y,z,r,g"):
+        status, found = served.send("own.npy", held.getvalue(), columns=columns)
+        assert status == 400 and found["error"].startswith(f"own.npy: --columns {columns}: name every column")
+    status, found = served.send("own.npy", held.getvalue(), columns="x,y,z")
+    assert (status, found["error"]) == (
+        400, "wrong-shape: own.npy: holds 6 columns, and 3 are named, x,y,z: name every column"
+    )  # fmt: skip
+
+
 # ---- who is answered
 
 

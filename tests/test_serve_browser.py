@@ -243,6 +243,26 @@ def test_files_are_sent(view: View, served: Served, tmp_path: Path) -> None:
     view.lists("12 shapes")
 
 
+def test_a_file_s_columns_are_named(view: View, served: Served, tmp_path: Path) -> None:
+    """Enter in their field sends the file again; before any was sent it does nothing."""
+    view.open()
+    xyz = np.asarray(served.collection.probe.store.points().xyz[3], np.float64)
+    np.save(tmp_path / "mine.npy", np.concatenate([np.zeros_like(xyz), xyz], axis=1))
+    view.page.focus("#columns")
+    view.page.keyboard.type("r,g,b,x,y,q")
+    view.page.keyboard.press("Enter")
+    assert view.lists("12 shapes") == list(range(12)) and "?" not in view.page.url
+    view.page.set_input_files("#file", tmp_path / "mine.npy")
+    assert view.warns().startswith("mine.npy: --columns r,g,b,x,y,q: name every column")
+    view.page.fill("#columns", "r,g,b,x,y,z")
+    view.page.press("#columns", "Enter")
+    sent = served.send("mine.npy", (tmp_path / "mine.npy").read_bytes(), columns="r,g,b,x,y,z")[1]
+    assert view.lists("nearest to mine.npy: a cloud of 256 points") == [each["place"] for each in sent["found"]]
+    view.shows("points of mine.npy")
+    view.page.set_viewport_size({"width": 390, "height": 844})
+    assert view.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_a_run_without_words_says_so(view: View, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     own = served.collection
     model = own.probe.config.model

@@ -159,7 +159,7 @@ def test_settings_that_do_not_fit_are_named_with_those_that_do(
     [
         ("{}/absent", "name timm:NAME, a folder that timm saved, or a .safetensors file"),
         ("{}/absent.safetensors", r"not a readable safetensors file"),
-        ("{}/pickled", r"model\.safetensors: not a readable safetensors file"),
+        ("{}/pickled", r"has no model\.safetensors; timm.s save_for_hf writes it with safe_serialization=True"),
         ("{}/pickled/pytorch_model.bin", "name timm:NAME, a folder"),
         ("{}/convnext", "holds no blocks of a vision transformer"),
         ("{}/normed", r"no place in a block of this model for 0\.attn\.k_norm\.bias"),

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from recon.pipeline.shapes.mesh import Floats, MeshError, srgb_to_linear
 from recon.pipeline.shapes.meshfile.budget import check_vertices
-from recon.pipeline.shapes.meshfile.colours import as_bytes
+from recon.pipeline.shapes.meshfile.colours import as_bytes, check_shades
 
 PLACES = ("x", "y", "z")
 SHADES = ("r", "g", "b")
 SAME = {"red": "r", "green": "g", "blue": "b", "rf": "r", "gf": "g", "bf": "b"}
 """Other names of colours; CloudCompare writes Rf, Gf and Bf of those from 0 to 1."""
-MOST = 65535
 
 Names = tuple[str, ...]
 """Of all columns in their order. Names other than x, y, z, r, g and b are of what is passed over."""
@@ -63,10 +62,6 @@ def of_columns(values: NDArray[Any], names: Names = ()) -> tuple[Floats, Floats 
 
 def _colors(values: NDArray[Any]) -> Floats:
     """Linear, of sRGB [P, 3] in any range; normals, which go below 0, are refused."""
-    if not np.isfinite(values).all():
-        raise MeshError("wrong-color", "columns r, g, b: hold values that are not finite")
-    if values.min(initial=0) < 0 or values.max(initial=0) > MOST:
-        held = f"hold {values.min():g} to {values.max():g}"
-        raise MeshError("wrong-color", f"columns r, g, b: {held}, which are no colours; name them otherwise")
+    check_shades(values, "columns r, g, b", "; name them otherwise")
     linear: Floats = srgb_to_linear(as_bytes(values) / 255)
     return linear

@@ -8,7 +8,7 @@ and positions of its three queries (cls, image, text) one by one where we stack 
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from recon.pipeline.base.errors import UserError
-from recon.trainer.checkpoints.released2 import check_named, from_released2, infer_sizes2, is_released2
+from recon.trainer.checkpoints.released2 import check_named, check_queries, from_released2, infer_sizes2, is_released2
 from recon.trainer.model.heads import Classifier, Model, Segmenter
 from recon.trainer.model.recon import ModelConfig, ReCon
-from recon.trainer.model.teaching import RELEASED_TEACHERS
+from recon.trainer.model.teaching import RELEASED_TEACHERS, Teacher
 from recon.trainer.model.tuning import add_lora, lora_rank
 
 FORMS = ("pretrain", "classify", "segment")
@@ -213,7 +213,9 @@ def infer_config(state: Mapping[str, Tensor], **settings: object) -> ModelConfig
     be named.
     """
     check_settings(state, settings)
-    return ModelConfig(**{**infer_sizes(state), **settings})  # type: ignore[arg-type]
+    config = ModelConfig(**{**infer_sizes(state), **settings})  # type: ignore[arg-type]
+    check_teachers(state, config.teachers)
+    return config
 
 
 def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, object]:
@@ -251,6 +253,20 @@ def check_settings(state: Mapping[str, Tensor], settings: Mapping[str, object]) 
     """ValueError where `settings` of the model lack what no shape of a state under our names tells of it."""
     if _is_recon2(state):
         check_named(state, settings)
+
+
+def check_teachers(state: Mapping[str, Tensor], teachers: Sequence[Teacher]) -> None:
+    """ValueError where a state of the release cannot be of `teachers`: its queries are of pictures, then of words, and
+    projections go by their places, so that another order would take one's answers for the other's.
+    """
+    told = ", ".join(f"{each.name!r} ({each.kind})" for each in teachers) or "none"
+    if tuple(each.kind for each in teachers) != ("image", "text"):
+        raise ValueError(
+            "model.teachers: the release's queries are of one teacher of pictures, then one of words; named are, in "
+            f"this order, {told}"
+        )
+    if _is_recon2(state):
+        check_queries(state, [each.queries for each in teachers])
 
 
 def _is_recon2(state: Mapping[str, Tensor]) -> bool:

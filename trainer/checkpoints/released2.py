@@ -6,7 +6,7 @@ and used by nothing.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -150,7 +150,7 @@ def check_named(state: Mapping[str, Tensor], named: Mapping[str, object]) -> Non
             "at random, 64 of the causal form at 1024 points"
         )
     if "teachers" not in named:
-        queries = state[_QUERIES].shape[1]
+        queries = _taught_queries(state)
         example = ", ".join(
             f'{{name="{each["name"]}", kind="{each["kind"]}", dim={each["dim"]}, loss="{each["loss"]}", '
             f"queries={each['queries']}}}"
@@ -163,6 +163,20 @@ def check_named(state: Mapping[str, Tensor], named: Mapping[str, object]) -> Non
     width = state["encoder.norm.weight"].numel() if "encoder.norm.weight" in state else 0
     if "heads" not in named and "heads" not in infer_sizes2(state):
         raise ValueError(f"model.heads: no size of the release has width {width}; name the heads")
+
+
+def check_queries(state: Mapping[str, Tensor], named: Sequence[int]) -> None:
+    """ValueError unless there are as many queries as are `named` of all teachers."""
+    if (queries := _taught_queries(state)) != sum(named):
+        told = " and ".join(map(str, named))
+        raise ValueError(f"model.teachers: the checkpoint has {queries} queries, and {told} are named")
+
+
+def _taught_queries(state: Mapping[str, Tensor]) -> int:
+    """Queries that learn from teachers; a classifier has one before them, cls."""
+    if state[_QUERIES].ndim != 3:
+        raise ValueError(f"the weights are not whole; misshapen: {_QUERIES}")
+    return state[_QUERIES].shape[1] - any(name.startswith("head.") for name in state)
 
 
 def _count_blocks(state: Mapping[str, Tensor], stack: str) -> int:

@@ -70,6 +70,9 @@ def read_start(named: str) -> Start:
     if named.startswith(TIMM):
         state, heads = _fetched(named.removeprefix(TIMM))
     elif Path(named).is_dir():
+        if not (Path(named) / WEIGHTS).is_file():
+            words = "timm's save_for_hf writes it with safe_serialization=True, and pickled files are not read"
+            raise UserError(f"task.start {named}: has no {WEIGHTS}; {words}")
         state, heads = read_tensors(Path(named) / WEIGHTS), _heads_of(Path(named) / CONFIG)
     elif Path(named).suffix == ".safetensors":
         state, heads = read_tensors(Path(named)), None

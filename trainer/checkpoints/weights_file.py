@@ -13,7 +13,7 @@ from torch import Tensor
 from recon.pipeline.base.documents import ANY, parse_document
 from recon.pipeline.base.errors import UserError
 from recon.trainer.checkpoints import earlier
-from recon.trainer.checkpoints.released import check_settings, infer_sizes, load_released
+from recon.trainer.checkpoints.released import check_settings, check_teachers, infer_sizes, load_released
 from recon.trainer.checkpoints.tensors import read_metadata, read_tensors
 from recon.trainer.config import Config
 from recon.trainer.model.teaching import Teacher
@@ -62,9 +62,13 @@ def _read_released(path: Path, settings: Settings) -> tuple[Config, dict[str, Te
         raise UserError(str(error)) from error
     try:
         check_settings(tensors, settings.get("model", {}))
-        return _overrule({"model": infer_sizes(tensors)}, settings, path), tensors
+        config = _overrule({"model": infer_sizes(tensors)}, settings, path)
+        check_teachers(tensors, config.model.teachers)
+    except UserError:  # names the file already
+        raise
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+    return config, tensors
 
 
 def _overrule(config: dict[str, Any], settings: Settings, path: Path) -> Config:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.pipeline.shapes.mesh import Floats, Ints
+from recon.pipeline.shapes.mesh import Floats, Ints, MeshError
 from recon.pipeline.shapes.meshfile.polygons import concave
 
 Bytes = NDArray[np.uint8]
@@ -28,6 +28,8 @@ PLY_NAMES = {
 }
 STL_DEFAULT = re.compile(rb"COLOR=(....)", re.DOTALL)  # how Materialise's programs begin theirs
 OWN = 0x8000
+MOST = 65535
+"""The largest that a colour is written as."""
 
 
 def as_bytes(colours: NDArray[Any]) -> Bytes:
@@ -39,6 +41,15 @@ def as_bytes(colours: NDArray[Any]) -> Bytes:
     most = values.max(initial=0.0)
     scale = 255.0 if most <= 1 else 1.0 if most <= 255 else 1 / 257
     return np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8)
+
+
+def check_shades(colours: NDArray[Any], where: str, mend: str = "") -> None:
+    """MeshError, its words starting with `where`, for colours of points that can be none."""
+    if not np.isfinite(colours).all():
+        raise MeshError("wrong-color", f"{where}: hold values that are not finite")
+    if colours.min(initial=0) < 0 or colours.max(initial=0) > MOST:
+        held = f"hold {colours.min():g} to {colours.max():g}"
+        raise MeshError("wrong-color", f"{where}: {held}, which are no colours{mend}")
 
 
 def plain_names(lines: list[list[str]]) -> dict[bytes, bytes]:
@@ -78,11 +89,14 @@ def dress(scene: Any, suffix: str, content: bytes, given: Colours = (None, None)
 
 
 def of_points(cloud: Any) -> Bytes | None:
-    """[P, 3] of a scene's point cloud; None where it says none."""
+    """[P, 3] of a scene's point cloud; None where it says none. MeshError for what can be no colours."""
     found = _of_element(cloud.metadata.get("_ply_raw", {}).get("vertex"))
     if found is None:
         found = np.asarray(getattr(cloud, "colors", ()))
-    return as_bytes(found) if found.ndim == 2 and len(found) == len(cloud.vertices) > 0 else None
+    if found.ndim != 2 or not len(found) == len(cloud.vertices) > 0:
+        return None
+    check_shades(found, "colours of points")
+    return as_bytes(found)
 
 
 def _cut_polygons(geometry: Any, element: dict[str, Any] | None) -> None:

@@ -74,7 +74,8 @@ def build_app(collection: Collection, limits: Limits, hosts: frozenset[str], tel
         return Route(path, answer, methods=["GET"])
 
     async def upload(request: Request) -> Response:
-        name, up = _name(request.query_params.get("name", "")), request.query_params.get("up") or None
+        asked = request.query_params
+        name, up, columns = _name(asked.get("name", "")), asked.get("up") or None, asked.get("columns")
         declared = request.headers.get("content-length", "")
         try:
             if declared.isdecimal():
@@ -83,7 +84,7 @@ def build_app(collection: Collection, limits: Limits, hosts: frozenset[str], tel
                 with tempfile.TemporaryDirectory(prefix="recon-") as folder:
                     path = Path(folder) / f"file{Path(name).suffix.lower()}"
                     await _receive(request, path, name, limits)
-                    return JSONResponse(await run_in_threadpool(collection.ask_file, path, name, up))
+                    return JSONResponse(await run_in_threadpool(collection.ask_file, path, name, up, columns))
         except ClientDisconnect:
             return Response(status_code=400)
         except Exception as error:

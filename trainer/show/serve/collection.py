@@ -18,7 +18,7 @@ from PIL import Image
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.store.columns import read_rows
-from recon.trainer.data.files import SUFFIXES, Names, OwnShape, own_picture, read_shape
+from recon.trainer.data.files import SUFFIXES, Names, OwnShape, columns_of, own_picture, read_shape
 from recon.trainer.data.surfaces import Surface, read_surface, source_of, to_srgb
 from recon.trainer.data.transforms import normalize
 from recon.trainer.evaluate.features import Probe, Student
@@ -61,7 +61,7 @@ class Collection:
     weights: Path | None = None
     """Where the teachers' files lie; None: where the run says"""
     columns: Names = ()
-    """Of files of columns that are sent; (): as they say"""
+    """Of files of columns that are sent, where the page names no others; (): as they say"""
     _student: threading.Lock = field(default_factory=threading.Lock, init=False)
     _asking: threading.Lock = field(default_factory=threading.Lock, init=False)
     """One thread at a time has a model; those of the teachers may take seconds to load"""
@@ -108,6 +108,7 @@ class Collection:
             "surfaces": self._surfaces is not None,
             "map": self.layout.method,
             "suffixes": [*SUFFIXES, *PICTURES],
+            "columns": ",".join(self.columns),
             "scales": [STOPS, STOPS_ON_DARK],
         }
 
@@ -204,8 +205,11 @@ class Collection:
         uid = self.probe.store.registry.uid[self._row(place)]
         return self._answered(Question(SHAPES, SHAPES, self._vectors[SHAPES][place], uid))
 
-    def ask_file(self, path: Path, name: str, up: str | None) -> dict[str, Any]:
-        """Shapes nearest to a mesh, a cloud (with its points as the student sees them) or a picture, by its suffix."""
+    def ask_file(self, path: Path, name: str, up: str | None, columns: str | None) -> dict[str, Any]:
+        """Shapes nearest to a mesh, a cloud (with its points as the student sees them) or a picture, by its suffix.
+
+        `columns` are those of an NPY, XYZ or TXT, as `columns_of` reads them; "" as the file says, None as the server.
+        """
         suffix = path.suffix.lower()
         if suffix not in (*SUFFIXES, *PICTURES):
             raise UserError(f"{name}: files of this kind are not read; read are {', '.join((*SUFFIXES, *PICTURES))}")
@@ -215,7 +219,8 @@ class Collection:
                 with self._asking:
                     return self._answered(ask_image(self._teachers, picture, f"the picture {name}"))
             count, model = self.probe.config.data.num_points, self.probe.config.model
-            taken = (count, up, None, model.color, model.default_color, self.columns)
+            names = self.columns if columns is None else columns_of(columns.strip() or None)
+            taken = (count, up, None, model.color, model.default_color, names)
             shape: OwnShape = self.reader.read(read_shape, path, *taken)
         except UserError as error:
             said = str(error).replace(str(path), name)

@@ -11,6 +11,7 @@ const PLAIN = [122, 138, 158];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let data = null;  // what /api/start said
+let sent = null;  // the file that was searched by last
 let own = null;  // a file that was searched by: { points }, while it is shown in a shape's place
 let listed = [], cosines = null, about = null, attention = null;
 /** What the address holds. `list` is one of text:WORDS, like:UID, category:NAME, lasso:X,Y;X,Y... or "" for all. */
@@ -254,8 +255,8 @@ const next = by => {
 
 async function send(file) {
   if (file.size > data.megabytes * 2 ** 20) { warn(`${file.name}: larger than ${data.megabytes} MB, which is all that is taken`); return; }
-  $("listSaid").textContent = `reading ${file.name}…`; warn("");
-  const given = new URLSearchParams({ name: file.name, up: $("up").value });
+  sent = file; $("listSaid").textContent = `reading ${file.name}…`; warn("");
+  const given = new URLSearchParams({ name: file.name, up: $("up").value, columns: $("columns").value });
   const mine = begun.list = (begun.list ?? 0) + 1;
   try {
     const answer = await json(`/api/search?${given}`, { method: "POST", body: file });
@@ -288,6 +289,7 @@ function listen() {
     if (does) { event.preventDefault(); does(); }
   });
   $("search").onsubmit = event => { event.preventDefault(); own = null; search($("words").value); };
+  $("own").onsubmit = event => { event.preventDefault(); if (sent) send(sent); };
   $("file").onchange = event => { if (event.target.files[0]) send(event.target.files[0]); event.target.value = ""; };
   addEventListener("dragover", event => event.preventDefault());
   addEventListener("drop", event => { event.preventDefault(); if (event.dataTransfer.files[0]) send(event.dataTransfer.files[0]); });
@@ -305,7 +307,7 @@ function themed() {
 }
 function furnish() {
   document.title = `${data.run} on ${data.store}`; $("title").textContent = document.title;
-  $("file").accept = data.suffixes.join();
+  $("file").accept = data.suffixes.join(); $("columns").value = data.columns;
   if (data.no_words) $("words").placeholder = "This run knows no words";
   $("mapSaid").textContent = `${data.map}${map.places.length < data.uids.length ? `, ${map.places.length} of ${data.uids.length} shapes` : ""}`;
   const counts = data.categories.map(() => 0); for (const number of data.category) counts[number]++;
