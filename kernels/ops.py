@@ -45,6 +45,9 @@ def no_tangents(*tensors: Tensor) -> None:
     """
     if forward_ad._current_level < 0:
         return
+    # Below autograd, where torch.func.linearize's tracer runs an operator, there are none, and torch cannot be asked.
+    if torch._C._dispatch_tls_local_exclude_set().has(torch._C.DispatchKey.ADInplaceOrView):
+        return
     unpacked = [forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
     if any(each.tangent is not None for each in unpacked):
         raise NotImplementedError(

@@ -8,17 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from recon import kernels
 from recon.kernels import ops
 
-# torch's own, the first time that it differentiates forwards.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+# torch's own: the first time that it differentiates forwards, and as it linearizes anything at all.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning", "ignore:Attempted to insert a get_attr Node:UserWarning"
+)
 Function = Callable[[Tensor, Tensor], Tensor]
 CLOUDS, X, Y, WIDTH = 2, 5, 4, 2
 IDX = torch.tensor([[[0, 3], [-1, 3]], [[2, 2], [1, -1]]])
-X_LENGTHS, Y_LENGTHS = torch.tensor([5, 3]), torch.tensor([2, 4])
+SIZES = [(5, 2), (3, 4)]
+X_LENGTHS, Y_LENGTHS = torch.tensor(SIZES).unbind(1)
 
 
 def cloud(size: int, seed: int) -> Tensor:
@@ -53,8 +56,8 @@ def plain_groups(x: Tensor) -> Tensor:
 
 def plain_ragged(x: Tensor, y: Tensor, norm: int) -> Tensor:
     total = x.new_zeros(())
-    for b in range(CLOUDS):
-        dists = pairs(x[b : b + 1, : X_LENGTHS[b]], y[b : b + 1, : Y_LENGTHS[b]], norm)
+    for b, (n, m) in enumerate(SIZES):
+        dists = pairs(x[b : b + 1, :n], y[b : b + 1, :m], norm)
         total = total + dists.amin(2).mean() + dists.amin(1).mean()
     return total / CLOUDS
 
@@ -141,6 +144,7 @@ def by_duals(function: Function, x: Tensor, y: Tensor) -> list[Tensor]:
 
 TRANSFORMS: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
     "jvp": lambda f, x, y: jvp(f, (x, y), along(x, y)),
+    "linearize": lambda f, x, y: linearize(f, x, y)[1](*along(x, y)),
     "dual level": by_duals,
     "grad": lambda f, x, y: grad(total(f), (0, 1))(x, y),
     "vjp": lambda f, x, y: vjp(f, x, y)[1](torch.ones_like(f(x, y))),
