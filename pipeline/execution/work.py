@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def run_tasks(together: Together) -> Outcome:
         _row_by_row(together, done)
     except UserError:
         raise
-    except Exception:  # noqa: S110 - the shard that is at fault says so when it is done alone, and is tried again
+    except Exception:  # the shard that is at fault says so when it is done alone, and is tried again
         pass
     there = {result.shard for result in done}
     return Outcome(tuple(done), tuple(task for task in together.tasks if task.shard not in there))
@@ -110,7 +109,7 @@ def _row_by_row(together: Together, done: list[TaskResult]) -> None:
         for row in task.rows:
             rows.setdefault(row.index, []).append((task, row))
     made: dict[Shard, Made] = {task.shard: {} for task in together.tasks}
-    spent: Counter[Shard] = Counter()
+    spent = dict.fromkeys(made, 0.0)
     with _refusals(first.store), nullcontext() if first.limit is None else Watch(notes, first.limit):
         for index in sorted(rows):
             for task, row in rows[index]:
