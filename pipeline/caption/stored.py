@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.caption.table import CaptionsTable, CaptionStage, Keep, Name, Subject
@@ -25,6 +25,8 @@ class StoredTable(CaptionsTable):
     name: Name = "stored"
     keep: Keep = 8
     """At most so many a shape, the first ones."""
+
+    in_files: ClassVar[bool] = True
 
     def check(self, source: Source) -> None:
         """See `CaptionsTable.check`."""

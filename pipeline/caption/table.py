@@ -69,6 +69,8 @@ class CaptionsTable(Strict):
 
     has_model: ClassVar[bool] = False
     """Whether `load` loads one."""
+    in_files: ClassVar[bool] = False
+    """Whether its texts lie in the shapes' own files, and are read row by row."""
     teacher_field: ClassVar[str] = ""
     """The field that names a teacher whose features of the views are looked at."""
 

@@ -4,7 +4,7 @@ One task computes and writes one whole shard. Its receipt lists, a row, a digest
 differs is computed again, and nothing else is.
 
 Several stages can go side by side, one behind another: a shard of the second is given out once all shards of the first
-that it reads are finished.
+that it reads are finished. Or together, where they read the same files: a worker gets all their shards of some rows.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, TypeVar
 
 from recon.pipeline.base.code import versions
 from recon.pipeline.base.provenance import peak_bytes
 from recon.pipeline.execution.executor import Executor
-from recon.pipeline.execution.planning import StagePlan, Task, plan_stage
+from recon.pipeline.execution.planning import StagePlan, Task, Together, plan_stage
 from recon.pipeline.execution.stage import Row, Stage
-from recon.pipeline.execution.work import TaskResult, run_task
+from recon.pipeline.execution.work import TaskResult, run_tasks
 from recon.pipeline.store.feature_store import WritableStore
 from recon.pipeline.store.receipts import Failure
 
@@ -67,6 +68,7 @@ class Work:
     done: int = 0
     seconds: float = 0.0
     _written: int = 0
+    _worked: float = 0.0
 
     def prepare(self, store: WritableStore, executor: Executor) -> None:
         """Plan it, and make room for it in the store where there is something to do."""
@@ -110,6 +112,7 @@ class Work:
         self.done, self._written = self.done + result.rows, self._written + result.bytes
         self._peaks[result.pid] = max(self._peaks.get(result.pid, 0), result.peak_bytes)
         self.failed |= result.failed
+        self._worked += result.seconds
         self.progress(self.done, self.plan.todo, self._written)
 
     def log(self, store: WritableStore, workers: int) -> None:
@@ -179,9 +182,12 @@ def run_stage(
 
 
 def run_side_by_side(
-    store: WritableStore, works: Sequence[Work], executor: Executor, limit: float = ROW_SECONDS
+    store: WritableStore, works: Sequence[Work], executor: Executor, limit: float = ROW_SECONDS, *, join: bool = False
 ) -> list[StageResult]:
-    """Bring stages of different keys up to date together, each after the one that it is behind."""
+    """Bring stages of different keys up to date, each after the one that it is behind.
+
+    join: they read the same files, row by row and without a GPU; one worker makes all their shards of some rows.
+    """
     started = time.monotonic()
     for work in works:
         work.prepare(store, executor)
@@ -189,23 +195,52 @@ def run_side_by_side(
     run, limit_there = uuid.uuid4().hex, limit if executor.isolated else None
     # Those that others are behind come first: a GPU waits for them.
     order = sorted(by_key.values(), key=lambda work: all(other.behind is not work for other in works))
+    groups = _groups(order, executor.workers) if join else deque()
 
-    def ready(gpu: bool) -> Iterator[Task | None]:
+    def ready(gpu: bool) -> Iterator[Together | None]:
         while True:
-            found = next((task for work in order if work.stage.gpu is gpu and (task := work.next())), None)
-            yield replace(found, run=run, limit=limit_there) if found else None
+            if groups and not gpu:
+                found = groups.popleft()
+            else:
+                found = tuple(islice((task for work in order if work.stage.gpu is gpu and (task := work.next())), 1))
+            yield Together(tuple(replace(task, run=run, limit=limit_there) for task in found)) if found else None
 
     try:
-        for result in executor.run(run_task, ready(False), on_gpu=ready(True)) if by_key else ():
-            work = by_key[result.shard.key]
-            work.take(result)
-            work.seconds = time.monotonic() - started
+        for outcome in executor.run(run_tasks, ready(False), on_gpu=ready(True)) if by_key else ():
+            for result in outcome.done:
+                work = by_key[result.shard.key]
+                work.take(result)
+                work.seconds = time.monotonic() - started
+            groups.extendleft((task,) for task in outcome.left)
             store.guard()
     finally:
         shutil.rmtree(store.path / "running" / run, ignore_errors=True)
+    if join and (worked := sum(work._worked for work in order)):
+        for work in order:
+            work.seconds = (time.monotonic() - started) * work._worked / worked
     for work in by_key.values():
         work.log(store, executor.gpu_workers if work.stage.gpu else executor.workers)
     return [work.result() for work in works]
+
+
+def _groups(works: Sequence[Work], workers: int) -> deque[tuple[Task, ...]]:
+    """Take the works' tasks out of them, in groups of those that are about the same rows.
+
+    A group spans the longest shard of a stage. A stage with fewer shards than there are workers keeps its own, or some
+    workers would get nothing; what it reads again is then little enough for the page cache.
+    """
+    joined = [work for work in works if len(work._fresh) >= workers]
+    span = max((work.plan.shard_rows for work in joined), default=1)
+    found: dict[int, list[Task]] = {}
+    for work in joined:
+        for task in work._fresh:
+            found.setdefault(task.shard.start // span, []).append(task)
+        work._fresh.clear()
+    groups: deque[tuple[Task, ...]] = deque()
+    for _, tasks in sorted(found.items()):
+        several = len({task.shard.key for task in tasks}) > 1
+        groups.extend([tuple(tasks)] if several else ((task,) for task in tasks))
+    return groups
 
 
 def ask(executor: Executor, function: Callable[[T], R], about: T) -> R:

@@ -36,6 +36,17 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Shards that one worker makes; those of several stages row by row, so that they share one reading of its file."""
+
+    tasks: tuple[Task, ...]
+
+    def __str__(self) -> str:
+        more = len(self.tasks) - 1
+        return str(self.tasks[0]) + (f" and {more} more" if more else "")
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """What a stage still has to do."""
 

@@ -1,13 +1,14 @@
-"""The worker's part: computes one shard, writes it, signs its receipt."""
+"""The worker's part: computes shards, writes them, signs their receipts."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from recon.pipeline.base.digests import row_digest
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.base.faults import bare, lacks_device_memory
 from recon.pipeline.base.provenance import forget_notes, peak_bytes, provenance
-from recon.pipeline.base.watch import Watch, in_hand
+from recon.pipeline.base.watch import Watch, in_hand, unhurried
 from recon.pipeline.execution.hazards import read_deaths, split_by
-from recon.pipeline.execution.planning import Task
+from recon.pipeline.execution.planning import Task, Together
 from recon.pipeline.execution.stage import Row, failure_of, spare
 from recon.pipeline.store.columns import open_column
 from recon.pipeline.store.feature_store import FeatureStore
@@ -29,6 +30,7 @@ from recon.pipeline.store.shards import Shard, read_rows, write_shard
 MANY = 4  # rows that fail alike: as few as three may well be three bad shapes
 
 Made = dict[int, "list[Any] | Failure"]  # row of the store -> a value a column, or why there is none
+Copied = dict[int, tuple[list[Any], dict[str, Any] | None]]  # the same of copies, and where that was made
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,32 @@ class TaskResult:
     """By uid or prompt: a task's rows are of one data set."""
     pid: int
     peak_bytes: int
+    seconds: float = 0.0
+    """What it took this worker."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of shards that were given out together; `left` are to be done one by one."""
+
+    done: tuple[TaskResult, ...]
+    left: tuple[Task, ...] = ()
+
+
+def run_tasks(together: Together) -> Outcome:
+    """Compute, write and sign shards; see `run_task`. Of several, those that something went wrong with are left."""
+    if len(together.tasks) == 1:
+        return Outcome((run_task(together.tasks[0]),))
+    forget_notes()
+    done: list[TaskResult] = []
+    try:
+        _row_by_row(together, done)
+    except UserError:
+        raise
+    except Exception:  # the shard that is at fault says so when it is done alone, and is tried again
+        pass
+    there = {result.shard for result in done}
+    return Outcome(tuple(done), tuple(task for task in together.tasks if task.shard not in there))
 
 
 def run_task(task: Task) -> TaskResult:
@@ -54,40 +82,89 @@ def run_task(task: Task) -> TaskResult:
     """
     started = time.monotonic()
     forget_notes()
-    try:
-        store = FeatureStore.open(task.store, write=True)
-    except UserError as error:  # whoever gave the task has it open
-        raise MachineError(f"{task.store}: not a store on {socket.gethostname()}: mount it there ({error})") from error
-    shard = task.shard
-    path = store.receipt_path(shard.key, shard.lane, shard.number)
-    if (done := _done_before(task, Receipt.read(path))) is not None:
+    store = _opened(task.store)
+    if (done := _done_before(store, task)) is not None:
         return done
-    try:
+    with _refusals(task.store):
         copied = _copied(store, task)
         made = _watched(store, task, [row for row in task.rows if row.ready and row.index not in copied])
-        _refuse_alike(task, made)
-        made |= {row: cells for row, (cells, _) in copied.items()}
-        cells = {row.index: made.get(row.index) for row in task.rows}
-        old = Receipt.read(path)
-        values = {row: None if isinstance(found, Failure) else found for row, found in cells.items()}
-        size = write_shard(store, shard, task.stage.columns, values)
-        origins = {row: origin for row, (_, origin) in copied.items()}
-        signed = _sign(task, old, made, origins, size, time.monotonic() - started)
-        signed.write(path)
+        return _written(store, task, made, copied, started)
+
+
+def _row_by_row(together: Together, done: list[TaskResult]) -> None:
+    """Make each row of all shards before the next row, and write each shard after its last row.
+
+    So what a reader remembers of the file it read last serves all stages. `done` gets the results one by one. A worker
+    that died over these shards leaves them: one by one it shows which row it was.
+    """
+    first = together.tasks[0]
+    store, notes = _opened(first.store), _notes(first).with_suffix(".together")
+    if read_deaths(notes):
+        return
+    rows: dict[int, list[tuple[Task, Row]]] = {}
+    for task in together.tasks:
+        if (before := _done_before(store, task)) is not None:
+            done.append(before)
+            continue
+        for row in task.rows:
+            rows.setdefault(row.index, []).append((task, row))
+    made: dict[Shard, Made] = {task.shard: {} for task in together.tasks}
+    spent = dict.fromkeys(made, 0.0)
+    with _refusals(first.store), nullcontext() if first.limit is None else Watch(notes, first.limit):
+        for index in sorted(rows):
+            for task, row in rows[index]:
+                started = time.monotonic() - spent[task.shard]
+                if row.ready:
+                    made[task.shard] |= _computed(store, task, [row])
+                if row is task.rows[-1]:
+                    with unhurried():
+                        done.append(_written(store, task, made.pop(task.shard), {}, started))
+                    if first.limit is not None and not notes.exists():
+                        return  # with its folder: the run is over, of which dask does not tell
+                spent[task.shard] = time.monotonic() - started
+
+
+def _opened(path: Path) -> FeatureStore:
+    try:
+        return FeatureStore.open(path, write=True)
+    except UserError as error:  # whoever gave the task has it open
+        raise MachineError(f"{path}: not a store on {socket.gethostname()}: mount it there ({error})") from error
+
+
+@contextmanager
+def _refusals(store: Path) -> Iterator[None]:
+    """MachineError where the disk refuses."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in REFUSALS:
             raise  # file systems hiccup: the executor tries again
-        raise cannot_write(task.store, error) from error
-    return _told(task, size, {row: found for row, found in made.items() if isinstance(found, Failure)})
+        raise cannot_write(store, error) from error
 
 
-def _told(task: Task, size: int, failed: dict[int, Failure]) -> TaskResult:
+def _written(store: FeatureStore, task: Task, made: Made, copied: Copied, started: float) -> TaskResult:
+    """Write and sign a shard of which these rows were computed and those copied, since `started`."""
+    _refuse_alike(task, made)
+    made = made | {row: cells for row, (cells, _) in copied.items()}
+    cells = {row.index: made.get(row.index) for row in task.rows}
+    path = store.receipt_path(task.shard.key, task.shard.lane, task.shard.number)
+    old = Receipt.read(path)
+    values = {row: None if isinstance(found, Failure) else found for row, found in cells.items()}
+    size = write_shard(store, task.shard, task.stage.columns, values)
+    origins = {row: origin for row, (_, origin) in copied.items()}
+    seconds = time.monotonic() - started
+    _sign(task, old, made, origins, size, seconds).write(path)
+    return _told(task, size, {row: found for row, found in made.items() if isinstance(found, Failure)}, seconds)
+
+
+def _told(task: Task, size: int, failed: dict[int, Failure], seconds: float = 0.0) -> TaskResult:
     named = {row.name: failed[row.index] for row in task.rows if row.index in failed}
-    return TaskResult(task.shard, bool(task.copies), len(task.rows), size, named, os.getpid(), peak_bytes())
+    return TaskResult(task.shard, bool(task.copies), len(task.rows), size, named, os.getpid(), peak_bytes(), seconds)
 
 
-def _done_before(task: Task, receipt: Receipt | None) -> TaskResult | None:
+def _done_before(store: FeatureStore, task: Task) -> TaskResult | None:
     """The result of a task that a worker finished before it died, or that dask hands out twice."""
+    receipt = Receipt.read(store.receipt_path(task.shard.key, task.shard.lane, task.shard.number))
     if receipt is None:
         return None
     done = dict(zip(range(*receipt.rows), receipt.inputs, strict=True))
@@ -100,8 +177,7 @@ def _watched(store: FeatureStore, task: Task, ready: Sequence[Row]) -> Made:
     """The rows' values, stepping around what killed earlier workers on this task."""
     if task.limit is None:
         return _make(store, task, ready)
-    shard = task.shard
-    path = task.store / "running" / task.run / f"{shard.key}-{shard.lane}-{shard.number}"
+    path = _notes(task)
     groups, blamed = split_by(read_deaths(path), [row.index for row in ready])
     made: Made = {index: death.failure(task.limit) for index, death in blamed.items()}
     of = {row.index: row for row in ready}
@@ -109,6 +185,12 @@ def _watched(store: FeatureStore, task: Task, ready: Sequence[Row]) -> Made:
         for group in groups:
             made |= _make(store, task, [of[index] for index in group])
     return made
+
+
+def _notes(task: Task) -> Path:
+    """Where a worker notes what of a task it has in hand."""
+    shard = task.shard
+    return task.store / "running" / task.run / f"{shard.key}-{shard.lane}-{shard.number}"
 
 
 def _make(store: FeatureStore, task: Task, rows: Sequence[Row]) -> Made:
@@ -187,7 +269,7 @@ def _own_words(row: Row) -> set[str]:
     return {row.name, row.source, *(path.name for path in paths), *(path.stem for path in paths)}
 
 
-def _copied(store: FeatureStore, task: Task) -> dict[int, tuple[list[Any], dict[str, Any] | None]]:
+def _copied(store: FeatureStore, task: Task) -> Copied:
     """Values that rows of equal inputs have by now, and the provenance of those.
 
     A row whose twin failed is left out, to fail on its own.

@@ -50,6 +50,8 @@ class Node:
     """Its own rows from those that it is handed."""
     classes: bool = False
     """Of a node on prompts: whether they are the categories' names, whose features came with the data set."""
+    takes: bool = False
+    """Whether it takes over what lies ready in the shapes' own files, row by row."""
 
     @property
     def name(self) -> str:
@@ -107,7 +109,7 @@ class Plan:
         """In an order in which each comes after what it waits for."""
         source, features = self.manifest.source, self.manifest.features
         origin, views = self.origin, self.views
-        points = Node("points", lambda: PointClouds(origin, self.manifest.sample), LISTING)
+        points = Node("points", lambda: PointClouds(origin, self.manifest.sample), takes=source.has_clouds)
         found = [points] if source.has_clouds else []
         if source.has_meshes:
             found.append(Node("meshes", lambda: Meshes(origin)))
@@ -115,7 +117,7 @@ class Plan:
                 found.append(Node("points", points.make, "meshes"))
             found.append(Node("views", lambda: views, "meshes"))
         for stored in features.stored:
-            found.append(Node("targets", partial(self._imported, stored.name), part=stored.name))
+            found.append(Node("targets", partial(self._imported, stored.name), part=stored.name, takes=True))
         if source.has_meshes:
             found += [Node("targets", partial(self._images, t), "views", t.name) for t in features.teachers]
         if features.lift:
@@ -124,7 +126,14 @@ class Plan:
                 for name in features.lift.teachers
             ]
         captions = [
-            Node("captions", partial(self._captions, table), table.after, table.name, rows=partial(self._said, table))
+            Node(
+                "captions",
+                partial(self._captions, table),
+                table.after,
+                table.name,
+                rows=partial(self._said, table),
+                takes=table.in_files,
+            )
             for table in self.tables
         ]
         written = tuple(node.name for node in captions)

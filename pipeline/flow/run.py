@@ -219,6 +219,7 @@ class Flow:
         nodes = self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds})
         self._keeping = {node.name for node in [node for node in nodes if self.plan.reads_meshes(node)][:-1]}
         try:
+            self._take_together([node for node in nodes if node.takes and node.name not in self._results])
             for number, node in enumerate(nodes):
                 if node.kind == "text" and captions:
                     self._settle_ref()
@@ -289,6 +290,22 @@ class Flow:
         """A line a teacher that reads the beginnings alone of some of the manifest's prompts."""
         there = (self.store.path / "refs" / f"{self.manifest.name}.json").is_file()
         return describe_cut(self.store.ref(self.manifest.name).cut) if there else []
+
+    def _take_together(self, nodes: Sequence[Node]) -> None:
+        """Run the stages that take over what lies ready in the shapes' files, so that each is read once for all."""
+        works: dict[str, Work] = {}
+        found: dict[str, Node] = {}
+        for node in nodes if len(nodes) > 1 else ():
+            stage = self.plan.stage(node)
+            assert stage is not None
+            if (key := digest_of(stage.recipe)) not in found:  # another of the same key finds it done
+                found[key] = node
+                progress, begin = self._told(node.name)
+                works[node.name] = Work(stage, node.rows(self._handed(node)), progress=progress, begin=begin)
+        results = run_side_by_side(self.store, list(works.values()), self.executor, self.row_seconds, join=True)
+        for name, result in zip(works, results, strict=True):
+            self._rows[name], self._results[name] = works[name].rows, result
+            self.store.write_ref(self.manifest.name, result.kind, result.key, found[result.key].part)
 
     def _run_side_by_side(self, nodes: Sequence[Node]) -> None:
         """Where the meshes are read: render, and let the GPUs look at each shard of pictures as it is finished.
