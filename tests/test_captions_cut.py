@@ -64,6 +64,29 @@ def test_a_run_status_and_stats_say_how_many_prompts_were_cut(tmp_path, clip_con
     assert "text" in again.stderr and "up to date" in again.stderr and said in " ".join(again.stderr.split())
 
 
+def test_the_count_follows_prompts_that_were_embedded_before(tmp_path, clip_config, monkeypatch):
+    """Captions, or class prompts, may leave a manifest, or come that another one had embedded: nothing is computed."""
+    options = write(tmp_path, clip_config)
+    assert CliRunner().invoke(app, ["all", *options, "--workers", "0"]).exit_code == 0
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    (_, before), manifest = store.ref().cut["tiny"], tmp_path / "m.toml"
+    listed = manifest.read_text()
+    manifest.write_text(listed + '\n[[captions]]\nkind = "facts"\n')
+    ran = CliRunner().invoke(app, ["all", *options, "--workers", "0"])
+    assert ran.exit_code == 0 and "cut short" not in ran.stderr, ran.output
+    cut, prompts = store.ref().cut["tiny"]
+    assert cut == 0 and prompts < before
+
+    manifest.write_text(listed)
+    ran = CliRunner().invoke(app, ["all", *options, "--workers", "0"])
+    assert "cut short: 2 of" in " ".join(ran.stderr.split())
+    assert store.ref().cut["tiny"] == (2, before)
+    asked, ask = [], run.ask
+    monkeypatch.setattr(run, "ask", lambda *about: asked.append(about[1]) or ask(*about))
+    assert CliRunner().invoke(app, ["all", *options, "--workers", "0"]).exit_code == 0
+    assert asked == [facts_of], "of the same prompts they are counted once"
+
+
 def test_captions_that_fit_are_not_spoken_of(tmp_path, clip_config, monkeypatch):
     monkeypatch.setitem(CAPTIONS, "0", "a small box")
     monkeypatch.setitem(CAPTIONS, "1", "a blue box")

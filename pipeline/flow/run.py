@@ -274,17 +274,18 @@ class Flow:
             self._split_again()
         self.store.write_ref(self.manifest.name, stage.kind, result.key, node.part)
         if node.kind == "text" and not node.classes:
-            self._count_cut(str(node.part), bool(result.computed))
+            self._count_cut(str(node.part), result.key)
 
-    def _count_cut(self, name: str, changed: bool) -> None:
-        """Note how many of the manifest's prompts a teacher reads the beginnings of alone; changed: some are new."""
-        if not changed and name in self.store.ref(self.manifest.name).cut:
-            return
+    def _count_cut(self, name: str, key: str) -> None:
+        """Note how many of the manifest's prompts a teacher reads the beginnings of alone, where that is not noted."""
         spec = next(spec for spec in self.manifest.features.teachers if spec.name == name)
-        if self.plan.facts(spec).tells_cut:
-            prompts = list(dict.fromkeys(self.prompts()))
+        if not self.plan.facts(spec).tells_cut:
+            return
+        prompts = list(dict.fromkeys(self.prompts()))
+        of = digest_of([key, prompts])  # other prompts may all have been embedded for another manifest
+        if self.store.ref(self.manifest.name).cut_of.get(name) != of:
             count = ask(self.executor, count_cut, (spec, prompts))
-            self.store.note_cut(self.manifest.name, name, count, len(prompts))
+            self.store.note_cut(self.manifest.name, name, count, len(prompts), of)
 
     def cut(self) -> list[str]:
         """A line a teacher that reads the beginnings alone of some of the manifest's prompts."""

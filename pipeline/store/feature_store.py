@@ -239,10 +239,11 @@ class WritableStore(FeatureStore):
             data["captions"] = {table: data["captions"][table] for table in captions if table in data["captions"]}
             data["templates"] = list(templates)
 
-    def note_cut(self, name: str, teacher: str, cut: int, prompts: int) -> None:
-        """Note in the ref how many of its prompts are longer than a teacher reads; see `Ref.cut`."""
+    def note_cut(self, name: str, teacher: str, cut: int, prompts: int, of: str) -> None:
+        """Note in the ref how many of its prompts are longer than a teacher reads; see `Ref.cut` and `Ref.cut_of`."""
         with self._editing(name) as data:
             data.setdefault("cut", {})[teacher] = [cut, prompts]
+            data.setdefault("cut_of", {})[teacher] = of
 
     @contextmanager
     def _editing(self, name: str) -> Iterator[dict[str, Any]]:

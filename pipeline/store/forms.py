@@ -90,6 +90,7 @@ class RefForm(TypedDict):
     listed: NotRequired[Ranges]
     retired: NotRequired[dict[Annotated[str, AfterValidator(_of_time)], Ranges]]
     cut: NotRequired[dict[str, tuple[Count, Count]]]
+    cut_of: NotRequired[dict[str, str]]
 
 
 @with_config(_OPEN)

@@ -106,7 +106,7 @@ class StoreReader(StoredKeys):
         several = data["targets"], data["text"], data["captions"]
         templates = tuple(data.get("templates", EARLIER_PROMPTS))
         listed = tuple(data["listed"]) if "listed" in data else None
-        noted = dict(data.get("cut", {})), data.get("lifted", {})
+        noted = dict(data.get("cut", {})), data.get("lifted", {}), data.get("cut_of", {})
         return Ref(name, data["dataset"], data["keys"], *several, templates, listed, *noted)
 
     def _ref_document(self, name: str) -> RefForm:

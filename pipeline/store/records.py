@@ -108,6 +108,8 @@ class Ref:
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of a teacher with words: how many of the data set's prompts are longer than it reads, and of how many."""
     lifted: dict[str, str] = field(default_factory=dict)
+    cut_of: dict[str, str] = field(default_factory=dict, repr=False)
+    """By teacher, what was counted for `cut`: a digest of the teacher's key and of the prompts."""
 
 
 @dataclass(frozen=True)
