@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -331,3 +335,43 @@ def test_every_worker_gets_some_of_a_small_import(tmp_path: Path, reads: Counter
     assert groups[5:] == [f"captions shard {i}" for i in range(3)]
     reads.pop("s12.npy")
     assert set(reads.values()) == {2}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from recon.pipeline.caption.stored import StoredCaptions
+from recon.pipeline.commands import cli
+from recon.pipeline.stages.imported import ImportedTargets
+from recon.pipeline.stages.points import PointClouds
+from tests.abuse import Ledger
+PointClouds.shard_rows, ImportedTargets.shard_rows, StoredCaptions.shard_rows = 2, 4, 8
+store, fatal, *words = sys.argv[1:]
+sys.argv = ["recon-pipeline", "all", "--store", store, "--workers", "0", *words]
+ledger = Ledger()
+ledger.watch(Path(store), int(fatal))
+try:
+    cli.main()
+finally:
+    print(ledger.operations)
+"""
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    """SIGKILL right before three operations on the store's files, each of the run that goes on."""
+    root, path = miniature(tmp_path)
+
+    def run(name: str, fatal: int) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", KILLED, str(tmp_path / name), str(fatal), "-m", str(path), "--root", str(root)]
+        return subprocess.run(words, check=False, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
+    done = run("whole.zarr", 0)
+    assert done.returncode == 3, done.stderr
+    operations = int(done.stdout.split()[-1])
+    draw = random.Random("imports")
+    for _ in range(3):
+        assert run("killed.zarr", draw.randint(operations // 8, operations // 2)).returncode == -signal.SIGKILL
+    done = run("killed.zarr", 0)
+    assert done.returncode == 3, done.stderr
+    assert inspect(tmp_path / "killed.zarr") == inspect(tmp_path / "whole.zarr")
