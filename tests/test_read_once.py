@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from recon.pipeline.base.errors import MachineError, UserError
 from recon.pipeline.caption.stored import StoredCaptions
 from recon.pipeline.execution import work
+from recon.pipeline.execution.cluster import start_cluster
 from recon.pipeline.execution.engine import Work, run_side_by_side, run_stage
 from recon.pipeline.execution.executor import InProcess, Processes
 from recon.pipeline.execution.stage import Block, Row, each_row
@@ -311,6 +312,17 @@ def test_an_import_that_was_stopped_goes_on(
     results = Flow(settled, root, FeatureStore.open(tmp_path / "stopped.zarr", write=True)).all()
     assert sum(result.computed for result in results) < 4 * NUM
     assert digests(tmp_path / "stopped.zarr") == digests(tmp_path / "whole.zarr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["processes", "dask"])
+def test_workers_write_the_same_store(tmp_path: Path, reads: Counter[str], where: str) -> None:
+    root, path = miniature(tmp_path)
+    settled = load_manifest(path)
+    Flow(settled, root, FeatureStore.create(tmp_path / "here.zarr")).all()
+    with Processes(2) if where == "processes" else start_cluster("local", 2, ()) as executor:
+        Flow(settled, root, FeatureStore.create(tmp_path / "there.zarr"), executor).all()
+    assert inspect(tmp_path / "there.zarr") == inspect(tmp_path / "here.zarr")
 
 
 def test_every_worker_gets_some_of_a_small_import(tmp_path: Path, reads: Counter[str]) -> None:
