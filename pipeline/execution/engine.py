@@ -211,7 +211,7 @@ def run_side_by_side(
                 work = by_key[result.shard.key]
                 work.take(result)
                 work.seconds = time.monotonic() - started
-            groups.extendleft((task,) for task in outcome.left)
+            groups.extendleft((task,) for task in reversed(outcome.left))
             store.guard()
     finally:
         shutil.rmtree(store.path / "running" / run, ignore_errors=True)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recon.pipeline.base.digests import digest_of
+from recon.pipeline.caption.templates import templates_of
 from recon.pipeline.execution.planning import plan_stage
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.nodes import Node, Plan
 from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.rows import mesh_rows, shape_rows, with_upstream
 from recon.pipeline.store.feature_store import FeatureStore
+from recon.pipeline.store.prompts import class_prompts
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ def also_finished(store: FeatureStore, plan: Plan, node: Node, rows: list[Row]) 
     for stage in map(plan.stage, others):
         rows = with_upstream(store, digest_of(stage.recipe), rows) if stage and rows else rows
     return rows
+
+
+def prompts_of(store: FeatureStore, plan: Plan) -> list[str]:
+    """Class prompts of every category of a manifest, then every shape's captions, in row order."""
+    registry, manifest = store.registry, plan.manifest
+    mine = store.listed_rows(manifest.name).tolist()
+    categories = sorted({registry.categories[number] for number in registry.category[mine]})
+    templates = templates_of(manifest.class_prompts)
+    prompts = [prompt for name in categories for prompt in class_prompts(name, templates)]
+    stages = {node.part: plan.stage(node) for node in plan.nodes if node.kind == "captions"}
+    captions = store.captions_of({str(name): digest_of(s.recipe) for name, s in stages.items() if s})
+    return prompts + [caption for row in mine for caption in captions[row] if caption]
 
 
 def up_to_date(store: FeatureStore, stage: Stage, rows: Sequence[Row]) -> list[Row]:

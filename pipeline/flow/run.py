@@ -28,8 +28,8 @@ from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.listing import register
 from recon.pipeline.flow.manifest import Manifest, as_registered, fingerprinted, list_shapes, settled
 from recon.pipeline.flow.nodes import LISTING, Node, Plan
-from recon.pipeline.flow.rows import StageRows, also_finished, handed_on, listed_rows, up_to_date
-from recon.pipeline.flow.splits import splits_by_mesh
+from recon.pipeline.flow.rows import StageRows, also_finished, handed_on, listed_rows, prompts_of, up_to_date
+from recon.pipeline.flow.splits import split_again
 from recon.pipeline.keeping.copies import Copies, copies_of
 from recon.pipeline.keeping.cut import describe as describe_cut
 from recon.pipeline.keeping.lacking import Lacking, lacking_of
@@ -40,9 +40,7 @@ from recon.pipeline.sources.source import Shape
 from recon.pipeline.stages.classes import ClassTexts
 from recon.pipeline.stages.meshes import Meshes
 from recon.pipeline.stages.rows import prompt_rows
-from recon.pipeline.store.columns import read_column
 from recon.pipeline.store.feature_store import FeatureStore, WritableStore
-from recon.pipeline.store.prompts import class_prompts
 from recon.pipeline.teachers.loaded import count_cut
 
 T = TypeVar("T")
@@ -281,7 +279,7 @@ class Flow:
         spec = next(spec for spec in self.manifest.features.teachers if spec.name == name)
         if not self.plan.facts(spec).tells_cut:
             return
-        prompts = list(dict.fromkeys(self.prompts()))
+        prompts = list(dict.fromkeys(prompts_of(self.store, self.plan)))
         of = digest_of([key, prompts])  # other prompts may all have been embedded for another manifest
         if self.store.ref(self.manifest.name).cut_of.get(name) != of:
             count = ask(self.executor, count_cut, (spec, prompts))
@@ -294,19 +292,17 @@ class Flow:
 
     def _take_together(self, nodes: Sequence[Node]) -> None:
         """Run the stages that take over what lies ready in the shapes' files, so that each is read once for all."""
-        works: dict[str, Work] = {}
-        found: dict[str, Node] = {}
+        works: dict[str, tuple[Node, Work]] = {}
         for node in nodes if len(nodes) > 1 else ():
             stage = self.plan.stage(node)
             assert stage is not None
-            if (key := digest_of(stage.recipe)) not in found:  # another of the same key finds it done
-                found[key] = node
-                progress, begin = self._told(node.name)
-                works[node.name] = Work(stage, node.rows(self._handed(node)), progress=progress, begin=begin)
-        results = run_side_by_side(self.store, list(works.values()), self.executor, self.row_seconds, join=True)
-        for name, result in zip(works, results, strict=True):
-            self._rows[name], self._results[name] = works[name].rows, result
-            self.store.write_ref(self.manifest.name, result.kind, result.key, found[result.key].part)
+            # Another of the same key finds it done.
+            works.setdefault(digest_of(stage.recipe), (node, self._work(node, stage)))
+        joined = [work for _, work in works.values()]
+        results = run_side_by_side(self.store, joined, self.executor, self.row_seconds, join=True)
+        for (node, work), result in zip(works.values(), results, strict=True):
+            self._rows[node.name], self._results[node.name] = work.rows, result
+            self.store.write_ref(self.manifest.name, result.kind, result.key, node.part)
 
     def _run_side_by_side(self, nodes: Sequence[Node]) -> None:
         """Where the meshes are read: render, and let the GPUs look at each shard of pictures as it is finished.
@@ -326,13 +322,16 @@ class Flow:
                 continue
             if stage is None or any(digest_of(stage.recipe) == digest_of(w.stage.recipe) for w in works.values()):
                 continue
-            progress, begin = self._told(node.name)
             if node in behind:
-                works[node.name] = Work(stage, (), works[views.name], node.rows, progress, begin)
+                works[node.name] = Work(stage, (), works[views.name], node.rows, *self._told(node.name))
             else:
-                works[node.name] = Work(stage, node.rows(self._handed(node)), progress=progress, begin=begin)
+                works[node.name] = self._work(node, stage)
         results = run_side_by_side(self.store, list(works.values()), self.executor, self.row_seconds)
         self._side_by_side = dict(zip(works, results, strict=True))
+
+    def _work(self, node: Node, stage: Stage) -> Work:
+        """Of a node whose rows are known now."""
+        return Work(stage, node.rows(self._handed(node)), None, list, *self._told(node.name))
 
     def _told(self, name: str) -> tuple[Callable[[int, int, int], None], Callable[[StagePlan], None]]:
         """What is told of a stage's progress, and of its plan before it begins.
@@ -361,11 +360,7 @@ class Flow:
         key = digest_of(Meshes(self.plan.origin).recipe)
         if self.manifest.split_by != "mesh" or not (self.store.path / "meshes" / key / "zarr.json").is_file():
             return shapes
-        registry = self.store.registry
-        digests = read_column(self.store.kind_group("meshes", key), "digest", len(registry))
-        found = {uid: digests[row] for uid, row in registry.numbers(self.manifest.name).items()}
-        splits = splits_by_mesh(shapes, found, self.manifest.source, self.manifest.test_fraction)
-        return [replace(shape, split=splits[shape.uid]) for shape in shapes]
+        return split_again(self.store, key, self.manifest, shapes)
 
     def _listed(self, node: Node) -> list[Row]:
         return listed_rows(self.store, self.manifest.name, self.shapes, node)
@@ -399,15 +394,4 @@ class Flow:
         self.store.settle_ref(self.manifest.name, names, templates_of(self.manifest.class_prompts))
 
     def _prompts_of(self, stage: Stage) -> list[str]:
-        return list(stage.names) if isinstance(stage, ClassTexts) else self.prompts()
-
-    def prompts(self) -> list[str]:
-        """Class prompts of every category, then every shape's captions, in row order."""
-        registry = self.store.registry
-        mine = self.store.listed_rows(self.manifest.name).tolist()
-        categories = sorted({registry.categories[number] for number in registry.category[mine]})
-        templates = templates_of(self.manifest.class_prompts)
-        prompts = [prompt for name in categories for prompt in class_prompts(name, templates)]
-        stages = {node.part: self.plan.stage(node) for node in self.plan.nodes if node.kind == "captions"}
-        captions = self.store.captions_of({str(name): digest_of(s.recipe) for name, s in stages.items() if s})
-        return prompts + [caption for row in mine for caption in captions[row] if caption]
+        return list(stage.names) if isinstance(stage, ClassTexts) else prompts_of(self.store, self.plan)

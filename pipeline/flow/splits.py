@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from recon.pipeline.flow.manifest import Manifest
 from recon.pipeline.sources.source import Shape, Source, drawn_split
 from recon.pipeline.sources.tables import SPLITS
+from recon.pipeline.store.columns import read_column
+from recon.pipeline.store.feature_store import FeatureStore
 
 
 def splits_by_mesh(
@@ -31,6 +35,14 @@ def splits_by_mesh(
             common = group[0].split
         splits |= {shape.uid: shape.split if shape.listed_split else common for shape in group}
     return splits
+
+
+def split_again(store: FeatureStore, key: str, manifest: Manifest, shapes: Sequence[Shape]) -> list[Shape]:
+    """The manifest's shapes with the splits that `splits_by_mesh` gives them by the meshes read under a key."""
+    digests = read_column(store.kind_group("meshes", key), "digest", len(store.registry))
+    found = {uid: digests[row] for uid, row in store.registry.numbers(manifest.name).items()}
+    splits = splits_by_mesh(shapes, found, manifest.source, manifest.test_fraction)
+    return [replace(shape, split=splits[shape.uid]) for shape in shapes]
 
 
 def _groups(shapes: Sequence[Shape], digests: Mapping[str, str]) -> list[list[Shape]]:
