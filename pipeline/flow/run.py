@@ -217,7 +217,9 @@ class Flow:
         nodes = self.plan.with_needs({node.name for node in self.plan.nodes if node.kind in kinds})
         self._keeping = {node.name for node in [node for node in nodes if self.plan.reads_meshes(node)][:-1]}
         try:
-            self._take_together([node for node in nodes if node.takes and node.name not in self._results])
+            taking = [node for node in nodes if node.takes and node.name not in self._results]
+            if len(taking) > 1:
+                self._take_together(taking)
             for number, node in enumerate(nodes):
                 if node.kind == "text" and captions:
                     self._settle_ref()
@@ -293,7 +295,7 @@ class Flow:
     def _take_together(self, nodes: Sequence[Node]) -> None:
         """Run the stages that take over what lies ready in the shapes' files, so that each is read once for all."""
         works: dict[str, tuple[Node, Work]] = {}
-        for node in nodes if len(nodes) > 1 else ():
+        for node in nodes:
             stage = self.plan.stage(node)
             assert stage is not None
             # Another of the same key finds it done.
