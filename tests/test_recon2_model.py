@@ -286,7 +286,7 @@ def test_a_released_file_loads_once_what_it_does_not_tell_is_named(case: str, tm
         load_model(path, num_group=16, heads=4, group_size=8, teachers=RELEASED2_TEACHERS)
     # Projections and queries go by their places: named in another order one would give the other's answers.
     for others in (teachers[::-1], (teachers[0], dataclasses.replace(teachers[0], name="other", queries=2))):
-        with pytest.raises(UserError, match=r"model\.teachers: the release's queries are of one teacher of pictures, t"):
+        with pytest.raises(UserError, match=r"model\.teachers: the release's queries are of one teacher of pictures"):
             load_model(path, num_group=16, heads=4, group_size=8, teachers=others)
     with pytest.raises(UserError) as caught:
         load_model(path, num_group=16, heads=5, group_size=8, teachers=teachers)
