@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.checkpoints.portable import save_program
 from recon.trainer.checkpoints.released2 import RELEASED2_TEACHERS
 from recon.trainer.model.blocks import ReConBlock
+from recon.trainer.model.clouds import colored
 from recon.trainer.model.heads import Classifier, Segmenter
 from recon.trainer.model.losses import matched_loss, mdm_losses, reconstruction_loss
 from recon.trainer.model.masks import CAUSAL_PREFIX, causal_mask, causal_sight, chain_order
 from recon.trainer.model.position import SinePosition
-from recon.trainer.model.recon import SIZES, ModelConfig, ReCon, colored
+from recon.trainer.model.recon import SIZES, ModelConfig, ReCon
 from recon.trainer.model.teaching import Teacher
 from recon.trainer.show.attention import attend
 from recon.trainer.show.measured import model_words
@@ -159,6 +161,27 @@ def test_colours_stay_as_they_are_and_a_cloud_without_has_the_default() -> None:
         model.group(points[..., :5])
     with pytest.raises(ValueError, match=r"points: of 6 channels, but model\.color is off"):
         build(CAUSAL).group(points)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda points: points * torch.tensor([1.0, 1, 1, 255, 255, 255]), r"to 25\d\S*, .*0 to 1; divide them by 255"),
+        (lambda points: 2 * points - 1, r"colours go from -0\.\S* to 0\.\S*, and must be sRGB from 0 to 1$"),
+        (lambda points: points.masked_fill(torch.arange(6) == 4, torch.inf), "to inf, and must be sRGB from 0 to 1$"),
+        (lambda points: points.masked_fill(torch.arange(6) == 4, torch.nan), "colours go from nan to nan"),
+        (lambda points: points[0], r"must be \[clouds, points, 3\], or 6 with colours, got \[60, 6\]"),
+    ],
+    ids=["bytes", "below 0", "infinite", "no numbers", "one cloud"],
+)
+def test_clouds_of_one_s_own_that_can_be_none_are_told(change: Any, said: str) -> None:
+    """Of everything that takes clouds in any frame: nobody has looked at them before."""
+    points = change(torch.rand(2, 60, 6, generator=generator(0)))
+    model = build(RAND).eval()
+    for takes in (model.embed, model.svm_feature, model.describe, model.image_feature):
+        with pytest.raises(ValueError, match=said) as caught:
+            takes(points)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_reconstruction_is_both_distances_and_the_colour_of_the_nearest() -> None:

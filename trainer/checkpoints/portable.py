@@ -20,8 +20,9 @@ from torch.library import custom_op
 from recon.kernels import knn_points, sample_farthest_points
 from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.files import write_atomically
+from recon.trainer.model.clouds import colored
 from recon.trainer.model.heads import Classifier, Model, Segmenter
-from recon.trainer.model.recon import ReCon, colored
+from recon.trainer.model.recon import ReCon
 
 CLOSE = 1e-4
 """How far onnxruntime's outputs may lie from the model's, relative to the largest"""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recon.kernels import group_points, knn_gather, knn_points, sample_farthest_points
-from recon.trainer.data.transforms import normalize
 from recon.trainer.model.blocks import PLAIN_BRANCHES, DropPath, PlainBlock
+from recon.trainer.model.clouds import colored, framed
 from recon.trainer.model.dense import DenseHead, dense_losses
 from recon.trainer.model.encoder import AnyEncoder, build_encoder
 from recon.trainer.model.losses import category_contrast_loss, reconstruction_loss
@@ -154,26 +154,6 @@ class Student(nn.Module):
 def pooled(queries: Tensor, tokens: Tensor) -> Tensor:
     """A feature `[B, 2C]`: the largest of `queries [B, Q, C]`; of `tokens [B, G, C]` the largest plus the mean."""
     return torch.cat([queries.amax(dim=1), tokens.amax(dim=1) + tokens.mean(dim=1)], dim=1)
-
-
-def framed(points: Tensor) -> Tensor:
-    """Clouds `[B, N, 3]` in any frame and scale as the models take them; colours behind the places stay as they are."""
-    if points.shape[-1] == 3:
-        return normalize(points)
-    return torch.cat([normalize(points[..., :3]), points[..., 3:]], dim=-1)
-
-
-def colored(points: Tensor, default: float, lost: Tensor | None = None) -> Tensor:
-    """Clouds `[B, N, 3]` or `[B, N, 6]` with a colour each, `[B, N, 6]`: `default` where there is none.
-
-    `lost [B]` (bool): clouds whose colour is left out. ValueError for points of other channels.
-    """
-    if points.shape[-1] not in (3, 6):
-        raise ValueError(f"points: must have 3 or 6 channels, got {points.shape[-1]}")
-    color = points[..., 3:] if points.shape[-1] == 6 else torch.full_like(points, default)
-    if lost is not None:
-        color = torch.where(lost[:, None, None], default, color)
-    return torch.cat([points[..., :3], color.to(points.dtype)], dim=-1)
 
 
 class ReCon(Student):

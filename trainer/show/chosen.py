@@ -13,7 +13,7 @@ from recon.pipeline.base.errors import UserError
 from recon.pipeline.base.wording import nearest, some
 from recon.trainer.data.points import farthest_points
 from recon.trainer.evaluate.features import Probe
-from recon.trainer.model.recon import framed
+from recon.trainer.model.clouds import framed
 
 CATEGORIES = 6
 """Of which a shape each is shown where none is named"""
