@@ -240,7 +240,7 @@ CLOUDS: dict[str, tuple[Any, str]] = {
     "bytes as colours": (shape(rgb=np.full((30, 3), 100.0)), r"outside 0 to 1, up to 100: divide them by 255"),
     "whole bytes as colours": (shape(rgb=np.full((30, 3), 255, np.uint8)), r"outside 0 to 1, up to 255: divide them"),
     "negative colours": (shape(rgb=np.full((30, 3), -1.0)), r"rgb has values outside 0 to 1$"),
-    "no number as colour": (shape(rgb=np.full((30, 3), np.nan)), "rgb has values outside 0 to 1"),
+    "no number as colour": (shape(rgb=np.full((30, 3), np.nan)), "rgb holds values that are not finite$"),
 }
 
 

@@ -169,6 +169,10 @@ BAD: dict[str, tuple[str, Callable[[Path], None], tuple[tuple[str, str], ...], s
         "modelnet40_openshape", rewritten(M + "test_pc.npy", scaled(1 / 255)), (),
         "rgb goes to 0.392157 where field 'source.rgb' declares '0..255'; declare '0..1'",
     ),
+    "no numbers as colours": (
+        "modelnet40_openshape", rewritten(M + "test_pc.npy", scaled(np.nan)), (),
+        "test_pc.npy:0: rgb holds values that are not finite",
+    ),
     "no colours": (
         "scanobjectnn_openshape", lambda root: None, (("rgb = 0.4", 'rgb = "0..1"'),),
         "xyz_label.npy:0: has no array 'rgb' where field 'source.rgb' declares '0..1'; give a number, such as 0.4",

@@ -103,7 +103,9 @@ class OpenShapeSource(Source):
             words = f"{reference}: rgb {list(rgb.shape)} beside xyz {list(xyz.shape)}; every point needs one colour"
             raise MeshError("wrong-shape", words)
         cloud = cloud_of(xyz, self.up, self.front, reference)
-        if not ((rgb >= -ROUNDING) & (rgb <= 1 + ROUNDING)).all():  # NaN fails too
+        if not np.isfinite(rgb).all():
+            raise MeshError("wrong-color", f"{reference}: rgb holds values that are not finite")
+        if not ((rgb >= -ROUNDING) & (rgb <= 1 + ROUNDING)).all():
             top = rgb.max()
             words = f", up to {top:g}: divide them by 255" if 1 < top <= 255 and rgb.min() >= 0 else ""
             raise MeshError("wrong-color", f"{reference}: rgb has values outside 0 to 1{words}")

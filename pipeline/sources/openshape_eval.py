@@ -194,8 +194,10 @@ class OpenShapeEvalSource(Source):
             raise MeshError("wrong-color", f"{reference}: rgb {list(rgb.shape)} beside xyz {list(shape)}")
         top = 1 if self.rgb == "0..1" else 255
         values = rgb.astype(np.float64)
-        if not ((values >= -ROUNDING * top) & (values <= (1 + ROUNDING) * top)).all():  # NaN fails too
-            words = f"rgb goes from {np.nanmin(values):g} to {np.nanmax(values):g} {declared}"
+        if not np.isfinite(values).all():
+            raise MeshError("wrong-color", f"{reference}: rgb holds values that are not finite")
+        if not ((values >= -ROUNDING * top) & (values <= (1 + ROUNDING) * top)).all():
+            words = f"rgb goes from {values.min():g} to {values.max():g} {declared}"
             raise MeshError("wrong-color", f"{reference}: {words}")
         if top == 255 and values.max() <= 1 and not np.array_equal(values, np.rint(values)):
             raise MeshError("wrong-color", f"{reference}: rgb goes to {values.max():g} {declared}; declare '0..1'")
