@@ -278,7 +278,7 @@ def test_what_walks_a_ref_knows_of_captions(full: Path, tmp_path: Path) -> None:
     merged = merge(tmp_path / "merged.zarr", [full])
     assert merged.keys == len(store.list_keys())
     # How many prompts are cut is counted by the next run, for several parts' cannot be added up.
-    assert FeatureStore.open(tmp_path / "merged.zarr").ref() == replace(store.ref(), cut={})
+    assert FeatureStore.open(tmp_path / "merged.zarr").ref() == replace(store.ref(), cut={}, cut_of={})
 
 
 def test_parts_of_other_class_prompts_are_not_merged(place: Path, small_manifest: Path, tmp_path: Path) -> None:

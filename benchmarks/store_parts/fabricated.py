@@ -13,6 +13,7 @@ import zarr
 from recon.pipeline.base.digests import digest_of
 from recon.pipeline.execution.stage import Row, Stage
 from recon.pipeline.flow.listing import register
+from recon.pipeline.flow.rows import prompts_of
 from recon.pipeline.flow.run import Flow
 from recon.pipeline.stages.rows import prompt_rows
 from recon.pipeline.store import FeatureStore, receipts
@@ -28,7 +29,7 @@ def fabricate(flow: Flow) -> None:
             key = digest_of(stage.recipe)
             group = flow.store.require_key(stage.kind, key, stage.recipe, stage.columns, stage.attributes)
             if stage.kind == "text":
-                flow.store.append_prompts(key, flow.prompts())
+                flow.store.append_prompts(key, prompts_of(flow.store, flow.plan))
                 rows = prompt_rows(flow.store.prompts(key))
             _fill(flow.store, stage, group, len(rows))
             _sign(flow.store, stage, key, rows)
