@@ -63,7 +63,7 @@ def test_teachers_wait_for_a_worker_with_a_gpu_where_there_are_to_be_some(
         until(lambda: any(record.getMessage().endswith(WAITS) for record in list(caplog.records)))
         # No more than the first of them can have, however many others there are.
         assert len(read) == 2
-        serve("worker", "--nthreads", "1", "--resources", "GPU=1")
+        serve("worker", "--nthreads", "1", "--resources", "GPU=1", "--no-nanny")  # which would start it anew
         running.join()
         assert len(caplog.records) == 1
         return found
