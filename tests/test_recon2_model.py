@@ -16,7 +16,7 @@ from recon.trainer.checkpoints.loading import load_model
 from recon.trainer.checkpoints.portable import save_program
 from recon.trainer.checkpoints.released2 import RELEASED2_TEACHERS
 from recon.trainer.model.blocks import ReConBlock
-from recon.trainer.model.clouds import colored
+from recon.trainer.model.clouds import colored, framed
 from recon.trainer.model.heads import Classifier, Segmenter
 from recon.trainer.model.losses import matched_loss, mdm_losses, reconstruction_loss
 from recon.trainer.model.masks import CAUSAL_PREFIX, causal_mask, causal_sight, chain_order
@@ -182,6 +182,14 @@ def test_clouds_of_one_s_own_that_can_be_none_are_told(change: Any, said: str) -
         with pytest.raises(ValueError, match=said) as caught:
             takes(points)
         assert "\n" not in str(caught.value)
+
+
+def test_clouds_that_are_right_are_looked_at_without_a_trace() -> None:
+    """Where an input asks for a gradient, too, and where torch.func maps, whose values nobody can look at."""
+    points = torch.rand(2, 60, 6, generator=generator(0)).requires_grad_()
+    framed(points).sum().backward()
+    mapped = torch.func.vmap(framed)(points.detach()[:, None])
+    torch.testing.assert_close(mapped[:, 0], framed(points.detach()))
 
 
 def test_the_reconstruction_is_both_distances_and_the_colour_of_the_nearest() -> None:

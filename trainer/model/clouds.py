@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from recon.kernels.transforms import transformed
 from recon.trainer.data.transforms import normalize
 
 ROUNDING = 1e-3
@@ -41,9 +42,10 @@ def _check_channels(points: Tensor) -> None:
 
 
 def _check_colors(color: Tensor) -> None:
-    if color.numel() == 0 or color.is_meta or torch.compiler.is_compiling():  # a program cannot depend on values
+    # A program cannot depend on values, nor can what torch.func maps.
+    if color.numel() == 0 or color.is_meta or torch.compiler.is_compiling() or transformed():
         return
-    least, most = (float(value) for value in torch.aminmax(color))  # NaN where there is any
+    least, most = (float(value) for value in torch.aminmax(color.detach()))  # NaN where there is any
     if not (least >= -ROUNDING and most <= 1 + ROUNDING):
         mend = "; divide them by 255" if least >= 0 and 1 < most <= 255 else ""
         raise ValueError(f"points: colours go from {least:g} to {most:g}, and must be sRGB from 0 to 1{mend}")
